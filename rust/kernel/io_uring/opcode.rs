@@ -1,0 +1,144 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Request opcodes, what io_uring knows of each, and tables indexed by them.
+//!
+//! C headers: [`include/uapi/linux/io_uring.h`](srctree/include/uapi/linux/io_uring.h),
+//! [`io_uring/opdef.h`](srctree/io_uring/opdef.h)
+
+use crate::{
+    bindings,
+    nospec,
+    prelude::*, //
+};
+use core::ops::Index;
+
+/// An opcode that this kernel knows: one of `IORING_OP_*`.
+///
+/// # Invariants
+///
+/// The value is below `IORING_OP_LAST`.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::io_uring::Opcode;
+///
+/// assert_eq!(Opcode::new(0).map(|nop| nop.index()), Some(0));
+/// assert!(Opcode::new(u32::MAX).is_none());
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Opcode(u8);
+
+const _: () = assert!(bindings::io_uring_op_IORING_OP_LAST <= 256);
+
+impl Opcode {
+    /// How many opcodes there are: `IORING_OP_LAST`.
+    pub const COUNT: usize = bindings::io_uring_op_IORING_OP_LAST as usize;
+
+    /// Validates an opcode that came from user space.
+    ///
+    /// The result is clamped against speculation, so that it is safe to index with.
+    #[inline]
+    pub fn new(opcode: u32) -> Option<Self> {
+        let index = nospec::checked_index(usize::try_from(opcode).ok()?, Self::COUNT)?;
+
+        // INVARIANT: The index was just checked.
+        Some(Self(u8::try_from(index).ok()?))
+    }
+
+    /// Takes an opcode that was validated before.
+    ///
+    /// # Safety
+    ///
+    /// `opcode` must be below `IORING_OP_LAST`.
+    #[inline]
+    pub(super) unsafe fn new_unchecked(opcode: u8) -> Self {
+        // INVARIANT: The caller guarantees it.
+        Self(opcode)
+    }
+
+    /// All opcodes in ascending order.
+    pub fn all() -> impl Iterator<Item = Self> {
+        // INVARIANT: The type of `COUNT` and the assertion above make the range end below
+        // `IORING_OP_LAST`.
+        (0..=u8::MAX).take(Self::COUNT).map(Self)
+    }
+
+    /// The opcode as a number below [`Opcode::COUNT`].
+    #[inline]
+    pub fn index(self) -> usize {
+        usize::from(self.0)
+    }
+
+    /// The opcode as the byte that stands in an SQE.
+    #[inline]
+    pub fn as_u8(self) -> u8 {
+        self.0
+    }
+
+    /// This opcode's entry in the table of issue definitions.
+    #[inline]
+    pub(super) fn issue_def(self) -> &'static bindings::io_issue_def {
+        let table = (&raw const bindings::io_issue_defs).cast::<bindings::io_issue_def>();
+
+        // SAFETY:
+        // - `io_issue_defs` is a constant table of `IORING_OP_LAST` entries, which
+        //   `io_uring_optable_init` asserts.
+        // - By the type invariants, the index is below that.
+        unsafe { &*table.add(self.index()) }
+    }
+
+    /// Size in bytes of what a filter sees of the opcode's own arguments, 24 at most; zero if the
+    /// opcode shows none.
+    #[inline]
+    pub fn pdu_size(self) -> u16 {
+        self.issue_def().filter_pdu_size
+    }
+}
+
+/// A table with one `T` per opcode.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::io_uring::{Opcode, PerOpcode};
+///
+/// let table = KBox::init(PerOpcode::init(|op| op.as_u8()), GFP_KERNEL)?;
+/// assert!(Opcode::all().all(|op| table[op] == op.as_u8()));
+/// # Ok::<(), Error>(())
+/// ```
+#[repr(transparent)]
+pub struct PerOpcode<T>([T; Opcode::COUNT]);
+
+impl<T> PerOpcode<T> {
+    /// Initialises a table in place with what `make` gives for each opcode.
+    pub fn init(mut make: impl FnMut(Opcode) -> T) -> impl Init<Self> {
+        let array = pin_init::init_array_from_fn::<_, { Opcode::COUNT }, T, _>(move |index| {
+            // INVARIANT: The indices of an array of `COUNT` elements are below `COUNT`.
+            make(Opcode(index as u8))
+        });
+        let init = move |slot: *mut Self| {
+            // SAFETY: `slot` is valid for writes of `Self`, which is a transparent wrapper of the
+            // array, and is treated as uninitialised on failure.
+            unsafe { array.__init(slot.cast::<[T; Opcode::COUNT]>()) }
+        };
+
+        // SAFETY: `init` initialises all of `Self` or returns an error; it cannot do the latter.
+        unsafe { pin_init::init_from_closure(init) }
+    }
+
+    /// All elements in the order of their opcodes, to be changed.
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut T> {
+        self.0.iter_mut()
+    }
+}
+
+impl<T> Index<Opcode> for PerOpcode<T> {
+    type Output = T;
+
+    #[inline]
+    fn index(&self, opcode: Opcode) -> &T {
+        // SAFETY: By the invariants of `Opcode`, the index is below the length of the array.
+        unsafe { self.0.get_unchecked(opcode.index()) }
+    }
+}

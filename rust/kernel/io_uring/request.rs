@@ -1,0 +1,147 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Requests, and what opcode filters see of them.
+//!
+//! C headers: [`include/linux/io_uring_types.h`](srctree/include/linux/io_uring_types.h),
+//! [`include/uapi/linux/io_uring/bpf_filter.h`](srctree/include/uapi/linux/io_uring/bpf_filter.h)
+
+use super::Opcode;
+use crate::{
+    bindings,
+    transmute::AsBytes,
+    types::Opaque, //
+};
+use core::mem::{
+    offset_of,
+    size_of, //
+};
+
+/// The flags that an SQE may carry: `SQE_VALID_FLAGS`.
+///
+/// The low bits of `io_kiocb::flags` have the same meaning.
+const SQE_VALID_FLAGS: u8 = 1 << bindings::io_uring_sqe_flags_bit_IOSQE_FIXED_FILE_BIT
+    | 1 << bindings::io_uring_sqe_flags_bit_IOSQE_IO_DRAIN_BIT
+    | 1 << bindings::io_uring_sqe_flags_bit_IOSQE_IO_LINK_BIT
+    | 1 << bindings::io_uring_sqe_flags_bit_IOSQE_IO_HARDLINK_BIT
+    | 1 << bindings::io_uring_sqe_flags_bit_IOSQE_ASYNC_BIT
+    | 1 << bindings::io_uring_sqe_flags_bit_IOSQE_BUFFER_SELECT_BIT
+    | 1 << bindings::io_uring_sqe_flags_bit_IOSQE_CQE_SKIP_SUCCESS_BIT;
+
+/// A request that was prepared and not yet issued.
+///
+/// Wraps the kernel's `struct io_kiocb`.
+///
+/// # Invariants
+///
+/// `opcode` is below `IORING_OP_LAST`, and the opcode's `prep` succeeded.
+#[repr(transparent)]
+pub struct Request(Opaque<bindings::io_kiocb>);
+
+impl Request {
+    /// Makes a reference from the pointer that C passes.
+    ///
+    /// # Safety
+    ///
+    /// For the duration of `'a`, `req` must point to a valid request whose opcode was validated
+    /// and whose `prep` succeeded, and nobody else may write to it.
+    #[inline]
+    pub unsafe fn from_raw<'a>(req: *mut bindings::io_kiocb) -> &'a Self {
+        // INVARIANT: The caller guarantees it.
+        // SAFETY: The caller guarantees validity, and `Self` is a transparent wrapper.
+        unsafe { &*req.cast::<Self>() }
+    }
+
+    /// What the request asks for.
+    #[inline]
+    pub fn opcode(&self) -> Opcode {
+        // SAFETY: By the type invariants, the request is valid and its opcode in range.
+        unsafe { Opcode::new_unchecked((*self.0.get()).opcode) }
+    }
+
+    /// What identifies the request to user space.
+    #[inline]
+    pub fn user_data(&self) -> u64 {
+        // SAFETY: By the type invariants, the request is valid.
+        unsafe { (*self.0.get()).cqe.user_data }
+    }
+
+    /// The SQE's flags as they are after `prep`, which sets some of its own (`IOSQE_ASYNC` for
+    /// requests that always go to a worker, for one).
+    #[inline]
+    pub fn sqe_flags(&self) -> u8 {
+        // SAFETY: By the type invariants, the request is valid.
+        let flags = unsafe { (*self.0.get()).flags };
+
+        // The cast keeps the bits that the mask keeps.
+        flags as u8 & SQE_VALID_FLAGS
+    }
+}
+
+/// What a filter program computes on: `struct io_uring_bpf_ctx`, 40 bytes.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::{
+///     io_uring::{request::FilterContext, Opcode},
+///     transmute::AsBytes, //
+/// };
+///
+/// let nop = Opcode::new(0).ok_or(EINVAL)?;
+/// let context = FilterContext::new(nop, 0x10, 0x1122334455667788);
+/// let bytes = context.as_bytes();
+///
+/// assert_eq!(bytes.len(), 40);
+/// assert_eq!(bytes[..8], 0x1122334455667788u64.to_ne_bytes());
+/// assert_eq!(bytes[8..10], [0, 0x10]);
+/// assert!(bytes[10..].iter().all(|&byte| byte == 0));
+/// # Ok::<(), Error>(())
+/// ```
+#[repr(transparent)]
+pub struct FilterContext(bindings::io_uring_bpf_ctx);
+
+const _: () = {
+    assert!(size_of::<FilterContext>() == FilterContext::SIZE as usize);
+    assert!(offset_of!(bindings::io_uring_bpf_ctx, opcode) == 8);
+    assert!(offset_of!(bindings::io_uring_bpf_ctx, sqe_flags) == 9);
+    assert!(offset_of!(bindings::io_uring_bpf_ctx, pdu_size) == 10);
+    assert!(offset_of!(bindings::io_uring_bpf_ctx, __bindgen_anon_1) == 16);
+};
+
+// SAFETY: The structure has no padding: a word, eight single bytes, and a union of 24 bytes all of
+// which `new` initialises.
+unsafe impl AsBytes for FilterContext {}
+
+impl FilterContext {
+    /// The structure's size in bytes. Programs that ask for a packet's length are told this.
+    pub const SIZE: u32 = 40;
+
+    /// Makes the context of a request without arguments of its own: all other bytes are zero.
+    #[inline]
+    pub fn new(opcode: Opcode, sqe_flags: u8, user_data: u64) -> Self {
+        let mut context: bindings::io_uring_bpf_ctx = pin_init::zeroed();
+
+        context.user_data = user_data;
+        context.opcode = opcode.as_u8();
+        context.sqe_flags = sqe_flags;
+        Self(context)
+    }
+
+    /// Makes the context that filters of `request` see, its opcode's own arguments included.
+    #[inline]
+    pub fn of_request(request: &Request) -> Self {
+        let opcode = request.opcode();
+        let mut context = Self::new(opcode, request.sqe_flags(), request.user_data());
+        let def = opcode.issue_def();
+
+        if let Some(populate) = def.filter_populate {
+            // 24 at most, see `Opcode::pdu_size`.
+            context.0.pdu_size = def.filter_pdu_size as u8;
+            // SAFETY:
+            // - `populate` is the callback of the request's own opcode.
+            // - `context` is ours, and `request` is prepared, by its type invariants.
+            unsafe { populate(&mut context.0, request.0.get()) };
+        }
+        context
+    }
+}

@@ -1,0 +1,141 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Structures that user space hands to io_uring.
+//!
+//! C header:
+//! [`include/uapi/linux/io_uring/bpf_filter.h`](srctree/include/uapi/linux/io_uring/bpf_filter.h)
+
+use crate::{
+    bindings,
+    transmute::{
+        AsBytes,
+        FromBytes, //
+    },
+    uaccess::UserPtr, //
+};
+use core::mem::{
+    offset_of,
+    size_of, //
+};
+
+/// The command that registers a filter: `IO_URING_BPF_CMD_FILTER`.
+pub const BPF_CMD_FILTER: u16 = bindings::IO_URING_BPF_CMD_FILTER as u16;
+
+/// Registering this filter also denies every opcode that has none.
+pub const BPF_FILTER_DENY_REST: u32 = bindings::IO_URING_BPF_FILTER_DENY_REST;
+
+/// The caller's and the kernel's idea of the opcode's pdu size must be equal.
+pub const BPF_FILTER_SZ_STRICT: u32 = bindings::IO_URING_BPF_FILTER_SZ_STRICT;
+
+/// A filter as user space describes it: `struct io_uring_bpf_filter`, 64 bytes.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+pub struct BpfFilter(bindings::io_uring_bpf_filter);
+
+/// The argument of `IORING_REGISTER_BPF_FILTER`: `struct io_uring_bpf`, 72 bytes.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::{
+///     io_uring::uapi::{Bpf, BPF_CMD_FILTER},
+///     transmute::FromBytes, //
+/// };
+///
+/// let mut bytes = [0u8; 72];
+/// bytes[0] = 1; // cmd_type
+/// bytes[8] = 45; // filter.opcode
+/// bytes[20] = 12; // filter.pdu_size
+///
+/// let bpf = Bpf::from_bytes_copy(&bytes).ok_or(EINVAL)?;
+/// assert_eq!(bpf.cmd_type(), BPF_CMD_FILTER);
+/// assert!(bpf.reserved_is_zero() && bpf.filter().reserved_is_zero());
+/// assert_eq!(bpf.filter().opcode(), 45);
+/// assert_eq!(bpf.filter().pdu_size(), 12);
+/// # Ok::<(), Error>(())
+/// ```
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+pub struct Bpf(bindings::io_uring_bpf);
+
+const _: () = {
+    assert!(size_of::<BpfFilter>() == 64);
+    assert!(size_of::<Bpf>() == 72);
+    assert!(Bpf::FILTER_OFFSET == 8);
+    assert!(offset_of!(bindings::io_uring_bpf_filter, pdu_size) == 12);
+    assert!(offset_of!(bindings::io_uring_bpf_filter, filter_ptr) == 16);
+    assert!(offset_of!(bindings::io_uring_bpf_filter, resv2) == 24);
+};
+
+// SAFETY: All fields are integers, for which every bit pattern is valid.
+unsafe impl FromBytes for BpfFilter {}
+
+// SAFETY: The fields leave no padding: 3 * 4 + 1 + 3 + 8 + 5 * 8 == 64.
+unsafe impl AsBytes for BpfFilter {}
+
+// SAFETY: All fields are integers, or a union with `BpfFilter` as its only member.
+unsafe impl FromBytes for Bpf {}
+
+impl BpfFilter {
+    /// The opcode to filter. Not validated.
+    pub fn opcode(&self) -> u32 {
+        self.0.opcode
+    }
+
+    /// `IO_URING_BPF_FILTER_*`. Not validated.
+    pub fn flags(&self) -> u32 {
+        self.0.flags
+    }
+
+    /// How many instructions there are. Not validated.
+    pub fn len(&self) -> u32 {
+        self.0.filter_len
+    }
+
+    /// Whether there are no instructions.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// How many bytes of the opcode's own arguments the caller knows of.
+    pub fn pdu_size(&self) -> u8 {
+        self.0.pdu_size
+    }
+
+    /// Sets how many bytes of the opcode's own arguments there are.
+    pub fn set_pdu_size(&mut self, size: u8) {
+        self.0.pdu_size = size;
+    }
+
+    /// Where the instructions stand.
+    pub fn insns(&self) -> UserPtr {
+        // On 32-bit machines the upper half is dropped, as `u64_to_user_ptr` does.
+        UserPtr::from_addr(self.0.filter_ptr as usize)
+    }
+
+    /// Whether all reserved fields are zero.
+    pub fn reserved_is_zero(&self) -> bool {
+        self.0.resv == [0; 3] && self.0.resv2 == [0; 5]
+    }
+}
+
+impl Bpf {
+    /// Where in the structure the filter's description stands, in bytes.
+    pub const FILTER_OFFSET: usize = offset_of!(bindings::io_uring_bpf, __bindgen_anon_1);
+
+    /// `IO_URING_BPF_CMD_*`. Not validated.
+    pub fn cmd_type(&self) -> u16 {
+        self.0.cmd_type
+    }
+
+    /// Whether the flags, of which there are none so far, and the reserved field are zero.
+    pub fn reserved_is_zero(&self) -> bool {
+        self.0.cmd_flags == 0 && self.0.resv == 0
+    }
+
+    /// The filter's description.
+    pub fn filter(&self) -> BpfFilter {
+        // SAFETY: The union has no other member, and all of it is initialised.
+        BpfFilter(unsafe { self.0.__bindgen_anon_1.filter })
+    }
+}
