@@ -1,0 +1,156 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Which instructions of classic BPF a filter may contain.
+//!
+//! Pure: uses nothing but `core` and [`Action`]. The kernel's own checks (known codes, jumps,
+//! scratch words, the final `ret`) have been passed when [`check`] is asked.
+
+use super::bpf::Action;
+
+// Instruction classes, the low three bits of a code.
+const LD: u16 = 0x00;
+const LDX: u16 = 0x01;
+const ST: u16 = 0x02;
+const STX: u16 = 0x03;
+const ALU: u16 = 0x04;
+const JMP: u16 = 0x05;
+const RET: u16 = 0x06;
+const MISC: u16 = 0x07;
+
+// Addressing modes of loads. Words are the only size there is: 0x00.
+const IMM: u16 = 0x00;
+const ABS: u16 = 0x20;
+const MEM: u16 = 0x60;
+const LEN: u16 = 0x80;
+
+// Operands: the constant k, the register X, or, of `ret`, the register A.
+const K: u16 = 0x00;
+const X: u16 = 0x08;
+const A: u16 = 0x10;
+
+// Arithmetic and logic. Modulus (0x90) is missing on purpose.
+const ADD: u16 = 0x00;
+const SUB: u16 = 0x10;
+const MUL: u16 = 0x20;
+const DIV: u16 = 0x30;
+const OR: u16 = 0x40;
+const AND: u16 = 0x50;
+const LSH: u16 = 0x60;
+const RSH: u16 = 0x70;
+const NEG: u16 = 0x80;
+const XOR: u16 = 0xa0;
+
+// Jumps.
+const JA: u16 = 0x00;
+const JEQ: u16 = 0x10;
+const JGT: u16 = 0x20;
+const JGE: u16 = 0x30;
+const JSET: u16 = 0x40;
+
+// Moves between the registers.
+const TAX: u16 = 0x00;
+const TXA: u16 = 0x80;
+
+const LD_ABS: u16 = LD | ABS;
+const LD_LEN: u16 = LD | LEN;
+const LDX_LEN: u16 = LDX | LEN;
+
+/// The codes that stay as they are.
+const KEPT: [u16; 38] = [
+    RET | K,
+    RET | A,
+    ALU | ADD | K,
+    ALU | ADD | X,
+    ALU | SUB | K,
+    ALU | SUB | X,
+    ALU | MUL | K,
+    ALU | MUL | X,
+    ALU | DIV | K,
+    ALU | DIV | X,
+    ALU | AND | K,
+    ALU | AND | X,
+    ALU | OR | K,
+    ALU | OR | X,
+    ALU | XOR | K,
+    ALU | XOR | X,
+    ALU | LSH | K,
+    ALU | LSH | X,
+    ALU | RSH | K,
+    ALU | RSH | X,
+    ALU | NEG,
+    LD | IMM,
+    LDX | IMM,
+    LD | MEM,
+    LDX | MEM,
+    ST,
+    STX,
+    MISC | TAX,
+    MISC | TXA,
+    JMP | JA,
+    JMP | JEQ | K,
+    JMP | JEQ | X,
+    JMP | JGE | K,
+    JMP | JGE | X,
+    JMP | JGT | K,
+    JMP | JGT | X,
+    JMP | JSET | K,
+    JMP | JSET | X,
+];
+
+/// Decides on the instruction with this `code` and operand `k`, in a program that computes on
+/// `size` bytes.
+///
+/// Loads of a packet's word become loads of the context's, which must lie inside it and be aligned.
+/// The packet's length becomes the context's. Returns [`None`] for what a filter may not contain.
+pub(super) fn check(code: u16, k: u32, size: u32) -> Option<Action> {
+    match code {
+        LD_ABS if k < size && k % 4 == 0 => Some(Action::LoadContext),
+        LD_LEN | LDX_LEN => Some(Action::LoadConstant(size)),
+        _ if KEPT.contains(&code) => Some(Action::Keep),
+        _ => None,
+    }
+}
+
+#[cfg(CONFIG_IO_URING_RS_KUNIT_TEST)]
+#[kernel::macros::kunit_tests(io_uring_filter_check)]
+mod tests {
+    use super::*;
+
+    /// What a 40-byte context makes of every code there is: the codes that the uapi documents as
+    /// allowed, written out as numbers.
+    #[test]
+    fn every_code() {
+        const KEPT: [u16; 38] = [
+            0x06, 0x16, // ret
+            0x04, 0x0c, 0x14, 0x1c, 0x24, 0x2c, 0x34, 0x3c, // add sub mul div
+            0x44, 0x4c, 0x54, 0x5c, 0x64, 0x6c, 0x74, 0x7c, // or and lsh rsh
+            0xa4, 0xac, 0x84, // xor neg
+            0x00, 0x01, 0x60, 0x61, 0x02, 0x03, // ld ldx st stx
+            0x07, 0x87, // tax txa
+            0x05, 0x15, 0x1d, 0x25, 0x2d, 0x35, 0x3d, 0x45, 0x4d, // jumps
+        ];
+
+        for code in 0..=u16::MAX {
+            let expected = match code {
+                0x20 => Some(Action::LoadContext),
+                0x80 | 0x81 => Some(Action::LoadConstant(40)),
+                _ if KEPT.contains(&code) => Some(Action::Keep),
+                _ => None,
+            };
+
+            assert_eq!(check(code, 0, 40), expected);
+        }
+    }
+
+    #[test]
+    fn context_offsets() {
+        for k in 0..200 {
+            let expected = (k < 40 && k % 4 == 0).then_some(Action::LoadContext);
+
+            assert_eq!(check(LD_ABS, k, 40), expected);
+        }
+        // Where the kernel has its ancillary data.
+        assert_eq!(check(LD_ABS, 0xffff_f000, 40), None);
+        assert_eq!(check(LD_ABS, u32::MAX - 3, 40), None);
+    }
+}

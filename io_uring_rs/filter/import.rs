@@ -1,0 +1,170 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Reading and checking the argument of `IORING_REGISTER_BPF_FILTER`.
+
+use kernel::{
+    bpf::MAX_INSNS,
+    io_uring::{
+        uapi::{
+            Bpf,
+            BpfFilter,
+            BPF_CMD_FILTER,
+            BPF_FILTER_DENY_REST,
+            BPF_FILTER_SZ_STRICT, //
+        },
+        Opcode, //
+    },
+    prelude::*,
+    uaccess::{
+        UserPtr,
+        UserSlice, //
+    }, //
+};
+
+/// A filter to register, as far as it could be checked without its program.
+pub(super) struct Request {
+    /// The opcode to filter.
+    pub(super) opcode: Opcode,
+    /// Where the program stands.
+    pub(super) insns: UserPtr,
+    /// How many instructions it has: 1 to [`MAX_INSNS`].
+    pub(super) len: u16,
+    /// Whether opcodes without a filter shall be denied.
+    pub(super) deny_rest: bool,
+}
+
+/// Compares the caller's idea of the size of what filters see of an opcode's arguments with the
+/// kernel's. The caller's may be smaller, unless `strict`.
+fn check_pdu_size(user: u8, kernel: u16, strict: bool) -> Result {
+    let user = u16::from(user);
+
+    if user > kernel || (strict && user != kernel) {
+        return Err(EMSGSIZE);
+    }
+    Ok(())
+}
+
+/// Checks all that does not depend on the opcode. Returns the opcode and the program's length.
+fn check_fields(bpf: &Bpf) -> Result<(Opcode, u16)> {
+    let filter = bpf.filter();
+
+    if bpf.cmd_type() != BPF_CMD_FILTER || !bpf.reserved_is_zero() {
+        return Err(EINVAL);
+    }
+    let opcode = Opcode::new(filter.opcode()).ok_or(EINVAL)?;
+    if filter.flags() & !(BPF_FILTER_DENY_REST | BPF_FILTER_SZ_STRICT) != 0
+        || !filter.reserved_is_zero()
+        || filter.is_empty()
+        || filter.len() > MAX_INSNS
+    {
+        return Err(EINVAL);
+    }
+    Ok((opcode, u16::try_from(filter.len())?))
+}
+
+/// Reads what `arg`, a `struct io_uring_bpf` in user space, asks for, and tells user space there
+/// how large the opcode's arguments are, also if it fails with [`EMSGSIZE`].
+///
+/// # Errors
+///
+/// - [`EFAULT`] if `arg` cannot be read or written.
+/// - [`EINVAL`] for a value that is unknown, reserved or out of range.
+/// - [`EMSGSIZE`] if the sizes of the opcode's arguments do not go together.
+pub(super) fn read(arg: UserPtr) -> Result<Request> {
+    let bpf: Bpf = UserSlice::new(arg, size_of::<Bpf>()).reader().read()?;
+    let (opcode, len) = check_fields(&bpf)?;
+    let mut filter = bpf.filter();
+    let strict = filter.flags() & BPF_FILTER_SZ_STRICT != 0;
+    let verdict = check_pdu_size(filter.pdu_size(), opcode.pdu_size(), strict);
+
+    // At most 24, see `Opcode::pdu_size`.
+    filter.set_pdu_size(opcode.pdu_size() as u8);
+    UserSlice::new(
+        arg.wrapping_byte_add(Bpf::FILTER_OFFSET),
+        size_of::<BpfFilter>(),
+    )
+    .writer()
+    .write(&filter)?;
+    verdict?;
+
+    Ok(Request {
+        opcode,
+        insns: filter.insns(),
+        len,
+        deny_rest: filter.flags() & BPF_FILTER_DENY_REST != 0,
+    })
+}
+
+#[cfg(CONFIG_IO_URING_RS_KUNIT_TEST)]
+#[kernel::macros::kunit_tests(io_uring_filter_import)]
+mod tests {
+    use super::*;
+    use kernel::transmute::FromBytes;
+
+    #[test]
+    fn pdu_sizes() {
+        for (user, kernel, strict, expected) in [
+            (0, 0, false, Ok(())),
+            (0, 0, true, Ok(())),
+            (12, 12, true, Ok(())),
+            (8, 12, false, Ok(())),
+            (8, 12, true, Err(EMSGSIZE)),
+            (0, 24, false, Ok(())),
+            (24, 12, false, Err(EMSGSIZE)),
+            (1, 0, false, Err(EMSGSIZE)),
+            (255, 24, false, Err(EMSGSIZE)),
+        ] {
+            assert_eq!(check_pdu_size(user, kernel, strict), expected);
+        }
+    }
+
+    /// Each byte of a valid argument set to a value that it may not have.
+    #[test]
+    fn fields() -> Result {
+        let mut valid = [0u8; 72];
+        valid[0] = 1; // cmd_type
+        valid[8] = 64; // opcode, the last
+        valid[16] = 1; // filter_len
+
+        let check = |bytes: &[u8]| match Bpf::from_bytes_copy(bytes) {
+            Some(bpf) => check_fields(&bpf).map(|(opcode, len)| (opcode.index(), len)),
+            None => Err(ENOENT),
+        };
+        assert_eq!(check(&valid), Ok((64, 1)));
+
+        for (offset, value, expected) in [
+            (0, 0, Err(EINVAL)),  // cmd_type 0
+            (0, 2, Err(EINVAL)),  // cmd_type 2
+            (2, 1, Err(EINVAL)),  // cmd_flags
+            (4, 1, Err(EINVAL)),  // resv
+            (8, 65, Err(EINVAL)), // opcode IORING_OP_LAST
+            (11, 1, Err(EINVAL)), // opcode + 2^24
+            (12, 3, Ok((64, 1))), // both flags
+            (12, 4, Err(EINVAL)), // unknown flag
+            (15, 0x80, Err(EINVAL)),
+            (16, 0, Err(EINVAL)),    // no instructions
+            (17, 16, Err(EINVAL)),   // 4097
+            (18, 1, Err(EINVAL)),    // 65537
+            (20, 255, Ok((64, 1))),  // pdu_size is not judged here
+            (24, 1, Ok((64, 1))),    // nor is the pointer
+            (31, 0xff, Ok((64, 1))), // nor is the pointer
+        ] {
+            let mut bytes = valid;
+            if let Some(byte) = bytes.get_mut(offset) {
+                *byte = value;
+            }
+            assert_eq!(check(&bytes), expected);
+        }
+        for offset in (21..72).filter(|offset| !(24..32).contains(offset)) {
+            let mut bytes = valid;
+            if let Some(byte) = bytes.get_mut(offset) {
+                *byte = 0x40;
+            }
+            assert_eq!(check(&bytes), Err(EINVAL));
+        }
+        valid[16] = 0;
+        valid[17] = 16;
+        assert_eq!(check(&valid), Ok((64, 4096)));
+        Ok(())
+    }
+}

@@ -1,0 +1,17 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Parts of io_uring in Rust, in place of their C counterparts.
+//!
+//! - `filter`: what `io_uring/bpf_filter.c` does, under `CONFIG_IO_URING_BPF_RUST`.
+//! - `exports`: the functions that C calls, and the only unsafe code.
+//!
+//! What needs more than safe Rust is in `kernel::io_uring` and its neighbours.
+
+#![deny(unsafe_code)]
+
+#[allow(unsafe_code)]
+pub mod exports;
+mod filter;
+
+/// Prefix to appear before log messages printed from within this crate.
+const __LOG_PREFIX: &[u8] = b"io_uring\0";
