@@ -1,0 +1,294 @@
+// SPDX-License-Identifier: GPL-2.0
+//! PID 1 of the guest: sets the machine up, does the one thing that the kernel
+//! command line asks for after `--`, says how it ended, and powers off.
+//!
+//! - `suite [PREFIX…]`: the user-space suite
+//! - `demo`: the demonstration
+//! - `external SECONDS NAME…`: programs from /external, as KTAP
+//! - `shell`: an interactive shell on the console
+
+use std::fs::{self, File};
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use nix::mount::{MsFlags, mount};
+use nix::sys::reboot::{RebootMode, reboot};
+use nix::sys::resource::{Resource, setrlimit};
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{WaitStatus, wait};
+use nix::unistd::Pid;
+
+use io_uring_rs_tests::ktap::{self, Verdict};
+
+/// Where programs come from; glibc programs find their libraries by themselves.
+const PATH: &str = "/bin:/sbin:/usr/bin:/usr/sbin";
+
+fn main() {
+    let status = match set_up().and_then(|()| work()) {
+        Ok(status) => status,
+        Err(error) => {
+            println!("init: {error:#}");
+            1
+        }
+    };
+    println!("# exit {status}");
+    flush();
+    // Gives an emulated serial line the time to get its last bytes out.
+    std::thread::sleep(Duration::from_millis(50));
+    let _ = reboot(RebootMode::RB_POWER_OFF);
+    // Without power-off, ending PID 1 stops the machine.
+}
+
+/// Mounts, network, limits, and where the output goes.
+fn set_up() -> anyhow::Result<()> {
+    for (kind, target) in [
+        ("proc", "/proc"),
+        ("sysfs", "/sys"),
+        ("devtmpfs", "/dev"),
+        ("tmpfs", "/tmp"),
+        ("debugfs", "/sys/kernel/debug"),
+        ("cgroup2", "/sys/fs/cgroup"),
+    ] {
+        fs::create_dir_all(target).with_context(|| target.to_string())?;
+        mount(
+            Some(kind),
+            target,
+            Some(kind),
+            MsFlags::empty(),
+            None::<&str>,
+        )
+        .with_context(|| format!("mounting {kind} on {target}"))?;
+    }
+    for (name, target) in [("pts", "devpts"), ("shm", "tmpfs")] {
+        let path = format!("/dev/{name}");
+        fs::create_dir_all(&path)?;
+        // Not every kernel has pseudo-terminals.
+        let _ = mount(
+            Some(target),
+            path.as_str(),
+            Some(target),
+            MsFlags::empty(),
+            None::<&str>,
+        );
+    }
+    direct_output()?;
+    nix::unistd::sethostname("guest").context("sethostname")?;
+    loopback_up().context("bringing lo up")?;
+    for (resource, limit) in [
+        (Resource::RLIMIT_NOFILE, 65536),
+        (Resource::RLIMIT_MEMLOCK, libc::RLIM_INFINITY),
+        (Resource::RLIMIT_NPROC, libc::RLIM_INFINITY),
+    ] {
+        setrlimit(resource, limit, limit).with_context(|| format!("{resource:?}"))?;
+    }
+    // SAFETY: PID 1 has a single thread here.
+    unsafe {
+        std::env::set_var("PATH", PATH);
+        std::env::set_var("HOME", "/root");
+        std::env::set_var("TERM", "linux");
+    }
+    std::env::set_current_dir("/tmp").context("/tmp")
+}
+
+/// Sends standard output to the second serial line where there is one.
+fn direct_output() -> anyhow::Result<()> {
+    // Type 0 is a port that no hardware answers to.
+    let port = fs::read_to_string("/sys/class/tty/ttyS1/type").unwrap_or_default();
+    let device = match port.trim() {
+        "" | "0" => "/dev/console",
+        _ => "/dev/ttyS1",
+    };
+    let output = File::options()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_NOCTTY)
+        .open(device)
+        .with_context(|| device.to_string())?;
+    for stream in 0..3 {
+        // SAFETY: replaces the standard streams, which nobody borrows.
+        if unsafe { libc::dup2(output.as_raw_fd(), stream) } < 0 {
+            bail!("{device}: {}", std::io::Error::last_os_error());
+        }
+    }
+    if output.as_raw_fd() < 3 {
+        std::mem::forget(output);
+    }
+    Ok(())
+}
+
+fn loopback_up() -> anyhow::Result<()> {
+    let socket = std::net::UdpSocket::bind("0.0.0.0:0")?;
+    // SAFETY: all zeroes is a valid ifreq; name and flags are filled in below.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(b"lo") {
+        *to = *from as libc::c_char;
+    }
+    request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
+    // SAFETY: the request is as SIOCSIFFLAGS wants it.
+    let ret = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS as _, &request) };
+    if ret < 0 {
+        return Err(std::io::Error::last_os_error().into());
+    }
+    Ok(())
+}
+
+/// Does what the command line says: the exit status.
+fn work() -> anyhow::Result<i32> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let (job, rest) = arguments
+        .split_first()
+        .context("no job after -- on the command line")?;
+    match job.as_str() {
+        "suite" => suite(rest),
+        "demo" => run("/bin/demo", &[]),
+        "external" => external(rest),
+        "shell" => shell(),
+        _ => bail!("unknown job {job:?}: suite, demo, external and shell are known"),
+    }
+}
+
+/// Runs a program to its end; what it leaves behind is reaped on the way.
+fn run(program: &str, arguments: &[String]) -> anyhow::Result<i32> {
+    let mut command = Command::new(program);
+    command.args(arguments);
+    spawn_and_reap(command).with_context(|| program.to_string())
+}
+
+/// As PID 1 we are handed every orphan: waits for all until the one ends.
+fn spawn_and_reap(mut command: Command) -> anyhow::Result<i32> {
+    let child = Pid::from_raw(command.spawn()?.id() as i32);
+    loop {
+        match wait()? {
+            WaitStatus::Exited(pid, code) if pid == child => return Ok(code),
+            WaitStatus::Signaled(pid, signal, _) if pid == child => {
+                println!("init: {:?} was killed by {signal}", command.get_program());
+                return Ok(128 + signal as i32);
+            }
+            _ => {}
+        }
+    }
+}
+
+/// The suite, and a search for memory that it leaked where the kernel can.
+fn suite(prefixes: &[String]) -> anyhow::Result<i32> {
+    let leaks = Path::new("/sys/kernel/debug/kmemleak");
+    let searching = leaks.exists() && fs::write(leaks, "clear").is_ok();
+    let status = run("/bin/suite", prefixes)?;
+    if !searching {
+        return Ok(status);
+    }
+    // A block counts as leaked if it is old enough and two scans agree.
+    for _ in 0..2 {
+        std::thread::sleep(Duration::from_secs(6));
+        fs::write(leaks, "scan").context("kmemleak scan")?;
+    }
+    let found = fs::read_to_string(leaks).context("kmemleak")?;
+    if found.trim().is_empty() {
+        println!("# kmemleak found nothing");
+        return Ok(status);
+    }
+    // On the console it stands with the other reports of the kernel.
+    fs::write("/dev/console", &found).context("/dev/console")?;
+    println!("# kmemleak found leaks, see the console");
+    Ok(if status == 0 { 1 } else { status })
+}
+
+/// Runs programs that others built, one KTAP line each.
+fn external(arguments: &[String]) -> anyhow::Result<i32> {
+    let (seconds, names) = arguments
+        .split_first()
+        .context("external needs SECONDS NAME…")?;
+    let seconds = seconds
+        .parse()
+        .with_context(|| format!("{seconds} is no number of seconds"))?;
+    let limit = Duration::from_secs(seconds);
+    ktap::plan(0, names.len());
+    let mut failures = 0;
+    for (index, name) in names.iter().enumerate() {
+        let verdict =
+            run_external(name, limit).unwrap_or_else(|error| Verdict::Failed(format!("{error:#}")));
+        failures += usize::from(matches!(verdict, Verdict::Failed(_)));
+        ktap::result(0, index + 1, name, &verdict);
+        reap_orphans();
+    }
+    Ok(i32::from(failures != 0))
+}
+
+/// One program, in a folder of its own.
+fn run_external(name: &str, limit: Duration) -> anyhow::Result<Verdict> {
+    let folder = format!("/tmp/{name}");
+    fs::create_dir_all(&folder).with_context(|| folder.clone())?;
+    let mut command = Command::new(format!("/external/{name}"));
+    command.current_dir(&folder);
+    let finished = ktap::run(&mut command, limit)?;
+    for line in finished.output.lines() {
+        ktap::diagnostic(0, line);
+    }
+    let (verdict, took) = (finished.verdict(), finished.took.as_secs_f32());
+    let ended = finished.status.map_or_else(
+        || "ended by the time limit".to_string(),
+        |status| status.to_string(),
+    );
+    ktap::diagnostic(0, &format!("{name}: {ended}, {took:.1} s"));
+    let _ = fs::remove_dir_all(&folder);
+    Ok(verdict)
+}
+
+/// Collects what the programs left to PID 1.
+fn reap_orphans() {
+    let options = nix::sys::wait::WaitPidFlag::WNOHANG;
+    while let Ok(status) = nix::sys::wait::waitpid(None, Some(options)) {
+        if status == WaitStatus::StillAlive {
+            break;
+        }
+    }
+}
+
+/// A shell with job control on the console.
+fn shell() -> anyhow::Result<i32> {
+    // /dev/console cannot be a controlling terminal: open what stands behind it.
+    let active = fs::read_to_string("/sys/class/tty/console/active").context("the console")?;
+    let name = active
+        .split_whitespace()
+        .last()
+        .context("there is no console")?;
+    let path = format!("/dev/{name}");
+    let terminal = File::options()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_NOCTTY)
+        .open(&path)
+        .context(path)?;
+    let mut command = Command::new("/bin/sh");
+    command
+        .arg0("-sh")
+        .current_dir("/root")
+        .stdin(terminal.try_clone()?)
+        .stdout(terminal.try_clone()?)
+        .stderr(terminal.try_clone()?);
+    // SAFETY: only system calls between fork and exec.
+    unsafe {
+        command.pre_exec(|| {
+            if libc::setsid() < 0 || libc::ioctl(0, libc::TIOCSCTTY, 0) < 0 {
+                return Err(std::io::Error::last_os_error());
+            }
+            Ok(())
+        });
+    }
+    let status = spawn_and_reap(command).context("/bin/sh")?;
+    // What the shell left running would keep the terminal.
+    let _ = kill(Pid::from_raw(-1), Signal::SIGKILL);
+    Ok(status)
+}
+
+/// Waits until the line has sent everything.
+fn flush() {
+    use std::io::Write;
+    let _ = std::io::stdout().flush();
+    let _ = nix::sys::termios::tcdrain(std::io::stdout().as_fd());
+}

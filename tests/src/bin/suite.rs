@@ -1,0 +1,61 @@
+// SPDX-License-Identifier: GPL-2.0
+//! The user-space suite: prints KTAP, exits with 1 if a test failed.
+
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::Parser;
+
+use io_uring_rs_tests::ring::Ring;
+use io_uring_rs_tests::sqe::Sqe;
+use io_uring_rs_tests::suite;
+
+/// Tests io_uring's filters from user space.
+#[derive(Parser)]
+struct Arguments {
+    /// Runs only tests that start with one of these, or whose group does.
+    prefixes: Vec<String>,
+    /// Makes the random choices of an earlier run again.
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Names the tests and does not run them.
+    #[arg(long)]
+    list: bool,
+    /// Runs one test in this process, as the runner does.
+    #[arg(long, hide = true)]
+    only: Option<String>,
+    /// Does one NOP and exits with its negated result.
+    #[arg(long, hide = true)]
+    nop_probe: bool,
+}
+
+fn main() -> ExitCode {
+    match run(&Arguments::parse()) {
+        Ok(status) => status,
+        Err(error) => {
+            println!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
+    if arguments.nop_probe {
+        let res = Ring::new(1)?.run(Sqe::nop())?;
+        return Ok(ExitCode::from(u8::try_from(-res).context("not an errno")?));
+    }
+    if let Some(id) = &arguments.only {
+        return Ok(ExitCode::from(suite::run_here(id)? as u8));
+    }
+    if arguments.list {
+        for test in suite::all() {
+            println!("{}", test.name);
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+    let seed = arguments.seed.unwrap_or_else(|| fastrand::u64(..));
+    match suite::run(&arguments.prefixes, seed)? {
+        0 => Ok(ExitCode::SUCCESS),
+        _ => Ok(ExitCode::FAILURE),
+    }
+}

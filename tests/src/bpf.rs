@@ -1,0 +1,205 @@
+// SPDX-License-Identifier: GPL-2.0
+//! A small assembler for classic BPF, and the programs that several tests use.
+//!
+//! A program reads the 40-byte `struct io_uring_bpf_ctx` in words of 32 bits.
+//! It allows the request when it returns anything but 0.
+
+use libc::{
+    BPF_ABS, BPF_ADD, BPF_ALU, BPF_AND, BPF_DIV, BPF_IMM, BPF_JA, BPF_JEQ, BPF_JMP, BPF_JSET,
+    BPF_K, BPF_LD, BPF_LDX, BPF_LEN, BPF_MEM, BPF_MISC, BPF_RET, BPF_RSH, BPF_ST, BPF_STX, BPF_TAX,
+    BPF_TXA, BPF_W, BPF_X,
+};
+
+/// One instruction, laid out as the kernel reads it.
+pub type Insn = libc::sock_filter;
+/// A classic BPF program.
+pub type Program = Vec<Insn>;
+
+/// The return value "from A", which libc leaves out.
+pub const BPF_A: u32 = 0x10;
+
+/// Offset of the low half of `user_data` (little endian).
+pub const USER_DATA_LO: u32 = 0;
+/// Offset of the high half of `user_data` (little endian).
+pub const USER_DATA_HI: u32 = 4;
+/// Offset of the word that holds opcode, SQE flags and pdu size.
+pub const OPCODE_WORD: u32 = 8;
+/// Offset of the first word of the opcode's own data.
+pub const PDU: u32 = 16;
+/// Size of the whole context.
+pub const CONTEXT_SIZE: u32 = 40;
+
+/// Any instruction.
+pub const fn insn(code: u32, jt: u8, jf: u8, k: u32) -> Insn {
+    Insn {
+        code: code as u16,
+        jt,
+        jf,
+        k,
+    }
+}
+
+/// A = word of the context at `offset`.
+pub const fn ld(offset: u32) -> Insn {
+    insn(BPF_LD | BPF_W | BPF_ABS, 0, 0, offset)
+}
+
+/// A = `k`.
+pub const fn ld_imm(k: u32) -> Insn {
+    insn(BPF_LD | BPF_IMM, 0, 0, k)
+}
+
+/// X = `k`.
+pub const fn ldx_imm(k: u32) -> Insn {
+    insn(BPF_LDX | BPF_IMM, 0, 0, k)
+}
+
+/// A = size of the context.
+pub const fn ld_len() -> Insn {
+    insn(BPF_LD | BPF_W | BPF_LEN, 0, 0, 0)
+}
+
+/// X = size of the context.
+pub const fn ldx_len() -> Insn {
+    insn(BPF_LDX | BPF_W | BPF_LEN, 0, 0, 0)
+}
+
+/// A = M\[slot\].
+pub const fn ld_mem(slot: u32) -> Insn {
+    insn(BPF_LD | BPF_MEM, 0, 0, slot)
+}
+
+/// X = M\[slot\].
+pub const fn ldx_mem(slot: u32) -> Insn {
+    insn(BPF_LDX | BPF_MEM, 0, 0, slot)
+}
+
+/// M\[slot\] = A.
+pub const fn st(slot: u32) -> Insn {
+    insn(BPF_ST, 0, 0, slot)
+}
+
+/// M\[slot\] = X.
+pub const fn stx(slot: u32) -> Insn {
+    insn(BPF_STX, 0, 0, slot)
+}
+
+/// A = A `op` `k`.
+pub const fn alu(op: u32, k: u32) -> Insn {
+    insn(BPF_ALU | op | BPF_K, 0, 0, k)
+}
+
+/// A = A `op` X.
+pub const fn alu_x(op: u32) -> Insn {
+    insn(BPF_ALU | op | BPF_X, 0, 0, 0)
+}
+
+/// X = A.
+pub const fn tax() -> Insn {
+    insn(BPF_MISC | BPF_TAX, 0, 0, 0)
+}
+
+/// A = X.
+pub const fn txa() -> Insn {
+    insn(BPF_MISC | BPF_TXA, 0, 0, 0)
+}
+
+/// Skips the next `count` instructions.
+pub const fn ja(count: u32) -> Insn {
+    insn(BPF_JMP | BPF_JA, 0, 0, count)
+}
+
+/// Skips `jt` instructions if A == `k`, else `jf`.
+pub const fn jeq(k: u32, jt: u8, jf: u8) -> Insn {
+    insn(BPF_JMP | BPF_JEQ | BPF_K, jt, jf, k)
+}
+
+/// Skips `jt` instructions if A & `k`, else `jf`.
+pub const fn jset(k: u32, jt: u8, jf: u8) -> Insn {
+    insn(BPF_JMP | BPF_JSET | BPF_K, jt, jf, k)
+}
+
+/// Ends with the verdict `k`.
+pub const fn ret(k: u32) -> Insn {
+    insn(BPF_RET | BPF_K, 0, 0, k)
+}
+
+/// Ends with the verdict A.
+pub const fn ret_a() -> Insn {
+    insn(BPF_RET | BPF_A, 0, 0, 0)
+}
+
+/// Allows everything.
+pub fn allow() -> Program {
+    vec![ret(1)]
+}
+
+/// Denies everything.
+pub fn deny() -> Program {
+    vec![ret(0)]
+}
+
+/// Allows requests whose word at `offset` is `value`, denies the others.
+pub fn allow_if(offset: u32, value: u32) -> Program {
+    vec![ld(offset), jeq(value, 0, 1), ret(1), ret(0)]
+}
+
+/// Denies requests whose word at `offset` is `value`, allows the others.
+pub fn deny_if(offset: u32, value: u32) -> Program {
+    vec![ld(offset), jeq(value, 0, 1), ret(0), ret(1)]
+}
+
+/// Allows requests whose words are all as listed.
+pub fn allow_if_all(words: &[(u32, u32)]) -> Program {
+    let mut program: Program = words
+        .iter()
+        .enumerate()
+        .flat_map(|(i, &(offset, value))| {
+            let to_deny = 2 * (words.len() - 1 - i) + 1;
+            [ld(offset), jeq(value, 0, to_deny as u8)]
+        })
+        .collect();
+    program.extend([ret(1), ret(0)]);
+    program
+}
+
+/// Exactly `len` instructions that all run, then allows or denies. Every one
+/// works on `user_data`, so that no verdict can be told without running them.
+pub fn long(len: usize, verdict: u32) -> Program {
+    assert!(len >= 3, "too short for a load, a branch and a verdict");
+    let mut program = vec![ld(USER_DATA_LO)];
+    program.extend((0..len - 3).map(|i| alu(BPF_ADD, i as u32 | 1)));
+    // The branch leads to the same place either way.
+    program.push(jset(1, 0, 0));
+    program.push(ret(verdict));
+    program
+}
+
+/// `len` instructions that always allow; `len` may be as small as 1.
+pub fn filler(len: usize) -> Program {
+    let mut program = vec![ld_imm(1); len - 1];
+    program.push(ret(1));
+    program
+}
+
+/// Answers one bit of the context per request: `user_data` names the word (high
+/// half) and the bit in it (low half), the verdict is that bit. Words 0 and 1
+/// are `user_data` itself and left out.
+pub fn read_bit() -> Program {
+    let words: Vec<u32> = (2..CONTEXT_SIZE / 4).collect();
+    let mut program = vec![ld(USER_DATA_LO), tax(), ld(USER_DATA_HI)];
+    for &word in &words {
+        program.push(jeq(word, 0, 4));
+        program.push(ld(word * 4));
+        program.push(alu_x(BPF_RSH));
+        program.push(alu(BPF_AND, 1));
+        program.push(ret_a());
+    }
+    program.push(ret(0));
+    program
+}
+
+/// Ends in a division by zero, which the kernel turns into a denial.
+pub fn divide_by_zero() -> Program {
+    vec![ld_imm(1), alu_x(BPF_DIV), ret(1)]
+}

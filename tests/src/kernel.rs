@@ -1,0 +1,121 @@
+// SPDX-License-Identifier: GPL-2.0
+//! What kernel this is, and system-call results as the kernel returns them:
+//! zero or more for success, a negative errno for failure.
+
+use std::fmt;
+use std::fs;
+use std::io::Read;
+use std::path::Path;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use nix::errno::Errno;
+
+/// Number of opcodes that this kernel's uapi defines.
+pub const IORING_OP_LAST: u32 = 65;
+/// Most instructions that one program may have.
+pub const BPF_MAXINSNS: usize = 4096;
+/// Most that a chain may sum up to in the Rust implementation, each filter
+/// counting for its length plus [`CHAIN_OVERHEAD`].
+pub const CHAIN_BOUND: usize = 32768;
+/// What every filter of a chain counts for on top of its instructions.
+pub const CHAIN_OVERHEAD: usize = 4;
+
+/// Who implements the filters in the running kernel.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Implementation {
+    C,
+    Rust,
+}
+
+impl fmt::Display for Implementation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Implementation::C => "C",
+            Implementation::Rust => "Rust",
+        })
+    }
+}
+
+/// The configuration that the kernel was built with, from `/proc/config.gz`.
+pub fn config() -> &'static str {
+    static CONFIG: OnceLock<String> = OnceLock::new();
+    CONFIG.get_or_init(|| {
+        let file =
+            fs::File::open("/proc/config.gz").expect("the kernel needs CONFIG_IKCONFIG_PROC");
+        let mut text = String::new();
+        flate2::read::GzDecoder::new(file)
+            .read_to_string(&mut text)
+            .expect("/proc/config.gz does not unpack");
+        text
+    })
+}
+
+/// Whether an option such as `CONFIG_KASAN` is built in.
+pub fn has_option(option: &str) -> bool {
+    config()
+        .lines()
+        .any(|line| line.strip_prefix(option) == Some("=y"))
+}
+
+/// Who implements the filters here.
+pub fn implementation() -> Implementation {
+    if has_option("CONFIG_IO_URING_BPF_RUST") {
+        Implementation::Rust
+    } else {
+        Implementation::C
+    }
+}
+
+/// Whether the checkers that slow everything down are built in.
+pub fn is_debug() -> bool {
+    has_option("CONFIG_KASAN")
+}
+
+/// A time limit that leaves a debug kernel ten times as long.
+pub fn limit(seconds: u64) -> Duration {
+    Duration::from_secs(if is_debug() { seconds * 10 } else { seconds })
+}
+
+/// Whether allocations and user copies can be made to fail.
+pub fn has_fault_injection() -> bool {
+    Path::new("/sys/kernel/debug/failslab").exists()
+        && Path::new("/sys/kernel/debug/fail_usercopy").exists()
+}
+
+/// The result of a raw system call in the kernel's own form.
+pub fn result(ret: libc::c_long) -> i32 {
+    if ret < 0 {
+        -Errno::last_raw()
+    } else {
+        ret as i32
+    }
+}
+
+/// A kernel result in words: `-13 (EACCES)`, `4`.
+pub fn describe(result: i32) -> String {
+    // The kernel's own ENOTSUPP has no name in user space.
+    if result == -524 {
+        return "-524 (ENOTSUPP)".to_string();
+    }
+    if (-133..0).contains(&result) {
+        return format!("{result} ({:?})", Errno::from_raw(-result));
+    }
+    result.to_string()
+}
+
+/// Compares two kernel results and names both if they differ.
+pub fn expect_result(what: &str, got: i32, want: i32) -> anyhow::Result<()> {
+    if got != want {
+        anyhow::bail!("{what}: got {}, expected {}", describe(got), describe(want));
+    }
+    Ok(())
+}
+
+/// Compares two values and shows both if they differ.
+pub fn expect_eq<T: PartialEq + fmt::Debug>(what: &str, got: T, want: T) -> anyhow::Result<()> {
+    if got != want {
+        anyhow::bail!("{what}: got {got:x?}, expected {want:x?}");
+    }
+    Ok(())
+}

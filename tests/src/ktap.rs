@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Prints KTAP version 1 and runs each test in a process of its own.
+
+use std::fs::File;
+use std::io::{Read, Seek, Write};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::process::{Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
+
+/// Exit status by which a test process says that it was skipped.
+pub const SKIPPED: i32 = 77;
+
+/// What became of a test.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Verdict {
+    Passed,
+    Skipped(String),
+    Failed(String),
+}
+
+/// The plan of a test or of a group of tests.
+pub fn plan(indent: usize, tests: usize) {
+    println!("{:indent$}KTAP version 1", "");
+    println!("{:indent$}1..{tests}", "");
+}
+
+/// The plan of a group inside a larger plan.
+pub fn subtest(indent: usize, name: &str, tests: usize) {
+    println!("{:indent$}KTAP version 1", "");
+    println!("{:indent$}# Subtest: {name}", "");
+    println!("{:indent$}1..{tests}", "");
+}
+
+/// A line that says more about the result that follows.
+pub fn diagnostic(indent: usize, text: &str) {
+    println!("{:indent$}# {text}", "");
+}
+
+/// A result line.
+pub fn result(indent: usize, number: usize, name: &str, verdict: &Verdict) {
+    match verdict {
+        Verdict::Passed => println!("{:indent$}ok {number} {name}", ""),
+        Verdict::Skipped(reason) => {
+            println!("{:indent$}ok {number} {name} # SKIP {reason}", "")
+        }
+        Verdict::Failed(reason) => {
+            diagnostic(indent, &format!("{name}: {reason}"));
+            println!("{:indent$}not ok {number} {name}", "");
+        }
+    }
+    // A failing flush means that nobody listens any more.
+    let _ = std::io::stdout().flush();
+}
+
+/// A program that ended or was ended.
+pub struct Finished {
+    /// None if the time limit ended it.
+    pub status: Option<ExitStatus>,
+    pub output: String,
+    pub took: Duration,
+}
+
+/// Runs a program in a process group of its own until it ends or its time is
+/// over; then whatever is left of the group is killed. Both output streams go to
+/// one unlinked file, so that a grandchild that lives on cannot hold us up.
+pub fn run(command: &mut Command, limit: Duration) -> anyhow::Result<Finished> {
+    let mut capture = anonymous_file().context("a file for the output")?;
+    let start = Instant::now();
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(capture.try_clone()?)
+        .stderr(capture.try_clone()?)
+        .process_group(0)
+        .spawn()
+        .with_context(|| format!("starting {:?}", command.get_program()))?;
+    let group = Pid::from_raw(child.id() as i32);
+
+    let status = loop {
+        if let Some(status) = child.try_wait()? {
+            break Some(status);
+        }
+        if start.elapsed() > limit {
+            break None;
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    };
+    let took = start.elapsed();
+    // Fails if the group is empty already, as it should be.
+    let _ = killpg(group, Signal::SIGKILL);
+    if status.is_none() {
+        reap(&mut child);
+    }
+
+    let mut output = Vec::new();
+    capture.rewind()?;
+    capture.read_to_end(&mut output)?;
+    Ok(Finished {
+        status,
+        output: String::from_utf8_lossy(&output).into_owned(),
+        took,
+    })
+}
+
+/// Waits for a killed child, but not for ever: the kernel under test may have
+/// made it unkillable.
+fn reap(child: &mut std::process::Child) {
+    for _ in 0..500 {
+        if !matches!(child.try_wait(), Ok(None)) {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+fn anonymous_file() -> anyhow::Result<File> {
+    let name = c"output";
+    let fd = nix::sys::memfd::memfd_create(name, nix::sys::memfd::MFdFlags::MFD_CLOEXEC)?;
+    Ok(File::from(fd))
+}
+
+impl Finished {
+    /// What the exit status says: 0 passed, 77 skipped, anything else failed.
+    pub fn verdict(&self) -> Verdict {
+        let Some(status) = self.status else {
+            return Verdict::Failed(format!("no end after {} s", self.took.as_secs()));
+        };
+        match (status.code(), status.signal()) {
+            (Some(0), _) => Verdict::Passed,
+            (Some(SKIPPED), _) => Verdict::Skipped(self.reason()),
+            (Some(code), _) => Verdict::Failed(format!("exit status {code}")),
+            (None, Some(signal)) => Verdict::Failed(match Signal::try_from(signal) {
+                Ok(signal) => format!("killed by {signal}"),
+                Err(_) => format!("killed by signal {signal}"),
+            }),
+            (None, None) => Verdict::Failed("ended in no known way".to_string()),
+        }
+    }
+
+    /// The last thing that a skipped program said.
+    fn reason(&self) -> String {
+        let last = self.output.lines().rev().find(|line| !line.is_empty());
+        last.unwrap_or("no reason given").to_string()
+    }
+}

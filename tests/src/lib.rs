@@ -1,0 +1,14 @@
+// SPDX-License-Identifier: GPL-2.0
+//! What the programs of the guest share: rings, cBPF programs, registration,
+//! privileges, KTAP, and the user-space suite itself.
+
+pub mod bpf;
+pub mod kernel;
+pub mod ktap;
+pub mod model;
+pub mod register;
+pub mod requests;
+pub mod ring;
+pub mod sandbox;
+pub mod sqe;
+pub mod suite;

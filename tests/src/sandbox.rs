@@ -1,0 +1,179 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Privileges, and tests that need more than one task.
+
+use std::fs;
+use std::os::fd::RawFd;
+use std::sync::atomic::AtomicU32;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail, ensure};
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::{ForkResult, Gid, Pid, Uid, fork, setgroups, setresgid, setresuid};
+
+/// The user that unprivileged tests become.
+const USER: u32 = 1000;
+
+/// Gives up root and with it every capability.
+pub fn drop_privileges() -> anyhow::Result<()> {
+    let (uid, gid) = (Uid::from_raw(USER), Gid::from_raw(USER));
+    setgroups(&[]).context("setgroups")?;
+    setresgid(gid, gid, gid).context("setresgid")?;
+    setresuid(uid, uid, uid).context("setresuid")
+}
+
+/// Sets no_new_privs, for good.
+pub fn no_new_privs() -> anyhow::Result<()> {
+    nix::sys::prctl::set_no_new_privs().context("PR_SET_NO_NEW_PRIVS")
+}
+
+/// What a sandboxed program is: no privilege, no_new_privs.
+pub fn sandboxed() -> anyhow::Result<()> {
+    drop_privileges()?;
+    no_new_privs()
+}
+
+/// A user namespace of one's own, in which one has every capability.
+pub fn user_namespace() -> anyhow::Result<()> {
+    unshare(CloneFlags::CLONE_NEWUSER).context("unshare(CLONE_NEWUSER)")
+}
+
+/// Starts a child that runs `body`; its status says whether that succeeded.
+pub fn spawn(body: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<Pid> {
+    // SAFETY: the C library keeps allocation usable in the child, which takes
+    // no lock that another thread could hold, and leaves without destructors.
+    match unsafe { fork() }.context("fork")? {
+        ForkResult::Parent { child } => Ok(child),
+        ForkResult::Child => {
+            let code = match body() {
+                Ok(()) => 0,
+                Err(error) => {
+                    eprintln!("child {}: {error:#}", std::process::id());
+                    1
+                }
+            };
+            // SAFETY: leaves at once, without the parent's destructors.
+            unsafe { libc::_exit(code) }
+        }
+    }
+}
+
+/// Waits for a child that must have succeeded.
+pub fn join(child: Pid) -> anyhow::Result<()> {
+    match waitpid(child, None).context("waitpid")? {
+        WaitStatus::Exited(_, 0) => Ok(()),
+        status => bail!("child failed: {status:?}"),
+    }
+}
+
+/// Runs `body` in a child and waits for it.
+pub fn in_child(body: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<()> {
+    join(spawn(body)?)
+}
+
+/// Waits for a child at most so long: how long it took, None if it still runs.
+pub fn wait_within(child: Pid, limit: Duration) -> anyhow::Result<Option<Duration>> {
+    let start = Instant::now();
+    loop {
+        match waitpid(child, Some(WaitPidFlag::WNOHANG)).context("waitpid")? {
+            WaitStatus::StillAlive if start.elapsed() > limit => return Ok(None),
+            WaitStatus::StillAlive => std::thread::sleep(Duration::from_millis(5)),
+            _ => return Ok(Some(start.elapsed())),
+        }
+    }
+}
+
+/// Runs this very program again to do one NOP on a ring of its own, through
+/// whatever `exec` starts it: its result.
+pub fn nop_probe() -> std::process::Command {
+    let mut command = std::process::Command::new("/proc/self/exe");
+    command.arg("--nop-probe");
+    command
+}
+
+/// Turns the exit status of [`nop_probe`] back into the NOP's result.
+pub fn probe_result(status: std::process::ExitStatus) -> anyhow::Result<i32> {
+    let code = status.code().context("the probe was killed")?;
+    Ok(-code)
+}
+
+/// Takes a copy of another process's file descriptor.
+pub fn fd_of(process: Pid, fd: RawFd) -> anyhow::Result<RawFd> {
+    // SAFETY: plain system calls on numbers.
+    unsafe {
+        let pidfd = libc::syscall(libc::SYS_pidfd_open, process.as_raw(), 0);
+        ensure!(
+            pidfd >= 0,
+            "pidfd_open: {}",
+            std::io::Error::last_os_error()
+        );
+        let copy = libc::syscall(libc::SYS_pidfd_getfd, pidfd, fd, 0);
+        let error = std::io::Error::last_os_error();
+        libc::close(pidfd as RawFd);
+        ensure!(copy >= 0, "pidfd_getfd: {error}");
+        Ok(copy as RawFd)
+    }
+}
+
+/// How many files this process has open.
+pub fn open_files() -> anyhow::Result<usize> {
+    Ok(fs::read_dir("/proc/self/fd")?.count())
+}
+
+/// A sysctl that goes back to what it was when dropped.
+pub struct Sysctl {
+    path: String,
+    before: String,
+}
+
+impl Sysctl {
+    pub fn set(name: &str, value: &str) -> anyhow::Result<Self> {
+        let path = format!("/proc/sys/{name}");
+        let before = fs::read_to_string(&path).with_context(|| path.clone())?;
+        fs::write(&path, value).with_context(|| format!("{value} > {path}"))?;
+        Ok(Sysctl { path, before })
+    }
+}
+
+impl Drop for Sysctl {
+    fn drop(&mut self) {
+        // Best effort: a test that gave up its privileges cannot.
+        let _ = fs::write(&self.path, &self.before);
+    }
+}
+
+/// Memory that a process shares with those it forks, zeroed at first: meant for
+/// arrays of atomics.
+pub struct Shared<T> {
+    address: *mut T,
+}
+
+impl<const N: usize> Shared<[AtomicU32; N]> {
+    pub fn new() -> anyhow::Result<Self> {
+        // SAFETY: a fresh anonymous mapping, which stays for good.
+        let address = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                size_of::<[AtomicU32; N]>(),
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED | libc::MAP_ANONYMOUS,
+                -1,
+                0,
+            )
+        };
+        ensure!(address != libc::MAP_FAILED, "mmap failed");
+        Ok(Shared {
+            address: address.cast(),
+        })
+    }
+}
+
+impl<T> std::ops::Deref for Shared<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        // SAFETY: mapped for as long as the process lives, and zeroed atomics
+        // are valid ones.
+        unsafe { &*self.address }
+    }
+}

@@ -1,0 +1,186 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Submission queue entries field by field, so that a test can also build those
+//! that a careful library would refuse.
+
+use io_uring::{opcode, squeue};
+
+/// SQE opcodes that the tests name.
+pub mod op {
+    use super::opcode;
+
+    pub const NOP: u8 = opcode::Nop::CODE;
+    pub const POLL_ADD: u8 = opcode::PollAdd::CODE;
+    pub const SENDMSG: u8 = opcode::SendMsg::CODE;
+    pub const TIMEOUT: u8 = opcode::Timeout::CODE;
+    pub const ACCEPT: u8 = opcode::Accept::CODE;
+    pub const LINK_TIMEOUT: u8 = opcode::LinkTimeout::CODE;
+    pub const CONNECT: u8 = opcode::Connect::CODE;
+    pub const OPENAT: u8 = opcode::OpenAt::CODE;
+    pub const CLOSE: u8 = opcode::Close::CODE;
+    pub const STATX: u8 = opcode::Statx::CODE;
+    pub const READ: u8 = opcode::Read::CODE;
+    pub const WRITE: u8 = opcode::Write::CODE;
+    pub const FSYNC: u8 = opcode::Fsync::CODE;
+    pub const SEND: u8 = opcode::Send::CODE;
+    pub const RECV: u8 = opcode::Recv::CODE;
+    pub const OPENAT2: u8 = opcode::OpenAt2::CODE;
+    pub const PROVIDE_BUFFERS: u8 = opcode::ProvideBuffers::CODE;
+    pub const SHUTDOWN: u8 = opcode::Shutdown::CODE;
+    pub const UNLINKAT: u8 = opcode::UnlinkAt::CODE;
+    pub const MKDIRAT: u8 = opcode::MkDirAt::CODE;
+    /// The crate keeps this one to itself.
+    pub const MSG_RING: u8 = 40;
+    pub const SOCKET: u8 = opcode::Socket::CODE;
+    pub const SEND_ZC: u8 = opcode::SendZc::CODE;
+    /// Takes two slots of a ring with mixed sizes.
+    pub const NOP128: u8 = 63;
+}
+
+pub const IOSQE_FIXED_FILE: u8 = 1 << 0;
+pub const IOSQE_IO_DRAIN: u8 = 1 << 1;
+pub const IOSQE_IO_LINK: u8 = 1 << 2;
+pub const IOSQE_IO_HARDLINK: u8 = 1 << 3;
+pub const IOSQE_ASYNC: u8 = 1 << 4;
+pub const IOSQE_BUFFER_SELECT: u8 = 1 << 5;
+pub const IOSQE_CQE_SKIP_SUCCESS: u8 = 1 << 6;
+
+/// A NOP that looks up its fd among the registered files.
+pub const IORING_NOP_FIXED_FILE: u32 = 1 << 2;
+/// A NOP that looks up its fd.
+pub const IORING_NOP_FILE: u32 = 1 << 1;
+
+/// `struct io_uring_sqe`, one name per place rather than per use.
+#[repr(C)]
+#[derive(Clone, Copy, Default, Debug)]
+pub struct Sqe {
+    pub opcode: u8,
+    pub flags: u8,
+    pub ioprio: u16,
+    pub fd: i32,
+    pub off: u64,
+    pub addr: u64,
+    pub len: u32,
+    pub op_flags: u32,
+    pub user_data: u64,
+    pub buf_index: u16,
+    pub personality: u16,
+    pub file_index: u32,
+    pub addr3: u64,
+    pub pad: u64,
+}
+
+impl Sqe {
+    /// A zeroed SQE on fd -1.
+    pub fn new(opcode: u8) -> Self {
+        Sqe {
+            opcode,
+            fd: -1,
+            ..Default::default()
+        }
+    }
+
+    pub fn user_data(mut self, user_data: u64) -> Self {
+        self.user_data = user_data;
+        self
+    }
+
+    pub fn flags(mut self, flags: u8) -> Self {
+        self.flags = flags;
+        self
+    }
+
+    pub fn fd(mut self, fd: i32) -> Self {
+        self.fd = fd;
+        self
+    }
+
+    /// Address and length of a buffer.
+    pub fn buffer<T>(mut self, address: *const T, len: u32) -> Self {
+        self.addr = address as u64;
+        self.len = len;
+        self
+    }
+
+    pub fn off(mut self, off: u64) -> Self {
+        self.off = off;
+        self
+    }
+
+    pub fn op_flags(mut self, flags: u32) -> Self {
+        self.op_flags = flags;
+        self
+    }
+
+    pub fn ioprio(mut self, ioprio: u16) -> Self {
+        self.ioprio = ioprio;
+        self
+    }
+
+    /// A NOP.
+    pub fn nop() -> Self {
+        Self::new(op::NOP)
+    }
+
+    /// socket(2).
+    pub fn socket(family: i32, kind: i32, protocol: i32) -> Self {
+        let mut sqe = Self::new(op::SOCKET).fd(family).off(kind as u32 as u64);
+        sqe.len = protocol as u32;
+        sqe
+    }
+
+    /// openat(2) relative to the working directory; `path` ends in NUL.
+    pub fn openat(path: &std::ffi::CStr, flags: i32, mode: u32) -> Self {
+        Self::new(op::OPENAT)
+            .fd(libc::AT_FDCWD)
+            .buffer(path.as_ptr(), mode)
+            .op_flags(flags as u32)
+    }
+
+    /// openat2(2) relative to the working directory.
+    pub fn openat2(path: &std::ffi::CStr, how: *const OpenHow, size: u32) -> Self {
+        Self::new(op::OPENAT2)
+            .fd(libc::AT_FDCWD)
+            .buffer(path.as_ptr(), size)
+            .off(how as u64)
+    }
+
+    /// connect(2) to an address of `len` bytes.
+    pub fn connect(fd: i32, address: &[u8], len: u64) -> Self {
+        Self::new(op::CONNECT)
+            .fd(fd)
+            .buffer(address.as_ptr(), 0)
+            .off(len)
+    }
+
+    /// read(2) at the current position.
+    pub fn read(fd: i32, buffer: &mut [u8]) -> Self {
+        Self::new(op::READ)
+            .fd(fd)
+            .buffer(buffer.as_ptr(), buffer.len() as u32)
+            .off(u64::MAX)
+    }
+
+    /// Waits for `events` on an fd.
+    pub fn poll(fd: i32, events: i16) -> Self {
+        Self::new(op::POLL_ADD)
+            .fd(fd)
+            .op_flags(events as u16 as u32)
+    }
+}
+
+impl From<Sqe> for squeue::Entry {
+    fn from(sqe: Sqe) -> Self {
+        // SAFETY: both are images of the 64 bytes of struct io_uring_sqe, and
+        // any bytes are a valid one.
+        unsafe { std::mem::transmute(sqe) }
+    }
+}
+
+/// `struct open_how`.
+#[repr(C)]
+#[derive(Clone, Copy, Default, Debug)]
+pub struct OpenHow {
+    pub flags: u64,
+    pub mode: u64,
+    pub resolve: u64,
+}

@@ -1,0 +1,382 @@
+// SPDX-License-Identifier: GPL-2.0
+//! D3: what the opcodes with data of their own show to filters, byte by byte.
+//! The words that every opcode has are in `context_flags`.
+
+use super::{Outcome, Test, TestResult, slow};
+use crate::bpf;
+use crate::kernel::{expect_eq, expect_result};
+use crate::model::Context;
+use crate::register::pdu_size;
+use crate::ring::{Ring, read_context};
+use crate::sqe::{OpenHow, Sqe, op};
+
+pub const TESTS: &[Test] = &[
+    slow("FC07 no data: everything after the flags is zero", 20, fc07),
+    slow("FC08 SOCKET: family, type, protocol", 20, fc08),
+    slow("FC09 SOCKET: negative domain", 20, fc09),
+    slow("FC10 SOCKET: the rest is zero", 20, fc10),
+    slow("FC11 OPENAT: O_RDONLY", 20, fc11),
+    slow("FC12 OPENAT: O_PATH drops the other flags", 20, fc12),
+    slow("FC13 OPENAT: mode only with O_CREAT, masked", 20, fc13),
+    slow("FC14 OPENAT2: how as given", 20, fc14),
+    slow("FC15 OPENAT2: wrong size comes before the filter", 20, fc15),
+    slow("FC16 CONNECT: AF_INET", 20, fc16),
+    slow("FC17 CONNECT: AF_INET cut short", 20, fc17),
+    slow("FC18 CONNECT: AF_INET6 of 28, 24 and 23 bytes", 20, fc18),
+    slow("FC19 CONNECT: no address after an earlier one", 20, fc19),
+    slow(
+        "FC20 CONNECT: 2 to 15 bytes, AF_UNSPEC and AF_UNIX",
+        20,
+        fc20,
+    ),
+    slow("FC21 CONNECT: bad length, filter not run", 20, fc21),
+    slow("FC23 CONNECT: length is cut to 32 bits", 20, fc23),
+];
+
+/// O_LARGEFILE as the kernel spells it; libc has 0 for 64-bit machines.
+const O_LARGEFILE: u64 = 0o100000;
+
+/// SQE flag that the kernel adds on its own.
+const ASYNC: u8 = crate::sqe::IOSQE_ASYNC;
+
+/// The context of a request without `user_data`: opcode, SQE flags, and the
+/// words of the opcode's own data.
+fn context(opcode: u8, flags: u8, data: [u32; 6]) -> Context {
+    let head = u32::from_le_bytes([opcode, flags, pdu_size(opcode), 0]);
+    let [a, b, c, d, e, f] = data;
+    [0, 0, head, 0, a, b, c, d, e, f]
+}
+
+/// That filters see exactly this of a request.
+fn sees(what: &str, make: impl Fn() -> Sqe, want: Context) -> anyhow::Result<()> {
+    let got = read_context(make().opcode, make)?;
+    expect_eq(what, got, want)
+}
+
+/// The data of an open: three 64-bit numbers.
+fn open_data(flags: u64, mode: u64, resolve: u64) -> [u32; 6] {
+    let mut data = [0; 6];
+    for (i, value) in [flags, mode, resolve].into_iter().enumerate() {
+        data[2 * i] = value as u32;
+        data[2 * i + 1] = (value >> 32) as u32;
+    }
+    data
+}
+
+/// The data of a connect: family, port, and up to 16 bytes of address.
+fn connect_data(family: i32, port: u16, address: &[u8]) -> [u32; 6] {
+    let mut bytes = [0; 16];
+    bytes[..address.len()].copy_from_slice(address);
+    let word = |i: usize| u32::from_ne_bytes(bytes[4 * i..4 * i + 4].try_into().expect("4 bytes"));
+    let port = u32::from(port.to_be());
+    [family as u32, port, word(0), word(1), word(2), word(3)]
+}
+
+/// A `struct sockaddr_in`, followed by bytes that nobody may see.
+fn inet(port: u16, address: [u8; 4]) -> [u8; 128] {
+    let mut bytes = [0x5a; 128];
+    bytes[0..2].copy_from_slice(&(libc::AF_INET as u16).to_ne_bytes());
+    bytes[2..4].copy_from_slice(&port.to_be_bytes());
+    bytes[4..8].copy_from_slice(&address);
+    bytes
+}
+
+/// A `struct sockaddr_in6` with flow info and scope set.
+fn inet6(port: u16, address: [u8; 16]) -> [u8; 128] {
+    let mut bytes = [0x5a; 128];
+    bytes[0..2].copy_from_slice(&(libc::AF_INET6 as u16).to_ne_bytes());
+    bytes[2..4].copy_from_slice(&port.to_be_bytes());
+    bytes[8..24].copy_from_slice(&address);
+    bytes
+}
+
+const V4: [u8; 4] = [192, 0, 2, 33];
+const V6: [u8; 16] = [0x20, 1, 0xd, 0xb8, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12];
+
+fn fc07() -> TestResult {
+    let mut buffer = [0u8; 8];
+    let plain = [
+        Sqe::nop(),
+        Sqe::read(-1, &mut buffer),
+        Sqe::new(op::CLOSE),
+        Sqe::poll(-1, libc::POLLIN),
+        Sqe::new(op::ACCEPT),
+        Sqe::new(op::RECV),
+    ];
+    for sqe in plain {
+        let what = format!("opcode {}", sqe.opcode);
+        sees(&what, || sqe, context(sqe.opcode, 0, [0; 6]))?;
+    }
+    Ok(Outcome::Passed)
+}
+
+fn fc08() -> TestResult {
+    let (cloexec, nonblock) = (libc::SOCK_CLOEXEC, libc::SOCK_NONBLOCK);
+    for (family, kind, protocol) in [
+        (libc::AF_INET, libc::SOCK_STREAM, 0),
+        (
+            libc::AF_INET6,
+            libc::SOCK_DGRAM | cloexec,
+            libc::IPPROTO_UDP,
+        ),
+        (libc::AF_UNIX, libc::SOCK_SEQPACKET | cloexec | nonblock, 0),
+        // Protocol beyond what any family has: the call itself fails later.
+        (libc::AF_INET, libc::SOCK_RAW, 0x7eee_dddd),
+    ] {
+        let what = format!("socket({family}, {kind:#x}, {protocol})");
+        let data = [family as u32, (kind & 0xf) as u32, protocol as u32, 0, 0, 0];
+        let make = || Sqe::socket(family, kind, protocol);
+        sees(&what, make, context(op::SOCKET, 0, data))?;
+    }
+    // All 32 bits of what the type's field holds besides the type itself.
+    let odd = Sqe::socket(libc::AF_INET, 0xf, 0);
+    let data = [libc::AF_INET as u32, 0xf, 0, 0, 0, 0];
+    sees("type 15", || odd, context(op::SOCKET, 0, data))?;
+    Ok(Outcome::Passed)
+}
+
+fn fc09() -> TestResult {
+    for family in [-1, i32::MIN, 0x1_0000] {
+        let data = [family as u32, libc::SOCK_STREAM as u32, 0, 0, 0, 0];
+        let make = || Sqe::socket(family, libc::SOCK_STREAM, 0);
+        sees(
+            &format!("domain {family}"),
+            make,
+            context(op::SOCKET, 0, data),
+        )?;
+    }
+    Ok(Outcome::Passed)
+}
+
+fn fc10() -> TestResult {
+    // A request whose own fields are full of ones where prep lets them be.
+    let make = || {
+        let mut sqe = Sqe::socket(-1, 0xf, -1);
+        sqe.off |= 0xffff_ffff_0000_0000;
+        sqe.addr3 = u64::MAX;
+        sqe.pad = u64::MAX;
+        sqe
+    };
+    let data = [u32::MAX, 0xf, u32::MAX, 0, 0, 0];
+    sees("SOCKET", make, context(op::SOCKET, 0, data))?;
+    Ok(Outcome::Passed)
+}
+
+fn fc11() -> TestResult {
+    let make = || Sqe::openat(c"/no/such/file", libc::O_RDONLY, 0o777);
+    let data = open_data(O_LARGEFILE, 0, 0);
+    sees("O_RDONLY", make, context(op::OPENAT, 0, data))?;
+
+    let flags = libc::O_RDWR | libc::O_APPEND | libc::O_NOFOLLOW | libc::O_CLOEXEC;
+    let make = || Sqe::openat(c"/no/such/file", flags, 0);
+    let data = open_data(flags as u64 | O_LARGEFILE, 0, 0);
+    sees("several flags", make, context(op::OPENAT, 0, data))?;
+
+    // Bits that open(2) does not know are dropped before filters see them.
+    let make = || Sqe::openat(c"/no/such/file", libc::O_WRONLY | 1 << 30, 0);
+    let data = open_data(libc::O_WRONLY as u64 | O_LARGEFILE, 0, 0);
+    sees("unknown flag", make, context(op::OPENAT, 0, data))?;
+    Ok(Outcome::Passed)
+}
+
+fn fc12() -> TestResult {
+    let make = || Sqe::openat(c"/no/such/file", libc::O_PATH | libc::O_RDWR, 0);
+    let data = open_data(libc::O_PATH as u64, 0, 0);
+    sees("O_PATH | O_RDWR", make, context(op::OPENAT, 0, data))?;
+
+    let kept = libc::O_PATH | libc::O_DIRECTORY | libc::O_NOFOLLOW | libc::O_CLOEXEC;
+    let flags = kept | libc::O_RDWR | libc::O_CREAT | libc::O_APPEND;
+    let make = || Sqe::openat(c"/no/such/file", flags, 0o644);
+    // O_CREAT is gone before it could force the request to a worker.
+    let got = read_context(op::OPENAT, make)?;
+    expect_eq(
+        "all that O_PATH allows",
+        got[4..10].to_vec(),
+        open_data(kept as u64, 0, 0).to_vec(),
+    )?;
+    Ok(Outcome::Passed)
+}
+
+fn fc13() -> TestResult {
+    let make = || Sqe::openat(c"/no/such/file", libc::O_RDWR, 0o7777);
+    let data = open_data(libc::O_RDWR as u64 | O_LARGEFILE, 0, 0);
+    sees("mode without O_CREAT", make, context(op::OPENAT, 0, data))?;
+
+    let flags = libc::O_RDWR | libc::O_CREAT;
+    let make = || Sqe::openat(c"/no/such/file", flags, 0xffff_ffff);
+    let data = open_data(flags as u64 | O_LARGEFILE, 0o7777, 0);
+    sees("mode masked", make, context(op::OPENAT, ASYNC, data))?;
+
+    let flags = libc::O_RDWR | libc::O_TMPFILE;
+    let make = || Sqe::openat(c"/no/such/dir", flags, 0o640);
+    let data = open_data(flags as u64 | O_LARGEFILE, 0o640, 0);
+    sees(
+        "mode with O_TMPFILE",
+        make,
+        context(op::OPENAT, ASYNC, data),
+    )?;
+    Ok(Outcome::Passed)
+}
+
+/// An OPENAT2 of a path that does not exist.
+fn openat2(how: &OpenHow) -> Sqe {
+    Sqe::openat2(c"no/such/file", how, size_of::<OpenHow>() as u32)
+}
+
+fn fc14() -> TestResult {
+    let how = OpenHow {
+        resolve: libc::RESOLVE_IN_ROOT | libc::RESOLVE_NO_SYMLINKS,
+        ..OpenHow::default()
+    };
+    let data = open_data(O_LARGEFILE, 0, how.resolve);
+    sees("resolve", || openat2(&how), context(op::OPENAT2, 0, data))?;
+
+    // Nothing of this is valid, and all of it is shown.
+    let odd = OpenHow {
+        flags: 0xfedc_ba98_0000_0000 | libc::O_WRONLY as u64,
+        mode: 0x1122_3344_5566_7788,
+        resolve: 0x99aa_bbcc_ddee_ff00,
+    };
+    let data = open_data(odd.flags | O_LARGEFILE, odd.mode, odd.resolve);
+    sees(
+        "invalid bits",
+        || openat2(&odd),
+        context(op::OPENAT2, 0, data),
+    )?;
+
+    let path = OpenHow {
+        flags: libc::O_PATH as u64,
+        ..OpenHow::default()
+    };
+    let data = open_data(path.flags, 0, 0);
+    sees("O_PATH", || openat2(&path), context(op::OPENAT2, 0, data))?;
+    Ok(Outcome::Passed)
+}
+
+fn fc15() -> TestResult {
+    let mut ring = Ring::new(2)?;
+    ring.must_filter(op::OPENAT2, &bpf::deny())?;
+    let mut how = [0u64; 4];
+    let at = |how: &[u64; 4], size| Sqe::openat2(c"no/such/file", how.as_ptr().cast(), size);
+    ring.expect("size 24", at(&how, 24), -libc::EACCES)?;
+    ring.expect("size 32, zero tail", at(&how, 32), -libc::EACCES)?;
+    ring.expect("size 23", at(&how, 23), -libc::EINVAL)?;
+    ring.expect("size 0", at(&how, 0), -libc::EINVAL)?;
+    how[3] = 1;
+    ring.expect("size 32, tail set", at(&how, 32), -libc::E2BIG)?;
+    // Dangling means an address in the first page, where nothing is mapped.
+    let unmapped = Sqe::openat2(c"no/such/file", std::ptr::dangling(), 24);
+    ring.expect("how unmapped", unmapped, -libc::EFAULT)?;
+    Ok(Outcome::Passed)
+}
+
+/// That filters see exactly this of a CONNECT with so much of an address.
+fn connect_sees(address: &[u8; 128], len: u64, data: [u32; 6]) -> anyhow::Result<()> {
+    let make = || Sqe::connect(-1, address, len);
+    sees(
+        &format!("address of {len:#x} bytes"),
+        make,
+        context(op::CONNECT, 0, data),
+    )
+}
+
+fn fc16() -> TestResult {
+    let full = connect_data(libc::AF_INET, 8080, &V4);
+    for len in [16, 17, 28, 128] {
+        connect_sees(&inet(8080, V4), len, full)?;
+    }
+    let high = connect_data(libc::AF_INET, 0xfffe, &[255, 254, 253, 252]);
+    connect_sees(&inet(0xfffe, [255, 254, 253, 252]), 16, high)?;
+    Ok(Outcome::Passed)
+}
+
+fn fc17() -> TestResult {
+    for len in [15, 8, 2] {
+        let family_only = connect_data(libc::AF_INET, 0, &[]);
+        connect_sees(&inet(8080, V4), len, family_only)?;
+    }
+    Ok(Outcome::Passed)
+}
+
+fn fc18() -> TestResult {
+    let full = connect_data(libc::AF_INET6, 443, &V6);
+    for len in [28, 24, 128] {
+        connect_sees(&inet6(443, V6), len, full)?;
+    }
+    for len in [23, 16, 2] {
+        connect_sees(&inet6(443, V6), len, connect_data(libc::AF_INET6, 0, &[]))?;
+    }
+    // An IPv4 address in IPv6 clothes stays what it is.
+    let mut mapped = [0; 16];
+    mapped[10..12].fill(0xff);
+    mapped[12..].copy_from_slice(&V4);
+    connect_sees(
+        &inet6(80, mapped),
+        28,
+        connect_data(libc::AF_INET6, 80, &mapped),
+    )?;
+    Ok(Outcome::Passed)
+}
+
+fn fc19() -> TestResult {
+    let address = inet6(443, V6);
+    for len in [0, 1] {
+        let mut ring = Ring::new(4)?;
+        ring.must_filter(op::CONNECT, &bpf::read_bit())?;
+        // Each bit is asked for right after a CONNECT with a whole address,
+        // whose memory the next request is likely to be given.
+        let mut got: Context = [0; 10];
+        for (index, word) in got.iter_mut().enumerate().skip(2) {
+            for bit in 0..32u64 {
+                let user_data = (index as u64) << 32 | bit;
+                ring.run(Sqe::connect(-1, &address, 28).user_data(user_data))?;
+                let res = ring.run(Sqe::connect(-1, &address, len).user_data(user_data))?;
+                *word |= u32::from(res != -libc::EACCES) << bit;
+            }
+        }
+        let what = format!("address of {len} bytes after one of 28");
+        expect_eq(&what, got, context(op::CONNECT, 0, [0; 6]))?;
+    }
+    Ok(Outcome::Passed)
+}
+
+fn fc20() -> TestResult {
+    let mut unix = [b'x'; 128];
+    unix[0..2].copy_from_slice(&(libc::AF_UNIX as u16).to_ne_bytes());
+    let mut unspec = inet(8080, V4);
+    unspec[0..2].copy_from_slice(&(libc::AF_UNSPEC as u16).to_ne_bytes());
+    for len in [2, 3, 9, 15, 110] {
+        connect_sees(&unix, len, connect_data(libc::AF_UNIX, 0, &[]))?;
+    }
+    for len in [2, 15, 16, 28] {
+        connect_sees(&unspec, len, [0; 6])?;
+    }
+    let mut unknown = inet(8080, V4);
+    unknown[0..2].copy_from_slice(&0xffffu16.to_ne_bytes());
+    connect_sees(&unknown, 28, connect_data(0xffff, 0, &[]))?;
+    Ok(Outcome::Passed)
+}
+
+fn fc21() -> TestResult {
+    let mut ring = Ring::new(2)?;
+    ring.must_filter(op::CONNECT, &bpf::deny())?;
+    let address = inet(80, V4);
+    for len in [129, 0x7fff_ffff, 0x8000_0000, 0xffff_ffff, u64::MAX] {
+        let connect = Sqe::connect(-1, &address, len);
+        ring.expect(&format!("length {len:#x}"), connect, -libc::EINVAL)?;
+    }
+    ring.expect("length 128", Sqe::connect(-1, &address, 128), -libc::EACCES)?;
+    let mut unmapped = Sqe::connect(-1, &address, 16);
+    unmapped.addr = 8;
+    ring.expect("address unmapped", unmapped, -libc::EFAULT)?;
+    let got = ring.run(Sqe::connect(-1, &address, 0))?;
+    expect_result("length 0", got, -libc::EACCES)?;
+    Ok(Outcome::Passed)
+}
+
+fn fc23() -> TestResult {
+    let full = connect_data(libc::AF_INET, 8080, &V4);
+    connect_sees(&inet(8080, V4), (1 << 32) + 16, full)?;
+    connect_sees(&inet(8080, V4), 1 << 32, [0; 6])?;
+    Ok(Outcome::Passed)
+}

@@ -1,0 +1,247 @@
+// SPDX-License-Identifier: GPL-2.0
+//! D4: denials inside chains of linked requests, and which completions show.
+
+use std::os::fd::AsRawFd;
+
+use super::{Outcome, Test, TestResult, test};
+use crate::bpf::{self, USER_DATA_LO};
+use crate::kernel::{expect_eq, expect_result};
+use crate::register::{self, Restriction};
+use crate::ring::{IORING_CQE_F_NOTIF, IORING_SETUP_R_DISABLED, Ring, cqe};
+use crate::sqe::{IOSQE_CQE_SKIP_SUCCESS, IOSQE_IO_HARDLINK, IOSQE_IO_LINK, Sqe, op};
+
+pub const TESTS: &[Test] = &[
+    test("FS04 denied head, middle and tail of a link", fs04),
+    test("FS05 denied member of a hard link", fs05),
+    test("FS06 denied requests with CQE_SKIP_SUCCESS", fs06),
+    test(
+        "FS07 LINK_TIMEOUT denied by filter and by restriction",
+        fs07,
+    ),
+    test("FS08link denied SEND_ZC inside a failing link", fs08_link),
+];
+
+const DENIED: i32 = -libc::EACCES;
+const CANCELED: i32 = -libc::ECANCELED;
+/// `user_data` of the requests that the filter denies has this bit.
+const DENY: u64 = 0x100;
+
+/// A ring that denies NOPs marked with [`DENY`].
+fn ring() -> anyhow::Result<Ring> {
+    let ring = Ring::new(16)?;
+    let program = [
+        bpf::ld(USER_DATA_LO),
+        bpf::jset(DENY as u32, 0, 1),
+        bpf::ret(0),
+        bpf::ret(1),
+    ];
+    ring.must_filter(op::NOP, &program)?;
+    Ok(ring)
+}
+
+/// Submits NOPs (`user_data`, flags) at once: (`user_data`, result) of all the
+/// completions that follow.
+fn submit(nops: &[(u64, u8)]) -> anyhow::Result<Vec<(u64, i32)>> {
+    let mut ring = ring()?;
+    for &(user_data, flags) in nops {
+        ring.push(Sqe::nop().user_data(user_data).flags(flags))?;
+    }
+    expect_eq("submitted", ring.submit()?, nops.len())?;
+    collect(&mut ring)
+}
+
+/// All completions up to that of a request which comes after all others.
+fn collect(ring: &mut Ring) -> anyhow::Result<Vec<(u64, i32)>> {
+    const MARK: u64 = 0xffff_ffff_0000_0000;
+    // FSYNC runs on a worker, so what is left in task work comes before it.
+    ring.push(Sqe::new(op::FSYNC).user_data(MARK))?;
+    ring.submit()?;
+    let mut seen = Vec::new();
+    loop {
+        let cqe = ring.cqe()?;
+        if cqe.user_data == MARK {
+            return Ok(seen);
+        }
+        expect_eq("completion flags", cqe.flags, 0)?;
+        seen.push((cqe.user_data, cqe.res));
+    }
+}
+
+fn fs04() -> TestResult {
+    let link = IOSQE_IO_LINK;
+    for denied in 0..3 {
+        let mut nops = [(1, link), (2, link), (3, 0)];
+        nops[denied].0 |= DENY;
+        let mut want: Vec<(u64, i32)> = nops.iter().map(|&(ud, _)| (ud, CANCELED)).collect();
+        want[denied].1 = DENIED;
+        expect_eq(&format!("member {denied} denied"), submit(&nops)?, want)?;
+    }
+    // All three are filtered, even after the first denial.
+    let all = [(1 | DENY, link), (2 | DENY, link), (3 | DENY, 0)];
+    let want = all.map(|(ud, _)| (ud, DENIED)).to_vec();
+    expect_eq("all denied", submit(&all)?, want)?;
+    // A chain that ends with the submission, and requests around a chain.
+    let open_end = submit(&[(1, link), (2 | DENY, link)])?;
+    expect_eq(
+        "open end",
+        open_end,
+        vec![(1, CANCELED), (2 | DENY, DENIED)],
+    )?;
+    let mut around = submit(&[(1, 0), (2, link), (3, 0)])?;
+    around.sort();
+    expect_eq("nothing denied", around, vec![(1, 0), (2, 0), (3, 0)])?;
+    // A denied end of a chain ends the batch without SUBMIT_ALL.
+    let mut ring = ring()?;
+    for (user_data, flags) in [(1, link), (2 | DENY, 0), (3, 0)] {
+        ring.push(Sqe::nop().user_data(user_data).flags(flags))?;
+    }
+    expect_eq("taken with the denied tail", ring.submit()?, 2)?;
+    expect_eq("taken next", ring.submit()?, 1)?;
+    let mut got = collect(&mut ring)?;
+    got.sort();
+    expect_eq("all", got, vec![(1, CANCELED), (3, 0), (2 | DENY, DENIED)])?;
+    Ok(Outcome::Passed)
+}
+
+fn fs05() -> TestResult {
+    let hard = IOSQE_IO_HARDLINK;
+    let got = submit(&[(1, hard), (2 | DENY, hard), (3, hard), (4, 0)])?;
+    let want = vec![
+        (1, CANCELED),
+        (2 | DENY, DENIED),
+        (3, CANCELED),
+        (4, CANCELED),
+    ];
+    expect_eq("denied middle", got, want)?;
+    let got = submit(&[(1 | DENY, hard), (2, hard), (3, 0)])?;
+    expect_eq(
+        "denied head",
+        got,
+        vec![(1 | DENY, DENIED), (2, CANCELED), (3, CANCELED)],
+    )?;
+    Ok(Outcome::Passed)
+}
+
+/// What is tested; three NOPs (`user_data`, flags); completions that show.
+type Case<'a> = (&'a str, [(u64, u8); 3], &'a [(u64, i32)]);
+
+fn fs06() -> TestResult {
+    let link = IOSQE_IO_LINK;
+    let skip = IOSQE_CQE_SKIP_SUCCESS;
+    let single = submit(&[(1 | DENY, skip)])?;
+    expect_eq("single", single, vec![(1 | DENY, DENIED)])?;
+
+    let (head, middle, tail) = (1, 2, 3);
+    let cases: &[Case] = &[
+        (
+            "denied head, flag on the head",
+            [(head | DENY, link | skip), (middle, link), (tail, 0)],
+            &[(head | DENY, DENIED)],
+        ),
+        (
+            "denied head, flag on the others",
+            [(head | DENY, link), (middle, link | skip), (tail, skip)],
+            &[(head | DENY, DENIED), (middle, CANCELED), (tail, CANCELED)],
+        ),
+        (
+            "denied middle, flag on the head",
+            [(head, link | skip), (middle | DENY, link), (tail, 0)],
+            &[(head, CANCELED)],
+        ),
+        (
+            "denied middle, flag on it",
+            [(head, link), (middle | DENY, link | skip), (tail, 0)],
+            &[(head, CANCELED), (middle | DENY, DENIED), (tail, CANCELED)],
+        ),
+        (
+            "denied middle, flag on all",
+            [
+                (head, link | skip),
+                (middle | DENY, link | skip),
+                (tail, skip),
+            ],
+            &[(head, CANCELED)],
+        ),
+        (
+            "denied tail, flag on the head",
+            [(head, link | skip), (middle, link), (tail | DENY, 0)],
+            &[(head, CANCELED)],
+        ),
+        (
+            "denied tail, flag on it",
+            [(head, link), (middle, link), (tail | DENY, skip)],
+            &[(head, CANCELED), (middle, CANCELED), (tail | DENY, DENIED)],
+        ),
+    ];
+    for (what, nops, want) in cases {
+        expect_eq(what, submit(nops)?, want.to_vec())?;
+    }
+    Ok(Outcome::Passed)
+}
+
+/// Submits [linked read of an empty pipe, LINK_TIMEOUT] on a ring.
+fn linked_timeout(ring: &mut Ring, head_flags: u8) -> anyhow::Result<Vec<(u64, i32)>> {
+    let (reader, _writer) = nix::unistd::pipe()?;
+    let mut buffer = [0u8; 4];
+    let time = [1u64, 0];
+    let read = Sqe::read(reader.as_raw_fd(), &mut buffer).user_data(1);
+    ring.push(read.flags(IOSQE_IO_LINK | head_flags))?;
+    ring.push(
+        Sqe::new(op::LINK_TIMEOUT)
+            .buffer(time.as_ptr(), 1)
+            .user_data(2),
+    )?;
+    expect_eq("submitted", ring.submit()?, 2)?;
+    collect(ring)
+}
+
+fn fs07() -> TestResult {
+    let mut filtered = Ring::new(8)?;
+    filtered.must_filter(op::LINK_TIMEOUT, &bpf::deny())?;
+    let mut got = linked_timeout(&mut filtered, 0)?;
+    got.sort();
+    expect_eq("by filter", got, vec![(1, CANCELED), (2, CANCELED)])?;
+    let mut got = linked_timeout(&mut filtered, IOSQE_CQE_SKIP_SUCCESS)?;
+    got.sort();
+    let want = vec![(1, CANCELED), (2, CANCELED)];
+    expect_eq("by filter, head with CQE_SKIP_SUCCESS", got, want)?;
+
+    let mut restricted = Ring::with(8, IORING_SETUP_R_DISABLED)?;
+    const FLAGS_ALLOWED: u16 = 2;
+    let flags = Restriction {
+        opcode: FLAGS_ALLOWED,
+        value: IOSQE_IO_LINK,
+        ..Restriction::default()
+    };
+    let entries = [
+        Restriction::sqe_op(op::READ),
+        Restriction::sqe_op(op::FSYNC),
+        flags,
+    ];
+    let got = register::restrict_ring(restricted.fd(), &entries);
+    expect_result("restrictions", got, 0)?;
+    expect_result("enabling", register::enable(restricted.fd()), 0)?;
+    let mut got = linked_timeout(&mut restricted, 0)?;
+    got.sort();
+    expect_eq("by restriction", got, vec![(1, CANCELED), (2, DENIED)])?;
+    Ok(Outcome::Passed)
+}
+
+fn fs08_link() -> TestResult {
+    let mut ring = ring()?;
+    ring.must_filter(op::SEND_ZC, &bpf::deny())?;
+    let data = [0u8; 16];
+    ring.push(Sqe::nop().user_data(1).flags(IOSQE_IO_LINK))?;
+    ring.push(Sqe::new(op::SEND_ZC).buffer(data.as_ptr(), 16).user_data(2))?;
+    expect_eq("submitted", ring.submit()?, 2)?;
+    let mut got = ring.cqes(3)?;
+    got.sort_by_key(|cqe| (cqe.user_data, cqe.flags));
+    let want = vec![
+        cqe(1, CANCELED, 0),
+        cqe(2, DENIED, 0),
+        cqe(2, 0, IORING_CQE_F_NOTIF),
+    ];
+    expect_eq("completions", got, want)?;
+    ring.expect_no_cqe()?;
+    Ok(Outcome::Passed)
+}

@@ -1,0 +1,206 @@
+// SPDX-License-Identifier: GPL-2.0
+//! The user-space suite: its groups, one table of tests each, and the runner
+//! that starts every test in a process of its own.
+
+mod bounds;
+mod context;
+mod context_flags;
+mod fault;
+mod links;
+mod ownership;
+mod program;
+mod registration;
+mod stress;
+mod submission;
+
+use std::process::Command;
+
+use anyhow::Context;
+
+use crate::kernel;
+use crate::ktap::{self, Verdict};
+
+/// Marks output of a test that is shown even when the test passes.
+pub const NOTE: &str = "note: ";
+
+/// How a test ends when it does not fail.
+pub enum Outcome {
+    Passed,
+    /// The running kernel lacks what the test needs.
+    Skipped(String),
+}
+
+/// What a test returns.
+pub type TestResult = anyhow::Result<Outcome>;
+
+/// One test.
+pub struct Test {
+    /// The id in the catalogue, then what is tested.
+    pub name: &'static str,
+    /// Seconds on a kernel without checkers.
+    pub limit: u64,
+    pub run: fn() -> TestResult,
+}
+
+/// A test that takes well under a second.
+pub const fn test(name: &'static str, run: fn() -> TestResult) -> Test {
+    Test {
+        name,
+        limit: 10,
+        run,
+    }
+}
+
+/// A test that needs its own time limit.
+pub const fn slow(name: &'static str, limit: u64, run: fn() -> TestResult) -> Test {
+    Test { name, limit, run }
+}
+
+/// Tests of one chapter of the catalogue.
+pub struct Group {
+    pub name: &'static str,
+    /// One table from each file.
+    pub tests: &'static [&'static [Test]],
+}
+
+impl Group {
+    fn all(&self) -> impl Iterator<Item = &'static Test> {
+        self.tests.iter().copied().flatten()
+    }
+}
+
+impl Test {
+    /// The catalogue id, unique in the suite.
+    pub fn id(&self) -> &'static str {
+        self.name.split(' ').next().unwrap_or(self.name)
+    }
+}
+
+/// Every group, in the order of the catalogue.
+const GROUPS: &[Group] = &[
+    Group {
+        name: "D1 filter registration",
+        tests: &[registration::TESTS],
+    },
+    Group {
+        name: "D2 program checks and execution",
+        tests: &[program::TESTS],
+    },
+    Group {
+        name: "D3 context contents",
+        tests: &[context_flags::TESTS, context::TESTS],
+    },
+    Group {
+        name: "D4 submission semantics",
+        tests: &[submission::TESTS, links::TESTS],
+    },
+    Group {
+        name: "D5 ownership, stacking, inheritance",
+        tests: &[ownership::TESTS],
+    },
+    Group {
+        name: "D11 fault injection",
+        tests: &[fault::TESTS],
+    },
+    Group {
+        name: "BD length of chains",
+        tests: &[bounds::TESTS],
+    },
+    Group {
+        name: "ST stress",
+        tests: &[stress::TESTS],
+    },
+];
+
+/// Every test of the suite.
+pub fn all() -> impl Iterator<Item = &'static Test> {
+    GROUPS.iter().flat_map(Group::all)
+}
+
+/// Runs the tests that start with one of `prefixes`, or whose group does (all if
+/// there are none), and prints KTAP: how many failed.
+pub fn run(prefixes: &[String], seed: u64) -> anyhow::Result<usize> {
+    let wanted = |name: &str| {
+        prefixes.is_empty()
+            || prefixes
+                .iter()
+                .any(|prefix| name.starts_with(prefix.as_str()))
+    };
+    let groups: Vec<(&str, Vec<&Test>)> = GROUPS
+        .iter()
+        .map(|group| {
+            let tests = group.all();
+            let tests = tests.filter(|test| wanted(group.name) || wanted(test.name));
+            (group.name, tests.collect())
+        })
+        .filter(|(_, tests): &(_, Vec<_>)| !tests.is_empty())
+        .collect();
+    anyhow::ensure!(!groups.is_empty(), "no test starts with {prefixes:?}");
+
+    ktap::plan(0, groups.len());
+    ktap::diagnostic(
+        0,
+        &format!("filters by {}, seed {seed}", kernel::implementation()),
+    );
+    let mut failures = 0;
+    for (number, (name, tests)) in groups.iter().enumerate() {
+        ktap::subtest(4, name, tests.len());
+        let mut failed = 0;
+        for (index, test) in tests.iter().enumerate() {
+            let verdict = run_one(test, seed)?;
+            failed += usize::from(matches!(verdict, Verdict::Failed(_)));
+            ktap::result(4, index + 1, test.name, &verdict);
+        }
+        let verdict = match failed {
+            0 => Verdict::Passed,
+            _ => Verdict::Failed(format!("{failed} of {} failed", tests.len())),
+        };
+        ktap::result(0, number + 1, name, &verdict);
+        failures += failed;
+    }
+    Ok(failures)
+}
+
+/// Runs one test in a process of its own and shows what it had to say.
+fn run_one(test: &Test, seed: u64) -> anyhow::Result<Verdict> {
+    let mut command = Command::new("/proc/self/exe");
+    command.args(["--only", test.id(), "--seed", &seed.to_string()]);
+    let finished = ktap::run(&mut command, kernel::limit(test.limit))
+        .with_context(|| format!("running {}", test.name))?;
+    let verdict = finished.verdict();
+    let failed = matches!(verdict, Verdict::Failed(_));
+    for line in finished.output.lines() {
+        if let Some(note) = line.strip_prefix(NOTE) {
+            ktap::diagnostic(4, &format!("{}: {note}", test.id()));
+        } else if failed {
+            ktap::diagnostic(4, line);
+        }
+    }
+    Ok(verdict)
+}
+
+/// Runs the test with an id in this process: the exit status.
+pub fn run_here(id: &str) -> anyhow::Result<i32> {
+    let test = all()
+        .find(|test| test.id() == id)
+        .with_context(|| format!("no test is called {id}"))?;
+    match (test.run)()? {
+        Outcome::Passed => Ok(0),
+        Outcome::Skipped(reason) => {
+            println!("{reason}");
+            Ok(ktap::SKIPPED)
+        }
+    }
+}
+
+/// The seed of this run, which makes every random choice of a test.
+pub fn seed() -> u64 {
+    static SEED: std::sync::OnceLock<u64> = std::sync::OnceLock::new();
+    *SEED.get_or_init(|| {
+        let mut arguments = std::env::args().skip_while(|argument| argument != "--seed");
+        arguments
+            .nth(1)
+            .and_then(|seed| seed.parse().ok())
+            .unwrap_or(1)
+    })
+}

@@ -1,0 +1,457 @@
+// SPDX-License-Identifier: GPL-2.0
+//! D5: who a filter applies to, how filters stack, and what is inherited.
+
+use std::process::ExitStatus;
+use std::sync::atomic::Ordering::SeqCst;
+use std::sync::mpsc;
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use nix::sched::CloneFlags;
+use nix::sys::wait::{WaitStatus, waitpid};
+
+use super::{NOTE, Outcome, Test, TestResult, test};
+use crate::bpf::{self, Insn, USER_DATA_LO};
+use crate::kernel::{expect_eq, expect_result};
+use crate::register::{
+    self, DENY_REST, IORING_REGISTER_BPF_FILTER, IORING_REGISTER_RESTRICTIONS, Restriction, TASK,
+};
+use crate::ring::{PARAMS_SIZE, RawParams, Ring};
+use crate::sandbox::{self, Shared};
+use crate::sqe::{Sqe, op};
+
+pub const TESTS: &[Test] = &[
+    test("FO01 task filter: new rings only", fo01),
+    test("FO02 ring filter: this ring only", fo02),
+    test("FO03 children inherit, stack, cannot loosen", fo03),
+    test("FO04 DENY_REST cannot be taken back", fo04),
+    test("FO05 DENY_REST again, and for a denied opcode", fo05),
+    test("FO06 DENY_REST leaves earlier filters in force", fo06),
+    test("FO07 ring and task go separate ways", fo07),
+    test("FO08 threads: new ones inherit, siblings do not", fo08),
+    test("FO09 exec keeps filters", fo09),
+    test("FO10 posix_spawn and vfork children inherit", fo10),
+    test("FO11 restrictions before filters, not after", fo11),
+    test("FO12 child of a restricted task registers", fo12),
+    test("FO17 child keeps filters when the parent is gone", fo17),
+    test("FO18 a ring keeps its filters in other hands", fo18),
+    test("FO19 a denial anywhere in the chain is final", fo19),
+];
+
+const DENIED: i32 = -libc::EACCES;
+
+/// Registers a filter for the calling task that must be accepted.
+fn task_filter(opcode: u8, program: &[Insn]) -> anyhow::Result<()> {
+    let what = format!("task filter for opcode {opcode}");
+    expect_result(&what, register::filter(TASK, opcode, program), 0)
+}
+
+/// That exactly these of the NOPs with `user_data` 0 to 4 are denied.
+fn denied_nops(what: &str, ring: &mut Ring, denied: &[u64]) -> anyhow::Result<()> {
+    for user_data in 0..5 {
+        let want = if denied.contains(&user_data) {
+            DENIED
+        } else {
+            0
+        };
+        let what = format!("{what}: NOP {user_data}");
+        ring.expect(&what, Sqe::nop().user_data(user_data), want)?;
+    }
+    Ok(())
+}
+
+/// The same on a ring made now by the calling task.
+fn denied_on_new_ring(what: &str, denied: &[u64]) -> anyhow::Result<()> {
+    denied_nops(what, &mut Ring::new(2)?, denied)
+}
+
+/// A filter that denies NOPs with this `user_data`.
+fn deny_nop(user_data: u32) -> Vec<Insn> {
+    bpf::deny_if(USER_DATA_LO, user_data)
+}
+
+fn fo01() -> TestResult {
+    sandbox::sandboxed()?;
+    let mut earlier = Ring::new(2)?;
+    task_filter(op::NOP, &deny_nop(1))?;
+    let mut later = Ring::new(2)?;
+    task_filter(op::NOP, &deny_nop(2))?;
+    denied_nops("ring made before", &mut earlier, &[])?;
+    denied_nops("ring made between", &mut later, &[1])?;
+    denied_on_new_ring("ring made after", &[1, 2])?;
+    Ok(Outcome::Passed)
+}
+
+fn fo02() -> TestResult {
+    let mut first = Ring::new(2)?;
+    let mut second = Ring::new(2)?;
+    first.must_filter(op::NOP, &deny_nop(1))?;
+    denied_nops("filtered", &mut first, &[1])?;
+    denied_nops("made before", &mut second, &[])?;
+    denied_on_new_ring("made after", &[])?;
+    second.must_filter(op::NOP, &deny_nop(2))?;
+    denied_nops("first again", &mut first, &[1])?;
+    denied_nops("second", &mut second, &[2])?;
+    Ok(Outcome::Passed)
+}
+
+fn fo03() -> TestResult {
+    sandbox::sandboxed()?;
+    task_filter(op::NOP, &deny_nop(1))?;
+    sandbox::in_child(|| {
+        denied_on_new_ring("child", &[1])?;
+        task_filter(op::NOP, &bpf::allow())?;
+        denied_on_new_ring("child that tries to loosen", &[1])?;
+        task_filter(op::NOP, &deny_nop(2))?;
+        denied_on_new_ring("child that tightens", &[1, 2])?;
+        sandbox::in_child(|| {
+            denied_on_new_ring("grandchild", &[1, 2])?;
+            let got = register::filter_with(TASK, op::CLOSE, &bpf::allow(), DENY_REST);
+            expect_result("grandchild denies the rest", got, 0)?;
+            let mut ring = Ring::new(2)?;
+            denied_nops("grandchild after DENY_REST", &mut ring, &[1, 2])?;
+            ring.expect("its CLOSE", Sqe::new(op::CLOSE), -libc::EBADF)?;
+            ring.expect("its FSYNC", Sqe::new(op::FSYNC), DENIED)
+        })?;
+        let mut ring = Ring::new(2)?;
+        denied_nops("child afterwards", &mut ring, &[1, 2])?;
+        ring.expect("child's FSYNC", Sqe::new(op::FSYNC), -libc::EBADF)
+    })?;
+    denied_on_new_ring("parent afterwards", &[1])?;
+    task_filter(op::NOP, &deny_nop(3))?;
+    denied_on_new_ring("parent that tightens later", &[1, 3])?;
+    Ok(Outcome::Passed)
+}
+
+/// Results of a zeroed request of every opcode that is not denied by prep; the
+/// opcodes of `but` left out.
+fn denied_opcodes(ring: &mut Ring) -> anyhow::Result<Vec<u8>> {
+    let verdicts = ring.verdicts()?;
+    let denied = register::opcodes().filter(|&op| verdicts[2 * usize::from(op)] == DENIED);
+    Ok(denied.collect())
+}
+
+fn fo04() -> TestResult {
+    let mut ring = Ring::new(2)?;
+    let got = register::filter_with(ring.fd(), op::NOP, &bpf::allow(), DENY_REST);
+    expect_result("DENY_REST", got, 0)?;
+    ring.expect("NOP", Sqe::nop(), 0)?;
+    ring.expect("CLOSE", Sqe::new(op::CLOSE), DENIED)?;
+    ring.must_filter(op::CLOSE, &bpf::allow())?;
+    ring.expect(
+        "CLOSE after a filter that allows",
+        Sqe::new(op::CLOSE),
+        DENIED,
+    )?;
+    ring.must_filter(op::CLOSE, &deny_nop(1))?;
+    ring.expect("CLOSE after another", Sqe::new(op::CLOSE), DENIED)?;
+    ring.must_filter(op::NOP, &deny_nop(2))?;
+    denied_nops("NOP", &mut ring, &[2])?;
+
+    sandbox::sandboxed()?;
+    let got = register::filter_with(TASK, op::NOP, &bpf::allow(), DENY_REST);
+    expect_result("DENY_REST for the task", got, 0)?;
+    sandbox::in_child(|| {
+        task_filter(op::CLOSE, &bpf::allow())?;
+        let mut ring = Ring::new(2)?;
+        ring.expect("NOP in a child", Sqe::nop(), 0)?;
+        ring.expect("CLOSE in a child", Sqe::new(op::CLOSE), DENIED)
+    })?;
+    Ok(Outcome::Passed)
+}
+
+fn fo05() -> TestResult {
+    let mut ring = Ring::new(2)?;
+    let mut registered: Vec<Vec<u8>> = Vec::new();
+    for opcode in [op::NOP, op::NOP, op::CLOSE, op::CLOSE] {
+        let got = register::filter_with(ring.fd(), opcode, &bpf::allow(), DENY_REST);
+        expect_result("DENY_REST", got, 0)?;
+        registered.push(denied_opcodes(&mut ring)?);
+    }
+    let first = registered[0].clone();
+    for opcode in [op::CLOSE, op::POLL_ADD, op::READ, op::SOCKET, op::FSYNC] {
+        ensure!(first.contains(&opcode), "opcode {opcode} is not denied");
+    }
+    ensure!(!first.contains(&op::NOP), "NOP is denied");
+    for (i, denied) in registered.into_iter().enumerate() {
+        expect_eq(
+            &format!("denied opcodes after {}", i + 1),
+            denied,
+            first.clone(),
+        )?;
+    }
+    Ok(Outcome::Passed)
+}
+
+fn fo06() -> TestResult {
+    let mut ring = Ring::new(2)?;
+    let (inet, unix) = (libc::AF_INET as u32, libc::AF_UNIX);
+    ring.must_filter(op::NOP, &deny_nop(1))?;
+    ring.must_filter(op::SOCKET, &bpf::allow_if(bpf::PDU, inet))?;
+    let got = register::filter_with(
+        ring.fd(),
+        op::CLOSE,
+        &bpf::deny_if(USER_DATA_LO, 3),
+        DENY_REST,
+    );
+    expect_result("DENY_REST", got, 0)?;
+    denied_nops("NOP", &mut ring, &[1])?;
+    let socket = |family| Sqe::socket(family, libc::SOCK_STREAM, 0);
+    let fd = ring.run(socket(libc::AF_INET))?;
+    ensure!(fd >= 0, "AF_INET socket: {fd}");
+    ring.expect("AF_UNIX socket", socket(unix), DENIED)?;
+    ring.expect("CLOSE", Sqe::new(op::CLOSE).fd(fd), 0)?;
+    ring.expect("CLOSE 3", Sqe::new(op::CLOSE).user_data(3), DENIED)?;
+    for opcode in register::opcodes() {
+        if [op::NOP, op::SOCKET, op::CLOSE].contains(&opcode) {
+            continue;
+        }
+        // Prep comes first, so that its own errors may show instead.
+        let res = ring.run(Sqe::new(opcode))?;
+        let of_prep = [
+            -libc::EINVAL,
+            -libc::EFAULT,
+            -libc::E2BIG,
+            -libc::EBADF,
+            -libc::EOPNOTSUPP,
+            -libc::ECANCELED,
+        ];
+        ensure!(
+            res == DENIED || of_prep.contains(&res),
+            "opcode {opcode}: {res}"
+        );
+    }
+    let denied = denied_opcodes(&mut ring)?.len();
+    println!("{NOTE}{denied} opcodes answer EACCES to a zeroed request");
+    ensure!(denied >= 30, "only {denied} opcodes are denied");
+    Ok(Outcome::Passed)
+}
+
+fn fo07() -> TestResult {
+    sandbox::sandboxed()?;
+    task_filter(op::NOP, &deny_nop(0))?;
+    let mut ring = Ring::new(2)?;
+    ring.must_filter(op::NOP, &deny_nop(1))?;
+    task_filter(op::NOP, &deny_nop(2))?;
+    let mut second = Ring::new(2)?;
+    second.must_filter(op::NOP, &deny_nop(3))?;
+    denied_nops("first ring", &mut ring, &[0, 1])?;
+    denied_nops("second ring", &mut second, &[0, 2, 3])?;
+    denied_on_new_ring("task", &[0, 2])?;
+    // The other's addition does not show after one's own is gone either.
+    drop(ring);
+    task_filter(op::NOP, &deny_nop(4))?;
+    denied_nops("second ring again", &mut second, &[0, 2, 3])?;
+    denied_on_new_ring("task again", &[0, 2, 4])?;
+    Ok(Outcome::Passed)
+}
+
+fn fo08() -> TestResult {
+    sandbox::sandboxed()?;
+    let (go, wait) = mpsc::channel();
+    let sibling = std::thread::spawn(move || -> anyhow::Result<()> {
+        wait.recv()?;
+        denied_on_new_ring("thread from before", &[])?;
+        let inherited = std::thread::spawn(|| denied_on_new_ring("its own new thread", &[]));
+        inherited.join().expect("the thread does not panic")?;
+        task_filter(op::NOP, &deny_nop(2))?;
+        denied_on_new_ring("thread from before, filtered by itself", &[2])
+    });
+    task_filter(op::NOP, &deny_nop(1))?;
+    let later = std::thread::spawn(|| denied_on_new_ring("thread from after", &[1]));
+    later.join().expect("the thread does not panic")?;
+    go.send(())?;
+    sibling.join().expect("the thread does not panic")?;
+    denied_on_new_ring("first thread", &[1])?;
+    Ok(Outcome::Passed)
+}
+
+fn fo09() -> TestResult {
+    sandbox::sandboxed()?;
+    let probe = || -> anyhow::Result<i32> {
+        let child = sandbox::spawn(|| {
+            let error = std::os::unix::process::CommandExt::exec(&mut sandbox::nop_probe());
+            Err(error).context("exec")
+        })?;
+        match waitpid(child, None)? {
+            WaitStatus::Exited(_, code) => Ok(-code),
+            status => anyhow::bail!("{status:?}"),
+        }
+    };
+    expect_result("before", probe()?, 0)?;
+    task_filter(op::NOP, &bpf::deny())?;
+    expect_result("after", probe()?, DENIED)?;
+    Ok(Outcome::Passed)
+}
+
+/// Result of a NOP in a child that shares memory with its waiting parent.
+fn vfork_probe() -> anyhow::Result<i32> {
+    let mut stack = vec![0u8; 256 << 10];
+    let child = Box::new(
+        || match Ring::new(1).and_then(|mut ring| ring.run(Sqe::nop())) {
+            Ok(res) => -res as isize,
+            Err(_) => 255,
+        },
+    );
+    let flags = CloneFlags::CLONE_VM | CloneFlags::CLONE_VFORK;
+    // SAFETY: the parent is suspended until the child is gone.
+    let pid = unsafe { nix::sched::clone(child, &mut stack, flags, Some(libc::SIGCHLD)) }?;
+    match waitpid(pid, None)? {
+        WaitStatus::Exited(_, code) => Ok(-code),
+        status => anyhow::bail!("{status:?}"),
+    }
+}
+
+fn fo10() -> TestResult {
+    sandbox::sandboxed()?;
+    let spawned = || -> anyhow::Result<i32> {
+        let status: ExitStatus = sandbox::nop_probe().status().context("posix_spawn")?;
+        sandbox::probe_result(status)
+    };
+    expect_result("posix_spawn before", spawned()?, 0)?;
+    expect_result("vfork before", vfork_probe()?, 0)?;
+    task_filter(op::NOP, &bpf::deny())?;
+    expect_result("posix_spawn after", spawned()?, DENIED)?;
+    expect_result("vfork after", vfork_probe()?, DENIED)?;
+    Ok(Outcome::Passed)
+}
+
+fn fo11() -> TestResult {
+    sandbox::sandboxed()?;
+    let nop_and_close = [Restriction::sqe_op(op::NOP), Restriction::sqe_op(op::CLOSE)];
+    sandbox::in_child(|| {
+        expect_result("restrictions", register::restrict_task(&nop_and_close), 0)?;
+        task_filter(op::NOP, &deny_nop(1))?;
+        let mut ring = Ring::new(2)?;
+        denied_nops("both", &mut ring, &[1])?;
+        ring.expect("CLOSE", Sqe::new(op::CLOSE), -libc::EBADF)?;
+        ring.expect("FSYNC", Sqe::new(op::FSYNC), DENIED)
+    })?;
+    task_filter(op::NOP, &deny_nop(2))?;
+    let got = register::restrict_task(&nop_and_close);
+    expect_result("restrictions after a filter", got, -libc::EPERM)?;
+    let mut ring = Ring::new(2)?;
+    denied_nops("filter", &mut ring, &[2])?;
+    ring.expect("FSYNC", Sqe::new(op::FSYNC), -libc::EBADF)?;
+    Ok(Outcome::Passed)
+}
+
+fn fo12() -> TestResult {
+    sandbox::sandboxed()?;
+    let restrictions = Restriction::register_op(IORING_REGISTER_RESTRICTIONS);
+    let filters = Restriction::register_op(IORING_REGISTER_BPF_FILTER);
+    let nop = Restriction::sqe_op(op::NOP);
+    for (what, list, restrict, filter) in [
+        ("no register list", vec![nop], -libc::EPERM, 0),
+        (
+            "RESTRICTIONS listed",
+            vec![nop, restrictions],
+            -libc::EPERM,
+            DENIED,
+        ),
+        ("BPF_FILTER listed", vec![nop, filters], DENIED, 0),
+        (
+            "both listed",
+            vec![nop, restrictions, filters],
+            -libc::EPERM,
+            0,
+        ),
+    ] {
+        sandbox::in_child(|| {
+            expect_result(what, register::restrict_task(&list), 0)?;
+            sandbox::in_child(|| {
+                let got = register::restrict_task(&[nop]);
+                expect_result(&format!("{what}: restrictions"), got, restrict)?;
+                let got = register::filter(TASK, op::NOP, &deny_nop(1));
+                expect_result(&format!("{what}: filter"), got, filter)?;
+                denied_on_new_ring(what, if filter == 0 { &[1] } else { &[] })
+            })?;
+            denied_on_new_ring("its parent", &[])
+        })?;
+    }
+    Ok(Outcome::Passed)
+}
+
+fn fo17() -> TestResult {
+    sandbox::sandboxed()?;
+    let shared = Shared::<[_; 2]>::new()?;
+    let [done, result] = &*shared;
+    let parent = sandbox::spawn(|| {
+        task_filter(op::NOP, &deny_nop(1))?;
+        let own = std::process::id();
+        sandbox::spawn(|| {
+            while nix::unistd::getppid().as_raw() as u32 == own {
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            // Its parent's last reference goes after a grace period.
+            std::thread::sleep(Duration::from_millis(200));
+            let outcome = denied_on_new_ring("orphan", &[1])
+                .and_then(|()| task_filter(op::NOP, &deny_nop(2)))
+                .and_then(|()| denied_on_new_ring("orphan that tightens", &[1, 2]));
+            result.store(if outcome.is_ok() { 1 } else { 2 }, SeqCst);
+            done.store(1, SeqCst);
+            outcome
+        })?;
+        Ok(())
+    })?;
+    sandbox::join(parent)?;
+    while done.load(SeqCst) == 0 {
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    expect_eq("the orphan's checks", result.load(SeqCst), 1)?;
+    denied_on_new_ring("the grandparent", &[])?;
+    Ok(Outcome::Passed)
+}
+
+fn fo18() -> TestResult {
+    // By fork: the ring stays filtered for a child that is not.
+    let mut ring = Ring::new(2)?;
+    ring.must_filter(op::NOP, &deny_nop(1))?;
+    sandbox::in_child(|| {
+        denied_on_new_ring("child's own ring", &[])?;
+        denied_nops("ring from the parent", &mut ring, &[1])
+    })?;
+
+    // By pidfd_getfd: made under a task filter, used by a task without one.
+    const WORDS: usize = PARAMS_SIZE / 4;
+    let shared = Shared::<[_; WORDS + 2]>::new()?;
+    let (params, rest) = shared.split_at(WORDS);
+    let [fd, done] = rest else { unreachable!() };
+    let child = sandbox::spawn(|| {
+        sandbox::no_new_privs()?;
+        task_filter(op::NOP, &deny_nop(2))?;
+        let ring = Ring::new(2)?;
+        for (to, from) in params.iter().zip(ring.params()) {
+            to.store(from, SeqCst);
+        }
+        fd.store(ring.fd() as u32, SeqCst);
+        while done.load(SeqCst) == 0 {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        Ok(())
+    })?;
+    while fd.load(SeqCst) == 0 {
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    let copy = sandbox::fd_of(child, fd.load(SeqCst) as i32)?;
+    let params: RawParams = std::array::from_fn(|i| params[i].load(SeqCst));
+    let mut taken = Ring::attach(copy, params)?;
+    denied_nops("ring taken from a filtered task", &mut taken, &[2])?;
+    denied_on_new_ring("the taker's own ring", &[])?;
+    done.store(1, SeqCst);
+    sandbox::join(child)?;
+    denied_nops("after its maker is gone", &mut taken, &[2])?;
+    Ok(Outcome::Passed)
+}
+
+fn fo19() -> TestResult {
+    // In which order they run does not show here; KUnit's newest_first sees it.
+    let mut ring = Ring::new(2)?;
+    for user_data in 1..=4 {
+        ring.must_filter(op::NOP, &deny_nop(user_data))?;
+    }
+    denied_nops("one filter of a chain denies", &mut ring, &[1, 2, 3, 4])?;
+    ring.must_filter(op::NOP, &deny_nop(2))?;
+    denied_nops("the newest denies again", &mut ring, &[1, 2, 3, 4])?;
+    Ok(Outcome::Passed)
+}

@@ -1,0 +1,376 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Many chains at the bound, shared by many tasks; and a task that must stay
+//! killable however much its filters have to do.
+
+use std::fs;
+use std::sync::atomic::AtomicU32;
+use std::sync::atomic::Ordering::SeqCst;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail, ensure};
+use fastrand::Rng;
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
+
+use super::bounds::{fill, full_chain};
+use super::{NOTE, Outcome, Test, TestResult, seed, slow};
+use crate::bpf::{self, USER_DATA_LO};
+use crate::kernel::{
+    self, IORING_OP_LAST, Implementation, expect_eq, expect_result, implementation,
+};
+use crate::register::{self, TASK};
+use crate::ring::Ring;
+use crate::sandbox::{self, Shared, Sysctl};
+use crate::sqe::{Sqe, op};
+
+pub const TESTS: &[Test] = &[
+    slow(
+        "ST01 threads register, fork and make rings at once",
+        30,
+        st01,
+    ),
+    slow("ST05 100 chains at the bound, 1000 tasks", 120, st05),
+    slow(
+        "BG01 killed while a full queue runs a chain at the bound",
+        60,
+        bg01,
+    ),
+];
+
+const DENIED: i32 = -libc::EACCES;
+
+/// What one thread of ST01 does: adds filters to itself, one `user_data` after
+/// the other, and sees that rings and children have exactly those.
+fn tighten_and_fork(thread: u64, rounds: u32) -> anyhow::Result<()> {
+    let check = |what: &str, denied: u64| -> anyhow::Result<()> {
+        let mut ring = Ring::new(2)?;
+        for user_data in 0..8 {
+            let want = if user_data < denied { DENIED } else { 0 };
+            let what = format!("{what} of thread {thread}, NOP {user_data}");
+            ring.expect(&what, Sqe::nop().user_data(user_data), want)?;
+        }
+        Ok(())
+    };
+    let mut rng = Rng::with_seed(seed() ^ thread);
+    let mut denied = 1;
+    for _ in 0..rounds {
+        match rng.u32(0..3) {
+            0 if denied < 8 => {
+                let program = bpf::deny_if(USER_DATA_LO, denied as u32);
+                let got = register::filter(TASK, op::NOP, &program);
+                expect_result("tightening", got, 0)?;
+                denied += 1;
+            }
+            1 => sandbox::in_child(|| check("child", denied))?,
+            _ => {}
+        }
+        check("ring", denied)?;
+    }
+    check("last ring", denied)
+}
+
+fn st01() -> TestResult {
+    println!("{NOTE}seed {}", seed());
+    let got = register::filter(TASK, op::NOP, &bpf::deny_if(USER_DATA_LO, 0));
+    expect_result("filter that all inherit", got, 0)?;
+    let threads: Vec<_> = (0..4)
+        .map(|thread| std::thread::spawn(move || tighten_and_fork(thread, 60)))
+        .collect();
+    for thread in threads {
+        thread.join().expect("the thread does not panic")?;
+    }
+    // None of the threads' filters reached the one that started them.
+    let mut ring = Ring::new(2)?;
+    ring.expect("NOP 0", Sqe::nop(), DENIED)?;
+    ring.expect("NOP 1", Sqe::nop().user_data(1), 0)?;
+    Ok(Outcome::Passed)
+}
+
+/// Children of each of the two owners.
+const CHILDREN: usize = 500;
+/// Chains of each owner: one for every opcode, and what is missing to 100.
+const CHAINS: [u8; 2] = [IORING_OP_LAST as u8, 100 - IORING_OP_LAST as u8];
+
+/// What the owners, their children and the test share.
+struct Stage {
+    shared: Shared<[AtomicU32; 2 * CHILDREN + 4]>,
+}
+
+impl Stage {
+    /// Process ids of an owner's children.
+    fn children(&self, owner: usize) -> &[AtomicU32] {
+        &self.shared[owner * CHILDREN..(owner + 1) * CHILDREN]
+    }
+
+    /// How many children of both are in place.
+    fn ready(&self) -> &AtomicU32 {
+        &self.shared[2 * CHILDREN]
+    }
+
+    /// How many owners have all their chains.
+    fn filled(&self) -> &AtomicU32 {
+        &self.shared[2 * CHILDREN + 1]
+    }
+}
+
+/// A cgroup whose memory tells what the owners and their children hold.
+struct Group(String);
+
+impl Group {
+    fn new() -> anyhow::Result<Self> {
+        let root = "/sys/fs/cgroup";
+        let controllers = format!("{root}/cgroup.subtree_control");
+        fs::write(&controllers, "+memory").context(controllers)?;
+        let path = format!("{root}/st05-{}", std::process::id());
+        fs::create_dir(&path).with_context(|| path.clone())?;
+        Ok(Group(path))
+    }
+
+    fn enter(&self) -> anyhow::Result<()> {
+        let path = format!("{}/cgroup.procs", self.0);
+        fs::write(&path, "0").context(path)
+    }
+
+    /// Bytes charged now.
+    fn memory(&self) -> anyhow::Result<u64> {
+        let path = format!("{}/memory.current", self.0);
+        let text = fs::read_to_string(&path).context(path)?;
+        Ok(text.trim().parse()?)
+    }
+}
+
+/// A line of `/proc/meminfo` in bytes.
+fn meminfo(name: &str) -> anyhow::Result<u64> {
+    let text = fs::read_to_string("/proc/meminfo")?;
+    let line = text.lines().find_map(|line| line.strip_prefix(name));
+    let number = line.and_then(|line| line.split_whitespace().next());
+    let number: u64 = number
+        .with_context(|| format!("no {name} in meminfo"))?
+        .parse()?;
+    Ok(number << 10)
+}
+
+/// Gives its chains to itself, makes its children, and waits to be killed.
+fn owner(number: usize, stage: &Stage, group: &Group, seed: u64) -> anyhow::Result<()> {
+    group.enter()?;
+    // The kernel reaps the children at once: a zombie would keep its filters.
+    // SAFETY: no handler is installed.
+    unsafe { libc::signal(libc::SIGCHLD, libc::SIG_IGN) };
+    for opcode in 0..CHAINS[number] {
+        fill(TASK, opcode)?;
+    }
+    stage.filled().fetch_add(1, SeqCst);
+    let mut rng = Rng::with_seed(seed ^ number as u64);
+    for slot in stage.children(number) {
+        let choice = rng.u32(..);
+        let child = sandbox::spawn(|| member(number, choice, stage))?;
+        slot.store(child.as_raw() as u32, SeqCst);
+    }
+    wait_for_ever()
+}
+
+/// One of those who share the chains.
+fn member(number: usize, choice: u32, stage: &Stage) -> anyhow::Result<()> {
+    let past_bound = match implementation() {
+        Implementation::Rust => -libc::ENOMEM,
+        Implementation::C => 0,
+    };
+    let mut rings = Vec::new();
+    if choice & 1 != 0 {
+        let mut ring = Ring::new(2)?;
+        ring.expect("NOP", Sqe::nop(), 0)?;
+        rings.push(ring);
+    }
+    match choice >> 1 & 3 {
+        // A set of one's own: another opcode, or a chain that is full.
+        0 => {
+            let got = register::filter(TASK, IORING_OP_LAST as u8 - 1, &bpf::allow());
+            expect_result("last opcode", got, if number == 0 { past_bound } else { 0 })?;
+        }
+        1 => {
+            let got = register::filter(TASK, op::NOP, &bpf::deny_if(USER_DATA_LO, 1));
+            expect_result("NOP past the bound", got, past_bound)?;
+            let mut ring = Ring::new(2)?;
+            let want = if got == 0 { DENIED } else { 0 };
+            ring.expect("NOP 1", Sqe::nop().user_data(1), want)?;
+            rings.push(ring);
+        }
+        2 if number == 1 => {
+            let ring = Ring::new(2)?;
+            ring.must_filter(IORING_OP_LAST as u8 - 2, &bpf::long(100, 0))?;
+            rings.push(ring);
+        }
+        _ => {}
+    }
+    stage.ready().fetch_add(1, SeqCst);
+    wait_for_ever()
+}
+
+fn wait_for_ever() -> anyhow::Result<()> {
+    loop {
+        nix::unistd::pause();
+    }
+}
+
+/// Waits until a count is reached; fails if a process fails first.
+fn wait_until(what: &str, count: &AtomicU32, want: u32, limit: Duration) -> anyhow::Result<()> {
+    let start = Instant::now();
+    while count.load(SeqCst) < want {
+        if let Ok(WaitStatus::Exited(pid, code)) = waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+            bail!("{what}: process {pid} ended with status {code}");
+        }
+        let there = count.load(SeqCst);
+        ensure!(
+            start.elapsed() < limit,
+            "{what}: {there} of {want} after {limit:?}"
+        );
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    println!("{NOTE}{what}: {:.1} s", start.elapsed().as_secs_f32());
+    Ok(())
+}
+
+/// Reaps everything that is left; how long that took.
+fn reap_all(limit: Duration) -> anyhow::Result<Duration> {
+    let start = Instant::now();
+    loop {
+        match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+            Ok(WaitStatus::StillAlive) => {
+                ensure!(
+                    start.elapsed() < limit,
+                    "still not all gone after {limit:?}"
+                );
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            Ok(_) => {}
+            Err(nix::errno::Errno::ECHILD) => return Ok(start.elapsed()),
+            Err(error) => return Err(error).context("waitpid"),
+        }
+    }
+}
+
+/// Waits until memory is back near where it was.
+fn memory_returns(group: &Group, vmalloc: u64) -> anyhow::Result<()> {
+    const SLACK: u64 = 4 << 20;
+    let (start, limit) = (Instant::now(), kernel::limit(10));
+    loop {
+        let (charged, mapped) = (group.memory()?, meminfo("VmallocUsed:")?);
+        if charged < SLACK && mapped < vmalloc + SLACK {
+            let seconds = start.elapsed().as_secs_f32();
+            println!(
+                "{NOTE}memory is back after {seconds:.1} s: {} KiB charged",
+                charged >> 10
+            );
+            return Ok(());
+        }
+        ensure!(
+            start.elapsed() < limit,
+            "after {limit:?}, {charged} bytes are charged and vmalloc grew from {vmalloc} to {mapped}"
+        );
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+fn st05() -> TestResult {
+    let seed = seed();
+    println!("{NOTE}seed {seed}");
+    // Orphans come to us, not to init.
+    nix::sys::prctl::set_child_subreaper(true)?;
+    let stage = Stage {
+        shared: Shared::<[AtomicU32; 2 * CHILDREN + 4]>::new()?,
+    };
+    let group = Group::new()?;
+    let vmalloc = meminfo("VmallocUsed:")?;
+
+    // With checkers, translating 3 million instructions would take minutes.
+    let jit = if kernel::is_debug() { "0" } else { "1" };
+    let _jit = Sysctl::set("net/core/bpf_jit_enable", jit)?;
+    let mut owners = Vec::new();
+    for number in 0..2 {
+        owners.push(sandbox::spawn(|| owner(number, &stage, &group, seed))?);
+    }
+    let limit = kernel::limit(90);
+    wait_until("100 chains registered", stage.filled(), 2, limit)?;
+    wait_until(
+        "1000 tasks share them",
+        stage.ready(),
+        2 * CHILDREN as u32,
+        limit,
+    )?;
+    let (charged, mapped) = (group.memory()?, meminfo("VmallocUsed:")?);
+    println!(
+        "{NOTE}{} MiB charged, vmalloc grew by {} MiB",
+        charged >> 20,
+        mapped.saturating_sub(vmalloc) >> 20
+    );
+    // 8 bytes an instruction at the very least, or the chains are not there.
+    let instructions = 100 * full_chain().sum::<usize>() as u64;
+    ensure!(
+        mapped > vmalloc + 8 * instructions,
+        "too little memory for 100 chains"
+    );
+
+    let ids = (0..2).flat_map(|number| stage.children(number));
+    let mut pids: Vec<Pid> = ids
+        .map(|id| Pid::from_raw(id.load(SeqCst) as i32))
+        .collect();
+    pids.extend(&owners);
+    Rng::with_seed(seed).shuffle(&mut pids);
+    for (i, &pid) in pids.iter().enumerate() {
+        kill(pid, Signal::SIGKILL).with_context(|| format!("killing {pid}"))?;
+        // Now and then all is given time to be freed.
+        if i % 100 == 99 {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+    let took = reap_all(kernel::limit(20))?;
+    println!(
+        "{NOTE}all gone {:.1} s after the last signal",
+        took.as_secs_f32()
+    );
+    memory_returns(&group, vmalloc)?;
+    fs::remove_dir(&group.0).context("removing the cgroup")?;
+    Ok(Outcome::Passed)
+}
+
+fn bg01() -> TestResult {
+    const ENTRIES: usize = 4096;
+    let shared = Shared::<[AtomicU32; 1]>::new()?;
+    let started = &shared[0];
+    let child = sandbox::spawn(|| {
+        sandbox::drop_privileges()?;
+        let mut ring = Ring::new(ENTRIES as u32)?;
+        fill(ring.fd(), op::NOP)?;
+        if implementation() == Implementation::Rust {
+            // 200 filters of 4,096 would be needed for the long stall.
+            let got = ring.filter(op::NOP, &bpf::long(4096, 1));
+            expect_result("past the bound", got, -libc::ENOMEM)?;
+        }
+        for i in 0..ENTRIES {
+            ring.push(Sqe::nop().user_data(i as u64))?;
+        }
+        started.store(1, SeqCst);
+        loop {
+            expect_eq("submitted", ring.submit()?, ENTRIES)?;
+            for i in 0..ENTRIES {
+                ring.cqe()?;
+                ring.push(Sqe::nop().user_data(i as u64))?;
+            }
+        }
+    })?;
+    while started.load(SeqCst) == 0 {
+        if let Some(took) = sandbox::wait_within(child, Duration::ZERO)? {
+            bail!("the child ended early, after {took:?}");
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    std::thread::sleep(Duration::from_millis(50));
+    kill(child, Signal::SIGKILL)?;
+    let limit = kernel::limit(5);
+    match sandbox::wait_within(child, limit)? {
+        Some(took) => println!("{NOTE}gone {} ms after SIGKILL", took.as_millis()),
+        None => bail!("still there {limit:?} after SIGKILL"),
+    }
+    Ok(Outcome::Passed)
+}

@@ -1,0 +1,443 @@
+// SPDX-License-Identifier: GPL-2.0
+//! D4: what a denial does to a submission. Links and their timeouts are in
+//! `links`.
+
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::{AsRawFd, RawFd};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+use nix::sys::eventfd::EventFd;
+
+use super::{NOTE, Outcome, Test, TestResult, slow, test};
+use crate::bpf::{self, USER_DATA_LO};
+use crate::kernel::{self, expect_eq, expect_result};
+use crate::register::{
+    self, IORING_REGISTER_FILES, IORING_REGISTER_PERSONALITY, IORING_UNREGISTER_PERSONALITY,
+    Restriction, TASK,
+};
+use crate::ring::{
+    Cqe, IORING_CQE_F_MORE, IORING_CQE_F_NOTIF, IORING_SETUP_CQSIZE, IORING_SETUP_R_DISABLED,
+    IORING_SETUP_SQE_MIXED, IORING_SETUP_SQPOLL, IORING_SETUP_SUBMIT_ALL, Ring, cqe,
+};
+use crate::sandbox;
+use crate::sqe::{IOSQE_ASYNC, IOSQE_BUFFER_SELECT, IOSQE_FIXED_FILE, IOSQE_IO_DRAIN, Sqe, op};
+
+pub const TESTS: &[Test] = &[
+    test("FS01 denied NOP", fs01),
+    test("FS02 a denial ends the batch", fs02),
+    test("FS03 SUBMIT_ALL goes on after a denial", fs03),
+    test("FS08 denied SEND_ZC still gives its notification", fs08),
+    test("FS09 denied NOP128 takes two slots", fs09),
+    test("FS10 invalid SQE of a denied opcode", fs10),
+    test("FS11 error in prep of a denied opcode", fs11),
+    test("FS12 restriction comes before prep, filter after", fs12),
+    test("FS13 armed multishot requests outlive a denial", fs13),
+    test("FS14 request on a worker outlives a denial", fs14),
+    test("FS15 SQPOLL: filter registered in mid stream", fs15),
+    test("FS16 denied DRAIN request", fs16),
+    test("FS17 blind SEND_MSG_RING is not filtered", fs17),
+    test("FS18 denied requests keep nothing", fs18),
+    test("FS19 ring driven by a struct_ops loop", fs19),
+    slow("FS20 32768 denied requests in one submission", 30, fs20),
+];
+
+const DENIED: i32 = -libc::EACCES;
+
+fn fs01() -> TestResult {
+    let mut ring = Ring::new(2)?;
+    ring.must_filter(op::NOP, &bpf::deny())?;
+    let got = ring.run_all(&[Sqe::nop().user_data(u64::MAX)])?;
+    expect_eq("completion", got, vec![cqe(u64::MAX, DENIED, 0)])?;
+    ring.expect("another opcode", Sqe::new(op::CLOSE), -libc::EBADF)?;
+    ring.expect_no_cqe()?;
+    Ok(Outcome::Passed)
+}
+
+/// A ring that denies NOPs whose `user_data` is 1.
+fn denies_one(flags: u32) -> anyhow::Result<Ring> {
+    let ring = Ring::with(8, flags)?;
+    ring.must_filter(op::NOP, &bpf::deny_if(USER_DATA_LO, 1))?;
+    Ok(ring)
+}
+
+/// Queues NOPs with these `user_data`.
+fn queue_nops(ring: &mut Ring, user_data: &[u64]) -> anyhow::Result<()> {
+    for &value in user_data {
+        ring.push(Sqe::nop().user_data(value))?;
+    }
+    Ok(())
+}
+
+fn fs02() -> TestResult {
+    let mut ring = denies_one(0)?;
+    queue_nops(&mut ring, &[1, 2])?;
+    expect_eq("first submission", ring.submit()?, 1)?;
+    expect_eq("the denied one", ring.cqe()?, cqe(1, DENIED, 0))?;
+    expect_eq("nothing else yet", ring.try_cqe(), None)?;
+    expect_eq("second submission", ring.submit()?, 1)?;
+    expect_eq("the other one", ring.cqe()?, cqe(2, 0, 0))?;
+
+    queue_nops(&mut ring, &[2, 3, 1, 1, 4])?;
+    expect_eq("up to the first denial", ring.submit()?, 3)?;
+    expect_eq("up to the second denial", ring.submit()?, 1)?;
+    expect_eq("the last", ring.submit()?, 1)?;
+    let got = ring.cqes(5)?;
+    let want = [(2, 0), (3, 0), (1, DENIED), (1, DENIED), (4, 0)];
+    expect_eq(
+        "completions",
+        got,
+        want.map(|(ud, res)| cqe(ud, res, 0)).to_vec(),
+    )?;
+    Ok(Outcome::Passed)
+}
+
+fn fs03() -> TestResult {
+    let mut ring = denies_one(IORING_SETUP_SUBMIT_ALL)?;
+    queue_nops(&mut ring, &[1, 2, 1])?;
+    expect_eq("submission", ring.submit()?, 3)?;
+    let want = vec![cqe(1, DENIED, 0), cqe(2, 0, 0), cqe(1, DENIED, 0)];
+    expect_eq("completions", ring.cqes(3)?, want)?;
+    Ok(Outcome::Passed)
+}
+
+fn fs08() -> TestResult {
+    let mut ring = Ring::new(4)?;
+    ring.must_filter(op::SEND_ZC, &bpf::deny())?;
+    let data = [0u8; 16];
+    ring.push(Sqe::new(op::SEND_ZC).buffer(data.as_ptr(), 16).user_data(5))?;
+    expect_eq("submitted", ring.submit()?, 1)?;
+    let want = vec![
+        cqe(5, DENIED, IORING_CQE_F_MORE),
+        cqe(5, 0, IORING_CQE_F_NOTIF),
+    ];
+    expect_eq("completions", ring.cqes(2)?, want)?;
+    ring.expect_no_cqe()?;
+    Ok(Outcome::Passed)
+}
+
+fn fs09() -> TestResult {
+    let mut ring = Ring::with(8, IORING_SETUP_SQE_MIXED | IORING_SETUP_SUBMIT_ALL)?;
+    let batch = [
+        Sqe::new(op::NOP128).user_data(1),
+        Sqe::default(),
+        Sqe::nop().user_data(2),
+    ];
+    for (round, want) in [(1, 0), (2, DENIED)] {
+        for sqe in batch {
+            ring.push(sqe)?;
+        }
+        expect_eq(&format!("slots taken, round {round}"), ring.submit()?, 3)?;
+        let got = ring.cqes(2)?;
+        expect_eq("completions", got, vec![cqe(1, want, 0), cqe(2, 0, 0)])?;
+        ring.expect_no_cqe()?;
+        ring.must_filter(op::NOP128, &bpf::deny())?;
+    }
+    Ok(Outcome::Passed)
+}
+
+fn fs10() -> TestResult {
+    let mut ring = Ring::new(2)?;
+    ring.must_filter(op::CLOSE, &bpf::deny())?;
+    ring.expect("valid", Sqe::new(op::CLOSE), DENIED)?;
+    ring.expect("ioprio", Sqe::new(op::CLOSE).ioprio(1), -libc::EINVAL)?;
+    ring.expect("flag bit 7", Sqe::new(op::CLOSE).flags(0x80), -libc::EINVAL)?;
+    let select = Sqe::new(op::CLOSE).flags(IOSQE_BUFFER_SELECT);
+    ring.expect("BUFFER_SELECT", select, -libc::EOPNOTSUPP)?;
+    let mut personality = Sqe::new(op::CLOSE);
+    personality.personality = 77;
+    ring.expect("personality", personality, -libc::EINVAL)?;
+    Ok(Outcome::Passed)
+}
+
+fn fs11() -> TestResult {
+    let mut ring = Ring::new(2)?;
+    ring.must_filter(op::OPENAT, &bpf::deny())?;
+    ring.must_filter(op::SOCKET, &bpf::deny())?;
+    let open = Sqe::openat(c"/dev/null", libc::O_RDONLY, 0);
+    ring.expect("good path", open, DENIED)?;
+    let unmapped = Sqe { addr: 8, ..open };
+    ring.expect("unmapped path", unmapped, -libc::EFAULT)?;
+    let socket = Sqe::socket(libc::AF_INET, libc::SOCK_STREAM, 0);
+    ring.expect("good socket", socket, DENIED)?;
+    let unknown_flag = Sqe::socket(libc::AF_INET, 1 << 20, 0);
+    ring.expect("unknown type flag", unknown_flag, -libc::EINVAL)?;
+    let with_address = Sqe { addr: 1, ..socket };
+    ring.expect("socket with addr", with_address, -libc::EINVAL)?;
+    Ok(Outcome::Passed)
+}
+
+fn fs12() -> TestResult {
+    // A path that cannot be read tells whether prep ran.
+    let unmapped = Sqe {
+        addr: 8,
+        ..Sqe::openat(c"/dev/null", libc::O_RDONLY, 0)
+    };
+    let mut filtered = Ring::new(2)?;
+    filtered.must_filter(op::OPENAT, &bpf::deny())?;
+    filtered.expect("filter only", unmapped, -libc::EFAULT)?;
+
+    let mut ring = Ring::with(2, IORING_SETUP_R_DISABLED)?;
+    ring.must_filter(op::OPENAT, &bpf::deny())?;
+    ring.must_filter(op::NOP, &bpf::deny_if(USER_DATA_LO, 1))?;
+    let got = register::restrict_ring(ring.fd(), &[Restriction::sqe_op(op::NOP)]);
+    expect_result("restrictions", got, 0)?;
+    expect_result("enabling", register::enable(ring.fd()), 0)?;
+    ring.expect("both", unmapped, DENIED)?;
+    ring.expect("allowed by both", Sqe::nop(), 0)?;
+    ring.expect("denied by the filter", Sqe::nop().user_data(1), DENIED)?;
+    Ok(Outcome::Passed)
+}
+
+const IORING_ACCEPT_MULTISHOT: u16 = 1;
+const IORING_POLL_ADD_MULTI: u32 = 1;
+
+fn fs13() -> TestResult {
+    let mut ring = Ring::new(8)?;
+    let listener = TcpListener::bind("127.0.0.1:0").context("bind")?;
+    let address = listener.local_addr()?;
+    let event = EventFd::new()?;
+    let accept = Sqe::new(op::ACCEPT)
+        .fd(listener.as_raw_fd())
+        .ioprio(IORING_ACCEPT_MULTISHOT)
+        .user_data(1);
+    let mut poll = Sqe::poll(event.as_raw_fd(), libc::POLLIN).user_data(2);
+    poll.len = IORING_POLL_ADD_MULTI;
+    for sqe in [accept, poll] {
+        ring.push(sqe)?;
+    }
+    expect_eq("submitted", ring.submit()?, 2)?;
+
+    let mut clients = Vec::new();
+    for round in 0..3 {
+        clients.push(TcpStream::connect(address)?);
+        let got = ring.cqe()?;
+        ensure!(
+            got.user_data == 1 && got.res >= 0 && got.flags == IORING_CQE_F_MORE,
+            "accept {round}: {got:x?}"
+        );
+        event.write(1)?;
+        let want = cqe(2, i32::from(libc::POLLIN), IORING_CQE_F_MORE);
+        expect_eq(&format!("poll {round}"), ring.cqe()?, want)?;
+        event.read()?;
+        if round == 0 {
+            ring.must_filter(op::ACCEPT, &bpf::deny())?;
+            ring.must_filter(op::POLL_ADD, &bpf::deny())?;
+        }
+    }
+    ring.expect("new accept", accept.user_data(3), DENIED)?;
+    ring.expect("new poll", poll.user_data(4), DENIED)?;
+    Ok(Outcome::Passed)
+}
+
+fn fs14() -> TestResult {
+    let mut ring = Ring::new(4)?;
+    let (reader, writer) = nix::unistd::pipe()?;
+    let mut buffer = [0u8; 8];
+    let read = Sqe::read(reader.as_raw_fd(), &mut buffer).user_data(1);
+    ring.push(read.flags(IOSQE_ASYNC))?;
+    expect_eq("submitted", ring.submit()?, 1)?;
+    // Lets the worker get as far as the empty pipe.
+    std::thread::sleep(Duration::from_millis(100));
+    ring.must_filter(op::READ, &bpf::deny())?;
+    ring.expect("new read", read.user_data(2), DENIED)?;
+    expect_eq("still waiting", ring.try_cqe(), None)?;
+    nix::unistd::write(&writer, b"four")?;
+    expect_eq("old read", ring.cqe()?, cqe(1, 4, 0))?;
+    expect_eq("its data", &buffer[..4], b"four")?;
+    Ok(Outcome::Passed)
+}
+
+fn fs15() -> TestResult {
+    const BATCH: u64 = 16;
+    let mut ring = Ring::with(32, IORING_SETUP_SQPOLL)?;
+    let fd = ring.fd();
+    let start = Instant::now();
+    let mut results: Vec<Cqe> = Vec::new();
+    let registered_after = std::thread::scope(|scope| -> anyhow::Result<usize> {
+        let registrar = scope.spawn(move || {
+            std::thread::sleep(Duration::from_millis(100));
+            register::filter(fd, op::NOP, &bpf::deny())
+        });
+        let mut next = 0;
+        while !registrar.is_finished() {
+            let batch: Vec<u64> = (next..next + BATCH).collect();
+            next += BATCH;
+            queue_nops(&mut ring, &batch)?;
+            ring.submit()?;
+            results.extend(ring.cqes(BATCH as usize)?);
+            ensure!(
+                start.elapsed() < kernel::limit(5),
+                "registration never ends"
+            );
+        }
+        let got = registrar.join().expect("the thread does not panic");
+        expect_result("registration", got, 0)?;
+        Ok(results.len())
+    })?;
+    queue_nops(&mut ring, &[1, 2, 3])?;
+    ring.submit()?;
+    let after: Vec<i32> = ring.cqes(3)?.iter().map(|cqe| cqe.res).collect();
+    expect_eq("after the registration", after, vec![DENIED; 3])?;
+
+    let allowed = results.iter().take_while(|cqe| cqe.res == 0).count();
+    for (i, got) in results.iter().enumerate() {
+        let want = if i < allowed { 0 } else { DENIED };
+        expect_eq("order and verdict", *got, cqe(i as u64, want, 0))?;
+    }
+    println!("{NOTE}{allowed} of {registered_after} NOPs before the filter");
+    ensure!(allowed > 0, "the filter came before the first NOP");
+    Ok(Outcome::Passed)
+}
+
+fn fs16() -> TestResult {
+    let mut ring = denies_one(IORING_SETUP_SUBMIT_ALL)?;
+    let (reader, writer) = nix::unistd::pipe()?;
+    // Alone, then behind a request that is still pending.
+    ring.push(Sqe::nop().user_data(1).flags(IOSQE_IO_DRAIN))?;
+    ring.push(Sqe::nop().user_data(2))?;
+    expect_eq("submitted", ring.submit()?, 2)?;
+    let mut got = ring.cqes(2)?;
+    got.sort_by_key(|cqe| cqe.user_data);
+    expect_eq("alone", got, vec![cqe(1, DENIED, 0), cqe(2, 0, 0)])?;
+
+    ring.push(Sqe::poll(reader.as_raw_fd(), libc::POLLIN).user_data(3))?;
+    ring.push(Sqe::nop().user_data(1).flags(IOSQE_IO_DRAIN))?;
+    ring.push(Sqe::nop().user_data(4))?;
+    expect_eq("submitted", ring.submit()?, 3)?;
+    expect_eq("denied at once", ring.cqe()?, cqe(1, DENIED, 0))?;
+    nix::unistd::write(&writer, b"x")?;
+    let mut got = ring.cqes(2)?;
+    got.sort_by_key(|cqe| cqe.user_data);
+    let want = vec![cqe(3, i32::from(libc::POLLIN), 0), cqe(4, 0, 0)];
+    expect_eq("behind a pending one", got, want)?;
+    ring.expect("afterwards", Sqe::nop().user_data(5), 0)?;
+    Ok(Outcome::Passed)
+}
+
+/// A message with `user_data` and `res` for another ring.
+fn message(target: RawFd, user_data: u64, res: u32) -> Sqe {
+    let mut sqe = Sqe::new(op::MSG_RING).fd(target).off(user_data);
+    sqe.len = res;
+    sqe
+}
+
+fn fs17() -> TestResult {
+    let mut target = Ring::new(4)?;
+    sandbox::sandboxed()?;
+    let got = register::filter(TASK, op::MSG_RING, &bpf::deny());
+    expect_result("task filter", got, 0)?;
+    let mut ring = Ring::new(4)?;
+    let through_ring = message(target.fd(), 0x11, 1);
+    ring.expect("MSG_RING of the ring", through_ring, DENIED)?;
+    expect_eq("nothing posted", target.try_cqe(), None)?;
+    let blind = register::send_msg_ring(&message(target.fd(), 0x22, 2));
+    expect_result("SEND_MSG_RING of the task", blind, 0)?;
+    expect_eq("posted", target.cqe()?, cqe(0x22, 2, 0))?;
+    Ok(Outcome::Passed)
+}
+
+fn fs18() -> TestResult {
+    const ROUNDS: usize = 300;
+    let mut ring = Ring::new(4)?;
+    let fd = ring.fd();
+    let event = EventFd::new()?;
+    let files = [event.as_raw_fd()];
+    let got = register::register(fd, IORING_REGISTER_FILES, files.as_ptr().cast(), 1);
+    expect_result("registering a file", got, 0)?;
+    let personality = register::register(fd, IORING_REGISTER_PERSONALITY, std::ptr::null(), 0);
+    ensure!(personality > 0, "registering a personality: {personality}");
+
+    // One buffer for RECV to select.
+    let mut buffer = [0u8; 16];
+    let mut provide = Sqe::new(op::PROVIDE_BUFFERS).fd(1);
+    provide = provide.buffer(buffer.as_mut_ptr(), buffer.len() as u32);
+    provide.buf_index = 9;
+    ring.expect("providing a buffer", provide, 0)?;
+    let (left, right) = std::os::unix::net::UnixStream::pair()?;
+    std::io::Write::write_all(&mut &left, b"hello")?;
+
+    let denied = bpf::deny_if(USER_DATA_LO, 1);
+    for opcode in [
+        op::OPENAT,
+        op::OPENAT2,
+        op::CONNECT,
+        op::SENDMSG,
+        op::READ,
+        op::RECV,
+    ] {
+        ring.must_filter(opcode, &denied)?;
+    }
+    let address = [0u8; 128];
+    // SAFETY: all zeroes is a valid, empty message.
+    let header: libc::msghdr = unsafe { std::mem::zeroed() };
+    let how = crate::sqe::OpenHow::default();
+    let mut recv = Sqe::new(op::RECV)
+        .fd(right.as_raw_fd())
+        .flags(IOSQE_BUFFER_SELECT);
+    recv.len = buffer.len() as u32;
+    recv.buf_index = 9;
+    let mut read = Sqe::read(0, &mut buffer).flags(IOSQE_FIXED_FILE);
+    read.personality = personality as u16;
+    let requests = [
+        Sqe::openat(c"/dev/null", libc::O_RDONLY, 0),
+        Sqe::openat2(c"/dev/null", &how, size_of_val(&how) as u32),
+        Sqe::connect(left.as_raw_fd(), &address, 128),
+        Sqe::new(op::SENDMSG)
+            .fd(left.as_raw_fd())
+            .buffer(&header, 1),
+        read,
+        recv,
+    ];
+    let before = sandbox::open_files()?;
+    for _ in 0..ROUNDS {
+        for sqe in requests {
+            ring.expect("denied", sqe.user_data(1), DENIED)?;
+        }
+    }
+    expect_eq("open files", sandbox::open_files()?, before)?;
+
+    // The buffer is still there, and so is what was to be received.
+    ring.push(recv.user_data(2))?;
+    ring.submit()?;
+    let got = ring.cqe()?;
+    // Buffer 0 of the group, in the upper half of the flags.
+    expect_eq("received into buffer 0", (got.res, got.flags >> 16), (5, 0))?;
+    expect_eq("a buffer was used", got.flags & 1, 1)?;
+
+    // Files and credentials can be let go: denied requests hold none.
+    let got = register::register(
+        fd,
+        IORING_UNREGISTER_PERSONALITY,
+        std::ptr::null(),
+        personality as u32,
+    );
+    expect_result("unregistering the personality", got, 0)?;
+    const IORING_UNREGISTER_FILES: u32 = 3;
+    let got = register::register(fd, IORING_UNREGISTER_FILES, std::ptr::null(), 0);
+    expect_result("unregistering the file", got, 0)?;
+    Ok(Outcome::Passed)
+}
+
+fn fs19() -> TestResult {
+    if std::path::Path::new("/sys/kernel/btf/vmlinux").exists() {
+        anyhow::bail!("this kernel has BTF, so the loop could be loaded: write this test");
+    }
+    let reason = "the kernel has no BTF (CONFIG_DEBUG_INFO_BTF): no struct_ops loop can be loaded";
+    Ok(Outcome::Skipped(reason.to_string()))
+}
+
+fn fs20() -> TestResult {
+    const ENTRIES: u32 = 32768;
+    let mut ring = Ring::with(ENTRIES, IORING_SETUP_SUBMIT_ALL | IORING_SETUP_CQSIZE)?;
+    ring.must_filter(op::NOP, &bpf::deny_if(USER_DATA_LO + 4, 0))?;
+    for i in 0..ENTRIES {
+        ring.push(Sqe::nop().user_data(i.into()))?;
+    }
+    expect_eq("submitted", ring.submit()?, ENTRIES as usize)?;
+    for i in 0..ENTRIES {
+        let got = ring.try_cqe().context("a completion is missing")?;
+        expect_eq("completion", got, cqe(i.into(), DENIED, 0))?;
+    }
+    Ok(Outcome::Passed)
+}
