@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: GPL-2.0
+#
+# The front door. Everything made goes to build/; every target can be
+# interrupted and given again. `make help` lists them.
+
+IMPL ?= rust
+SECONDS ?= 60
+export LINUX DEBUG
+unexport SECONDS
+
+ifneq ($(filter-out 1,$(DEBUG)),)
+$(error DEBUG is '$(DEBUG)'; give DEBUG=1, or leave it out)
+endif
+ifneq ($(filter-out 1,$(ICOUNT)),)
+$(error ICOUNT is '$(ICOUNT)'; give ICOUNT=1, or leave it out)
+endif
+
+enter := scripts/enter
+guest = --impl $(IMPL) $(if $(DEBUG),--debug) $(if $(TIMEOUT),--timeout $(TIMEOUT))
+
+# One thing at a time: what can be done at once, each of them does.
+.NOTPARALLEL:
+.PHONY: help run test external kernel boot shell toolchain tree guest clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@echo
+	@echo '  IMPL=rust|c chooses who implements the filters, DEBUG=1 the kernel with all checkers,'
+	@echo '  LINUX=/path another Linux 7.3 tree, TIMEOUT=seconds how long a guest may take.'
+
+run: kernel guest ## build everything, boot, and see filters refuse real requests
+	@$(enter) python3 scripts/run-demo $(guest) build/guest.cpio
+
+test: kernel guest ## KUnit and user-space tests in QEMU; IMPL=c, DEBUG=1, ONLY=D1
+	@$(enter) python3 scripts/run-tests $(guest) $(if $(ONLY),--only '$(ONLY)') build/guest.cpio
+
+external: kernel ## run test programs built elsewhere: BIN="a b c" [IMPL=c] [SECONDS=60]
+	@scripts/external build/external $(BIN)
+	@scripts/tests build/external.cpio build/external
+	@$(enter) python3 scripts/run-tests $(guest) build/external.cpio --external $(SECONDS) $(notdir $(BIN))
+
+kernel: tree ## build build/kernel-rust (IMPL=rust) or build/kernel-c (IMPL=c)
+	@scripts/kernel $(IMPL)
+
+boot: ## boot a built kernel: INITRD=file [IMPL=c] [ICOUNT=1] [APPEND="…"]
+	@test -n '$(INITRD)' || { echo 'error: no initramfs named; give INITRD=file' >&2; exit 1; }
+	@test -e '$(INITRD)' || { echo 'error: there is no $(INITRD); give INITRD=file' >&2; exit 1; }
+	@$(enter) -r '$(INITRD)' python3 scripts/boot $(guest) $(if $(ICOUNT),--icount) \
+		--append '$(APPEND)' "$$(realpath '$(INITRD)')"
+
+shell: kernel guest ## an interactive shell in the kernel
+	@echo '        Ctrl-D ends the guest; so does Ctrl-A X at any time'
+	@$(enter) python3 scripts/boot $(guest) --shell --append 'quiet kunit.enable=0 -- shell' \
+		"$$PWD/build/guest.cpio"
+
+toolchain: ## get compilers, QEMU and bindgen into build/
+	@scripts/toolchain
+
+tree: toolchain ## lay this project on Linux 7.3 in build/linux
+	@scripts/tree
+
+guest: toolchain ## build the programs of tests/ and pack them into build/guest.cpio
+	@scripts/tests "$$PWD/build/guest.cpio"
+
+clean: ## remove kernels, tree and packed programs; keep toolchain, base and cache
+	@rm -rf build/kernel-* build/linux build/linux.* build/*.cpio build/external build/guest-programs \
+		build/tests-target build/log build/kvm-probe

@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: GPL-2.0
+"""QEMU: the command line of the guest, whether KVM is of use here, and a guest
+whose two serial lines are read while it runs."""
+
+import os
+import pathlib
+import queue
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+TOP = pathlib.Path(__file__).resolve().parent.parent
+BUILD = TOP / "build"
+LOGS = BUILD / "log"
+QEMU = "qemu-system-x86_64"
+# Not with five-level page tables: while the kernel identifies the processor it
+# forgets that it has them, and KASAN takes an interrupt just then for a bug.
+CPU = "max,la57=off"
+PROBE_SECONDS = 8
+EXIT = re.compile(r"^# exit (\d+)$")
+
+
+def die(message):
+    sys.exit(f"error: {message}")
+
+
+def kernel_name(impl, debug):
+    if impl not in ("rust", "c"):
+        die(f"IMPL is '{impl}'; give IMPL=rust or IMPL=c")
+    return f"kernel-{impl}" + ("-debug" if debug else "")
+
+
+def kernel_image(name):
+    image = BUILD / name / "arch/x86/boot/bzImage"
+    if not image.exists():
+        die(f"{name} is not built; run 'make kernel' with the same IMPL and DEBUG first")
+    return image
+
+
+def command(image, initrd, append, *, kvm=False, icount=False, serial):
+    """The QEMU command line; `append` ends with what init gets after `--`."""
+    if not shutil.which(QEMU):
+        die(f"{QEMU} is not in the build root; remove build/root and run 'make toolchain'")
+    # Counting instructions takes one CPU; then a guest nanosecond is one of them.
+    machine = ["-icount", "shift=0,sleep=off", "-smp", "1"] if icount else ["-smp", "2"]
+    options = [
+        "-accel", "kvm" if kvm and not icount else "tcg", *machine,
+        "-cpu", CPU, "-m", "2G", "-display", "none",
+        "-nic", "none", "-no-reboot", *serial,
+        "-kernel", str(image), "-initrd", str(initrd),
+        "-append", f"console=ttyS0 panic=-1 {append}",
+    ]
+    return [QEMU, *options]
+
+
+def use_kvm(image):
+    """Whether a guest under KVM gets as far as a program within seconds.
+
+    /dev/kvm proves nothing: on some hosts it is there and the guest hangs
+    before its first message. The answer is kept for this host's kernel.
+    """
+    if not os.access("/dev/kvm", os.R_OK | os.W_OK):
+        return False
+    host = pathlib.Path("/proc/version").read_text()
+    cache = BUILD / "kvm-probe"
+    if cache.exists():
+        answer, _, known = cache.read_text().partition("\n")
+        if known == host:
+            return answer == "yes"
+    script = BUILD / "kvm-probe.init"
+    script.write_text("#!/bin/sh\necho KVM-PROBE-REACHED-INIT\npoweroff -f\n")
+    initrd = BUILD / "kvm-probe.cpio"
+    subprocess.run([TOP / "scripts/initramfs", initrd, script], check=True)
+    try:
+        output = subprocess.run(
+            command(image, initrd, "kunit.enable=0", kvm=True, serial=["-serial", "stdio", "-monitor", "none"]),
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            timeout=PROBE_SECONDS, check=False).stdout
+    except subprocess.TimeoutExpired as hung:
+        output = hung.stdout or b""
+    answer = b"KVM-PROBE-REACHED-INIT" in output
+    cache.write_text(f"{'yes' if answer else 'no'}\n{host}")
+    initrd.unlink()
+    script.unlink()
+    if not answer:
+        print(f"        KVM is there but no guest comes up under it in {PROBE_SECONDS} s: using QEMU's TCG")
+    return answer
+
+
+class Guest:
+    """A running guest: ttyS0 is its console, ttyS1 what its programs report."""
+
+    def __init__(self, image, initrd, append, *, limit, log, watch, icount=False):
+        self.limit = limit
+        self.watch = watch
+        self.status = None
+        self.timed_out = False
+        self.begin = time.monotonic()
+        self.console = queue.Queue()
+        self.report = queue.Queue()
+        LOGS.mkdir(parents=True, exist_ok=True)
+        self.console_log = LOGS / f"{log}.console.log"
+        report_log = LOGS / f"{log}.report.log"
+        console_end, console_qemu = os.pipe()
+        report_end, report_qemu = os.pipe()
+        serial = ["-serial", f"file:/dev/fd/{console_qemu}", "-serial", f"file:/dev/fd/{report_qemu}",
+                  "-monitor", "none"]
+        self.qemu = subprocess.Popen(
+            command(image, initrd, append, kvm=use_kvm(image), icount=icount, serial=serial),
+            stdin=subprocess.DEVNULL, pass_fds=(console_qemu, report_qemu))
+        os.close(console_qemu)
+        os.close(report_qemu)
+        self.readers = [
+            threading.Thread(target=self._read, args=arguments, daemon=True)
+            for arguments in ((console_end, self.console, self.console_log, watch.line),
+                              (report_end, self.report, report_log, None))]
+        for reader in self.readers:
+            reader.start()
+        self.timer = threading.Timer(limit, self._time_out)
+        self.timer.daemon = True
+        self.timer.start()
+
+    @staticmethod
+    def _read(end, lines, log, look):
+        with os.fdopen(end, "rb") as pipe, open(log, "w", encoding="utf-8") as copy:
+            for line in pipe:
+                text = line.decode(errors="replace").replace("\r", "").rstrip("\n")
+                print(text, file=copy, flush=True)
+                if look:
+                    look(text)
+                lines.put(text)
+        lines.put(None)
+
+    def _time_out(self):
+        self.timed_out = True
+        self.kill()
+
+    def kill(self):
+        self.qemu.kill()
+
+    def console_lines(self):
+        """The console's lines as they come, until the guest is gone."""
+        while (line := self.console.get()) is not None:
+            yield line
+
+    def report_lines(self):
+        """What init reports; its last line, kept aside, is the status of the work."""
+        while (line := self.report.get()) is not None:
+            if match := EXIT.match(line):
+                self.status = int(match[1])
+            else:
+                yield line
+
+    def problems(self):
+        """Waits for the end and says what was wrong with it, in one line each."""
+        status = self.qemu.wait()
+        self.timer.cancel()
+        for reader in self.readers:
+            reader.join()
+        found = []
+        if self.timed_out:
+            found.append(f"the guest did not end within {self.limit:g} s; "
+                         f"see the end of {self.console_log}, or give a larger TIMEOUT")
+        elif status:
+            found.append(f"QEMU ended with status {status}; its message is above")
+        elif self.status is None:
+            found.append(f"the guest died before its work was done; see the end of {self.console_log}")
+        for report in self.watch.reports:
+            print("\n".join(["", "---- the kernel reported ----", *report, "-" * 29]))
+            found.append(f"the kernel reported: {report[0]}")
+        return found
+
+    def seconds(self):
+        return time.monotonic() - self.begin
+
+
+def interruptible(main):
+    """Runs main and exits with its status; Ctrl-C and TERM end the guest too."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        print("\ninterrupted: run the same command again to go on", file=sys.stderr)
+        os._exit(130)
