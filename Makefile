@@ -5,7 +5,7 @@
 
 IMPL ?= rust
 SECONDS ?= 60
-export LINUX DEBUG
+export LINUX DEBUG MODULES
 unexport SECONDS
 
 ifneq ($(filter-out 1,$(DEBUG)),)
@@ -20,10 +20,11 @@ guest = --impl $(IMPL) $(if $(DEBUG),--debug) $(if $(TIMEOUT),--timeout $(TIMEOU
 
 # One thing at a time: what can be done at once, each of them does.
 .NOTPARALLEL:
-.PHONY: help run test external kernel boot shell toolchain tree guest clean
+.PHONY: help run test lint external kernel boot shell apply unapply series series-check doc deb toolchain \
+	tree guest clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 	@echo
 	@echo '  IMPL=rust|c chooses who implements the filters, DEBUG=1 the kernel with all checkers,'
 	@echo '  LINUX=/path another Linux 7.3 tree, TIMEOUT=seconds how long a guest may take.'
@@ -33,6 +34,12 @@ run: kernel guest ## build everything, boot, and see filters refuse real request
 
 test: kernel guest ## KUnit and user-space tests in QEMU; IMPL=c, DEBUG=1, ONLY=D1
 	@$(enter) python3 scripts/run-tests $(guest) $(if $(ONLY),--only '$(ONLY)') build/guest.cpio
+
+lint doc: override IMPL := rust
+lint doc: override DEBUG :=
+
+lint: kernel ## licences, format, clippy, rustdoc, C, patches, scripts: [ONLY="clippy sparse"]
+	@scripts/lint $(ONLY)
 
 external: kernel ## run test programs built elsewhere: BIN="a b c" [IMPL=c] [SECONDS=60]
 	@scripts/external build/external $(BIN)
@@ -53,6 +60,24 @@ shell: kernel guest ## an interactive shell in the kernel
 	@$(enter) python3 scripts/boot $(guest) --shell --append 'quiet kunit.enable=0 -- shell' \
 		"$$PWD/build/guest.cpio"
 
+apply: ## lay this project on a kernel tree of your own: LINUX=/path/to/linux
+	@scripts/apply
+
+unapply: ## take it out of that tree again: LINUX=/path/to/linux
+	@scripts/apply --undo
+
+series: tree ## write the patches for review to build/series
+	@scripts/series
+
+series-check: series ## apply the patches one by one and build after each; takes long
+	@scripts/series-check
+
+doc: kernel ## documents and the pages of the Rust code, in build/doc/index.html
+	@scripts/doc
+
+deb: tree ## Debian packages of a kernel with this project: [MODULES="ext4 virtio_blk"]
+	@scripts/deb
+
 toolchain: ## get compilers, QEMU and bindgen into build/
 	@scripts/toolchain
 
@@ -64,4 +89,4 @@ guest: toolchain ## build the programs of tests/ and pack them into build/guest.
 
 clean: ## remove kernels, tree and packed programs; keep toolchain, base and cache
 	@rm -rf build/kernel-* build/linux build/linux.* build/*.cpio build/external build/guest-programs \
-		build/tests-target build/log build/kvm-probe
+		build/tests-target build/log build/kvm-probe build/series build/series-check build/doc build/lint build/deb

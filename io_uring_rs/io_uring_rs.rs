@@ -9,8 +9,9 @@
 
 #![deny(unsafe_code)]
 
-#[allow(unsafe_code)]
+#[expect(unsafe_code)]
 pub mod exports;
+#[forbid(unsafe_code)]
 mod filter;
 
 /// Prefix to appear before log messages printed from within this crate.

@@ -26,7 +26,7 @@ overlay() {
 	[ -d "$top/$1" ] || return 0
 	while IFS= read -r file; do
 		[ ! -e "$base/$2/$file" ] ||
-			die "$1/$file would replace a file that the kernel has; make the change a patch in patches/"
+			die "$base already has $2/$file, which this project brings; use a tree without it, or make ours a change in patches/"
 		mkdir -p "$stage/$2/$(dirname "$file")"
 		cp "$top/$1/$file" "$stage/$2/$file"
 	done < <(cd "$top/$1" && find . -type f ! -name '*~' ! -name '.*.sw?' -printf '%P\n')
@@ -46,15 +46,19 @@ patch_files() {
 			[ -e "$stage/$file" ] || [ ! -e "$base/$file" ] ||
 				{ mkdir -p "$stage/$(dirname "$file")" && cp "$base/$file" "$stage/$file"; }
 		done < <(patched_files "$patch")
-		# Outside any repository, so that git takes the files as they are.
-		if ! error=$(cd "$stage" && GIT_CEILING_DIRECTORIES=$(dirname "$stage") git apply --whitespace=nowarn "$patch" 2>&1); then
+		# Lines that are only added may fit a second time, so this comes first.
+		! outside apply --reverse --check "$patch" 2>/dev/null ||
+			die "${patch#"$top/"} is already in $base; use a tree without it (build/base is got anew once removed)"
+		if ! error=$(outside apply --whitespace=nowarn "$patch" 2>&1); then
 			error=$(head -n 1 <<<"$error" | sed 's/^error: //')
-			if (cd "$stage" && GIT_CEILING_DIRECTORIES=$(dirname "$stage") git apply --reverse --check "$patch" 2>/dev/null); then
-				die "${patch#"$top/"} is already in $base; set LINUX to a tree without it, or remove $build/base to get Debian's again"
-			fi
 			die "${patch#"$top/"} does not apply to $base, Linux $(version "$base") ($error); adapt the patch, or use another $series tree"
 		fi
 	done
+}
+
+# git in the stage, outside any repository, so that it takes the files as they are.
+outside() {
+	(cd "$stage" && GIT_CEILING_DIRECTORIES=$(dirname "$stage") git "$@")
 }
 
 # The version in the Makefile of a kernel tree, as 7.3.4.

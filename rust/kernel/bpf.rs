@@ -122,9 +122,9 @@ fn rewrite(code: u16, k: u32, action: Action, size: usize) -> Result<(u16, u32)>
 ///
 /// # Invariants
 ///
-/// `prog` was made by `bpf_prog_create_from_user` with [`check_thunk::<C>`](check_thunk) and is
-/// owned by this object; of memory it reads only its own and `size_of::<C::Context>()` bytes from
-/// its context pointer on.
+/// `prog` was made by `bpf_prog_create_from_user` with `check_thunk::<C>` and is owned by this
+/// object; of memory it reads only its own and `size_of::<C::Context>()` bytes from its context
+/// pointer on.
 ///
 /// # Examples
 ///
