@@ -3,22 +3,35 @@
 //! The functions that C calls.
 //!
 //! Each takes raw pointers in, makes safe types of them, makes one call, and gives an errno out.
+//!
+//! All filters of rings, and all restrictions of tasks, are set by functions of this file, so that
+//! they hold [`Filters`].
 
-use crate::filter::{
-    self,
-    Filters, //
+use crate::{
+    filter::{
+        self,
+        Filters, //
+    },
+    restriction,
 };
 use core::ptr::NonNull;
 use kernel::{
     bindings,
     error::from_result,
-    ffi::c_int,
+    ffi::{
+        c_int,
+        c_uint,
+        c_void, //
+    },
     io_uring::{
-        request::Request,
-        restriction::{
-            FilterSet,
-            Restriction, //
+        filter_set::FilterSet,
+        request::{
+            FilterContext,
+            Request, //
         },
+        restriction::Restriction,
+        ring::Ring,
+        task::TaskRestriction, //
     },
     prelude::*,
     uaccess::UserPtr, //
@@ -45,12 +58,12 @@ pub unsafe extern "C" fn __io_uring_run_bpf_filters(
     from_result(|| filter::run(filters, request).map(|()| 0))
 }
 
-/// Registers a filter with the ring or task that `res` belongs to.
+/// Registers a filter with the ring that `res` belongs to.
 ///
 /// # Safety
 ///
-/// `res` must be valid and not null; the ring's `uring_lock` must be held, or `res` belong to the
-/// current task.
+/// `res` must be valid and not null, the ring's `uring_lock` be held, and the caller renew the
+/// ring's cached `bpf_filters` before it is released.
 #[export]
 pub unsafe extern "C" fn io_register_bpf_filter(
     res: *mut bindings::io_restriction,
@@ -58,15 +71,16 @@ pub unsafe extern "C" fn io_register_bpf_filter(
 ) -> c_int {
     from_result(|| {
         let res = NonNull::new(res).ok_or(EINVAL)?;
-        // SAFETY: The caller guarantees that `res` is valid and that nobody else accesses its
-        // filters. All of these are set by functions of this file.
-        let mut owner = unsafe { Restriction::from_raw(res) };
+        // SAFETY: The caller guarantees that `res` is valid and that nobody else accesses it.
+        let owner = unsafe { Restriction::from_raw_mut(res) };
+        let set = filter::read(owner.filters(), UserPtr::from_ptr(arg.cast()))?;
 
-        filter::register(&mut owner, UserPtr::from_ptr(arg.cast())).map(|()| 0)
+        owner.set_filters(set);
+        Ok(0)
     })
 }
 
-/// Drops the filters of a ring or task that goes away. Possible in any context.
+/// Drops the filters of a ring that goes away. Possible in any context.
 ///
 /// # Safety
 ///
@@ -74,37 +88,295 @@ pub unsafe extern "C" fn io_register_bpf_filter(
 #[export]
 pub unsafe extern "C" fn io_put_bpf_filters(res: *mut bindings::io_restriction) {
     if let Some(res) = NonNull::new(res) {
-        // SAFETY: The caller guarantees that `res` is valid and that nobody else accesses it. All
-        // filters are set by functions of this file.
-        let mut owner = unsafe { Restriction::<Filters>::from_raw(res) };
+        // SAFETY: The caller guarantees that `res` is valid and that nobody else accesses it.
+        let owner = unsafe { Restriction::<Filters>::from_raw_mut(res) };
 
         drop(owner.take_filters());
     }
 }
 
-/// Lets `dst`, a ring or task that is being made, share the filters of `src`.
+/// Shows filters the arguments of a request that makes a socket.
 ///
 /// # Safety
 ///
-/// `dst` and `src` must be valid and not the same; `dst` must have no filters and nobody else may
-/// access it; `src` must belong to the current task.
+/// - `bctx` must be valid, initialised, and accessed by nobody else.
+/// - `req` must be a request whose opcode was validated and whose `prep` succeeded.
 #[export]
-pub unsafe extern "C" fn io_bpf_filter_clone(
-    dst: *mut bindings::io_restriction,
+pub unsafe extern "C" fn io_socket_bpf_populate(
+    bctx: *mut bindings::io_uring_bpf_ctx,
+    req: *mut bindings::io_kiocb,
+) {
+    // SAFETY: The caller guarantees both.
+    let (context, request) = unsafe { (FilterContext::from_raw(bctx), Request::from_raw(req)) };
+
+    filter::populate(context, request);
+}
+
+/// Shows filters the arguments of a request that opens a file.
+///
+/// # Safety
+///
+/// As for [`io_socket_bpf_populate`].
+#[export]
+pub unsafe extern "C" fn io_openat_bpf_populate(
+    bctx: *mut bindings::io_uring_bpf_ctx,
+    req: *mut bindings::io_kiocb,
+) {
+    // SAFETY: The caller guarantees both.
+    let (context, request) = unsafe { (FilterContext::from_raw(bctx), Request::from_raw(req)) };
+
+    filter::populate(context, request);
+}
+
+/// Shows filters the arguments of a request that connects a socket.
+///
+/// # Safety
+///
+/// As for [`io_socket_bpf_populate`].
+#[export]
+pub unsafe extern "C" fn io_connect_bpf_populate(
+    bctx: *mut bindings::io_uring_bpf_ctx,
+    req: *mut bindings::io_kiocb,
+) {
+    // SAFETY: The caller guarantees both.
+    let (context, request) = unsafe { (FilterContext::from_raw(bctx), Request::from_raw(req)) };
+
+    filter::populate(context, request);
+}
+
+/// Registers restrictions with a ring.
+///
+/// # Safety
+///
+/// `ctx` must be a valid ring, not null, whose `uring_lock` is held.
+#[export]
+pub unsafe extern "C" fn io_register_restrictions(
+    ctx: *mut bindings::io_ring_ctx,
+    arg: *mut c_void,
+    nr_args: c_uint,
+) -> c_int {
+    from_result(|| {
+        let ctx = NonNull::new(ctx).ok_or(EINVAL)?;
+        // SAFETY: The caller guarantees that the ring is valid and its lock held.
+        let mut ring = unsafe { Ring::from_raw(ctx) };
+
+        restriction::register_ring(&mut ring, UserPtr::from_ptr(arg), nr_args).map(|()| 0)
+    })
+}
+
+/// Registers restrictions with the current task.
+#[export]
+pub extern "C" fn io_register_restrictions_task(arg: *mut c_void, nr_args: c_uint) -> c_int {
+    // SAFETY: There is no other handle.
+    let mut task = unsafe { TaskRestriction::current() };
+
+    from_result(|| {
+        restriction::register_task(&mut task, UserPtr::from_ptr(arg), nr_args).map(|()| 0)
+    })
+}
+
+/// Registers a filter with the current task.
+#[export]
+pub extern "C" fn io_register_bpf_filter_task(arg: *mut c_void, nr_args: c_uint) -> c_int {
+    // SAFETY: There is no other handle.
+    let mut task = unsafe { TaskRestriction::current() };
+
+    from_result(|| {
+        restriction::register_task_filter(&mut task, UserPtr::from_ptr(arg), nr_args).map(|()| 0)
+    })
+}
+
+/// Whether the current task may call `io_uring_register()` with `opcode` and no ring.
+#[export]
+pub extern "C" fn io_register_blind_allowed(opcode: c_uint) -> bool {
+    // SAFETY: There is no other handle.
+    let task = unsafe { TaskRestriction::current() };
+
+    restriction::allows_register(&task, opcode)
+}
+
+/// Gives `ctx`, a ring that is being made, the restrictions of the task that makes it.
+///
+/// # Safety
+///
+/// - `ctx` must be a valid ring, not null, that has no restrictions and that nobody else knows of.
+/// - `src` must be the current task's `io_uring_restrict`, not null.
+#[export]
+pub unsafe extern "C" fn io_ctx_restriction_clone(
+    ctx: *mut bindings::io_ring_ctx,
     src: *mut bindings::io_restriction,
 ) {
-    if let (Some(dst), Some(src)) = (NonNull::new(dst), NonNull::new(src)) {
-        // SAFETY: The caller guarantees that both are valid and that nobody else accesses their
-        // filters. All filters are set by functions of this file.
-        let (mut dst, src) = unsafe {
-            (
-                Restriction::<Filters>::from_raw(dst),
-                Restriction::<Filters>::from_raw(src),
-            )
-        };
+    if let (Some(ctx), Some(src)) = (NonNull::new(ctx), NonNull::new(src)) {
+        // SAFETY: The caller guarantees that the ring is valid and known to nobody else, and that
+        // the restrictions are those of the current task. They never change.
+        let (mut ring, src) =
+            unsafe { (Ring::<Filters>::from_raw(ctx), Restriction::from_raw(src)) };
 
-        if let Some(set) = src.filters() {
-            dst.set_filters(set.into());
+        ring.inherit(src);
+    }
+}
+
+/// Makes `tsk`, a child that is being made, share the restrictions of the current task. Cannot
+/// fail.
+///
+/// # Safety
+///
+/// `tsk` must be a valid task that does not run yet, and whose `io_uring_restrict` is the current
+/// task's.
+#[export]
+pub unsafe extern "C" fn __io_uring_fork(tsk: *mut bindings::task_struct) -> c_int {
+    if let Some(child) = NonNull::new(tsk) {
+        // SAFETY: The caller guarantees it.
+        unsafe { TaskRestriction::<Filters>::inherit(child) };
+    }
+    0
+}
+
+/// Drops the restrictions of a task that ended or never ran. Possible in any context.
+///
+/// # Safety
+///
+/// `tsk` must be a valid task, not null, that nobody else accesses.
+#[export]
+pub unsafe extern "C" fn io_task_restriction_free(tsk: *mut bindings::task_struct) {
+    if let Some(task) = NonNull::new(tsk) {
+        // SAFETY: The caller guarantees it.
+        let mut task = unsafe { TaskRestriction::<Filters>::from_raw(task) };
+
+        drop(task.take());
+    }
+}
+
+#[cfg(CONFIG_IO_URING_RS_KUNIT_TEST)]
+#[kernel::macros::kunit_tests(io_uring_payload)]
+mod tests {
+    use super::*;
+    use core::mem::size_of;
+    use kernel::{
+        io_uring::Opcode,
+        transmute::AsBytes, //
+    };
+
+    /// What filters see of a prepared request for `opcode` whose arguments are `cmd`, and whose
+    /// asynchronous data are `data`.
+    fn seen<T>(opcode: Opcode, cmd: T, data: &mut [u8]) -> Result<[u8; 40]> {
+        let mut request: KBox<bindings::io_kiocb> =
+            KBox::init(pin_init::init_zeroed(), GFP_KERNEL)?;
+        let mut context = FilterContext::new(opcode, 0, 0);
+        let mut bytes = [0; 40];
+
+        request.opcode = opcode.as_u8();
+        request.async_data = data.as_mut_ptr().cast();
+        // SAFETY: The arguments of every opcode fit there, and the request is ours.
+        unsafe { (&raw mut request.__bindgen_anon_1).cast::<T>().write(cmd) };
+        // SAFETY: The request is as its `prep` would leave it; both are ours.
+        unsafe { io_socket_bpf_populate((&raw mut context).cast(), &raw mut *request) };
+
+        for (to, from) in bytes.iter_mut().zip(context.as_bytes()) {
+            *to = *from;
         }
+        Ok(bytes)
+    }
+
+    /// A word of the context.
+    fn word(bytes: &[u8; 40], offset: usize) -> u32 {
+        bytes
+            .get(offset..)
+            .and_then(|rest| rest.first_chunk().copied())
+            .map_or(u32::MAX, u32::from_ne_bytes)
+    }
+
+    #[test]
+    fn socket() -> Result {
+        let mut cmd: bindings::io_socket = pin_init::zeroed();
+        cmd.domain = -2;
+        cmd.type_ = 0o2000005;
+        cmd.protocol = 0x10203040;
+
+        let bytes = seen(Opcode::SOCKET, cmd, &mut [])?;
+        assert_eq!(word(&bytes, 8).to_ne_bytes(), [45, 0, 12, 0]);
+        assert_eq!(word(&bytes, 16), 0xffff_fffe);
+        assert_eq!(word(&bytes, 20), 5);
+        assert_eq!(word(&bytes, 24), 0x10203040);
+        assert_eq!(bytes[28..], [0; 12]);
+        Ok(())
+    }
+
+    #[test]
+    fn open() -> Result {
+        for opcode in [Opcode::OPENAT, Opcode::OPENAT2] {
+            let mut cmd: bindings::io_open = pin_init::zeroed();
+            cmd.how.flags = 0x0102_0304_0506_0708;
+            cmd.how.mode = 0x1112_1314_1516_1718;
+            cmd.how.resolve = 0x2122_2324_2526_2728;
+
+            let bytes = seen(opcode, cmd, &mut [])?;
+            assert_eq!(bytes[8..16], [opcode.as_u8(), 0, 24, 0, 0, 0, 0, 0]);
+            assert_eq!(bytes[16..24], 0x0102_0304_0506_0708u64.to_ne_bytes());
+            assert_eq!(bytes[24..32], 0x1112_1314_1516_1718u64.to_ne_bytes());
+            assert_eq!(bytes[32..40], 0x2122_2324_2526_2728u64.to_ne_bytes());
+        }
+        Ok(())
+    }
+
+    /// Whatever stands past the length that user space gave makes no difference.
+    #[test]
+    fn connect_ignores_what_is_not_there() -> Result {
+        for family in [0u16, 1, 2, 10, 0xffff] {
+            for len in 0..=128 {
+                let mut results = [[0; 40]; 2];
+
+                for (result, poison) in results.iter_mut().zip([0x5a, 0xa5]) {
+                    let mut address = [poison; 128];
+                    for (byte, number) in address.iter_mut().zip(0..len) {
+                        *byte = number;
+                    }
+                    for (byte, part) in address
+                        .iter_mut()
+                        .take(len.into())
+                        .zip(family.to_ne_bytes())
+                    {
+                        *byte = part;
+                    }
+                    let mut cmd: bindings::io_connect = pin_init::zeroed();
+                    cmd.addr_len = len.into();
+                    *result = seen(Opcode::CONNECT, cmd, &mut address)?;
+                }
+                let [bytes, other] = results;
+
+                assert_eq!(bytes, other);
+                assert_eq!(bytes[8..16], [16, 0, 24, 0, 0, 0, 0, 0]);
+                let family = if len < 2 { 0 } else { family };
+                assert_eq!(word(&bytes, 16), u32::from(family));
+                match (family, len) {
+                    (2, 16..) => {
+                        assert_eq!(bytes[20..28], [2, 3, 0, 0, 4, 5, 6, 7]);
+                        assert_eq!(bytes[28..], [0; 12]);
+                    }
+                    (10, 24..) => {
+                        assert_eq!(bytes[20..28], [2, 3, 0, 0, 8, 9, 10, 11]);
+                        assert_eq!(
+                            bytes[28..],
+                            [12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23]
+                        );
+                    }
+                    _ => assert_eq!(bytes[20..], [0; 20]),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// No opcode has a size in C's table and no payload here, or the other way round.
+    #[test]
+    fn sizes_are_those_of_the_table() -> Result {
+        for opcode in Opcode::all() {
+            // Enough for every view: no length, no pointers.
+            let bytes = seen(opcode, [0u64; 6], &mut [0; 128])?;
+
+            assert_eq!(u16::from(bytes[10]), opcode.pdu_size());
+        }
+        assert_eq!(size_of::<FilterContext>(), 40);
+        Ok(())
     }
 }

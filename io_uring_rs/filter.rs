@@ -6,12 +6,14 @@
 //! - `check`: which instructions a filter may contain.
 //! - `chain`: the filters of one opcode.
 //! - `table`: the chains of all opcodes, as rings and tasks share them.
+//! - `payload`: what filters see of the arguments of a request.
 //!
 //! C counterpart: `io_uring/bpf_filter.c`.
 
 mod chain;
 mod check;
 mod import;
+mod payload;
 mod table;
 
 use self::table::{
@@ -25,16 +27,14 @@ use kernel::{
         Program, //
     },
     io_uring::{
+        filter_set::FilterSet,
         request::{
             FilterContext,
             Request, //
-        },
-        restriction::{
-            FilterSet,
-            Restriction, //
-        },
+        }, //
     },
     prelude::*,
+    sync::aref::ARef,
     uaccess::UserPtr, //
 };
 
@@ -52,25 +52,34 @@ impl Checker for FilterChecker {
 /// The filters of a ring or task.
 pub(crate) type Filters = Table<Program<FilterChecker>>;
 
-/// Registers the filter that `arg`, a `struct io_uring_bpf` in user space, describes with `owner`.
-///
-/// What `owner` had stays untouched if this fails.
+/// Makes a set of filters out of `old`, or out of none, and the filter that `arg` describes, a
+/// `struct io_uring_bpf` in user space.
 ///
 /// # Errors
 ///
 /// - [`EFAULT`], [`EINVAL`] and [`EMSGSIZE`] for a bad argument, see `import::read`; the first two
 ///   also for a bad program, see [`Program::from_user`].
 /// - [`ENOMEM`] if memory is short, or the filters of the opcode would be longer than is allowed.
-pub(crate) fn register(owner: &mut Restriction<'_, Filters>, arg: UserPtr) -> Result {
+pub(crate) fn read(
+    old: Option<&FilterSet<Filters>>,
+    arg: UserPtr,
+) -> Result<ARef<FilterSet<Filters>>> {
     let request = import::read(arg)?;
     let program = Program::from_user(request.insns, request.len)?;
+    let table = Table::with_filter(
+        old.map(|set| &**set),
+        request.opcode,
+        program,
+        request.len,
+        request.deny_rest,
+    )?;
 
-    let old = owner.filters().map(|set| &**set);
-    let table = Table::with_filter(old, request.opcode, program, request.len, request.deny_rest)?;
-    let set = FilterSet::new(table, GFP_KERNEL_ACCOUNT)?;
+    FilterSet::new(table, GFP_KERNEL_ACCOUNT)
+}
 
-    owner.set_filters(set);
-    Ok(())
+/// Writes the arguments of `request` to `context`, if its opcode has any for filters to see.
+pub(crate) fn populate(context: &mut FilterContext, request: &Request) {
+    payload::show(request, context);
 }
 
 /// Asks the filters whether `request` may run.
@@ -86,7 +95,9 @@ pub(crate) fn run(filters: &Filters, request: &Request) -> Result {
         Slot::Allow => Ok(()),
         Slot::Deny => Err(EACCES),
         Slot::Filter(chain) => {
-            let context = FilterContext::of_request(request);
+            let mut context =
+                FilterContext::new(request.opcode(), request.sqe_flags(), request.user_data());
+            populate(&mut context, request);
 
             if chain.iter().all(|program| program.run(&context) != 0) {
                 Ok(())

@@ -2,7 +2,9 @@
 
 //! Parts of io_uring in Rust, in place of their C counterparts.
 //!
-//! - `filter`: what `io_uring/bpf_filter.c` does, under `CONFIG_IO_URING_BPF_RUST`.
+//! - `filter`: what requests may do, as programs decide.
+//! - `restriction`: what requests and registrations may do, as lists say, and how tasks hand both
+//!   to rings and children.
 //! - `exports`: the functions that C calls, and the only unsafe code.
 //!
 //! What needs more than safe Rust is in `kernel::io_uring` and its neighbours.
@@ -13,6 +15,8 @@
 pub mod exports;
 #[forbid(unsafe_code)]
 mod filter;
+#[forbid(unsafe_code)]
+mod restriction;
 
 /// Prefix to appear before log messages printed from within this crate.
 const __LOG_PREFIX: &[u8] = b"io_uring\0";

@@ -11,7 +11,7 @@ use super::chain::{
 };
 use kernel::{
     io_uring::{
-        restriction::Contents,
+        filter_set::Contents,
         Opcode,
         PerOpcode, //
     },
@@ -131,7 +131,7 @@ impl<P: Send + Sync + 'static> Contents for Table<P> {
 mod tests {
     use super::*;
     use kernel::{
-        io_uring::restriction::FilterSet,
+        io_uring::filter_set::FilterSet,
         sync::{
             aref::ARef,
             atomic::{

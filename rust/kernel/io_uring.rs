@@ -3,16 +3,23 @@
 //! io_uring, as seen by the parts of it that are written in Rust.
 //!
 //! - [`opcode`]: request opcodes, and tables indexed by them.
-//! - [`request`]: requests, and what opcode filters see of them.
+//! - [`request`], [`command`]: requests, their arguments, and what opcode filters see of them.
 //! - [`uapi`]: structures that user space hands in.
-//! - [`restriction`]: the restrictions of a ring or task, and the shared set of filters in them.
+//! - [`filter_set`]: sets of filters that rings and tasks share.
+//! - [`rules`]: which requests and registrations are allowed.
+//! - [`restriction`]: rules and filters together; [`ring`] and [`task`]: who has them.
 //!
 //! C headers: [`include/linux/io_uring_types.h`](srctree/include/linux/io_uring_types.h),
 //! [`io_uring/opdef.h`](srctree/io_uring/opdef.h)
 
+pub mod command;
+pub mod filter_set;
 pub mod opcode;
 pub mod request;
 pub mod restriction;
+pub mod ring;
+pub mod rules;
+pub mod task;
 pub mod uapi;
 
 pub use self::opcode::{

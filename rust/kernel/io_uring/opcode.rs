@@ -35,6 +35,23 @@ impl Opcode {
     /// How many opcodes there are: `IORING_OP_LAST`.
     pub const COUNT: usize = bindings::io_uring_op_IORING_OP_LAST as usize;
 
+    /// Makes a socket.
+    pub const SOCKET: Self = Self::known(bindings::io_uring_op_IORING_OP_SOCKET);
+    /// Connects a socket.
+    pub const CONNECT: Self = Self::known(bindings::io_uring_op_IORING_OP_CONNECT);
+    /// Opens a file.
+    pub const OPENAT: Self = Self::known(bindings::io_uring_op_IORING_OP_OPENAT);
+    /// Opens a file as a `struct open_how` says.
+    pub const OPENAT2: Self = Self::known(bindings::io_uring_op_IORING_OP_OPENAT2);
+
+    /// An opcode of the kernel's own list.
+    const fn known(opcode: u32) -> Self {
+        assert!(opcode < bindings::io_uring_op_IORING_OP_LAST);
+
+        // INVARIANT: The opcode was just checked.
+        Self(opcode as u8)
+    }
+
     /// Validates an opcode that came from user space.
     ///
     /// The result is clamped against speculation, so that it is safe to index with.

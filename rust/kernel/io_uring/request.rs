@@ -51,6 +51,12 @@ impl Request {
         unsafe { &*req.cast::<Self>() }
     }
 
+    /// The request as C knows it.
+    #[inline]
+    pub(super) fn as_ptr(&self) -> *mut bindings::io_kiocb {
+        self.0.get()
+    }
+
     /// What the request asks for.
     #[inline]
     pub fn opcode(&self) -> Opcode {
@@ -127,21 +133,49 @@ impl FilterContext {
         Self(context)
     }
 
-    /// Makes the context that filters of `request` see, its opcode's own arguments included.
-    #[inline]
-    pub fn of_request(request: &Request) -> Self {
-        let opcode = request.opcode();
-        let mut context = Self::new(opcode, request.sqe_flags(), request.user_data());
-        let def = opcode.issue_def();
+    /// Makes a reference from the pointer that C passes.
+    ///
+    /// # Safety
+    ///
+    /// For the duration of `'a`, `context` must be valid, initialised, and accessed by nobody else.
+    pub unsafe fn from_raw<'a>(context: *mut bindings::io_uring_bpf_ctx) -> &'a mut Self {
+        // SAFETY: The caller guarantees validity, and `Self` is a transparent wrapper.
+        unsafe { &mut *context.cast() }
+    }
 
-        if let Some(populate) = def.filter_populate {
-            // 24 at most, see `Opcode::pdu_size`.
-            context.0.pdu_size = def.filter_pdu_size as u8;
-            // SAFETY:
-            // - `populate` is the callback of the request's own opcode.
-            // - `context` is ours, and `request` is prepared, by its type invariants.
-            unsafe { populate(&mut context.0, request.0.get()) };
-        }
-        context
+    /// The arguments of a request that makes a socket, 12 bytes.
+    #[inline]
+    pub fn set_socket(&mut self, family: u32, socket_type: u32, protocol: u32) {
+        self.0.pdu_size = 12;
+        self.0.__bindgen_anon_1.socket = bindings::io_uring_bpf_ctx__bindgen_ty_1__bindgen_ty_1 {
+            family,
+            type_: socket_type,
+            protocol,
+        };
+    }
+
+    /// The arguments of a request that opens a file, 24 bytes.
+    #[inline]
+    pub fn set_open(&mut self, flags: u64, mode: u64, resolve: u64) {
+        self.0.pdu_size = 24;
+        self.0.__bindgen_anon_1.open = bindings::io_uring_bpf_ctx__bindgen_ty_1__bindgen_ty_2 {
+            flags,
+            mode,
+            resolve,
+        };
+    }
+
+    /// The arguments of a request that connects a socket, 24 bytes. The port and the bytes of the
+    /// address, of which an IPv4 one has 4, are in network order.
+    #[inline]
+    pub fn set_connect(&mut self, family: u16, port: [u8; 2], addr: [u8; 16]) {
+        let mut connect: bindings::io_uring_bpf_ctx__bindgen_ty_1__bindgen_ty_3 =
+            pin_init::zeroed();
+
+        connect.family = family.into();
+        connect.port = u16::from_ne_bytes(port);
+        connect.__bindgen_anon_1.v6_addr = addr;
+        self.0.pdu_size = 24;
+        self.0.__bindgen_anon_1.connect = connect;
     }
 }

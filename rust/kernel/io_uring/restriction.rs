@@ -1,258 +1,138 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The restrictions of a ring or task, and the shared set of filters in them.
-//!
-//! A [`FilterSet`] is immutable and reference counted. Rings and tasks, its owners, point to it
-//! from their `struct io_restriction`, to which [`Restriction`] is the handle; what the filters
-//! are and how they decide is up to the set's [`Contents`].
-//!
-//! No RCU is needed. A ring's set is only read and exchanged under the ring's `uring_lock`, a
-//! task's set only by the task itself, and whoever passes a set on takes a reference first.
+//! The restrictions of a ring or task: rules, and a set of filters.
 //!
 //! C header: [`include/linux/io_uring_types.h`](srctree/include/linux/io_uring_types.h)
 
+use super::{
+    filter_set::{
+        Contents,
+        FilterSet, //
+    },
+    rules::{
+        OpSet,
+        Rules,
+        OP_LAST,
+        REGISTER_LAST, //
+    },
+    Opcode,
+};
 use crate::{
-    alloc::Flags,
     bindings,
-    prelude::*,
-    static_lock_class,
-    sync::{
-        aref::{
-            ARef,
-            AlwaysRefCounted, //
-        },
-        Refcount, //
-    },
-    types::Opaque,
-    workqueue::{
-        self,
-        impl_has_work,
-        Work,
-        WorkItem, //
-    },
+    sync::aref::ARef, //
 };
 use core::{
     marker::PhantomData,
-    ops::Deref,
     ptr::NonNull, //
 };
 
-/// The name of the lock class of the work items of all sets.
-///
-/// The class is one for all types of contents, and lockdep wants its name to be one object. A
-/// literal would be another one in each crate that makes sets.
-static WORK_NAME: &CStr = c"FilterSet::work";
+const _: () = {
+    assert!(REGISTER_LAST == bindings::io_uring_register_op_IORING_REGISTER_LAST as usize);
+    assert!(OP_LAST == Opcode::COUNT);
+};
 
-/// What a [`FilterSet`] holds.
-pub trait Contents: Send + Sync + 'static {
-    /// Frees a bounded part of what is left.
-    ///
-    /// Called, in process context, again and again when the set has no owner any more, with other
-    /// work let through in between, until it returns `false`: nothing is left whose release takes
-    /// long.
-    fn release_some(&mut self) -> bool;
-}
-
-/// A set of filters that rings and tasks share.
+/// The restrictions of a ring or task: its rules, and its reference to a set of filters.
 ///
-/// Starts with what C sees of it, a `struct io_bpf_filters`.
-///
-/// The last reference may be dropped in any context: the contents are freed by a work item, in
-/// steps.
+/// Wraps the kernel's `struct io_restriction`. Making a copy takes a reference to the set; nothing
+/// is allocated. Dropping it is possible in any context.
 ///
 /// # Invariants
 ///
-/// - `shared.refs` counts the references; while there are any, nobody has the set mutably.
-/// - `shared.filters` points to `contents`.
-///
-/// # Examples
-///
-/// ```
-/// use kernel::io_uring::restriction::{Contents, FilterSet};
-///
-/// struct Limit(u32);
-///
-/// impl Contents for Limit {
-///     fn release_some(&mut self) -> bool {
-///         false
-///     }
-/// }
-///
-/// let set = FilterSet::new(Limit(7), GFP_KERNEL)?;
-/// let other = set.clone();
-/// drop(set);
-/// assert_eq!(other.0, 7);
-/// # Ok::<(), Error>(())
-/// ```
-#[pin_data]
-#[repr(C)]
-pub struct FilterSet<T: Contents> {
-    #[pin]
-    shared: Opaque<bindings::io_bpf_filters>,
-    #[pin]
-    work: Work<Self>,
-    contents: T,
+/// `bpf_filters` is null or a reference to a `FilterSet<T>`, which this structure owns.
+#[repr(transparent)]
+pub struct Restriction<T: Contents> {
+    raw: bindings::io_restriction,
+    filters: PhantomData<ARef<FilterSet<T>>>,
 }
 
-impl_has_work! {
-    impl{T: Contents} HasWork<Self> for FilterSet<T> { self.work }
-}
+// SAFETY: The structure consists of plain data and a reference that can be sent.
+unsafe impl<T: Contents> Send for Restriction<T> {}
 
-// SAFETY: `T` is `Send`, the count is atomic, and the other fields are only written while there is
-// one user of the set.
-unsafe impl<T: Contents> Send for FilterSet<T> {}
+// SAFETY: The structure consists of plain data and a reference that can be shared.
+unsafe impl<T: Contents> Sync for Restriction<T> {}
 
-// SAFETY: `T` is `Sync`, the count is atomic, and the other fields are only written while there is
-// one user of the set.
-unsafe impl<T: Contents> Sync for FilterSet<T> {}
+impl<T: Contents> Restriction<T> {
+    /// Makes restrictions out of rules and filters.
+    pub fn new(rules: &Rules, filters: Option<ARef<FilterSet<T>>>) -> Self {
+        // INVARIANT: There are no filters yet.
+        let mut this = Self {
+            raw: pin_init::zeroed(),
+            filters: PhantomData,
+        };
 
-impl<T: Contents> FilterSet<T> {
-    /// Allocates a set with these contents, which are initialised in place.
-    ///
-    /// # Errors
-    ///
-    /// [`ENOMEM`] if memory is short.
-    pub fn new(contents: impl Init<T>, flags: Flags) -> Result<ARef<Self>> {
-        let set = KBox::pin_init(
-            pin_init!(Self {
-                shared: Opaque::new(pin_init::zeroed()),
-                work <- Work::new(WORK_NAME, static_lock_class!()),
-                contents <- contents,
-            }),
-            flags,
-        )?;
-        // SAFETY: The set is not moved from here on: it is freed at its address.
-        let set = NonNull::from(KBox::leak(unsafe { Pin::into_inner_unchecked(set) }));
-
-        // SAFETY: The set was just allocated and is ours, so that its fields are valid.
-        unsafe {
-            let shared = Opaque::cast_into(&raw const (*set.as_ptr()).shared);
-
-            (*shared).filters = (&raw mut (*set.as_ptr()).contents).cast();
+        this.set_rules(rules);
+        if let Some(filters) = filters {
+            this.set_filters(filters);
         }
-
-        // INVARIANT: `filters` was set above. The count becomes one, which the result stands for.
-        // SAFETY: As above; nobody else has a pointer to the set yet.
-        unsafe {
-            set.as_ref().refs().set(1);
-            Ok(ARef::from_raw(set))
-        }
+        this
     }
 
-    /// The count of references.
-    fn refs(&self) -> &Refcount {
-        let shared = self.shared.get();
-
-        // SAFETY: `shared` is valid, and `Refcount` is a transparent wrapper of `refcount_t`.
-        unsafe { &*(&raw mut (*shared).refs).cast::<Refcount>() }
-    }
-
-    /// Makes a reference to a set's contents from what C keeps in `io_ring_ctx::bpf_filters`.
+    /// Makes a reference from the pointer that C passes.
     ///
     /// # Safety
     ///
-    /// `filters` must have been taken from the `filters` field of a `struct io_bpf_filters` that
-    /// is a `FilterSet<T>`, to which somebody holds a reference for the duration of `'a`.
-    #[inline]
-    pub unsafe fn contents_from_raw<'a>(filters: *mut *mut bindings::io_bpf_filter) -> &'a T {
-        // SAFETY: By the type invariants, the field points to the contents of the set, which the
-        // reference keeps alive.
-        unsafe { &*filters.cast::<T>() }
-    }
-}
-
-impl<T: Contents> Deref for FilterSet<T> {
-    type Target = T;
-
-    #[inline]
-    fn deref(&self) -> &T {
-        &self.contents
-    }
-}
-
-// SAFETY: `inc_ref` and `dec_ref` keep the count that keeps the set alive, and `FilterSet::new`
-// gives out counted sets only.
-unsafe impl<T: Contents> AlwaysRefCounted for FilterSet<T> {
-    fn inc_ref(&self) {
-        self.refs().inc();
-    }
-
-    unsafe fn dec_ref(set: NonNull<Self>) {
-        // SAFETY: The caller has a reference, so the set is valid.
-        if !unsafe { set.as_ref().refs().dec_and_test() } {
-            return;
-        }
-
-        // SAFETY:
-        // - `FilterSet::new` got the set from a `KBox`, and the last reference is gone.
-        // - The set never moved and is not moved now.
-        let set = unsafe { Pin::new_unchecked(KBox::from_raw(set.as_ptr())) };
-
-        workqueue::system_dfl().enqueue(set);
-    }
-}
-
-impl<T: Contents> WorkItem for FilterSet<T> {
-    type Pointer = Pin<KBox<Self>>;
-
-    fn run(mut set: Pin<KBox<Self>>) {
-        if set.as_mut().project().contents.release_some() {
-            workqueue::system_dfl().enqueue(set);
-        }
-    }
-}
-
-/// A handle to the restrictions of a ring or task, through which its set of filters is exchanged.
-///
-/// Wraps a pointer to the kernel's `struct io_restriction`.
-///
-/// # Invariants
-///
-/// The structure is valid for `'a`, nobody else accesses its `bpf_filters`, and that is null or a
-/// reference to a `FilterSet<T>`.
-pub struct Restriction<'a, T: Contents> {
-    ptr: NonNull<bindings::io_restriction>,
-    owner: PhantomData<&'a mut FilterSet<T>>,
-}
-
-impl<T: Contents> Restriction<'_, T> {
-    /// Makes a handle from the pointer that C passes.
-    ///
-    /// # Safety
-    ///
-    /// - `restriction` must be valid, and its `bpf_filters` accessed by nobody else, while the
-    ///   handle exists: the ring's `uring_lock` is held, or it belongs to the current task, or to
-    ///   a ring or task that is being made or torn down.
-    /// - Its `bpf_filters` must be null, or have been set through such a handle with the same `T`.
-    pub unsafe fn from_raw(restriction: NonNull<bindings::io_restriction>) -> Self {
+    /// - For the duration of `'a`, `restriction` must be valid and unchanged.
+    /// - Its `bpf_filters` must be null, or have been set through this type with the same `T`.
+    pub unsafe fn from_raw<'a>(restriction: NonNull<bindings::io_restriction>) -> &'a Self {
         // INVARIANT: The caller guarantees it.
-        Self {
-            ptr: restriction,
-            owner: PhantomData,
+        // SAFETY: The caller guarantees validity, and `Self` is a transparent wrapper.
+        unsafe { restriction.cast().as_ref() }
+    }
+
+    /// Makes a mutable reference from the pointer that C passes.
+    ///
+    /// # Safety
+    ///
+    /// - For the duration of `'a`, `restriction` must be valid, and accessed by nobody else: the
+    ///   ring's `uring_lock` is held, or it belongs to a ring that is being made or torn down.
+    /// - Its `bpf_filters` must be null, or have been set through this type with the same `T`.
+    pub unsafe fn from_raw_mut<'a>(restriction: NonNull<bindings::io_restriction>) -> &'a mut Self {
+        // INVARIANT: The caller guarantees it.
+        // SAFETY: The caller guarantees validity, and `Self` is a transparent wrapper.
+        unsafe { restriction.cast().as_mut() }
+    }
+
+    /// The rules.
+    pub fn rules(&self) -> Rules {
+        let raw = &self.raw;
+
+        Rules {
+            registers_restricted: raw.reg_registered,
+            register_ops: OpSet(raw.register_op),
+            sqes_restricted: raw.op_registered,
+            sqe_ops: OpSet(raw.sqe_op),
+            sqe_flags_allowed: raw.sqe_flags_allowed,
+            sqe_flags_required: raw.sqe_flags_required,
         }
+    }
+
+    /// Puts rules in the place of the present ones.
+    pub fn set_rules(&mut self, rules: &Rules) {
+        let raw = &mut self.raw;
+
+        raw.reg_registered = rules.registers_restricted;
+        raw.register_op = rules.register_ops.0;
+        raw.op_registered = rules.sqes_restricted;
+        raw.sqe_op = rules.sqe_ops.0;
+        raw.sqe_flags_allowed = rules.sqe_flags_allowed;
+        raw.sqe_flags_required = rules.sqe_flags_required;
     }
 
     /// The set of filters, if there is one.
     pub fn filters(&self) -> Option<&FilterSet<T>> {
-        // SAFETY: By the type invariants, the structure is valid, and its pointer null or a
-        // reference that `self` being borrowed keeps from being dropped.
-        unsafe {
-            (*self.ptr.as_ptr())
-                .bpf_filters
-                .cast::<FilterSet<T>>()
-                .as_ref()
-        }
+        // SAFETY: By the type invariants, the pointer is null or a reference that `self` being
+        // borrowed keeps from being dropped.
+        unsafe { self.raw.bpf_filters.cast::<FilterSet<T>>().as_ref() }
     }
 
     /// Takes the set of filters out. None is left.
     pub fn take_filters(&mut self) -> Option<ARef<FilterSet<T>>> {
-        // SAFETY: By the type invariants, the structure is valid and ours to write to.
-        let field = unsafe { &mut (*self.ptr.as_ptr()).bpf_filters };
-        let set = NonNull::new(core::mem::replace(field, core::ptr::null_mut()))?;
+        // INVARIANT: The pointer becomes null.
+        let set = core::mem::replace(&mut self.raw.bpf_filters, core::ptr::null_mut());
 
-        // SAFETY: By the type invariants, the pointer was a reference to a `FilterSet<T>`; it was
-        // removed from the structure.
-        Some(unsafe { ARef::from_raw(set.cast()) })
+        // SAFETY: By the type invariants, a pointer that is not null was a reference to a
+        // `FilterSet<T>`; it was removed from the structure.
+        NonNull::new(set).map(|set| unsafe { ARef::from_raw(set.cast()) })
     }
 
     /// Puts a set of filters in the place of the present one, if any, which is dropped.
@@ -261,100 +141,30 @@ impl<T: Contents> Restriction<'_, T> {
 
         // INVARIANT: The field becomes a reference to a `FilterSet<T>`, the beginning of which is
         // a `struct io_bpf_filters`.
-        // SAFETY: By the type invariants, the structure is valid and ours to write to.
-        unsafe { (*self.ptr.as_ptr()).bpf_filters = ARef::into_raw(set).as_ptr().cast() };
+        self.raw.bpf_filters = ARef::into_raw(set).as_ptr().cast();
+    }
+
+    /// What C keeps a copy of in `io_ring_ctx::bpf_filters`: null if there are no filters.
+    pub(super) fn raw_filters(&self) -> *mut *mut bindings::io_bpf_filter {
+        let shared = self.raw.bpf_filters;
+
+        if shared.is_null() {
+            core::ptr::null_mut()
+        } else {
+            // SAFETY: By the type invariants, the pointer is valid.
+            unsafe { (*shared).filters }
+        }
     }
 }
 
-#[cfg(CONFIG_RUST_IO_URING_KUNIT_TEST)]
-#[macros::kunit_tests(rust_kernel_io_uring)]
-mod tests {
-    use super::*;
-    use crate::{
-        sync::{
-            atomic::{
-                Atomic,
-                Relaxed, //
-            },
-            Arc, //
-        },
-        time::{
-            delay::fsleep,
-            Delta, //
-        },
-    };
-    use core::mem::offset_of;
-
-    /// Takes `steps` calls to be released, and counts them.
-    struct Steps {
-        steps: u32,
-        done: Arc<Atomic<u32>>,
+impl<T: Contents> Clone for Restriction<T> {
+    fn clone(&self) -> Self {
+        Self::new(&self.rules(), self.filters().map(ARef::from))
     }
+}
 
-    impl Contents for Steps {
-        fn release_some(&mut self) -> bool {
-            self.done.fetch_add(1, Relaxed);
-            self.steps = self.steps.saturating_sub(1);
-            self.steps > 0
-        }
-    }
-
-    /// Waits up to two seconds for `done` to reach `count`, and returns what it reached.
-    fn settle(done: &Atomic<u32>, count: u32) -> u32 {
-        for _ in 0..200 {
-            if done.load(Relaxed) >= count {
-                break;
-            }
-            fsleep(Delta::from_millis(10));
-        }
-        done.load(Relaxed)
-    }
-
-    #[test]
-    fn c_sees_the_contents() -> Result {
-        let done = Arc::new(Atomic::new(0), GFP_KERNEL)?;
-        let set = FilterSet::new(Steps { steps: 1, done }, GFP_KERNEL)?;
-        let shared = set.shared.get();
-
-        assert_eq!(offset_of!(FilterSet<Steps>, shared), 0);
-        // SAFETY: The set is alive, and `filters` was set when it was made.
-        let contents = unsafe { FilterSet::<Steps>::contents_from_raw((*shared).filters) };
-        assert!(core::ptr::eq(contents, &**set));
-        Ok(())
-    }
-
-    #[test]
-    fn freed_once_in_steps() -> Result {
-        let done = Arc::new(Atomic::new(0), GFP_KERNEL)?;
-        let contents = Steps {
-            steps: 5,
-            done: done.clone(),
-        };
-        let mut first: bindings::io_restriction = pin_init::zeroed();
-        let mut second: bindings::io_restriction = pin_init::zeroed();
-        // SAFETY: The structures are local, outlive the handles, and have no filters yet.
-        let (mut first, mut second) = unsafe {
-            (
-                Restriction::<Steps>::from_raw(NonNull::from(&mut first)),
-                Restriction::<Steps>::from_raw(NonNull::from(&mut second)),
-            )
-        };
-
-        assert!(first.filters().is_none());
-        first.set_filters(FilterSet::new(contents, GFP_KERNEL)?);
-        if let Some(set) = first.filters() {
-            second.set_filters(set.into());
-        }
-        drop(first.take_filters());
-        assert!(first.filters().is_none());
-        assert!(second.filters().is_some());
-        fsleep(Delta::from_millis(20));
-        assert_eq!(done.load(Relaxed), 0);
-
-        drop(second.take_filters());
-        assert_eq!(settle(&done, 5), 5);
-        fsleep(Delta::from_millis(20));
-        assert_eq!(done.load(Relaxed), 5);
-        Ok(())
+impl<T: Contents> Drop for Restriction<T> {
+    fn drop(&mut self) {
+        drop(self.take_filters());
     }
 }

@@ -2,7 +2,7 @@
 
 //! Structures that user space hands to io_uring.
 //!
-//! C header:
+//! C headers: [`include/uapi/linux/io_uring.h`](srctree/include/uapi/linux/io_uring.h),
 //! [`include/uapi/linux/io_uring/bpf_filter.h`](srctree/include/uapi/linux/io_uring/bpf_filter.h)
 
 use crate::{
@@ -65,6 +65,9 @@ const _: () = {
     assert!(offset_of!(bindings::io_uring_bpf_filter, pdu_size) == 12);
     assert!(offset_of!(bindings::io_uring_bpf_filter, filter_ptr) == 16);
     assert!(offset_of!(bindings::io_uring_bpf_filter, resv2) == 24);
+    assert!(size_of::<RestrictionEntry>() == 16);
+    assert!(offset_of!(bindings::io_uring_restriction, __bindgen_anon_1) == 2);
+    assert!(size_of::<TaskRestrictionHeader>() == 16);
 };
 
 // SAFETY: All fields are integers, for which every bit pattern is valid.
@@ -137,5 +140,53 @@ impl Bpf {
     pub fn filter(&self) -> BpfFilter {
         // SAFETY: The union has no other member, and all of it is initialised.
         BpfFilter(unsafe { self.0.__bindgen_anon_1.filter })
+    }
+}
+
+/// An entry of a list of restrictions: `struct io_uring_restriction`, 16 bytes.
+///
+/// Its reserved fields are not looked at.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+pub struct RestrictionEntry(bindings::io_uring_restriction);
+
+// SAFETY: All fields are integers, or a union of bytes.
+unsafe impl FromBytes for RestrictionEntry {}
+
+impl RestrictionEntry {
+    /// What the entry is about, `IORING_RESTRICTION_*`. Not validated.
+    pub fn kind(&self) -> u16 {
+        self.0.opcode
+    }
+
+    /// The opcode or flags that it allows or demands. Not validated.
+    pub fn value(&self) -> u8 {
+        // SAFETY: Each member of the union is one byte, which is initialised.
+        unsafe { self.0.__bindgen_anon_1.sqe_op }
+    }
+}
+
+/// What stands before the list of restrictions for a task: `struct io_uring_task_restriction`
+/// without its entries, 16 bytes.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct TaskRestrictionHeader {
+    flags: u16,
+    entries: u16,
+    reserved: [u32; 3],
+}
+
+// SAFETY: All fields are integers, for which every bit pattern is valid.
+unsafe impl FromBytes for TaskRestrictionHeader {}
+
+impl TaskRestrictionHeader {
+    /// How many entries follow. Not validated.
+    pub fn entries(&self) -> u16 {
+        self.entries
+    }
+
+    /// Whether the flags, of which there are none so far, and the reserved fields are zero.
+    pub fn reserved_is_zero(&self) -> bool {
+        self.flags == 0 && self.reserved == [0; 3]
     }
 }

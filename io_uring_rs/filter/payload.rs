@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What filters see of the arguments of a request.
+//!
+//! - `address`: socket addresses.
+//!
+//! How large the payload of an opcode is stands in `io_issue_def::filter_pdu_size`. C counterparts:
+//! `io_socket_bpf_populate()`, `io_openat_bpf_populate()`, `io_connect_bpf_populate()`.
+
+mod address;
+
+use self::address::Address;
+use kernel::io_uring::{
+    command::{
+        Command,
+        Connect,
+        Open,
+        Socket, //
+    },
+    request::{
+        FilterContext,
+        Request, //
+    },
+};
+
+/// Arguments that filters see.
+trait Payload {
+    /// Writes them to the context, whose payload is zero until then.
+    fn show(&self, context: &mut FilterContext);
+}
+
+impl Payload for Socket<'_> {
+    #[inline]
+    fn show(&self, context: &mut FilterContext) {
+        context.set_socket(
+            self.domain().cast_unsigned(),
+            self.socket_type().cast_unsigned(),
+            self.protocol().cast_unsigned(),
+        );
+    }
+}
+
+impl Payload for Open<'_> {
+    #[inline]
+    fn show(&self, context: &mut FilterContext) {
+        context.set_open(self.flags(), self.mode(), self.resolve());
+    }
+}
+
+impl Payload for Connect<'_> {
+    fn show(&self, context: &mut FilterContext) {
+        let Address { family, port, addr } = Address::from_bytes(self.address());
+
+        context.set_connect(family, port, addr);
+    }
+}
+
+/// Writes the arguments of `request` to `context`, if its opcode has any for filters to see.
+#[inline]
+pub(super) fn show(request: &Request, context: &mut FilterContext) {
+    match request.command() {
+        Command::Socket(socket) => socket.show(context),
+        Command::Open(open) => open.show(context),
+        Command::Connect(connect) => connect.show(context),
+        Command::Other => {}
+    }
+}

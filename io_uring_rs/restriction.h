@@ -1,0 +1,26 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * The functions of exports.rs that have no prototype elsewhere: their C
+ * counterparts are static.
+ */
+#ifndef IO_URING_RS_RESTRICTION_H
+#define IO_URING_RS_RESTRICTION_H
+
+#ifdef CONFIG_IO_URING_BPF_RUST
+
+struct io_restriction;
+struct io_ring_ctx;
+struct task_struct;
+
+int io_register_restrictions(struct io_ring_ctx *ctx, void __user *arg,
+			     unsigned int nr_args);
+int io_register_restrictions_task(void __user *arg, unsigned int nr_args);
+int io_register_bpf_filter_task(void __user *arg, unsigned int nr_args);
+bool io_register_blind_allowed(unsigned int opcode);
+void io_ctx_restriction_clone(struct io_ring_ctx *ctx,
+			      struct io_restriction *src);
+void io_task_restriction_free(struct task_struct *tsk);
+
+#endif
+
+#endif

@@ -1,0 +1,180 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Restrictions: which requests and registrations rings and tasks may make.
+//!
+//! - `parse`: what a list of restrictions means.
+//!
+//! A task's restrictions are one object that never changes. Its children share it; a registration
+//! puts another in its place. A ring gets a copy of those of the task that makes it.
+//!
+//! C counterparts: `io_register_restrictions()`, `io_register_restrictions_task()`,
+//! `io_register_bpf_filter_task()` and `io_uring_register_blind()` in `io_uring/register.c`,
+//! `__io_uring_fork()` in `io_uring/tctx.c`.
+
+mod parse;
+
+use self::parse::Parser;
+use crate::filter::{
+    self,
+    Filters, //
+};
+use kernel::{
+    capability::{
+        self,
+        Capability, //
+    },
+    io_uring::{
+        restriction::Restriction,
+        ring::Ring,
+        rules::{
+            Rules,
+            REGISTER_LAST, //
+        },
+        task::TaskRestriction,
+        uapi::{
+            RestrictionEntry,
+            TaskRestrictionHeader, //
+        },
+    },
+    nospec,
+    prelude::*,
+    sync::Arc,
+    uaccess::{
+        UserPtr,
+        UserSlice, //
+    },
+};
+
+/// Reads a list of `count` restrictions.
+///
+/// # Errors
+///
+/// - [`EINVAL`] if `list` is null, or there are too many entries or an unknown one.
+/// - [`EFAULT`] if the list cannot be read, also if what can be read is invalid.
+fn read_list(list: UserPtr, count: usize) -> Result<Rules> {
+    if list.as_const_ptr().is_null() || count > parse::MAX_ENTRIES {
+        return Err(EINVAL);
+    }
+    let mut reader = UserSlice::new(list, count * size_of::<RestrictionEntry>()).reader();
+    let mut parser = Parser::new();
+
+    for _ in 0..count {
+        let entry: RestrictionEntry = reader.read()?;
+
+        parser.entry(entry.kind(), entry.value());
+    }
+    parser.finish().ok_or(EINVAL)
+}
+
+/// Registers a list of `count` restrictions with a ring: `IORING_REGISTER_RESTRICTIONS`.
+///
+/// # Errors
+///
+/// - [`EBADFD`] if the ring is enabled.
+/// - [`EBUSY`] if it has such restrictions, be it from the task that made it.
+/// - Those of [`read_list`].
+pub(crate) fn register_ring(ring: &mut Ring<'_, Filters>, list: UserPtr, count: u32) -> Result {
+    if !ring.is_disabled() {
+        return Err(EBADFD);
+    }
+    if ring.restriction().rules().restrict_anything() {
+        return Err(EBUSY);
+    }
+    let rules = read_list(list, usize::try_from(count)?)?;
+
+    ring.restrict(&rules);
+    Ok(())
+}
+
+/// Whether the current task may restrict itself: it must not be able to gain privileges, or have
+/// them anyway, lest programs that gain some are fooled by their caller's restrictions.
+///
+/// # Errors
+///
+/// [`EACCES`] if not.
+fn may_restrict_itself() -> Result {
+    if capability::current_has_no_new_privs()
+        || capability::current_has_noaudit(Capability::SYS_ADMIN)
+    {
+        Ok(())
+    } else {
+        Err(EACCES)
+    }
+}
+
+/// Registers restrictions, a `struct io_uring_task_restriction` in user space, with the current
+/// task, which must have none, filters included.
+///
+/// # Errors
+///
+/// - [`EPERM`] if the task has some.
+/// - [`EACCES`] if it may not restrict itself.
+/// - [`EINVAL`] if `count` is not 1 or a reserved field not zero.
+/// - [`EFAULT`] if `arg` cannot be read.
+/// - [`ENOMEM`] if memory is short.
+/// - Those of [`read_list`].
+pub(crate) fn register_task(
+    task: &mut TaskRestriction<'_, Filters>,
+    arg: UserPtr,
+    count: u32,
+) -> Result {
+    if task.get().is_some() {
+        return Err(EPERM);
+    }
+    may_restrict_itself()?;
+    if count != 1 {
+        return Err(EINVAL);
+    }
+    let header_size = size_of::<TaskRestrictionHeader>();
+    let header: TaskRestrictionHeader = UserSlice::new(arg, header_size).reader().read()?;
+    if !header.reserved_is_zero() {
+        return Err(EINVAL);
+    }
+    let rules = read_list(
+        arg.wrapping_byte_add(header_size),
+        usize::from(header.entries()),
+    )?;
+
+    task.set(Arc::new(
+        Restriction::new(&rules, None),
+        GFP_KERNEL_ACCOUNT,
+    )?);
+    Ok(())
+}
+
+/// Registers a filter, a `struct io_uring_bpf` in user space, with the current task.
+///
+/// # Errors
+///
+/// - [`EACCES`] if the task may not restrict itself.
+/// - [`EINVAL`] if `count` is not 1.
+/// - Those of [`filter::read`].
+pub(crate) fn register_task_filter(
+    task: &mut TaskRestriction<'_, Filters>,
+    arg: UserPtr,
+    count: u32,
+) -> Result {
+    may_restrict_itself()?;
+    if count != 1 {
+        return Err(EINVAL);
+    }
+    let old = task.get();
+    let filters = filter::read(old.and_then(Restriction::filters), arg)?;
+    let rules = old.map(Restriction::rules).unwrap_or_default();
+
+    task.set(Arc::new(
+        Restriction::new(&rules, Some(filters)),
+        GFP_KERNEL_ACCOUNT,
+    )?);
+    Ok(())
+}
+
+/// Whether the current task may call `io_uring_register()` with `opcode` and no ring.
+pub(crate) fn allows_register(task: &TaskRestriction<'_, Filters>, opcode: u32) -> bool {
+    task.get().is_none_or(|restriction| {
+        usize::try_from(opcode)
+            .ok()
+            .and_then(|op| nospec::checked_index(op, REGISTER_LAST))
+            .is_some_and(|op| restriction.rules().allows_register(op))
+    })
+}

@@ -1,0 +1,136 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What a list of restrictions means.
+//!
+//! Uses nothing but `core` and plain data, so that it is also built and tested outside the kernel.
+
+use kernel::io_uring::rules::{
+    Rules,
+    OP_LAST,
+    REGISTER_LAST, //
+};
+
+/// How many kinds of entries there are: `IORING_RESTRICTION_LAST`.
+pub(crate) const KINDS: usize = 4;
+
+/// How many entries a list may have: no more can be told apart.
+pub(crate) const MAX_ENTRIES: usize = KINDS + REGISTER_LAST + OP_LAST;
+
+/// Takes the entries of a list one by one.
+pub(crate) struct Parser {
+    rules: Rules,
+    empty: bool,
+    valid: bool,
+}
+
+impl Parser {
+    /// Starts a list.
+    pub(crate) fn new() -> Self {
+        Self {
+            rules: Rules::default(),
+            empty: true,
+            valid: true,
+        }
+    }
+
+    /// Takes the next entry: one of `IORING_RESTRICTION_*`, and the opcode or flags beside it.
+    pub(crate) fn entry(&mut self, kind: u16, value: u8) {
+        let op = usize::from(value);
+
+        self.empty = false;
+        match kind {
+            0 if op < REGISTER_LAST => {
+                self.rules.register_ops.insert(op);
+                self.rules.registers_restricted = true;
+            }
+            1 if op < OP_LAST => {
+                self.rules.sqe_ops.insert(op);
+                self.rules.sqes_restricted = true;
+            }
+            2 => {
+                self.rules.sqe_flags_allowed = value;
+                self.rules.sqes_restricted = true;
+            }
+            3 => {
+                self.rules.sqe_flags_required = value;
+                self.rules.sqes_restricted = true;
+            }
+            _ => self.valid = false,
+        }
+    }
+
+    /// Ends the list. `None` if an entry was of an unknown kind or its opcode out of range.
+    ///
+    /// A list without entries allows nothing.
+    pub(crate) fn finish(mut self) -> Option<Rules> {
+        if self.empty {
+            self.rules.registers_restricted = true;
+            self.rules.sqes_restricted = true;
+        }
+        self.valid.then_some(self.rules)
+    }
+}
+
+#[cfg(CONFIG_IO_URING_RS_KUNIT_TEST)]
+#[kernel::macros::kunit_tests(io_uring_restriction_parse)]
+mod tests {
+    use super::*;
+
+    fn parse(entries: &[(u16, u8)]) -> Option<Rules> {
+        let mut parser = Parser::new();
+
+        for &(kind, value) in entries {
+            parser.entry(kind, value);
+        }
+        parser.finish()
+    }
+
+    #[test]
+    fn kinds() {
+        let mut registers = Rules::default();
+        registers.registers_restricted = true;
+        registers.register_ops.insert(0);
+        registers.register_ops.insert(37);
+
+        let mut sqes = Rules::default();
+        sqes.sqes_restricted = true;
+        sqes.sqe_ops.insert(0);
+        sqes.sqe_ops.insert(64);
+
+        let mut flags = Rules::default();
+        flags.sqes_restricted = true;
+        flags.sqe_flags_allowed = 0xff;
+        flags.sqe_flags_required = 0x80;
+
+        let mut nothing = Rules::default();
+        nothing.sqes_restricted = true;
+        nothing.registers_restricted = true;
+
+        for (entries, expected) in [
+            (&[(0, 37), (0, 0), (0, 37)][..], Some(registers)),
+            (&[(1, 64), (1, 0)], Some(sqes)),
+            // The last flags win.
+            (&[(2, 1), (3, 2), (3, 0x80), (2, 0xff)], Some(flags)),
+            (&[], Some(nothing)),
+            (&[(0, 38)], None),
+            (&[(1, 65)], None),
+            (&[(1, 255)], None),
+            (&[(4, 0)], None),
+            (&[(0xffff, 0)], None),
+            // One bad entry spoils the list, wherever it stands.
+            (&[(4, 0), (0, 1)], None),
+            (&[(0, 1), (1, 65), (1, 2)], None),
+        ] {
+            assert!(parse(entries) == expected);
+        }
+    }
+
+    #[test]
+    fn registers() {
+        let all = |rules: &Rules| (0..REGISTER_LAST).all(|op| rules.allows_register(op));
+
+        assert!(parse(&[(1, 3)]).is_some_and(|rules| all(&rules)));
+        assert!(parse(&[(0, 3)]).is_some_and(|rules| rules.allows_register(3) && !all(&rules)));
+        assert!(parse(&[]).is_some_and(|rules| !rules.allows_register(3)));
+    }
+}

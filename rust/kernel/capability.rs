@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What the current task is privileged to do.
+//!
+//! C header: [`include/linux/capability.h`](srctree/include/linux/capability.h)
+
+use crate::{
+    bindings,
+    ffi::c_int,
+    task::Task, //
+};
+
+/// A capability: one of `CAP_*`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capability(u32);
+
+impl Capability {
+    /// System administration.
+    pub const SYS_ADMIN: Self = Self(bindings::CAP_SYS_ADMIN);
+}
+
+/// Whether the current task has a capability in its own user namespace.
+///
+/// The question leaves no trace in the audit log: it is for callers that have another answer where
+/// the capability is missing.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::capability::{self, Capability};
+///
+/// // Kernel threads have all of them.
+/// assert!(capability::current_has_noaudit(Capability::SYS_ADMIN));
+/// ```
+pub fn current_has_noaudit(capability: Capability) -> bool {
+    // SAFETY:
+    // - The user namespace of the current task lives as long as its credentials, which only the
+    //   task itself can change.
+    // - `capability` is one that the kernel knows.
+    unsafe { bindings::ns_capable_noaudit(bindings::current_user_ns(), capability.0 as c_int) }
+}
+
+/// Whether the current task has given up gaining privileges by `execve()`: `PR_SET_NO_NEW_PRIVS`.
+pub fn current_has_no_new_privs() -> bool {
+    // SAFETY: The current task is valid.
+    unsafe { bindings::task_no_new_privs(Task::current_raw()) }
+}

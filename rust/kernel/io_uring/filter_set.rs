@@ -1,0 +1,289 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Sets of filters that rings and tasks share.
+//!
+//! A [`FilterSet`] is immutable and reference counted. Its owners are rings and tasks: they point
+//! to it from their [`Restriction`](super::Restriction). What the filters are and how they decide
+//! is up to the set's [`Contents`].
+//!
+//! No RCU is needed. A ring's set is only read and exchanged under the ring's `uring_lock`, a
+//! task's set only by the task itself, and whoever passes a set on takes a reference first.
+//!
+//! C header: [`include/linux/io_uring_types.h`](srctree/include/linux/io_uring_types.h)
+
+use crate::{
+    alloc::Flags,
+    bindings,
+    prelude::*,
+    static_lock_class,
+    sync::{
+        aref::{
+            ARef,
+            AlwaysRefCounted, //
+        },
+        Refcount, //
+    },
+    types::Opaque,
+    workqueue::{
+        self,
+        impl_has_work,
+        Work,
+        WorkItem, //
+    },
+};
+use core::{
+    ops::Deref,
+    ptr::NonNull, //
+};
+
+/// The name of the lock class of the work items of all sets.
+///
+/// The class is one for all types of contents, and lockdep wants its name to be one object. A
+/// literal would be another one in each crate that makes sets.
+static WORK_NAME: &CStr = c"FilterSet::work";
+
+/// What a [`FilterSet`] holds.
+pub trait Contents: Send + Sync + 'static {
+    /// Frees a bounded part of what is left.
+    ///
+    /// Called, in process context, again and again when the set has no owner any more, with other
+    /// work let through in between, until it returns `false`: nothing is left whose release takes
+    /// long.
+    fn release_some(&mut self) -> bool;
+}
+
+/// A set of filters that rings and tasks share.
+///
+/// Starts with what C sees of it, a `struct io_bpf_filters`.
+///
+/// The last reference may be dropped in any context: the contents are freed by a work item, in
+/// steps.
+///
+/// # Invariants
+///
+/// - `shared.refs` counts the references; while there are any, nobody has the set mutably.
+/// - `shared.filters` points to `contents`.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::io_uring::filter_set::{Contents, FilterSet};
+///
+/// struct Limit(u32);
+///
+/// impl Contents for Limit {
+///     fn release_some(&mut self) -> bool {
+///         false
+///     }
+/// }
+///
+/// let set = FilterSet::new(Limit(7), GFP_KERNEL)?;
+/// let other = set.clone();
+/// drop(set);
+/// assert_eq!(other.0, 7);
+/// # Ok::<(), Error>(())
+/// ```
+#[pin_data]
+#[repr(C)]
+pub struct FilterSet<T: Contents> {
+    #[pin]
+    shared: Opaque<bindings::io_bpf_filters>,
+    #[pin]
+    work: Work<Self>,
+    contents: T,
+}
+
+impl_has_work! {
+    impl{T: Contents} HasWork<Self> for FilterSet<T> { self.work }
+}
+
+// SAFETY: `T` is `Send`, the count is atomic, and the other fields are only written while there is
+// one user of the set.
+unsafe impl<T: Contents> Send for FilterSet<T> {}
+
+// SAFETY: `T` is `Sync`, the count is atomic, and the other fields are only written while there is
+// one user of the set.
+unsafe impl<T: Contents> Sync for FilterSet<T> {}
+
+impl<T: Contents> FilterSet<T> {
+    /// Allocates a set with these contents, which are initialised in place.
+    ///
+    /// # Errors
+    ///
+    /// [`ENOMEM`] if memory is short.
+    pub fn new(contents: impl Init<T>, flags: Flags) -> Result<ARef<Self>> {
+        let set = KBox::pin_init(
+            pin_init!(Self {
+                shared: Opaque::new(pin_init::zeroed()),
+                work <- Work::new(WORK_NAME, static_lock_class!()),
+                contents <- contents,
+            }),
+            flags,
+        )?;
+        // SAFETY: The set is not moved from here on: it is freed at its address.
+        let set = NonNull::from(KBox::leak(unsafe { Pin::into_inner_unchecked(set) }));
+
+        // SAFETY: The set was just allocated and is ours, so that its fields are valid.
+        unsafe {
+            let shared = Opaque::cast_into(&raw const (*set.as_ptr()).shared);
+
+            (*shared).filters = (&raw mut (*set.as_ptr()).contents).cast();
+        }
+
+        // INVARIANT: `filters` was set above. The count becomes one, which the result stands for.
+        // SAFETY: As above; nobody else has a pointer to the set yet.
+        unsafe {
+            set.as_ref().refs().set(1);
+            Ok(ARef::from_raw(set))
+        }
+    }
+
+    /// The count of references.
+    fn refs(&self) -> &Refcount {
+        let shared = self.shared.get();
+
+        // SAFETY: `shared` is valid, and `Refcount` is a transparent wrapper of `refcount_t`.
+        unsafe { &*(&raw mut (*shared).refs).cast::<Refcount>() }
+    }
+
+    /// Makes a reference to a set's contents from what C keeps in `io_ring_ctx::bpf_filters`.
+    ///
+    /// # Safety
+    ///
+    /// `filters` must have been taken from the `filters` field of a `struct io_bpf_filters` that
+    /// is a `FilterSet<T>`, to which somebody holds a reference for the duration of `'a`.
+    #[inline]
+    pub unsafe fn contents_from_raw<'a>(filters: *mut *mut bindings::io_bpf_filter) -> &'a T {
+        // SAFETY: By the type invariants, the field points to the contents of the set, which the
+        // reference keeps alive.
+        unsafe { &*filters.cast::<T>() }
+    }
+}
+
+impl<T: Contents> Deref for FilterSet<T> {
+    type Target = T;
+
+    #[inline]
+    fn deref(&self) -> &T {
+        &self.contents
+    }
+}
+
+// SAFETY: `inc_ref` and `dec_ref` keep the count that keeps the set alive, and `FilterSet::new`
+// gives out counted sets only.
+unsafe impl<T: Contents> AlwaysRefCounted for FilterSet<T> {
+    fn inc_ref(&self) {
+        self.refs().inc();
+    }
+
+    unsafe fn dec_ref(set: NonNull<Self>) {
+        // SAFETY: The caller has a reference, so the set is valid.
+        if !unsafe { set.as_ref().refs().dec_and_test() } {
+            return;
+        }
+
+        // SAFETY:
+        // - `FilterSet::new` got the set from a `KBox`, and the last reference is gone.
+        // - The set never moved and is not moved now.
+        let set = unsafe { Pin::new_unchecked(KBox::from_raw(set.as_ptr())) };
+
+        workqueue::system_dfl().enqueue(set);
+    }
+}
+
+impl<T: Contents> WorkItem for FilterSet<T> {
+    type Pointer = Pin<KBox<Self>>;
+
+    fn run(mut set: Pin<KBox<Self>>) {
+        if set.as_mut().project().contents.release_some() {
+            workqueue::system_dfl().enqueue(set);
+        }
+    }
+}
+
+#[cfg(CONFIG_RUST_IO_URING_KUNIT_TEST)]
+#[macros::kunit_tests(rust_kernel_io_uring_filter_set)]
+mod tests {
+    use super::*;
+    use crate::{
+        io_uring::{
+            restriction::Restriction,
+            rules::Rules, //
+        },
+        sync::{
+            atomic::{
+                Atomic,
+                Relaxed, //
+            },
+            Arc, //
+        },
+        time::{
+            delay::fsleep,
+            Delta, //
+        },
+    };
+    use core::mem::offset_of;
+
+    /// Takes `steps` calls to be released, and counts them.
+    struct Steps {
+        steps: u32,
+        done: Arc<Atomic<u32>>,
+    }
+
+    impl Contents for Steps {
+        fn release_some(&mut self) -> bool {
+            self.done.fetch_add(1, Relaxed);
+            self.steps = self.steps.saturating_sub(1);
+            self.steps > 0
+        }
+    }
+
+    /// Waits up to two seconds for `done` to reach `count`, and returns what it reached.
+    fn settle(done: &Atomic<u32>, count: u32) -> u32 {
+        for _ in 0..200 {
+            if done.load(Relaxed) >= count {
+                break;
+            }
+            fsleep(Delta::from_millis(10));
+        }
+        done.load(Relaxed)
+    }
+
+    #[test]
+    fn c_sees_the_contents() -> Result {
+        let done = Arc::new(Atomic::new(0), GFP_KERNEL)?;
+        let set = FilterSet::new(Steps { steps: 1, done }, GFP_KERNEL)?;
+        let shared = set.shared.get();
+
+        assert_eq!(offset_of!(FilterSet<Steps>, shared), 0);
+        // SAFETY: The set is alive, and `filters` was set when it was made.
+        let contents = unsafe { FilterSet::<Steps>::contents_from_raw((*shared).filters) };
+        assert!(core::ptr::eq(contents, &**set));
+        Ok(())
+    }
+
+    #[test]
+    fn freed_once_in_steps() -> Result {
+        let done = Arc::new(Atomic::new(0), GFP_KERNEL)?;
+        let contents = Steps {
+            steps: 5,
+            done: done.clone(),
+        };
+        let mut first = Restriction::new(&Rules::default(), None);
+
+        assert!(first.filters().is_none());
+        first.set_filters(FilterSet::new(contents, GFP_KERNEL)?);
+        let second = first.clone();
+        drop(first.take_filters());
+        assert!(first.filters().is_none());
+        assert!(second.filters().is_some());
+        fsleep(Delta::from_millis(20));
+        assert_eq!(done.load(Relaxed), 0);
+
+        drop(second);
+        assert_eq!(settle(&done, 5), 5);
+        fsleep(Delta::from_millis(20));
+        assert_eq!(done.load(Relaxed), 5);
+        Ok(())
+    }
+}

@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Which requests and registrations a ring or task may make: plain data.
+//!
+//! Uses nothing but `core`, so that it is also built and tested outside the kernel.
+
+/// How many opcodes `io_uring_register()` has: `IORING_REGISTER_LAST`.
+pub const REGISTER_LAST: usize = 38;
+
+/// How many opcodes requests have: `IORING_OP_LAST`.
+pub const OP_LAST: usize = 65;
+
+/// A set of opcodes, laid out as the kernel's bitmaps are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OpSet<const WORDS: usize>(pub(super) [usize; WORDS]);
+
+/// How many words a bitmap of `bits` bits has: `BITS_TO_LONGS`.
+pub const fn words(bits: usize) -> usize {
+    bits.div_ceil(usize::BITS as usize)
+}
+
+impl<const WORDS: usize> OpSet<WORDS> {
+    /// A set without members.
+    pub const EMPTY: Self = Self([0; WORDS]);
+
+    /// Adds an opcode. One that is beyond the bitmap's last word is ignored.
+    pub fn insert(&mut self, op: usize) {
+        if let Some(word) = self.0.get_mut(op / usize::BITS as usize) {
+            *word |= 1 << (op % usize::BITS as usize);
+        }
+    }
+
+    /// Whether an opcode is in the set.
+    pub fn contains(&self, op: usize) -> bool {
+        self.0
+            .get(op / usize::BITS as usize)
+            .is_some_and(|word| word >> (op % usize::BITS as usize) & 1 != 0)
+    }
+}
+
+/// What a `struct io_restriction` says, filters aside.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::io_uring::rules::Rules;
+///
+/// let mut rules = Rules::default();
+///
+/// assert!(rules.allows_register(11));
+/// rules.registers_restricted = true;
+/// rules.register_ops.insert(12);
+/// assert!(rules.allows_register(12));
+/// assert!(!rules.allows_register(11));
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rules {
+    /// Whether `register_ops` counts: `reg_registered`.
+    pub registers_restricted: bool,
+    /// The opcodes of `io_uring_register()` that are allowed.
+    pub register_ops: OpSet<{ words(REGISTER_LAST) }>,
+    /// Whether `sqe_ops` and the flags count: `op_registered`.
+    pub sqes_restricted: bool,
+    /// The opcodes of requests that are allowed.
+    pub sqe_ops: OpSet<{ words(OP_LAST) }>,
+    /// `IOSQE_*` flags that a request may have.
+    pub sqe_flags_allowed: u8,
+    /// `IOSQE_*` flags that a request must have.
+    pub sqe_flags_required: u8,
+}
+
+impl Default for Rules {
+    /// No restriction.
+    fn default() -> Self {
+        Self {
+            registers_restricted: false,
+            register_ops: OpSet::EMPTY,
+            sqes_restricted: false,
+            sqe_ops: OpSet::EMPTY,
+            sqe_flags_allowed: 0,
+            sqe_flags_required: 0,
+        }
+    }
+}
+
+impl Rules {
+    /// Whether anything is restricted.
+    pub fn restrict_anything(&self) -> bool {
+        self.registers_restricted || self.sqes_restricted
+    }
+
+    /// Whether `io_uring_register()` may be called with this opcode.
+    pub fn allows_register(&self, op: usize) -> bool {
+        !self.registers_restricted || self.register_ops.contains(op)
+    }
+}

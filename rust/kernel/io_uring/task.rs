@@ -1,0 +1,348 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The restrictions of tasks, which their children inherit.
+//!
+//! A task points to a [`Restriction`] that never changes and is shared with its children. Whoever
+//! registers something gets another one in its place.
+//!
+//! C header: [`include/linux/sched.h`](srctree/include/linux/sched.h)
+
+use super::{
+    filter_set::Contents,
+    restriction::Restriction, //
+};
+use crate::{
+    bindings,
+    sync::Arc,
+    task::Task, //
+};
+use core::{
+    marker::PhantomData,
+    mem::ManuallyDrop,
+    ptr::NonNull, //
+};
+
+/// A handle to `io_uring_restrict` of a task.
+///
+/// # Invariants
+///
+/// For the duration of `'a`, the task is valid, nobody else accesses its `io_uring_restrict`, and
+/// that is null or came from `Arc::<Restriction<T>>::into_raw`, which the task owns.
+pub struct TaskRestriction<'a, T: Contents> {
+    task: NonNull<bindings::task_struct>,
+    owned: PhantomData<&'a mut Arc<Restriction<T>>>,
+}
+
+impl<T: Contents> TaskRestriction<'_, T> {
+    /// Makes a handle to the restrictions of the current task.
+    ///
+    /// # Safety
+    ///
+    /// - There must be no other handle for the current task while this one exists.
+    /// - All restrictions of tasks must be set through this type with the same `T`.
+    pub unsafe fn current() -> Self {
+        let task = Task::current_raw();
+
+        // INVARIANT: The current task is valid, only it accesses its own field once it runs, and
+        // the caller guarantees the rest.
+        // SAFETY: The current task is never null.
+        Self {
+            task: unsafe { NonNull::new_unchecked(task) },
+            owned: PhantomData,
+        }
+    }
+
+    /// Makes a handle to the restrictions of another task.
+    ///
+    /// # Safety
+    ///
+    /// - `task` must be valid and have ended, or never have run, so that nobody else accesses it.
+    /// - All restrictions of tasks must be set through this type with the same `T`.
+    pub unsafe fn from_raw(task: NonNull<bindings::task_struct>) -> Self {
+        // INVARIANT: The caller guarantees it.
+        Self {
+            task,
+            owned: PhantomData,
+        }
+    }
+
+    /// Makes a task that is being created share the restrictions of the current task, unless it
+    /// is a worker of io_uring: those never consult them.
+    ///
+    /// Allocates nothing and cannot fail.
+    ///
+    /// # Safety
+    ///
+    /// - `child` must be a valid task that does not run yet, a copy of the current task: its
+    ///   `io_uring_restrict` is a copy of a pointer that the current task owns.
+    /// - All restrictions of tasks must be set through this type with the same `T`.
+    pub unsafe fn inherit(child: NonNull<bindings::task_struct>) {
+        // SAFETY: The caller guarantees that the task is valid and used by nobody else.
+        let child = unsafe { &mut *child.as_ptr() };
+        let parents = core::mem::replace(&mut child.io_uring_restrict, core::ptr::null_mut());
+
+        if parents.is_null() || child.flags & bindings::PF_IO_WORKER != 0 {
+            return;
+        }
+        // SAFETY: The caller guarantees that the pointer is one that the current task owns. It
+        // goes on doing so, as the `Arc` made here is not dropped.
+        let parents = ManuallyDrop::new(unsafe { Arc::from_raw(parents.cast::<Restriction<T>>()) });
+
+        child.io_uring_restrict = Arc::into_raw(Arc::clone(&parents)).cast_mut().cast();
+    }
+
+    /// The field.
+    fn field(&mut self) -> &mut *mut bindings::io_restriction {
+        // SAFETY: By the type invariants, the task is valid, and nobody else accesses the field.
+        unsafe { &mut (*self.task.as_ptr()).io_uring_restrict }
+    }
+
+    /// The restrictions, if there are any.
+    pub fn get(&self) -> Option<&Restriction<T>> {
+        // SAFETY: By the type invariants, the task is valid, and its pointer null or a reference
+        // that `self` being borrowed keeps from being dropped.
+        unsafe {
+            (*self.task.as_ptr())
+                .io_uring_restrict
+                .cast::<Restriction<T>>()
+                .as_ref()
+        }
+    }
+
+    /// Takes the restrictions out. None are left.
+    pub fn take(&mut self) -> Option<Arc<Restriction<T>>> {
+        // INVARIANT: The field becomes null.
+        let old = core::mem::replace(self.field(), core::ptr::null_mut());
+
+        // SAFETY: By the type invariants, a pointer that is not null came from `into_raw` and was
+        // owned by the task, from which it was removed.
+        (!old.is_null()).then(|| unsafe { Arc::from_raw(old.cast()) })
+    }
+
+    /// Puts restrictions in the place of the present ones, if any, which are dropped.
+    pub fn set(&mut self, new: Arc<Restriction<T>>) {
+        drop(self.take());
+
+        // INVARIANT: The field becomes a reference that the task owns. A `Restriction` is a
+        // transparent wrapper of what the field points to.
+        *self.field() = Arc::into_raw(new).cast_mut().cast();
+    }
+}
+
+#[cfg(CONFIG_RUST_IO_URING_KUNIT_TEST)]
+#[macros::kunit_tests(rust_kernel_io_uring_task)]
+mod tests {
+    use super::*;
+    use crate::{
+        io_uring::{
+            filter_set::FilterSet,
+            ring::Ring,
+            rules::Rules, //
+        },
+        prelude::*,
+        sync::atomic::{
+            Atomic,
+            Relaxed, //
+        },
+        time::{
+            delay::fsleep,
+            Delta, //
+        },
+    };
+
+    /// Filters that can be told from others. Counts how many sets there are.
+    struct Numbered {
+        number: usize,
+        live: Arc<Atomic<i32>>,
+    }
+
+    impl Contents for Numbered {
+        fn release_some(&mut self) -> bool {
+            self.live.fetch_add(-1, Relaxed);
+            false
+        }
+    }
+
+    /// Room for a task as far as these tests use it.
+    fn task() -> Result<KBox<bindings::task_struct>> {
+        Ok(KBox::init(pin_init::init_zeroed(), GFP_KERNEL)?)
+    }
+
+    /// A handle to a task of these tests.
+    fn handle(task: &mut KBox<bindings::task_struct>) -> TaskRestriction<'_, Numbered> {
+        // SAFETY: The task is one of these tests: borrowed mutably, it has no other handle, and it
+        // gets `Numbered` only.
+        unsafe { TaskRestriction::from_raw(NonNull::from(&mut **task)) }
+    }
+
+    /// A child of `parent`, as fork makes it.
+    fn fork(
+        parent: &KBox<bindings::task_struct>,
+        flags: u32,
+    ) -> Result<KBox<bindings::task_struct>> {
+        let mut child = task()?;
+
+        child.io_uring_restrict = parent.io_uring_restrict;
+        child.flags = flags;
+        // SAFETY: The child's pointer is a copy of its parent's, which stays as it is meanwhile.
+        unsafe { TaskRestriction::<Numbered>::inherit(NonNull::from(&mut *child)) };
+        Ok(child)
+    }
+
+    /// Restrictions that allow one registration, `number`, and have filters of that number.
+    fn numbered(number: usize, live: &Arc<Atomic<i32>>) -> Result<Arc<Restriction<Numbered>>> {
+        let mut rules = Rules::default();
+        rules.registers_restricted = true;
+        rules.register_ops.insert(number);
+
+        let contents = Numbered {
+            number,
+            live: live.clone(),
+        };
+        let filters = FilterSet::new(contents, GFP_KERNEL)?;
+        live.fetch_add(1, Relaxed);
+
+        Ok(Arc::new(
+            Restriction::new(&rules, Some(filters)),
+            GFP_KERNEL,
+        )?)
+    }
+
+    /// The number of restrictions, if rules and filters agree on it.
+    fn number_of(restriction: &Restriction<Numbered>) -> Option<usize> {
+        let number = restriction.filters()?.number;
+
+        (restriction.rules().allows_register(number)
+            && !restriction.rules().allows_register(number + 1))
+        .then_some(number)
+    }
+
+    /// Waits up to two seconds for all sets to be gone, and returns how many are left.
+    fn settle(live: &Atomic<i32>) -> i32 {
+        for _ in 0..200 {
+            if live.load(Relaxed) == 0 {
+                break;
+            }
+            fsleep(Delta::from_millis(10));
+        }
+        live.load(Relaxed)
+    }
+
+    #[test]
+    fn workers_inherit_nothing() -> Result {
+        let live = Arc::new(Atomic::new(0), GFP_KERNEL)?;
+        let mut parent = task()?;
+        handle(&mut parent).set(numbered(3, &live)?);
+
+        let mut child = fork(&parent, 0)?;
+        let mut worker = fork(&parent, bindings::PF_IO_WORKER)?;
+        assert_eq!(handle(&mut child).get().and_then(number_of), Some(3));
+        assert!(worker.io_uring_restrict.is_null());
+        // They share one object.
+        assert!(core::ptr::eq(
+            child.io_uring_restrict,
+            parent.io_uring_restrict
+        ));
+
+        drop(handle(&mut parent).take());
+        fsleep(Delta::from_millis(20));
+        assert_eq!(live.load(Relaxed), 1);
+        assert_eq!(handle(&mut child).get().and_then(number_of), Some(3));
+        drop(handle(&mut child).take());
+        drop(handle(&mut worker).take());
+        assert_eq!(settle(&live), 0);
+        Ok(())
+    }
+
+    #[test]
+    fn rings_get_a_copy() -> Result {
+        let live = Arc::new(Atomic::new(0), GFP_KERNEL)?;
+        let mut maker = task()?;
+        let mut ctx: KBox<bindings::io_ring_ctx> = KBox::init(pin_init::init_zeroed(), GFP_KERNEL)?;
+        // SAFETY: The ring is one of this test: nobody else accesses it while the handle exists.
+        let mut ring = unsafe { Ring::<Numbered>::from_raw(NonNull::from(&mut *ctx)) };
+
+        handle(&mut maker).set(numbered(5, &live)?);
+        if let Some(restriction) = handle(&mut maker).get() {
+            ring.inherit(restriction);
+        }
+        assert_eq!(number_of(ring.restriction()), Some(5));
+        handle(&mut maker).set(numbered(6, &live)?);
+        assert_eq!(number_of(ring.restriction()), Some(5));
+
+        let flags = ctx.__bindgen_anon_1.int_flags;
+        assert_eq!(
+            flags,
+            bindings::IO_RING_F_REG_RESTRICTED | bindings::IO_RING_F_RESTRICT_INHERITED
+        );
+        // SAFETY: The ring's restrictions hold filters, as was just seen.
+        let filters = unsafe { (*ctx.restrictions.bpf_filters).filters };
+        assert!(core::ptr::eq(ctx.__bindgen_anon_1.bpf_filters, filters));
+
+        drop(handle(&mut maker).take());
+        // SAFETY: Nobody else accesses the ring's restrictions.
+        let restriction =
+            unsafe { Restriction::<Numbered>::from_raw_mut(NonNull::from(&mut ctx.restrictions)) };
+        drop(restriction.take_filters());
+        assert_eq!(settle(&live), 0);
+        Ok(())
+    }
+
+    /// Random forks, registrations and exits, compared with a model after each.
+    #[test]
+    fn tasks_follow_the_model() -> Result {
+        const TASKS: u32 = 16;
+        let mut seed = 0x2545_f491u32;
+        let mut random = |below: u32| {
+            // xorshift
+            seed ^= seed << 13;
+            seed ^= seed >> 17;
+            seed ^= seed << 5;
+            (seed % below) as usize
+        };
+        let live = Arc::new(Atomic::new(0), GFP_KERNEL)?;
+        // Each task, and the number that its restrictions should have.
+        let mut tasks = KVec::new();
+        for _ in 0..TASKS {
+            tasks.push((task()?, None), GFP_KERNEL)?;
+        }
+
+        for _ in 0..5_000 {
+            let which = random(TASKS);
+
+            match random(4) {
+                0 => {
+                    let number = random(30);
+                    if let Some((task, model)) = tasks.get_mut(which) {
+                        handle(task).set(numbered(number, &live)?);
+                        *model = Some(number);
+                    }
+                }
+                1 => {
+                    if let Some((task, model)) = tasks.get_mut(which) {
+                        drop(handle(task).take());
+                        *model = None;
+                    }
+                }
+                _ => {
+                    let child = match tasks.get(random(TASKS)) {
+                        Some((parent, model)) => Some((fork(parent, 0)?, *model)),
+                        None => None,
+                    };
+                    if let (Some((task, model)), Some(child)) = (tasks.get_mut(which), child) {
+                        drop(handle(task).take());
+                        (*task, *model) = child;
+                    }
+                }
+            }
+            for (task, model) in tasks.iter_mut() {
+                assert_eq!(handle(task).get().and_then(number_of), *model);
+            }
+        }
+        for (task, _) in tasks.iter_mut() {
+            drop(handle(task).take());
+        }
+        assert_eq!(settle(&live), 0);
+        Ok(())
+    }
+}
