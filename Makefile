@@ -20,7 +20,7 @@ guest = --impl $(IMPL) $(if $(DEBUG),--debug) $(if $(TIMEOUT),--timeout $(TIMEOU
 
 # One thing at a time: what can be done at once, each of them does.
 .NOTPARALLEL:
-.PHONY: help run test lint external kernel boot shell apply unapply series series-check doc deb toolchain \
+.PHONY: help run test soak lint external kernel boot shell minutes host-tests apply unapply series series-check doc deb toolchain \
 	tree guest clean
 
 help: ## list the targets
@@ -32,7 +32,7 @@ help: ## list the targets
 run: kernel guest ## build everything, boot, and see filters refuse real requests
 	@$(enter) python3 scripts/run-demo $(guest) build/guest.cpio
 
-test: kernel guest ## KUnit and user-space tests in QEMU; IMPL=c, DEBUG=1, ONLY=D1
+test: kernel guest host-tests ## KUnit and user-space tests in QEMU; IMPL=c, DEBUG=1, ONLY=D1
 	@$(enter) python3 scripts/run-tests $(guest) $(if $(ONLY),--only '$(ONLY)') build/guest.cpio
 
 lint doc: override IMPL := rust
@@ -40,6 +40,12 @@ lint doc: override DEBUG :=
 
 lint: kernel ## licences, format, clippy, rustdoc, C, patches, scripts: [ONLY="clippy sparse"]
 	@scripts/lint $(ONLY)
+
+soak: minutes kernel guest ## the stress tests for long: MINUTES=60 [SEED=1] [IMPL=c] [DEBUG=1]
+	@$(enter) python3 scripts/run-tests $(guest) --soak $(MINUTES) $(SEED) -- build/guest.cpio
+
+minutes:
+	@case '$(MINUTES)' in *[!0-9]*|'') echo 'error: no time given; give MINUTES=60' >&2; exit 1;; esac
 
 external: kernel ## run test programs built elsewhere: BIN="a b c" [IMPL=c] [SECONDS=60]
 	@scripts/external build/external $(BIN)
@@ -86,6 +92,9 @@ tree: toolchain ## lay this project on Linux 7.3 in build/linux
 
 guest: toolchain ## build the programs of tests/ and pack them into build/guest.cpio
 	@scripts/tests "$$PWD/build/guest.cpio"
+
+host-tests: toolchain ## property tests of what needs no kernel
+	@scripts/host-tests
 
 clean: ## remove kernels, tree and packed programs; keep toolchain, base and cache
 	@rm -rf build/kernel-* build/linux build/linux.* build/*.cpio build/external build/guest-programs \

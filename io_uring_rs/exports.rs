@@ -5,7 +5,7 @@
 //! Each takes raw pointers in, makes safe types of them, makes one call, and gives an errno out.
 //!
 //! All filters of rings, and all restrictions of tasks, are set by functions of this file, so that
-//! they hold [`Filters`].
+//! they hold `Filters`.
 
 use crate::{
     filter::{

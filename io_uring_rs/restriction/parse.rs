@@ -75,6 +75,7 @@ impl Parser {
 #[kernel::macros::kunit_tests(io_uring_restriction_parse)]
 mod tests {
     use super::*;
+    use kernel::io_uring::rules::OpSet;
 
     fn parse(entries: &[(u16, u8)]) -> Option<Rules> {
         let mut parser = Parser::new();
@@ -87,24 +88,27 @@ mod tests {
 
     #[test]
     fn kinds() {
-        let mut registers = Rules::default();
-        registers.registers_restricted = true;
-        registers.register_ops.insert(0);
-        registers.register_ops.insert(37);
-
-        let mut sqes = Rules::default();
-        sqes.sqes_restricted = true;
-        sqes.sqe_ops.insert(0);
-        sqes.sqe_ops.insert(64);
-
-        let mut flags = Rules::default();
-        flags.sqes_restricted = true;
-        flags.sqe_flags_allowed = 0xff;
-        flags.sqe_flags_required = 0x80;
-
-        let mut nothing = Rules::default();
-        nothing.sqes_restricted = true;
-        nothing.registers_restricted = true;
+        let registers = Rules {
+            registers_restricted: true,
+            register_ops: OpSet::from_iter([0, 37]),
+            ..Rules::default()
+        };
+        let sqes = Rules {
+            sqes_restricted: true,
+            sqe_ops: OpSet::from_iter([0, 64]),
+            ..Rules::default()
+        };
+        let flags = Rules {
+            sqes_restricted: true,
+            sqe_flags_allowed: 0xff,
+            sqe_flags_required: 0x80,
+            ..Rules::default()
+        };
+        let nothing = Rules {
+            registers_restricted: true,
+            sqes_restricted: true,
+            ..Rules::default()
+        };
 
         for (entries, expected) in [
             (&[(0, 37), (0, 0), (0, 37)][..], Some(registers)),

@@ -13,6 +13,8 @@ use nix::errno::Errno;
 
 /// Number of opcodes that this kernel's uapi defines.
 pub const IORING_OP_LAST: u32 = 65;
+/// Number of `io_uring_register(2)` opcodes that this kernel's uapi defines.
+pub const IORING_REGISTER_LAST: u32 = 38;
 /// Most instructions that one program may have.
 pub const BPF_MAXINSNS: usize = 4096;
 /// Most that a chain may sum up to in the Rust implementation, each filter

@@ -5,23 +5,29 @@
 use std::os::fd::RawFd;
 
 use crate::bpf::Insn;
-use crate::kernel::{IORING_OP_LAST, result};
+use crate::kernel::{IORING_OP_LAST, IORING_REGISTER_LAST, result};
 use crate::sqe::{Sqe, op};
 
 pub const IORING_REGISTER_FILES: u32 = 2;
 pub const IORING_REGISTER_EVENTFD: u32 = 4;
+pub const IORING_REGISTER_PROBE: u32 = 8;
 pub const IORING_REGISTER_PERSONALITY: u32 = 9;
 pub const IORING_UNREGISTER_PERSONALITY: u32 = 10;
 pub const IORING_REGISTER_RESTRICTIONS: u32 = 11;
 pub const IORING_REGISTER_ENABLE_RINGS: u32 = 12;
 pub const IORING_REGISTER_RING_FDS: u32 = 20;
 pub const IORING_REGISTER_SEND_MSG_RING: u32 = 31;
+pub const IORING_REGISTER_QUERY: u32 = 35;
 pub const IORING_REGISTER_BPF_FILTER: u32 = 37;
 /// Says that the fd is the index of a registered ring.
 pub const IORING_REGISTER_USE_REGISTERED_RING: u32 = 1 << 31;
 
 pub const IORING_RESTRICTION_REGISTER_OP: u16 = 0;
 pub const IORING_RESTRICTION_SQE_OP: u16 = 1;
+pub const IORING_RESTRICTION_SQE_FLAGS_ALLOWED: u16 = 2;
+pub const IORING_RESTRICTION_SQE_FLAGS_REQUIRED: u16 = 3;
+/// Most entries that a list of restrictions may have.
+pub const MAX_RESTRICTIONS: usize = 4 + IORING_REGISTER_LAST as usize + IORING_OP_LAST as usize;
 
 /// Given as the fd, means the calling task.
 pub const TASK: RawFd = -1;
@@ -126,6 +132,9 @@ pub fn filter_read_only(fd: RawFd, registration: &Registration) -> anyhow::Resul
     ))
 }
 
+/// Size of `struct io_uring_task_restriction` before its entries.
+pub const TASK_RESTRICTION_HEADER: usize = 16;
+
 /// `struct io_uring_restriction`.
 #[repr(C)]
 #[derive(Clone, Copy, Default)]
@@ -154,6 +163,24 @@ impl Restriction {
             ..Default::default()
         }
     }
+
+    /// SQE flags that a request may have.
+    pub fn flags_allowed(value: u8) -> Self {
+        Restriction {
+            opcode: IORING_RESTRICTION_SQE_FLAGS_ALLOWED,
+            value,
+            ..Default::default()
+        }
+    }
+
+    /// SQE flags that a request must have.
+    pub fn flags_required(value: u8) -> Self {
+        Restriction {
+            opcode: IORING_RESTRICTION_SQE_FLAGS_REQUIRED,
+            value,
+            ..Default::default()
+        }
+    }
 }
 
 /// Restricts a ring that is still disabled.
@@ -166,15 +193,21 @@ pub fn restrict_ring(fd: RawFd, entries: &[Restriction]) -> i32 {
     )
 }
 
-/// Restricts the calling task.
-pub fn restrict_task(entries: &[Restriction]) -> i32 {
-    let mut bytes = vec![0u8; 16];
+/// `struct io_uring_task_restriction` followed by its entries, as bytes.
+pub fn task_restriction(entries: &[Restriction]) -> Vec<u8> {
+    let mut bytes = vec![0u8; TASK_RESTRICTION_HEADER];
     bytes[2..4].copy_from_slice(&(entries.len() as u16).to_ne_bytes());
     for entry in entries {
         bytes.extend(entry.opcode.to_ne_bytes());
         bytes.extend([entry.value, entry.resv]);
         bytes.extend(entry.resv2.iter().flat_map(|word| word.to_ne_bytes()));
     }
+    bytes
+}
+
+/// Restricts the calling task.
+pub fn restrict_task(entries: &[Restriction]) -> i32 {
+    let bytes = task_restriction(entries);
     register(TASK, IORING_REGISTER_RESTRICTIONS, bytes.as_ptr().cast(), 1)
 }
 

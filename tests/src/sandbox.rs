@@ -3,11 +3,12 @@
 
 use std::fs;
 use std::os::fd::RawFd;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU32;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
-use nix::sched::{CloneFlags, unshare};
+use nix::sched::{CloneFlags, CpuSet, sched_setaffinity, unshare};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Gid, Pid, Uid, fork, setgroups, setresgid, setresuid};
 
@@ -36,6 +37,13 @@ pub fn sandboxed() -> anyhow::Result<()> {
 /// A user namespace of one's own, in which one has every capability.
 pub fn user_namespace() -> anyhow::Result<()> {
     unshare(CloneFlags::CLONE_NEWUSER).context("unshare(CLONE_NEWUSER)")
+}
+
+/// Keeps the calling thread, and those that it will make, on one CPU.
+pub fn stay_on_cpu(number: usize) -> anyhow::Result<()> {
+    let mut cpus = CpuSet::new();
+    cpus.set(number)?;
+    sched_setaffinity(Pid::from_raw(0), &cpus).with_context(|| format!("CPU {number}"))
 }
 
 /// Starts a child that runs `body`; its status says whether that succeeded.
@@ -148,6 +156,9 @@ pub struct Shared<T> {
     address: *mut T,
 }
 
+// SAFETY: gives out nothing but shared references to its T.
+unsafe impl<T: Sync> Sync for Shared<T> {}
+
 impl<const N: usize> Shared<[AtomicU32; N]> {
     pub fn new() -> anyhow::Result<Self> {
         // SAFETY: a fresh anonymous mapping, which stays for good.
@@ -176,4 +187,87 @@ impl<T> std::ops::Deref for Shared<T> {
         // are valid ones.
         unsafe { &*self.address }
     }
+}
+
+/// A cgroup of memory, which tells what the processes in it hold.
+pub struct MemoryGroup(PathBuf);
+
+impl MemoryGroup {
+    pub fn new() -> anyhow::Result<Self> {
+        let root = Path::new("/sys/fs/cgroup");
+        let controllers = root.join("cgroup.subtree_control");
+        fs::write(&controllers, "+memory").context("enabling the memory controller")?;
+        let path = root.join(format!("memory-{}", std::process::id()));
+        fs::create_dir(&path).with_context(|| format!("{path:?}"))?;
+        Ok(MemoryGroup(path))
+    }
+
+    /// Moves the calling process into it.
+    pub fn enter(&self) -> anyhow::Result<()> {
+        fs::write(self.0.join("cgroup.procs"), "0").context("entering the cgroup")
+    }
+
+    /// Bytes charged now.
+    pub fn charged(&self) -> anyhow::Result<u64> {
+        let text = fs::read_to_string(self.0.join("memory.current"))?;
+        Ok(text.trim().parse()?)
+    }
+
+    /// Waits until at most so much is charged, as what ended tasks leave behind
+    /// is freed after a grace period.
+    pub fn falls_to(&self, bytes: u64, limit: Duration) -> anyhow::Result<()> {
+        let start = Instant::now();
+        loop {
+            let charged = self.charged()?;
+            if charged <= bytes {
+                return Ok(());
+            }
+            ensure!(
+                start.elapsed() < limit,
+                "after {limit:?}, {charged} bytes are charged, more than {bytes}"
+            );
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Removes it once every process has left.
+    pub fn remove(self) -> anyhow::Result<()> {
+        fs::remove_dir(&self.0).context("removing the cgroup")
+    }
+}
+
+/// A cgroup with a limit on its number of tasks.
+pub struct TaskGroup(PathBuf);
+
+impl TaskGroup {
+    /// Makes it and moves the calling process into it.
+    pub fn enter(most: u32) -> anyhow::Result<Self> {
+        let root = Path::new("/sys/fs/cgroup");
+        let controllers = root.join("cgroup.subtree_control");
+        fs::write(&controllers, "+pids").context("enabling the pids controller")?;
+        let path = root.join(format!("tasks-{}", std::process::id()));
+        fs::create_dir(&path).with_context(|| format!("{path:?}"))?;
+        fs::write(path.join("pids.max"), most.to_string()).context("pids.max")?;
+        fs::write(path.join("cgroup.procs"), "0").context("entering the cgroup")?;
+        Ok(TaskGroup(path))
+    }
+}
+
+impl Drop for TaskGroup {
+    fn drop(&mut self) {
+        // Best effort: whoever made it leaves it to go on.
+        let _ = fs::write("/sys/fs/cgroup/cgroup.procs", "0");
+        let _ = fs::remove_dir(&self.0);
+    }
+}
+
+/// A line of `/proc/meminfo` in bytes.
+pub fn meminfo(name: &str) -> anyhow::Result<u64> {
+    let text = fs::read_to_string("/proc/meminfo")?;
+    let line = text.lines().find_map(|line| line.strip_prefix(name));
+    let number = line.and_then(|line| line.split_whitespace().next());
+    let number: u64 = number
+        .with_context(|| format!("no {name} in meminfo"))?
+        .parse()?;
+    Ok(number << 10)
 }

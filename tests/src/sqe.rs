@@ -10,28 +10,43 @@ pub mod op {
 
     pub const NOP: u8 = opcode::Nop::CODE;
     pub const POLL_ADD: u8 = opcode::PollAdd::CODE;
+    pub const SYNC_FILE_RANGE: u8 = opcode::SyncFileRange::CODE;
     pub const SENDMSG: u8 = opcode::SendMsg::CODE;
     pub const TIMEOUT: u8 = opcode::Timeout::CODE;
     pub const ACCEPT: u8 = opcode::Accept::CODE;
     pub const LINK_TIMEOUT: u8 = opcode::LinkTimeout::CODE;
     pub const CONNECT: u8 = opcode::Connect::CODE;
+    pub const FALLOCATE: u8 = opcode::Fallocate::CODE;
     pub const OPENAT: u8 = opcode::OpenAt::CODE;
     pub const CLOSE: u8 = opcode::Close::CODE;
     pub const STATX: u8 = opcode::Statx::CODE;
     pub const READ: u8 = opcode::Read::CODE;
     pub const WRITE: u8 = opcode::Write::CODE;
     pub const FSYNC: u8 = opcode::Fsync::CODE;
+    pub const FADVISE: u8 = opcode::Fadvise::CODE;
+    pub const MADVISE: u8 = opcode::Madvise::CODE;
     pub const SEND: u8 = opcode::Send::CODE;
     pub const RECV: u8 = opcode::Recv::CODE;
     pub const OPENAT2: u8 = opcode::OpenAt2::CODE;
+    pub const SPLICE: u8 = opcode::Splice::CODE;
     pub const PROVIDE_BUFFERS: u8 = opcode::ProvideBuffers::CODE;
+    pub const TEE: u8 = opcode::Tee::CODE;
     pub const SHUTDOWN: u8 = opcode::Shutdown::CODE;
+    pub const RENAMEAT: u8 = opcode::RenameAt::CODE;
     pub const UNLINKAT: u8 = opcode::UnlinkAt::CODE;
     pub const MKDIRAT: u8 = opcode::MkDirAt::CODE;
+    pub const SYMLINKAT: u8 = opcode::SymlinkAt::CODE;
+    pub const LINKAT: u8 = opcode::LinkAt::CODE;
     /// The crate keeps this one to itself.
     pub const MSG_RING: u8 = 40;
+    pub const FSETXATTR: u8 = 41;
+    pub const SETXATTR: u8 = 42;
+    pub const FGETXATTR: u8 = 43;
+    pub const GETXATTR: u8 = 44;
     pub const SOCKET: u8 = opcode::Socket::CODE;
     pub const SEND_ZC: u8 = opcode::SendZc::CODE;
+    pub const FTRUNCATE: u8 = opcode::Ftruncate::CODE;
+    pub const BIND: u8 = opcode::Bind::CODE;
     /// Takes two slots of a ring with mixed sizes.
     pub const NOP128: u8 = 63;
 }

@@ -3,8 +3,8 @@
 //! Sets of filters that rings and tasks share.
 //!
 //! A [`FilterSet`] is immutable and reference counted. Its owners are rings and tasks: they point
-//! to it from their [`Restriction`](super::Restriction). What the filters are and how they decide
-//! is up to the set's [`Contents`].
+//! to it from their [`Restriction`](super::restriction::Restriction). What the filters are and how
+//! they decide is up to the set's [`Contents`].
 //!
 //! No RCU is needed. A ring's set is only read and exchanged under the ring's `uring_lock`, a
 //! task's set only by the task itself, and whoever passes a set on takes a reference first.

@@ -38,20 +38,33 @@ impl<const WORDS: usize> OpSet<WORDS> {
     }
 }
 
+impl<const WORDS: usize> FromIterator<usize> for OpSet<WORDS> {
+    fn from_iter<I: IntoIterator<Item = usize>>(ops: I) -> Self {
+        let mut set = Self::EMPTY;
+
+        for op in ops {
+            set.insert(op);
+        }
+        set
+    }
+}
+
 /// What a `struct io_restriction` says, filters aside.
 ///
 /// # Examples
 ///
 /// ```
-/// use kernel::io_uring::rules::Rules;
+/// use kernel::io_uring::rules::{OpSet, Rules};
 ///
-/// let mut rules = Rules::default();
+/// let rules = Rules {
+///     registers_restricted: true,
+///     register_ops: OpSet::from_iter([12]),
+///     ..Rules::default()
+/// };
 ///
-/// assert!(rules.allows_register(11));
-/// rules.registers_restricted = true;
-/// rules.register_ops.insert(12);
 /// assert!(rules.allows_register(12));
 /// assert!(!rules.allows_register(11));
+/// assert!(Rules::default().allows_register(11));
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rules {

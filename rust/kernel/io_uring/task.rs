@@ -41,13 +41,13 @@ impl<T: Contents> TaskRestriction<'_, T> {
     /// - There must be no other handle for the current task while this one exists.
     /// - All restrictions of tasks must be set through this type with the same `T`.
     pub unsafe fn current() -> Self {
-        let task = Task::current_raw();
+        // SAFETY: The current task is never null.
+        let task = unsafe { NonNull::new_unchecked(Task::current_raw()) };
 
         // INVARIANT: The current task is valid, only it accesses its own field once it runs, and
         // the caller guarantees the rest.
-        // SAFETY: The current task is never null.
         Self {
-            task: unsafe { NonNull::new_unchecked(task) },
+            task,
             owned: PhantomData,
         }
     }
@@ -137,7 +137,10 @@ mod tests {
         io_uring::{
             filter_set::FilterSet,
             ring::Ring,
-            rules::Rules, //
+            rules::{
+                OpSet,
+                Rules, //
+            },
         },
         prelude::*,
         sync::atomic::{
@@ -165,7 +168,7 @@ mod tests {
 
     /// Room for a task as far as these tests use it.
     fn task() -> Result<KBox<bindings::task_struct>> {
-        Ok(KBox::init(pin_init::init_zeroed(), GFP_KERNEL)?)
+        KBox::init(pin_init::init_zeroed(), GFP_KERNEL)
     }
 
     /// A handle to a task of these tests.
@@ -191,10 +194,11 @@ mod tests {
 
     /// Restrictions that allow one registration, `number`, and have filters of that number.
     fn numbered(number: usize, live: &Arc<Atomic<i32>>) -> Result<Arc<Restriction<Numbered>>> {
-        let mut rules = Rules::default();
-        rules.registers_restricted = true;
-        rules.register_ops.insert(number);
-
+        let rules = Rules {
+            registers_restricted: true,
+            register_ops: OpSet::from_iter([number]),
+            ..Rules::default()
+        };
         let contents = Numbered {
             number,
             live: live.clone(),

@@ -3,6 +3,7 @@
 //! command line asks for after `--`, says how it ended, and powers off.
 //!
 //! - `suite [PREFIX…]`: the user-space suite
+//! - `soak MINUTES [SEED]`: its stress tests for so long
 //! - `demo`: the demonstration
 //! - `external SECONDS NAME…`: programs from /external, as KTAP
 //! - `shell`: an interactive shell on the console
@@ -145,10 +146,11 @@ fn work() -> anyhow::Result<i32> {
         .context("no job after -- on the command line")?;
     match job.as_str() {
         "suite" => suite(rest),
+        "soak" => soak(rest),
         "demo" => run("/bin/demo", &[]),
         "external" => external(rest),
         "shell" => shell(),
-        _ => bail!("unknown job {job:?}: suite, demo, external and shell are known"),
+        _ => bail!("unknown job {job:?}: suite, soak, demo, external and shell are known"),
     }
 }
 
@@ -196,6 +198,18 @@ fn suite(prefixes: &[String]) -> anyhow::Result<i32> {
     fs::write("/dev/console", &found).context("/dev/console")?;
     println!("# kmemleak found leaks, see the console");
     Ok(if status == 0 { 1 } else { status })
+}
+
+/// The suite's stress tests, for minutes or hours.
+fn soak(arguments: &[String]) -> anyhow::Result<i32> {
+    let (minutes, seed) = arguments
+        .split_first()
+        .context("soak needs MINUTES [SEED]")?;
+    let mut options = vec!["--soak".to_string(), minutes.clone()];
+    if let Some(seed) = seed.first() {
+        options.extend(["--seed".to_string(), seed.clone()]);
+    }
+    suite(&options)
 }
 
 /// Runs programs that others built, one KTAP line each.

@@ -18,6 +18,9 @@ struct Arguments {
     /// Makes the random choices of an earlier run again.
     #[arg(long)]
     seed: Option<u64>,
+    /// Runs the stress tests for so many minutes instead.
+    #[arg(long, value_name = "MINUTES")]
+    soak: Option<u64>,
     /// Names the tests and does not run them.
     #[arg(long)]
     list: bool,
@@ -54,7 +57,11 @@ fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let seed = arguments.seed.unwrap_or_else(|| fastrand::u64(..));
-    match suite::run(&arguments.prefixes, seed)? {
+    let failures = match arguments.soak {
+        Some(minutes) => suite::soak::run(minutes, seed)?,
+        None => suite::run(&arguments.prefixes, seed)?,
+    };
+    match failures {
         0 => Ok(ExitCode::SUCCESS),
         _ => Ok(ExitCode::FAILURE),
     }

@@ -8,20 +8,21 @@ use super::{Outcome, Test, TestResult, slow, test};
 use crate::bpf::{self, OPCODE_WORD, USER_DATA_HI, USER_DATA_LO};
 use crate::kernel::expect_eq;
 use crate::register::{IORING_REGISTER_FILES, register};
-use crate::ring::{Ring, read_context, read_context_on};
+use crate::ring::{IORING_SETUP_SUBMIT_ALL, Ring, read_context, read_context_on};
 use crate::sqe::{
     IORING_NOP_FILE, IORING_NOP_FIXED_FILE, IOSQE_ASYNC, IOSQE_BUFFER_SELECT,
     IOSQE_CQE_SKIP_SUCCESS, IOSQE_FIXED_FILE, IOSQE_IO_DRAIN, IOSQE_IO_HARDLINK, IOSQE_IO_LINK,
-    Sqe, op,
+    OpenHow, Sqe, op,
 };
 
 pub const TESTS: &[Test] = &[
     test("FC01 user_data, low and high half", fc01),
     slow("FC02 word 8 of a NOP is the opcode alone", 20, fc02),
     slow("FC03 every SQE flag", 20, fc03),
-    slow("FC04 ASYNC set by prep", 20, fc04),
+    test("FC04 ASYNC set by prep", fc04),
     slow("FC05 FIXED_FILE set by NOP's prep", 20, fc05),
     test("FC06 ASYNC while the ring is draining", fc06),
+    test("FC06link DRAIN in a link, and what follows", fc06_link),
 ];
 
 fn fc01() -> TestResult {
@@ -82,28 +83,96 @@ fn fc03() -> TestResult {
     Ok(Outcome::Passed)
 }
 
+/// An address of AF_UNIX: of a file, or abstract if it starts with a NUL.
+fn unix_address(path: &[u8; 8]) -> [u8; 10] {
+    let mut address = [0; 10];
+    address[..2].copy_from_slice(&(libc::AF_UNIX as u16).to_ne_bytes());
+    address[2..].copy_from_slice(path);
+    address
+}
+
+/// Requests that prep lets pass, none of which finds its file, and whether it
+/// sends them to a worker.
 fn fc04() -> TestResult {
     let path = c"/no/such/file".as_ptr();
-    let mut statx = Sqe::new(op::STATX).fd(libc::AT_FDCWD).buffer(path, 0);
+    let at = |opcode| {
+        let mut sqe = Sqe::new(opcode).fd(libc::AT_FDCWD).buffer(path, 0);
+        sqe.off = path as u64;
+        sqe
+    };
     let buffer = [0u8; 256];
-    statx.off = buffer.as_ptr() as u64;
-    let unlink = Sqe::new(op::UNLINKAT).fd(libc::AT_FDCWD).buffer(path, 0);
-    let mkdir = Sqe::new(op::MKDIRAT).fd(libc::AT_FDCWD).buffer(path, 0);
-    let create = Sqe::openat(c"/no/such/file", libc::O_RDWR | libc::O_CREAT, 0);
-    let truncate = Sqe::openat(c"/no/such/file", libc::O_RDWR | libc::O_TRUNC, 0);
-    let plain = Sqe::openat(c"/no/such/file", libc::O_RDWR, 0);
-    for (what, sqe, want) in [
-        ("STATX", statx, IOSQE_ASYNC),
-        ("UNLINKAT", unlink, IOSQE_ASYNC),
-        ("MKDIRAT", mkdir, IOSQE_ASYNC),
-        ("OPENAT O_CREAT", create, IOSQE_ASYNC),
-        ("OPENAT O_TRUNC", truncate, IOSQE_ASYNC),
-        ("OPENAT O_RDWR", plain, 0),
-        ("FSYNC", Sqe::new(op::FSYNC), IOSQE_ASYNC),
-        ("SHUTDOWN", Sqe::new(op::SHUTDOWN), IOSQE_ASYNC),
-        ("RECV", Sqe::new(op::RECV), 0),
+    let xattr = |opcode| {
+        let mut sqe = Sqe::new(opcode).buffer(c"user.none".as_ptr(), 0);
+        sqe.addr3 = path as u64;
+        sqe
+    };
+    let statx = Sqe::off(at(op::STATX), buffer.as_ptr() as u64);
+    let open = |flags| Sqe::openat(c"/no/such/file", flags, 0);
+    let how = |flags: i32| OpenHow {
+        flags: flags as u64,
+        ..OpenHow::default()
+    };
+    let (create, plain, truncate) = (
+        how(libc::O_CREAT | libc::O_WRONLY),
+        how(libc::O_WRONLY),
+        how(libc::O_TRUNC | libc::O_WRONLY),
+    );
+    let open2 = |how| Sqe::openat2(c"/no/such/file", how, size_of::<OpenHow>() as u32);
+    let advise = |advice: i32| Sqe::new(op::FADVISE).op_flags(advice as u32);
+    let (file, abstract_name) = (unix_address(b"/no/such"), unix_address(b"\0no/such"));
+    let bind = |address: &[u8]| {
+        Sqe::new(op::BIND)
+            .buffer(address.as_ptr(), 0)
+            .off(address.len() as u64)
+    };
+    for (what, sqe, to_worker) in [
+        ("OPENAT O_CREAT", open(libc::O_RDWR | libc::O_CREAT), true),
+        ("OPENAT O_TRUNC", open(libc::O_RDWR | libc::O_TRUNC), true),
+        (
+            "OPENAT O_TMPFILE",
+            open(libc::O_RDWR | libc::O_TMPFILE),
+            true,
+        ),
+        ("OPENAT O_RDWR", open(libc::O_RDWR), false),
+        ("OPENAT O_PATH", open(libc::O_PATH | libc::O_CREAT), false),
+        ("OPENAT2 O_CREAT", open2(&raw const create), true),
+        ("OPENAT2 O_TRUNC", open2(&raw const truncate), true),
+        ("OPENAT2 O_WRONLY", open2(&raw const plain), false),
+        ("BIND to a file", bind(&file), true),
+        ("BIND to an abstract name", bind(&abstract_name), false),
+        ("STATX", statx, true),
+        ("RENAMEAT", at(op::RENAMEAT), true),
+        ("UNLINKAT", Sqe::off(at(op::UNLINKAT), 0), true),
+        ("MKDIRAT", Sqe::off(at(op::MKDIRAT), 0), true),
+        ("SYMLINKAT", at(op::SYMLINKAT), true),
+        ("LINKAT", at(op::LINKAT), true),
+        ("SPLICE", Sqe::new(op::SPLICE), true),
+        ("TEE", Sqe::new(op::TEE), true),
+        ("FSYNC", Sqe::new(op::FSYNC), true),
+        ("SYNC_FILE_RANGE", Sqe::new(op::SYNC_FILE_RANGE), true),
+        ("FALLOCATE", Sqe::new(op::FALLOCATE), true),
+        ("FTRUNCATE", Sqe::new(op::FTRUNCATE), true),
+        ("SHUTDOWN", Sqe::new(op::SHUTDOWN), true),
+        ("FSETXATTR", xattr(op::FSETXATTR), true),
+        ("SETXATTR", xattr(op::SETXATTR), true),
+        ("FGETXATTR", xattr(op::FGETXATTR), true),
+        ("GETXATTR", xattr(op::GETXATTR), true),
+        ("MADVISE", Sqe::new(op::MADVISE), true),
+        ("FADVISE DONTNEED", advise(libc::POSIX_FADV_DONTNEED), true),
+        ("FADVISE WILLNEED", advise(libc::POSIX_FADV_WILLNEED), true),
+        ("FADVISE NORMAL", advise(libc::POSIX_FADV_NORMAL), false),
+        ("FADVISE RANDOM", advise(libc::POSIX_FADV_RANDOM), false),
+        ("RECV", Sqe::new(op::RECV), false),
+        ("CLOSE", Sqe::new(op::CLOSE), false),
     ] {
-        flags_are(what, || sqe, want)?;
+        let size = crate::register::pdu_size(sqe.opcode);
+        for (seen, passes) in [(IOSQE_ASYNC, to_worker), (0, !to_worker)] {
+            let word = u32::from_le_bytes([sqe.opcode, seen, size, 0]);
+            let mut ring = Ring::new(2)?;
+            ring.must_filter(sqe.opcode, &bpf::allow_if(OPCODE_WORD, word))?;
+            let denied = ring.run(sqe)? == -libc::EACCES;
+            expect_eq(&format!("{what} passes with {seen:#x}"), !denied, passes)?;
+        }
     }
     Ok(Outcome::Passed)
 }
@@ -169,5 +238,73 @@ fn fc06() -> TestResult {
         while_draining(&bpf::deny_if(OPCODE_WORD, 0))?,
         [ready, 0, 0],
     )?;
+    Ok(Outcome::Passed)
+}
+
+/// Allows exactly requests whose `user_data` and flags are as listed.
+fn allow_exactly(requests: &[(u32, u8)]) -> bpf::Program {
+    let mut program = Vec::new();
+    for &(user_data, flags) in requests {
+        program.extend([
+            bpf::ld(USER_DATA_LO),
+            bpf::jeq(user_data, 0, 4),
+            bpf::ld(OPCODE_WORD),
+            bpf::jeq(u32::from(flags) << 8, 0, 1),
+            bpf::ret(1),
+            bpf::ret(0),
+        ]);
+    }
+    program.push(bpf::ret(0));
+    program
+}
+
+/// That filters see exactly these flags of NOPs that are submitted at once:
+/// those of the SQE, and those seen.
+fn seen_at_once(what: &str, flags: &[(u8, u8)]) -> anyhow::Result<()> {
+    let seen: Vec<(u32, u8)> = (1..).zip(flags.iter().map(|&(_, seen)| seen)).collect();
+    let denied = |seen: &[(u32, u8)]| -> anyhow::Result<bool> {
+        let mut ring = Ring::with(8, IORING_SETUP_SUBMIT_ALL)?;
+        ring.must_filter(op::NOP, &allow_exactly(seen))?;
+        let sqes: Vec<Sqe> = (1..)
+            .zip(flags)
+            .map(|(user_data, &(given, _))| Sqe::nop().user_data(user_data).flags(given))
+            .collect();
+        let results = ring.run_all(&sqes)?;
+        Ok(results.iter().any(|cqe| cqe.res != 0))
+    };
+    ensure!(!denied(&seen)?, "{what}: some NOP shows other flags");
+    // The same with one of them expected otherwise, so that it shows.
+    for i in 0..seen.len() {
+        for bit in [IOSQE_IO_DRAIN, IOSQE_ASYNC] {
+            let mut other = seen.clone();
+            other[i].1 ^= bit;
+            ensure!(denied(&other)?, "{what}: NOP {i} shows what it must not");
+        }
+    }
+    Ok(())
+}
+
+fn fc06_link() -> TestResult {
+    let (link, drain, to_worker) = (IOSQE_IO_LINK, IOSQE_IO_DRAIN, IOSQE_ASYNC);
+    seen_at_once(
+        "DRAIN on a member drains the head and what follows the link",
+        &[
+            // The head gets its flags only when its filter has run.
+            (link, link),
+            (link | drain, link | drain | to_worker),
+            (0, to_worker),
+            (0, drain | to_worker),
+            (0, to_worker),
+        ],
+    )?;
+    seen_at_once(
+        "DRAIN on the head",
+        &[
+            (link | drain, link | drain | to_worker),
+            (0, to_worker),
+            (0, to_worker),
+        ],
+    )?;
+    seen_at_once("no DRAIN", &[(link, link), (0, 0), (to_worker, to_worker)])?;
     Ok(Outcome::Passed)
 }

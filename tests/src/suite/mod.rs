@@ -6,12 +6,22 @@ mod bounds;
 mod context;
 mod context_flags;
 mod fault;
+mod fault_points;
+mod fault_tasks;
+mod inheritance;
 mod links;
 mod ownership;
 mod program;
+mod random;
 mod registration;
+mod restriction_flags;
+mod restrictions;
+pub mod soak;
+mod state;
 mod stress;
+mod stress_rings;
 mod submission;
+mod task_restrictions;
 
 use std::process::Command;
 
@@ -96,11 +106,19 @@ const GROUPS: &[Group] = &[
     },
     Group {
         name: "D5 ownership, stacking, inheritance",
-        tests: &[ownership::TESTS],
+        tests: &[ownership::TESTS, inheritance::TESTS],
+    },
+    Group {
+        name: "D6 restrictions",
+        tests: &[
+            restrictions::TESTS,
+            restriction_flags::TESTS,
+            task_restrictions::TESTS,
+        ],
     },
     Group {
         name: "D11 fault injection",
-        tests: &[fault::TESTS],
+        tests: &[fault::TESTS, fault_tasks::TESTS],
     },
     Group {
         name: "BD length of chains",
@@ -108,7 +126,7 @@ const GROUPS: &[Group] = &[
     },
     Group {
         name: "ST stress",
-        tests: &[stress::TESTS],
+        tests: &[stress::TESTS, stress_rings::TESTS, random::TESTS],
     },
 ];
 

@@ -41,13 +41,13 @@ pub const TESTS: &[Test] = &[
 const DENIED: i32 = -libc::EACCES;
 
 /// Registers a filter for the calling task that must be accepted.
-fn task_filter(opcode: u8, program: &[Insn]) -> anyhow::Result<()> {
+pub fn task_filter(opcode: u8, program: &[Insn]) -> anyhow::Result<()> {
     let what = format!("task filter for opcode {opcode}");
     expect_result(&what, register::filter(TASK, opcode, program), 0)
 }
 
 /// That exactly these of the NOPs with `user_data` 0 to 4 are denied.
-fn denied_nops(what: &str, ring: &mut Ring, denied: &[u64]) -> anyhow::Result<()> {
+pub fn denied_nops(what: &str, ring: &mut Ring, denied: &[u64]) -> anyhow::Result<()> {
     for user_data in 0..5 {
         let want = if denied.contains(&user_data) {
             DENIED
@@ -61,12 +61,12 @@ fn denied_nops(what: &str, ring: &mut Ring, denied: &[u64]) -> anyhow::Result<()
 }
 
 /// The same on a ring made now by the calling task.
-fn denied_on_new_ring(what: &str, denied: &[u64]) -> anyhow::Result<()> {
+pub fn denied_on_new_ring(what: &str, denied: &[u64]) -> anyhow::Result<()> {
     denied_nops(what, &mut Ring::new(2)?, denied)
 }
 
 /// A filter that denies NOPs with this `user_data`.
-fn deny_nop(user_data: u32) -> Vec<Insn> {
+pub fn deny_nop(user_data: u32) -> Vec<Insn> {
     bpf::deny_if(USER_DATA_LO, user_data)
 }
 
@@ -285,7 +285,7 @@ fn fo09() -> TestResult {
 }
 
 /// Result of a NOP in a child that shares memory with its waiting parent.
-fn vfork_probe() -> anyhow::Result<i32> {
+pub fn vfork_probe() -> anyhow::Result<i32> {
     let mut stack = vec![0u8; 256 << 10];
     let child = Box::new(
         || match Ring::new(1).and_then(|mut ring| ring.run(Sqe::nop())) {

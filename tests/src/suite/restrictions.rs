@@ -1,0 +1,448 @@
+// SPDX-License-Identifier: GPL-2.0
+//! D6: which opcodes the restrictions of a ring let through, and which lists of
+//! them are accepted. SQE flags are in `restriction_flags`, the restrictions of
+//! a task in `task_restrictions`.
+
+use anyhow::ensure;
+
+use super::{Outcome, Test, TestResult, slow, test};
+use crate::bpf::{self, USER_DATA_LO};
+use crate::kernel::{IORING_REGISTER_LAST, expect_eq, expect_result};
+use crate::register::{
+    self, IORING_REGISTER_BPF_FILTER, IORING_REGISTER_ENABLE_RINGS, IORING_REGISTER_EVENTFD,
+    IORING_REGISTER_FILES, IORING_REGISTER_PERSONALITY, IORING_REGISTER_RESTRICTIONS,
+    MAX_RESTRICTIONS, PAGE_SIZE, Page, Registration, Restriction, TASK, opcodes,
+};
+use crate::ring::{IORING_SETUP_R_DISABLED, IORING_SETUP_SQPOLL, Ring, enter};
+use crate::sandbox;
+use crate::sqe::{IOSQE_ASYNC, IOSQE_IO_LINK, Sqe, op};
+
+pub const TESTS: &[Test] = &[
+    slow("RS01 each SQE opcode allowed alone", 60, rs01),
+    slow("RS02 each register opcode allowed alone", 30, rs02),
+    test("RS04 empty list denies everything, NULL is refused", rs04),
+    test("RS05 ring that is not disabled", rs05),
+    test("RS06 nothing is submitted while disabled", rs06),
+    test("RS07 a second list", rs07),
+    test("RS08 107 and 108 entries", rs08),
+    test("RS09 invalid entries leave nothing behind", rs09),
+    test(
+        "RS09efault unreadable list comes before its errors",
+        rs09_efault,
+    ),
+    test("RS10 a refused list keeps inherited filters", rs10),
+    test("RS11 reserved bytes of entries are ignored", rs11),
+    test("RS13 register opcodes alone leave SQEs free", rs13),
+    test("RS15 own list holds from enabling on", rs15),
+];
+
+const DENIED: i32 = -libc::EACCES;
+const INVALID: i32 = -libc::EINVAL;
+
+/// A ring that is still disabled.
+pub fn disabled() -> anyhow::Result<Ring> {
+    Ring::with(4, IORING_SETUP_R_DISABLED)
+}
+
+/// Restricts a disabled ring, which must be accepted, and enables it.
+fn restrict_and_enable(ring: &Ring, entries: &[Restriction]) -> anyhow::Result<()> {
+    let got = register::restrict_ring(ring.fd(), entries);
+    expect_result("restrictions", got, 0)?;
+    expect_result("enabling", register::enable(ring.fd()), 0)
+}
+
+/// A ring that was restricted and enabled.
+pub fn restricted(entries: &[Restriction]) -> anyhow::Result<Ring> {
+    let ring = disabled()?;
+    restrict_and_enable(&ring, entries)?;
+    Ok(ring)
+}
+
+/// Result of a zeroed request of each opcode.
+pub fn answers(ring: &mut Ring) -> anyhow::Result<Vec<i32>> {
+    // ASYNC_CANCEL looks for `user_data` 0, which a worker may still have.
+    opcodes()
+        .map(|opcode| ring.run(Sqe::new(opcode).user_data(7)))
+        .collect()
+}
+
+/// What [`answers`] says of a ring where only some opcodes are not denied:
+/// those answer as on a ring without restrictions.
+pub fn answers_if_allowed(allowed: impl Fn(u8) -> bool) -> anyhow::Result<Vec<i32>> {
+    let free = answers(&mut Ring::new(4)?)?;
+    let want = opcodes().map(|opcode| match opcode {
+        // These need two slots, which is looked at first.
+        op::NOP128.. => INVALID,
+        _ if allowed(opcode) => free[usize::from(opcode)],
+        _ => DENIED,
+    });
+    Ok(want.collect())
+}
+
+/// Result of `io_uring_register(2)` without an argument.
+pub fn bare_register(fd: i32, opcode: u32) -> i32 {
+    register::register(fd, opcode, std::ptr::null(), 0)
+}
+
+/// That a ring has no restriction at all.
+pub fn expect_free(what: &str, ring: &mut Ring) -> anyhow::Result<()> {
+    expect_eq(what, answers(ring)?, answers_if_allowed(|_| true)?)?;
+    let recv = Sqe::new(op::RECV).flags(IOSQE_ASYNC);
+    ring.expect(&format!("{what}: flags"), recv, -libc::EBADF)?;
+    let got = bare_register(ring.fd(), IORING_REGISTER_PERSONALITY);
+    ensure!(got > 0, "{what}: registering a personality: {got}");
+    Ok(())
+}
+
+fn rs01() -> TestResult {
+    let free = answers_if_allowed(|_| true)?;
+    ensure!(!free.contains(&DENIED), "denied without restrictions");
+    for allowed in opcodes() {
+        let mut ring = restricted(&[Restriction::sqe_op(allowed)])?;
+        let want = answers_if_allowed(|opcode| opcode == allowed)?;
+        expect_eq(
+            &format!("opcode {allowed} allowed"),
+            answers(&mut ring)?,
+            want,
+        )?;
+    }
+    // Several, in another order and twice.
+    let some = [op::SOCKET, op::NOP, op::CLOSE, op::NOP];
+    let mut ring = restricted(&some.map(Restriction::sqe_op))?;
+    let want = answers_if_allowed(|opcode| some.contains(&opcode))?;
+    expect_eq("several", answers(&mut ring)?, want)?;
+    Ok(Outcome::Passed)
+}
+
+fn rs02() -> TestResult {
+    for allowed in 0..IORING_REGISTER_LAST {
+        let mut ring = restricted(&[Restriction::register_op(allowed)])?;
+        for opcode in 0..IORING_REGISTER_LAST {
+            let got = bare_register(ring.fd(), opcode);
+            let want = if opcode == allowed {
+                bare_register(Ring::new(4)?.fd(), opcode)
+            } else {
+                DENIED
+            };
+            expect_result(&format!("{opcode}, {allowed} allowed"), got, want)?;
+            ensure!(opcode != allowed || got != DENIED, "{opcode} is denied");
+        }
+        let got = bare_register(ring.fd(), IORING_REGISTER_LAST);
+        expect_result("first unknown opcode", got, INVALID)?;
+        ring.expect("NOP", Sqe::nop(), 0)?;
+    }
+    Ok(Outcome::Passed)
+}
+
+fn rs04() -> TestResult {
+    let ring = disabled()?;
+    for entries in [0, 1, MAX_RESTRICTIONS as u32] {
+        let null = std::ptr::null();
+        let got = register::register(ring.fd(), IORING_REGISTER_RESTRICTIONS, null, entries);
+        expect_result(&format!("NULL, {entries} entries"), got, INVALID)?;
+    }
+    // Nothing is read of an empty list.
+    for address in [std::ptr::dangling::<u64>(), &0u64] {
+        let mut ring = disabled()?;
+        let got = register::register(ring.fd(), IORING_REGISTER_RESTRICTIONS, address.cast(), 0);
+        expect_result("empty list", got, 0)?;
+        expect_result("enabling", register::enable(ring.fd()), 0)?;
+        let want = answers_if_allowed(|_| false)?;
+        expect_eq("SQEs", answers(&mut ring)?, want)?;
+        for opcode in 0..IORING_REGISTER_LAST {
+            let got = bare_register(ring.fd(), opcode);
+            expect_result(&format!("register opcode {opcode}"), got, DENIED)?;
+        }
+    }
+    Ok(Outcome::Passed)
+}
+
+fn rs05() -> TestResult {
+    let mut enabled = Ring::new(4)?;
+    let mut was_disabled = disabled()?;
+    expect_result("enabling", register::enable(was_disabled.fd()), 0)?;
+    expect_result("again", register::enable(was_disabled.fd()), -libc::EBADFD)?;
+    for ring in [&mut enabled, &mut was_disabled] {
+        let got = register::restrict_ring(ring.fd(), &[Restriction::sqe_op(op::NOP)]);
+        expect_result("valid list", got, -libc::EBADFD)?;
+        let got = bare_register(ring.fd(), IORING_REGISTER_RESTRICTIONS);
+        expect_result("NULL", got, -libc::EBADFD)?;
+        expect_free("afterwards", ring)?;
+    }
+    Ok(Outcome::Passed)
+}
+
+fn rs06() -> TestResult {
+    const IORING_ENTER_SQ_WAKEUP: u32 = 1 << 1;
+    for flags in [0, IORING_SETUP_SQPOLL] {
+        let what = format!("setup flags {flags:#x}");
+        let mut ring = Ring::with(4, flags | IORING_SETUP_R_DISABLED)?;
+        ring.push(Sqe::nop().user_data(1))?;
+        for (submit, wait, with) in [(1, 0, 0), (0, 0, 0), (1, 0, IORING_ENTER_SQ_WAKEUP)] {
+            let got = enter(ring.fd(), submit, wait, with);
+            expect_result(&format!("{what}: {submit}, {with}"), got, -libc::EBADFD)?;
+        }
+        // What must not happen gets a moment to happen.
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        expect_eq(&what, ring.try_cqe(), None)?;
+        expect_result("enabling", register::enable(ring.fd()), 0)?;
+        ring.submit()?;
+        expect_eq(&what, ring.cqe()?, crate::ring::cqe(1, 0, 0))?;
+    }
+    Ok(Outcome::Passed)
+}
+
+fn rs07() -> TestResult {
+    // Of which kind the first list was does not matter.
+    let lists: [&[Restriction]; 4] = [
+        &[Restriction::sqe_op(op::NOP)],
+        &[Restriction::register_op(IORING_REGISTER_FILES)],
+        &[Restriction::sqe_op(op::NOP), Restriction::flags_allowed(0)],
+        &[],
+    ];
+    for (i, first) in lists.into_iter().enumerate() {
+        let mut ring = disabled()?;
+        let got = register::restrict_ring(ring.fd(), first);
+        expect_result(&format!("list {i}"), got, 0)?;
+        for second in lists {
+            let got = register::restrict_ring(ring.fd(), second);
+            expect_result(&format!("after list {i}"), got, -libc::EBUSY)?;
+        }
+        let got = bare_register(ring.fd(), IORING_REGISTER_RESTRICTIONS);
+        expect_result("NULL", got, -libc::EBUSY)?;
+        expect_result("enabling", register::enable(ring.fd()), 0)?;
+        let nop = if i == 3 { DENIED } else { 0 };
+        ring.expect("NOP", Sqe::nop(), nop)?;
+        let close = if i == 1 { -libc::EBADF } else { DENIED };
+        ring.expect("CLOSE", Sqe::new(op::CLOSE), close)?;
+    }
+    Ok(Outcome::Passed)
+}
+
+/// The longest list: everything that there is, and no SQE flag left out.
+pub fn everything() -> Vec<Restriction> {
+    let mut entries: Vec<Restriction> = vec![
+        Restriction::flags_allowed(0),
+        Restriction::flags_required(IOSQE_ASYNC),
+    ];
+    entries.extend(opcodes().map(Restriction::sqe_op));
+    entries.extend((0..IORING_REGISTER_LAST).map(Restriction::register_op));
+    entries.push(Restriction::flags_allowed(0x7f));
+    entries.push(Restriction::flags_required(0));
+    assert_eq!(entries.len(), MAX_RESTRICTIONS);
+    entries
+}
+
+fn rs08() -> TestResult {
+    let mut ring = disabled()?;
+    let mut entries = everything();
+    entries.push(Restriction::sqe_op(op::NOP));
+    let got = register::restrict_ring(ring.fd(), &entries);
+    expect_result("108 entries", got, INVALID)?;
+    for count in [MAX_RESTRICTIONS as u32 + 1, 1 << 28, u32::MAX] {
+        let arg = std::ptr::dangling::<u64>().cast();
+        let got = register::register(ring.fd(), IORING_REGISTER_RESTRICTIONS, arg, count);
+        expect_result(&format!("{count} entries, unmapped"), got, INVALID)?;
+    }
+    entries.pop();
+    restrict_and_enable(&ring, &entries)?;
+    expect_free("all 107 entries", &mut ring)?;
+    // All the same one.
+    let mut ring = restricted(&vec![Restriction::sqe_op(op::NOP); MAX_RESTRICTIONS])?;
+    let want = answers_if_allowed(|opcode| opcode == op::NOP)?;
+    expect_eq("107 times NOP", answers(&mut ring)?, want)?;
+    Ok(Outcome::Passed)
+}
+
+/// Entries that no kernel accepts yet.
+pub fn invalid_entries() -> Vec<Restriction> {
+    let entry = |opcode, value| Restriction {
+        opcode,
+        value,
+        ..Restriction::default()
+    };
+    let mut entries: Vec<Restriction> = [4, 5, 0x100, 0x101, u16::MAX]
+        .map(|opcode| entry(opcode, 0))
+        .into();
+    entries.extend([38, 39, 63, 64, 127, 128, 255].map(Restriction::register_op));
+    entries.extend([65, 66, 127, 128, 255].map(Restriction::sqe_op));
+    entries
+}
+
+fn rs09() -> TestResult {
+    for invalid in invalid_entries() {
+        let what = format!("kind {}, value {}", invalid.opcode, invalid.value);
+        let valid = [
+            Restriction::register_op(IORING_REGISTER_FILES),
+            Restriction::sqe_op(op::CLOSE),
+            Restriction::flags_allowed(IOSQE_IO_LINK),
+            Restriction::flags_required(IOSQE_ASYNC),
+        ];
+        for position in [0, 2, 4] {
+            let mut entries = valid.to_vec();
+            entries.insert(position, invalid);
+            let mut free = disabled()?;
+            let got = register::restrict_ring(free.fd(), &entries);
+            expect_result(&what, got, INVALID)?;
+            expect_result("enabling", register::enable(free.fd()), 0)?;
+            free.expect(&format!("{what}: NOP"), Sqe::nop(), 0)?;
+            let got = bare_register(free.fd(), IORING_REGISTER_PERSONALITY);
+            ensure!(got > 0, "{what}: registering a personality: {got}");
+
+            let retried = disabled()?;
+            let got = register::restrict_ring(retried.fd(), &entries);
+            expect_result(&what, got, INVALID)?;
+            let mut retried = retried;
+            restrict_and_enable(&retried, &[Restriction::sqe_op(op::NOP)])?;
+            retried.expect(&format!("{what}: NOP again"), Sqe::nop(), 0)?;
+            let linked = Sqe::nop().flags(IOSQE_IO_LINK);
+            retried.expect(&format!("{what}: flags"), linked, DENIED)?;
+            let close = Sqe::new(op::CLOSE).flags(IOSQE_ASYNC);
+            retried.expect(&format!("{what}: CLOSE"), close, DENIED)?;
+            let got = bare_register(retried.fd(), IORING_REGISTER_PERSONALITY);
+            ensure!(got > 0, "{what}: registering a personality: {got}");
+        }
+    }
+    Ok(Outcome::Passed)
+}
+
+fn rs09_efault() -> TestResult {
+    let mut ring = disabled()?;
+    let size = size_of::<Restriction>();
+    let page = Page::new()?;
+    for readable in [1, 2] {
+        let start = PAGE_SIZE - readable * size;
+        for i in 0..readable {
+            page.write(start + i * size, &invalid_entries()[0]);
+        }
+        // SAFETY: an address inside the page.
+        let list = unsafe { page.address.add(start) };
+        for entries in [readable as u32 + 1, 100] {
+            let got = register::register(
+                ring.fd(),
+                IORING_REGISTER_RESTRICTIONS,
+                list.cast(),
+                entries,
+            );
+            let what = format!("{readable} entries of {entries} can be read");
+            expect_result(&what, got, -libc::EFAULT)?;
+        }
+    }
+    // Half of an entry is not one either.
+    // SAFETY: an address inside the page.
+    let half = unsafe { page.address.add(PAGE_SIZE - size / 2) };
+    let got = register::register(ring.fd(), IORING_REGISTER_RESTRICTIONS, half.cast(), 1);
+    expect_result("half an entry", got, -libc::EFAULT)?;
+    expect_result("enabling", register::enable(ring.fd()), 0)?;
+    expect_free("afterwards", &mut ring)?;
+    Ok(Outcome::Passed)
+}
+
+fn rs10() -> TestResult {
+    sandbox::sandboxed()?;
+    let deny_nop = |user_data| bpf::deny_if(USER_DATA_LO, user_data);
+    let got = register::filter(TASK, op::NOP, &deny_nop(1));
+    expect_result("task filter", got, 0)?;
+    let refused = [
+        Restriction::sqe_op(op::CLOSE),
+        Restriction::flags_required(IOSQE_ASYNC),
+        Restriction::register_op(IORING_REGISTER_FILES),
+        Restriction::sqe_op(65),
+    ];
+
+    // Retried with success: both hold.
+    let mut both = disabled()?;
+    for _ in 0..3 {
+        let got = register::restrict_ring(both.fd(), &refused);
+        expect_result("refused list", got, INVALID)?;
+    }
+    restrict_and_enable(&both, &[Restriction::sqe_op(op::NOP)])?;
+    both.expect("NOP 0", Sqe::nop(), 0)?;
+    both.expect("NOP 1", Sqe::nop().user_data(1), DENIED)?;
+    both.expect("CLOSE", Sqe::new(op::CLOSE), DENIED)?;
+
+    // Not retried: the filters alone, still shared with the task.
+    let mut ring = disabled()?;
+    let got = register::restrict_ring(ring.fd(), &refused);
+    expect_result("refused list", got, INVALID)?;
+    expect_result("enabling", register::enable(ring.fd()), 0)?;
+    ring.expect("NOP 1", Sqe::nop().user_data(1), DENIED)?;
+    ring.expect("NOP 2", Sqe::nop().user_data(2), 0)?;
+    ring.expect("CLOSE", Sqe::new(op::CLOSE), -libc::EBADF)?;
+    ring.must_filter(op::NOP, &deny_nop(2))?;
+    ring.expect("NOP 1", Sqe::nop().user_data(1), DENIED)?;
+    ring.expect("NOP 2", Sqe::nop().user_data(2), DENIED)?;
+    drop(ring);
+    let mut of_task = Ring::new(2)?;
+    of_task.expect("NOP 1 of another ring", Sqe::nop().user_data(1), DENIED)?;
+    of_task.expect("NOP 2 of another ring", Sqe::nop().user_data(2), 0)?;
+    Ok(Outcome::Passed)
+}
+
+fn rs11() -> TestResult {
+    let entries = [
+        Restriction::sqe_op(op::NOP),
+        Restriction::flags_allowed(IOSQE_ASYNC),
+        Restriction::register_op(IORING_REGISTER_PERSONALITY),
+    ]
+    .map(|entry| Restriction {
+        resv: 0xff,
+        resv2: [1, u32::MAX, 0x8000_0000],
+        ..entry
+    });
+    let mut ring = restricted(&entries)?;
+    ring.expect("NOP", Sqe::nop().flags(IOSQE_ASYNC), 0)?;
+    ring.expect("CLOSE", Sqe::new(op::CLOSE), DENIED)?;
+    let got = bare_register(ring.fd(), IORING_REGISTER_PERSONALITY);
+    expect_result("listed register opcode", got, 1)?;
+    let got = bare_register(ring.fd(), IORING_REGISTER_FILES);
+    expect_result("another one", got, DENIED)?;
+    Ok(Outcome::Passed)
+}
+
+fn rs13() -> TestResult {
+    let mut ring = restricted(&[Restriction::register_op(IORING_REGISTER_PERSONALITY)])?;
+    expect_free("SQEs", &mut ring)?;
+    let got = bare_register(ring.fd(), IORING_REGISTER_FILES);
+    expect_result("FILES", got, DENIED)?;
+    Ok(Outcome::Passed)
+}
+
+fn rs15() -> TestResult {
+    let mut ring = disabled()?;
+    let listed = [Restriction::register_op(IORING_REGISTER_FILES)];
+    let got = register::restrict_ring(ring.fd(), &listed);
+    expect_result("restrictions", got, 0)?;
+    let program = bpf::deny_if(USER_DATA_LO, 1);
+    let got = bare_register(ring.fd(), IORING_REGISTER_PERSONALITY);
+    expect_result("personality while disabled", got, 1)?;
+    let got = bare_register(ring.fd(), IORING_REGISTER_EVENTFD);
+    expect_result("eventfd while disabled", got, INVALID)?;
+    ring.must_filter(op::NOP, &program)?;
+    expect_result("enabling", register::enable(ring.fd()), 0)?;
+
+    for opcode in [
+        IORING_REGISTER_PERSONALITY,
+        IORING_REGISTER_EVENTFD,
+        IORING_REGISTER_ENABLE_RINGS,
+        IORING_REGISTER_RESTRICTIONS,
+        IORING_REGISTER_BPF_FILTER,
+    ] {
+        let what = format!("register opcode {opcode} afterwards");
+        expect_result(&what, bare_register(ring.fd(), opcode), DENIED)?;
+    }
+    let mut registration = Registration::new(op::SOCKET, &program);
+    registration.pdu_size = 1;
+    let before = registration;
+    expect_result(
+        "a filter afterwards",
+        registration.register(ring.fd()),
+        DENIED,
+    )?;
+    expect_eq("its struct", registration, before)?;
+    let got = bare_register(ring.fd(), IORING_REGISTER_FILES);
+    expect_result("the one listed", got, -libc::EFAULT)?;
+    ring.expect("NOP 1", Sqe::nop().user_data(1), DENIED)?;
+    ring.expect("NOP 2", Sqe::nop().user_data(2), 0)?;
+    Ok(Outcome::Passed)
+}

@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: GPL-2.0
+//! The stress tests over and over, each time with another seed, for as long as
+//! one likes.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+use fastrand::Rng;
+
+use super::{Test, all, run_one};
+use crate::kernel;
+use crate::ktap::{self, Verdict};
+use crate::sandbox::meminfo;
+
+/// One round: the random sequences have the most to find.
+const ROUND: [&str; 10] = [
+    "ST20", "ST01", "ST20", "ST02", "ST20", "ST03", "ST20", "ST04", "ST20", "ST05",
+];
+
+/// Bytes that the kernel may hold more than after the first round.
+const GROWTH: u64 = 16 << 20;
+
+/// How often each test ran.
+struct Tally {
+    test: &'static Test,
+    runs: u32,
+    verdict: Verdict,
+}
+
+/// Kernel memory that is not a cache which gives way.
+fn kernel_memory() -> anyhow::Result<u64> {
+    // What was freed last gets the time to be so.
+    std::thread::sleep(kernel::limit(1));
+    Ok(meminfo("SUnreclaim:")? + meminfo("VmallocUsed:")? + meminfo("Percpu:")?)
+}
+
+/// Runs for so many minutes or until a test fails, and prints KTAP: how many
+/// failed.
+pub fn run(minutes: u64, seed: u64) -> anyhow::Result<usize> {
+    let mut tallies: Vec<Tally> = Vec::new();
+    for id in ROUND {
+        let test = all().find(|test| test.id() == id).context(id)?;
+        if tallies.iter().all(|tally| tally.test.id() != id) {
+            tallies.push(Tally {
+                test,
+                runs: 0,
+                verdict: Verdict::Skipped("no time was left".to_string()),
+            });
+        }
+    }
+    ktap::plan(0, tallies.len() + 1);
+    let by = kernel::implementation();
+    ktap::diagnostic(
+        0,
+        &format!("{minutes} minutes, filters by {by}, seed {seed}"),
+    );
+
+    let (start, limit) = (Instant::now(), Duration::from_secs(60 * minutes));
+    let mut rng = Rng::with_seed(seed);
+    let mut first_round = None;
+    'rounds: for round in 1.. {
+        let seconds = start.elapsed().as_secs();
+        ktap::diagnostic(0, &format!("round {round} begins after {seconds} s"));
+        for id in ROUND {
+            if start.elapsed() >= limit {
+                break 'rounds;
+            }
+            let tally = tallies.iter_mut().find(|tally| tally.test.id() == id);
+            let tally = tally.expect("every test of a round has one");
+            tally.verdict = run_one(tally.test, rng.u64(..))?;
+            tally.runs += 1;
+            if matches!(tally.verdict, Verdict::Failed(_)) {
+                break 'rounds;
+            }
+        }
+        if first_round.is_none() {
+            first_round = Some(kernel_memory()?);
+        }
+    }
+    report(&tallies, first_round)
+}
+
+fn report(tallies: &[Tally], first_round: Option<u64>) -> anyhow::Result<usize> {
+    let mut failures = 0;
+    for (index, tally) in tallies.iter().enumerate() {
+        let Tally {
+            test,
+            runs,
+            verdict,
+        } = tally;
+        ktap::diagnostic(0, &format!("{}: {runs} runs", test.id()));
+        ktap::result(0, index + 1, test.name, verdict);
+        failures += usize::from(matches!(verdict, Verdict::Failed(_)));
+    }
+    let memory = match first_round {
+        None => Verdict::Skipped("not even one round was complete".to_string()),
+        Some(before) => match memory_stays(before) {
+            Ok(()) => Verdict::Passed,
+            Err(error) => Verdict::Failed(format!("{error:#}")),
+        },
+    };
+    failures += usize::from(matches!(memory, Verdict::Failed(_)));
+    let name = "kernel memory stays where it was after the first round";
+    ktap::result(0, tallies.len() + 1, name, &memory);
+    Ok(failures)
+}
+
+fn memory_stays(before: u64) -> anyhow::Result<()> {
+    let after = kernel_memory()?;
+    let (from, to) = (before >> 10, after >> 10);
+    ktap::diagnostic(0, &format!("kernel memory: {from} KiB, then {to} KiB"));
+    ensure!(after <= before + GROWTH, "it grew from {from} to {to} KiB");
+    Ok(())
+}

@@ -1,0 +1,100 @@
+// SPDX-License-Identifier: GPL-2.0
+//! What filters are shown of the address of a CONNECT, by the same file that the
+//! kernel is built from, held against a naive reading of the sockaddr structs.
+
+// Formatted as the kernel is.
+#[rustfmt::skip]
+#[path = "../../io_uring_rs/filter/payload/address.rs"]
+mod address;
+
+use address::Address;
+use proptest::prelude::*;
+
+/// Families as Linux numbers them.
+const AF_INET: u16 = 2;
+const AF_INET6: u16 = 10;
+
+/// Where each struct ends: sockaddr_in, and sockaddr_in6 before it had a scope.
+const IN: usize = 16;
+const IN6: usize = 24;
+/// The longest address that the kernel takes.
+const STORAGE: usize = 128;
+
+fn parse(bytes: &[u8]) -> Address {
+    Address::from_bytes(bytes)
+}
+
+/// What is shown of an address, and which of its bytes that depends on.
+fn model(bytes: &[u8]) -> (Address, Vec<usize>) {
+    let mut shown = Address::default();
+    if bytes.len() < 2 {
+        return (shown, vec![]);
+    }
+    shown.family = u16::from_ne_bytes([bytes[0], bytes[1]]);
+    let place = match shown.family {
+        AF_INET if bytes.len() >= IN => 4..8,
+        AF_INET6 if bytes.len() >= IN6 => 8..24,
+        _ => return (shown, vec![0, 1]),
+    };
+    shown.port = [bytes[2], bytes[3]];
+    shown.addr[..place.len()].copy_from_slice(&bytes[place.clone()]);
+    (shown, (0..4).chain(place).collect())
+}
+
+/// Any address, but often of a family that shows more than itself.
+fn sockaddr() -> impl Strategy<Value = Vec<u8>> {
+    let family = prop_oneof![Just(AF_INET), Just(AF_INET6), any::<u16>()];
+    let rest = prop::collection::vec(any::<u8>(), STORAGE - 2);
+    (family, rest, 0..=STORAGE).prop_map(|(family, rest, len)| {
+        let mut bytes = family.to_ne_bytes().to_vec();
+        bytes.extend(rest);
+        bytes.truncate(len);
+        bytes
+    })
+}
+
+proptest! {
+    #[test]
+    fn agrees_with_the_model(bytes in sockaddr()) {
+        prop_assert_eq!(parse(&bytes), model(&bytes).0);
+    }
+
+    /// Bytes that are not shown make no difference.
+    #[test]
+    fn shows_nothing_else(bytes in sockaddr(), noise: [u8; STORAGE / 4]) {
+        let (shown, used) = model(&bytes);
+        let mut changed = bytes;
+        for (i, byte) in changed.iter_mut().enumerate() {
+            if !used.contains(&i) {
+                *byte ^= noise[i % noise.len()];
+            }
+        }
+        prop_assert_eq!(parse(&changed), shown);
+    }
+
+    /// Neither does what follows the complete struct.
+    #[test]
+    fn longer_shows_the_same(bytes in sockaddr(), more: [u8; 8]) {
+        let complete = match model(&bytes).0.family {
+            AF_INET => bytes.len() >= IN,
+            AF_INET6 => bytes.len() >= IN6,
+            _ => bytes.len() >= 2,
+        };
+        prop_assume!(complete);
+        let longer: Vec<u8> = bytes.iter().chain(&more).copied().collect();
+        prop_assert_eq!(parse(&longer), parse(&bytes));
+    }
+}
+
+/// Every length of one address of each family.
+#[test]
+fn every_length() {
+    for family in [0, 1, AF_INET, AF_INET6, 0x0200, 0x0a00, u16::MAX] {
+        let mut bytes: Vec<u8> = (0..STORAGE as u8).map(|i| i ^ 0xa5).collect();
+        bytes[..2].copy_from_slice(&family.to_ne_bytes());
+        for len in 0..=STORAGE {
+            let what = format!("family {family:#x}, {len} bytes");
+            assert_eq!(parse(&bytes[..len]), model(&bytes[..len]).0, "{what}");
+        }
+    }
+}
