@@ -307,10 +307,12 @@ fn memory_returns(
     callers: &BTreeMap<String, u64>,
 ) -> anyhow::Result<()> {
     const SLACK: u64 = 4 << 20;
+    // With checkers, stacks and their shadow stay cached a little longer.
+    let kept = if kernel::is_debug() { 2 * SLACK } else { SLACK };
     let (start, limit) = (Instant::now(), kernel::limit(10));
     loop {
         let (charged, mapped) = (group.charged()?, meminfo("VmallocUsed:")?);
-        if charged < SLACK && mapped < vmalloc + SLACK {
+        if charged < SLACK && mapped < vmalloc + kept {
             let seconds = start.elapsed().as_secs_f32();
             println!(
                 "{NOTE}memory is back after {seconds:.1} s: {} KiB charged",
