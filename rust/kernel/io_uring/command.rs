@@ -29,7 +29,7 @@ impl Request {
     /// The request's arguments.
     #[inline]
     pub fn command(&self) -> Command<'_> {
-        // The opcode says which structure `prep` filled.
+        // INVARIANT: Each view is made for its own opcodes, of which `prep` filled the structure.
         match self.opcode() {
             Opcode::SOCKET => Command::Socket(Socket(self)),
             Opcode::OPENAT | Opcode::OPENAT2 => Command::Open(Open(self)),
