@@ -20,7 +20,7 @@ guest = --impl $(IMPL) $(if $(DEBUG),--debug) $(if $(TIMEOUT),--timeout $(TIMEOU
 
 # One thing at a time: what can be done at once, each of them does.
 .NOTPARALLEL:
-.PHONY: help run test soak lint external kernel boot shell minutes host-tests apply unapply series series-check doc deb toolchain \
+.PHONY: help run test soak bench lint external kernel boot shell minutes host-tests apply unapply series series-check doc deb toolchain \
 	tree guest clean
 
 help: ## list the targets
@@ -36,13 +36,18 @@ test: kernel guest host-tests ## KUnit and user-space tests in QEMU; IMPL=c, DEB
 	@$(enter) python3 scripts/run-tests $(guest) $(if $(ONLY),--only '$(ONLY)') build/guest.cpio
 
 lint doc: override IMPL := rust
-lint doc: override DEBUG :=
+lint doc bench: override DEBUG :=
 
 lint: kernel ## licences, format, clippy, rustdoc, C, patches, scripts: [ONLY="clippy sparse"]
 	@scripts/lint $(ONLY)
 
 soak: minutes kernel guest ## the stress tests for long: MINUTES=60 [SEED=1] [IMPL=c] [DEBUG=1]
 	@$(enter) python3 scripts/run-tests $(guest) --soak $(MINUTES) $(SEED) -- build/guest.cpio
+
+bench: tree guest ## instructions that filters take, C against Rust, in build/bench
+	@scripts/kernel c
+	@scripts/kernel rust
+	@$(enter) python3 scripts/run-bench $(if $(TIMEOUT),--timeout $(TIMEOUT)) build/guest.cpio
 
 minutes:
 	@case '$(MINUTES)' in *[!0-9]*|'') echo 'error: no time given; give MINUTES=60' >&2; exit 1;; esac
@@ -98,4 +103,4 @@ host-tests: toolchain ## property tests of what needs no kernel
 
 clean: ## remove kernels, tree and packed programs; keep toolchain, base and cache
 	@rm -rf build/kernel-* build/linux build/linux.* build/*.cpio build/external build/guest-programs \
-		build/tests-target build/log build/kvm-probe build/series build/series-check build/doc build/lint build/deb
+		build/tests-target build/log build/kvm-probe build/series build/series-check build/bench build/doc build/lint build/deb

@@ -4,7 +4,9 @@
 //!
 //! - `import`: reads and checks what user space hands in.
 //! - `check`: which instructions a filter may contain.
-//! - `chain`: the filters of one opcode.
+//! - `verdict`: what a filter decides, where no request can change it.
+//! - `fuse`: making one program of two.
+//! - `chain`: the filters of one opcode, as one program.
 //! - `table`: the chains of all opcodes, as rings and tasks share them.
 //! - `payload`: what filters see of the arguments of a request.
 //!
@@ -12,18 +14,28 @@
 
 mod chain;
 mod check;
+mod fuse;
 mod import;
 mod payload;
 mod table;
+mod verdict;
 
-use self::table::{
-    Slot,
-    Table, //
+use self::{
+    chain::{
+        Chain,
+        Compile,
+        Link, //
+    },
+    table::{
+        Slot,
+        Table, //
+    },
 };
 use kernel::{
     bpf::{
         self,
         Checker,
+        Insn,
         Program, //
     },
     io_uring::{
@@ -34,7 +46,10 @@ use kernel::{
         }, //
     },
     prelude::*,
-    sync::aref::ARef,
+    sync::{
+        aref::ARef,
+        Arc, //
+    },
     uaccess::UserPtr, //
 };
 
@@ -49,6 +64,12 @@ impl Checker for FilterChecker {
     }
 }
 
+impl Compile for Program<FilterChecker> {
+    fn compile(insns: &[Insn]) -> Result<Self> {
+        Self::new(insns)
+    }
+}
+
 /// The filters of a ring or task.
 pub(crate) type Filters = Table<Program<FilterChecker>>;
 
@@ -58,19 +79,19 @@ pub(crate) type Filters = Table<Program<FilterChecker>>;
 /// # Errors
 ///
 /// - [`EFAULT`], [`EINVAL`] and [`EMSGSIZE`] for a bad argument, see `import::read`; the first two
-///   also for a bad program, see [`Program::from_user`].
+///   also for a bad program, see [`bpf::read_program`].
 /// - [`ENOMEM`] if memory is short, or the filters of the opcode would be longer than is allowed.
 pub(crate) fn read(
     old: Option<&FilterSet<Filters>>,
     arg: UserPtr,
 ) -> Result<ARef<FilterSet<Filters>>> {
     let request = import::read(arg)?;
-    let program = Program::from_user(request.insns, request.len)?;
+    let filter =
+        bpf::read_program::<FilterChecker>(request.insns, request.len, GFP_KERNEL_ACCOUNT)?;
     let table = Table::with_filter(
         old.map(|set| &**set),
         request.opcode,
-        program,
-        request.len,
+        filter,
         request.deny_rest,
     )?;
 
@@ -82,9 +103,7 @@ pub(crate) fn populate(context: &mut FilterContext, request: &Request) {
     payload::show(request, context);
 }
 
-/// Asks the filters whether `request` may run.
-///
-/// The newest filter is asked first, and the first that returns zero ends it.
+/// Whether `request` may run.
 ///
 /// # Errors
 ///
@@ -94,16 +113,45 @@ pub(crate) fn run(filters: &Filters, request: &Request) -> Result {
     match filters.slot(request.opcode()) {
         Slot::Allow => Ok(()),
         Slot::Deny => Err(EACCES),
-        Slot::Filter(chain) => {
-            let mut context =
-                FilterContext::new(request.opcode(), request.sqe_flags(), request.user_data());
-            populate(&mut context, request);
+        Slot::Filter(chain) => ask(chain, request),
+    }
+}
 
-            if chain.iter().all(|program| program.run(&context) != 0) {
-                Ok(())
-            } else {
-                Err(EACCES)
-            }
-        }
+/// Asks filters whether `request` may run. Apart, so that nothing is made ready for it where there
+/// is nothing to ask.
+///
+/// # Errors
+///
+/// [`EACCES`] if a filter denies the request.
+#[inline(never)]
+fn ask(chain: &Chain<Program<FilterChecker>>, request: &Request) -> Result {
+    let mut context =
+        FilterContext::new(request.opcode(), request.sqe_flags(), request.user_data());
+
+    if chain.reads_arguments() {
+        populate(&mut context, request);
+    }
+    let (newest, older) = chain.split();
+
+    if newest.run(&context) == 0 {
+        return Err(EACCES);
+    }
+    if older.is_empty() {
+        return Ok(());
+    }
+    ask_older(older, &context)
+}
+
+/// Asks what did not fit into the newest program of a chain. Apart, as nearly no chain has any.
+///
+/// # Errors
+///
+/// [`EACCES`] if a filter denies the request.
+#[inline(never)]
+fn ask_older(older: &[Arc<Link<Program<FilterChecker>>>], context: &FilterContext) -> Result {
+    if older.iter().all(|link| link.program().run(context) != 0) {
+        Ok(())
+    } else {
+        Err(EACCES)
     }
 }

@@ -110,7 +110,7 @@ class Guest:
         serial = ["-serial", f"file:/dev/fd/{console_qemu}", "-serial", f"file:/dev/fd/{report_qemu}",
                   "-monitor", "none"]
         self.qemu = subprocess.Popen(
-            command(image, initrd, append, kvm=use_kvm(image), icount=icount, serial=serial),
+            command(image, initrd, append, kvm=not icount and use_kvm(image), icount=icount, serial=serial),
             stdin=subprocess.DEVNULL, pass_fds=(console_qemu, report_qemu))
         os.close(console_qemu)
         os.close(report_qemu)

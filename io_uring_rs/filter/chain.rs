@@ -2,232 +2,152 @@
 
 //! Chains of filters.
 //!
-//! A chain is a list of immutable nodes, newest first. Chains share their tails: stacking a filter
-//! on an inherited chain makes one node. A chain's cost is bounded, and it is taken apart in a
-//! loop, never by recursion.
+//! What the filters of an opcode come to is one program, made by fusing each new filter in front of
+//! those that were there before it. A chain has more than one program only where one would be
+//! longer than programs may be. Chains are immutable and share what they have in common.
 
-use core::mem::take;
+use super::fuse;
 use kernel::{
-    alloc::Flags,
+    alloc::{
+        Flags,
+        KVVec, //
+    },
+    bpf::{
+        insn,
+        Insn,
+        MAX_INSNS, //
+    },
     prelude::*,
     sync::Arc, //
 };
 
-/// The most that a chain may cost, as for a path of seccomp filters.
-pub(super) const MAX_COST: u32 = 32_768;
-
-/// What a filter costs besides its instructions.
-const FILTER_COST: u32 = 4;
-
-/// A filter and those that were there before it.
-///
-/// # Invariants
-///
-/// `cost` is the sum over the filters of the chain of their lengths in instructions plus
-/// [`FILTER_COST`], and at most [`MAX_COST`].
-pub(super) struct Chain<P> {
-    payload: P,
-    cost: u32,
-    next: Option<Arc<Chain<P>>>,
-}
-
-// Payloads are never pinned.
-impl<P> Unpin for Chain<P> {}
-
-impl<P> Chain<P> {
-    /// Puts a filter of `len` instructions in front of `next`.
+/// What makes a program out of checked instructions.
+pub(crate) trait Compile: Sized {
+    /// Compiles `insns`.
     ///
     /// # Errors
     ///
-    /// [`ENOMEM`] if the chain would cost more than [`MAX_COST`], or memory is short.
+    /// [`ENOMEM`] if memory is short, and what the compiler gives.
+    fn compile(insns: &[Insn]) -> Result<Self>;
+}
+
+/// A program that stands for one filter or several, and the instructions that it was made of, from
+/// which the next one is made.
+pub(super) struct Link<P> {
+    insns: KVVec<Insn>,
+    program: P,
+}
+
+impl<P> Link<P> {
+    /// The program.
+    #[inline]
+    pub(super) fn program(&self) -> &P {
+        &self.program
+    }
+}
+
+/// The filters of an opcode.
+pub(super) struct Chain<P> {
+    newest: Arc<Link<P>>,
+    /// Newest first. Empty but for very long chains.
+    older: KVec<Arc<Link<P>>>,
+    /// Whether any reads what depends on the arguments of requests.
+    reads_arguments: bool,
+}
+
+/// Whether `insns` read what a request's arguments, or their size, are shown in.
+fn reads_arguments(insns: &[Insn]) -> bool {
+    insns
+        .iter()
+        .any(|insn| insn.code == insn::LD_ABS && (insn.k == 8 || insn.k >= 16))
+}
+
+/// Fuses `newer` and `older`. Returns [`None`] if the result is longer than a program may be.
+///
+/// # Errors
+///
+/// [`ENOMEM`] if memory is short.
+fn fuse(newer: &[Insn], older: &[Insn], flags: Flags) -> Result<Option<KVVec<Insn>>> {
+    let most = older.len() + fuse::JOINT + fuse::GROWTH * newer.len();
+    let mut backward = KVVec::with_capacity(most, flags)?;
+    let mut left = KVVec::from_elem(0, newer.len() + 1, flags)?;
+
+    fuse::fuse(newer, older, &mut left, |insn| {
+        backward.push(insn, flags)?;
+        Ok::<_, Error>(())
+    })?;
+    if backward.len() > MAX_INSNS as usize {
+        return Ok(None);
+    }
+    let mut insns = KVVec::with_capacity(backward.len(), flags)?;
+
+    for insn in backward.iter().rev() {
+        insns.push(*insn, flags)?;
+    }
+    Ok(Some(insns))
+}
+
+impl<P: Compile> Chain<P> {
+    /// Puts a filter in front of `older`.
+    ///
+    /// # Errors
+    ///
+    /// [`ENOMEM`] if memory is short, and those of [`Compile::compile`].
     pub(super) fn push(
-        next: Option<&Arc<Self>>,
-        payload: P,
-        len: u16,
+        older: Option<&Arc<Self>>,
+        filter: KVVec<Insn>,
         flags: Flags,
     ) -> Result<Arc<Self>> {
-        let before = next.map_or(0, |next| next.cost);
-        let cost = before + u32::from(len) + FILTER_COST;
+        let fused = match older {
+            Some(chain) => fuse(&filter, &chain.newest.insns, flags)?,
+            None => None,
+        };
+        let replaced = usize::from(fused.is_some());
+        let insns = fused.unwrap_or(filter);
+        let program = P::compile(&insns)?;
+        let newest = Arc::new(Link { insns, program }, flags)?;
+        let mut links = KVec::new();
 
-        if cost > MAX_COST {
-            return Err(ENOMEM);
+        for link in older.iter().flat_map(|chain| chain.links()).skip(replaced) {
+            links.push(link.clone(), flags)?;
         }
-        // INVARIANT: The sum was just made and checked. It could not overflow: `before` is at most
-        // `MAX_COST`.
+        let reads_arguments =
+            reads_arguments(&newest.insns) || links.iter().any(|link| reads_arguments(&link.insns));
         let chain = Self {
-            payload,
-            cost,
-            next: next.cloned(),
+            newest,
+            older: links,
+            reads_arguments,
         };
         Ok(Arc::new(chain, flags)?)
     }
+}
 
-    /// The filters, newest first.
+impl<P> Chain<P> {
+    /// The links, newest first.
+    fn links(&self) -> impl Iterator<Item = &Arc<Link<P>>> {
+        Iterator::chain(core::iter::once(&self.newest), &self.older)
+    }
+
+    /// The programs, newest first. A request is allowed that all allow.
     pub(super) fn iter(&self) -> impl Iterator<Item = &P> {
-        core::iter::successors(Some(self), |chain| chain.next.as_deref())
-            .map(|chain| &chain.payload)
-    }
-}
-
-/// Drops up to `budget` filters from the front of `chain` that nobody shares.
-///
-/// When it returns with budget left, `chain` is empty.
-pub(super) fn release<P>(chain: &mut Option<Arc<Chain<P>>>, budget: &mut u32) {
-    while *budget > 0 {
-        let Some(node) = chain.take() else {
-            return;
-        };
-        // The rest belongs to others if the node does.
-        let Some(node) = Arc::into_unique_or_drop(node) else {
-            return;
-        };
-
-        *chain = take(&mut Pin::into_inner(node).next);
-        *budget -= 1;
-    }
-}
-
-impl<P> Drop for Chain<P> {
-    fn drop(&mut self) {
-        release(&mut self.next, &mut u32::MAX.clone());
-    }
-}
-
-#[cfg(CONFIG_IO_URING_RS_KUNIT_TEST)]
-#[kernel::macros::kunit_tests(io_uring_filter_chain)]
-mod tests {
-    use super::*;
-    use kernel::sync::atomic::{
-        Atomic,
-        Relaxed, //
-    };
-
-    /// Counts how often it is dropped.
-    struct Counted(Arc<Atomic<u32>>);
-
-    impl Drop for Counted {
-        fn drop(&mut self) {
-            self.0.fetch_add(1, Relaxed);
-        }
+        self.links().map(|link| &link.program)
     }
 
-    fn counter() -> Result<Arc<Atomic<u32>>> {
-        Ok(Arc::new(Atomic::new(0), GFP_KERNEL)?)
+    /// The newest program, and what else there is.
+    #[inline]
+    pub(super) fn split(&self) -> (&P, &[Arc<Link<P>>]) {
+        (&self.newest.program, &self.older)
     }
 
-    #[test]
-    fn newest_first() -> Result {
-        let first = Chain::push(None, 1, 1, GFP_KERNEL)?;
-        let second = Chain::push(Some(&first), 2, 1, GFP_KERNEL)?;
-        let third = Chain::push(Some(&second), 3, 1, GFP_KERNEL)?;
-
-        assert!(third.iter().copied().eq([3, 2, 1]));
-        assert!(first.iter().copied().eq([1]));
-        Ok(())
+    /// Whether any program reads what depends on the arguments of requests. If none does, they need
+    /// not be shown.
+    #[inline]
+    pub(super) fn reads_arguments(&self) -> bool {
+        self.reads_arguments
     }
 
-    /// 7 * (4096 + 4) = 28,700, which leaves room for 4,064 more instructions.
-    #[test]
-    fn bound_is_exact() -> Result {
-        let mut chain = None;
-
-        for _ in 0..7 {
-            chain = Some(Chain::push(chain.as_ref(), (), 4096, GFP_KERNEL)?);
-        }
-        assert_eq!(
-            Chain::push(chain.as_ref(), (), 4096, GFP_KERNEL).err(),
-            Some(ENOMEM)
-        );
-        assert_eq!(
-            Chain::push(chain.as_ref(), (), 4065, GFP_KERNEL).err(),
-            Some(ENOMEM)
-        );
-
-        let full = Chain::push(chain.as_ref(), (), 4064, GFP_KERNEL)?;
-        assert_eq!(full.cost, MAX_COST);
-        assert_eq!(
-            Chain::push(Some(&full), (), 1, GFP_KERNEL).err(),
-            Some(ENOMEM)
-        );
-        Ok(())
-    }
-
-    /// Drops three chains with a common tail in each of the six orders.
-    #[test]
-    fn shared_tail_dropped_once() -> Result {
-        for order in [
-            [0, 1, 2],
-            [0, 2, 1],
-            [1, 0, 2],
-            [1, 2, 0],
-            [2, 0, 1],
-            [2, 1, 0],
-        ] {
-            let tail_drops = counter()?;
-            let head_drops = counter()?;
-            let mut tail = None;
-
-            for _ in 0..10 {
-                let payload = Counted(tail_drops.clone());
-                tail = Some(Chain::push(tail.as_ref(), payload, 1, GFP_KERNEL)?);
-            }
-            let head = || {
-                let payload = Counted(head_drops.clone());
-                Chain::push(tail.as_ref(), payload, 1, GFP_KERNEL).map(Some)
-            };
-            let mut heads = [head()?, head()?, head()?];
-            drop(tail);
-
-            for (done, &which) in order.iter().enumerate() {
-                assert_eq!(tail_drops.load(Relaxed), 0);
-                assert_eq!(head_drops.load(Relaxed) as usize, done);
-                if let Some(head) = heads.get_mut(which) {
-                    drop(head.take());
-                }
-            }
-            assert_eq!(tail_drops.load(Relaxed), 10);
-            assert_eq!(head_drops.load(Relaxed), 3);
-        }
-        Ok(())
-    }
-
-    /// Neither way of dropping a long chain recurses.
-    #[test]
-    fn long_chain() -> Result {
-        // Far more than a stack holds; KASAN makes each of them dear.
-        const NODES: u32 = if cfg!(CONFIG_KASAN) { 10_000 } else { 100_000 };
-        let drops = counter()?;
-        let build = || -> Result<_> {
-            let mut chain = None;
-
-            for _ in 0..NODES {
-                // Longer than the bound admits, to strain what takes it apart.
-                chain = Some(Arc::new(
-                    Chain {
-                        payload: Counted(drops.clone()),
-                        cost: 0,
-                        next: chain,
-                    },
-                    GFP_KERNEL,
-                )?);
-            }
-            Ok(chain)
-        };
-
-        drop(build()?);
-        assert_eq!(drops.load(Relaxed), NODES);
-
-        let mut chain = build()?;
-        let mut calls = 0;
-        while chain.is_some() {
-            let before = drops.load(Relaxed);
-
-            release(&mut chain, &mut 1_000);
-            calls += 1;
-            assert!(drops.load(Relaxed) - before <= 1_000);
-        }
-        assert_eq!(drops.load(Relaxed), 2 * NODES);
-        assert_eq!(calls, NODES / 1_000);
-        Ok(())
+    /// How many programs there are.
+    pub(super) fn len(&self) -> usize {
+        1 + self.older.len()
     }
 }

@@ -5,60 +5,15 @@
 //! Pure: uses nothing but `core` and [`Action`]. The kernel's own checks (known codes, jumps,
 //! scratch words, the final `ret`) have been passed when [`check`] is asked.
 
-use super::bpf::Action;
-
-// Instruction classes, the low three bits of a code.
-const LD: u16 = 0x00;
-const LDX: u16 = 0x01;
-const ST: u16 = 0x02;
-const STX: u16 = 0x03;
-const ALU: u16 = 0x04;
-const JMP: u16 = 0x05;
-const RET: u16 = 0x06;
-const MISC: u16 = 0x07;
-
-// Addressing modes of loads. Words are the only size there is: 0x00.
-const IMM: u16 = 0x00;
-const ABS: u16 = 0x20;
-const MEM: u16 = 0x60;
-const LEN: u16 = 0x80;
-
-// Operands: the constant k, the register X, or, of `ret`, the register A.
-const K: u16 = 0x00;
-const X: u16 = 0x08;
-const A: u16 = 0x10;
-
-// Arithmetic and logic. Modulus (0x90) is missing on purpose.
-const ADD: u16 = 0x00;
-const SUB: u16 = 0x10;
-const MUL: u16 = 0x20;
-const DIV: u16 = 0x30;
-const OR: u16 = 0x40;
-const AND: u16 = 0x50;
-const LSH: u16 = 0x60;
-const RSH: u16 = 0x70;
-const NEG: u16 = 0x80;
-const XOR: u16 = 0xa0;
-
-// Jumps.
-const JA: u16 = 0x00;
-const JEQ: u16 = 0x10;
-const JGT: u16 = 0x20;
-const JGE: u16 = 0x30;
-const JSET: u16 = 0x40;
-
-// Moves between the registers.
-const TAX: u16 = 0x00;
-const TXA: u16 = 0x80;
-
-const LD_ABS: u16 = LD | ABS;
-const LD_LEN: u16 = LD | LEN;
-const LDX_LEN: u16 = LDX | LEN;
+use kernel::bpf::{
+    insn::*,
+    Action, //
+};
 
 /// The codes that stay as they are.
 const KEPT: [u16; 38] = [
-    RET | K,
-    RET | A,
+    RET_K,
+    RET_A,
     ALU | ADD | K,
     ALU | ADD | X,
     ALU | SUB | K,

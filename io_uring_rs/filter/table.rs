@@ -4,12 +4,23 @@
 //!
 //! A table is immutable: registering a filter makes a new one, which shares the chains of all
 //! other opcodes with the old.
+//!
+//! Filters whose verdict no request can change are in no chain: one that always allows leaves its
+//! opcode as it is, one that always denies leaves nothing to ask.
 
-use super::chain::{
-    self,
-    Chain, //
+use super::{
+    chain::{
+        Chain,
+        Compile, //
+    },
+    verdict::{
+        self,
+        Verdict, //
+    },
 };
 use kernel::{
+    alloc::KVVec,
+    bpf::Insn,
     io_uring::{
         filter_set::Contents,
         Opcode,
@@ -19,8 +30,14 @@ use kernel::{
     sync::Arc, //
 };
 
-/// How many filters are freed before other work is let through.
-const RELEASE_BUDGET: u32 = 64;
+/// How many programs are freed, at least, before other work is let through.
+const RELEASE_BUDGET: usize = 64;
+
+/// The most that the filters of an opcode may cost, as for a path of seccomp filters.
+const MAX_COST: u32 = 32_768;
+
+/// What a filter costs besides its instructions.
+const FILTER_COST: u32 = 4;
 
 /// What is to be done with requests of one opcode.
 pub(super) enum Slot<P> {
@@ -42,60 +59,108 @@ impl<P> Clone for Slot<P> {
     }
 }
 
-impl<P> Slot<P> {
-    /// What becomes of the slot when a filter of `len` instructions is registered for it.
-    ///
-    /// # Errors
-    ///
-    /// Those of [`Chain::push`].
-    fn with_filter(&self, payload: P, len: u16) -> Result<Self> {
-        let before = match self {
-            Slot::Allow => None,
-            // A filter can only tighten, and there is nothing left to tighten.
-            Slot::Deny => return Ok(Slot::Deny),
-            Slot::Filter(chain) => Some(chain),
-        };
+/// A slot, and what the filters cost that were registered for it, zero if there were none.
+type Entry<P> = (Slot<P>, u32);
 
-        Chain::push(before, payload, len, GFP_KERNEL_ACCOUNT).map(Slot::Filter)
-    }
+/// What `program` decides on requests for `opcode`.
+///
+/// # Errors
+///
+/// [`ENOMEM`] if memory is short.
+fn evaluate(program: &[Insn], opcode: Opcode) -> Result<Verdict> {
+    let context = verdict::context(opcode.as_u8(), opcode.pdu_size());
+    let mut states = KVVec::from_elem(None, program.len(), GFP_KERNEL)?;
+
+    Ok(verdict::evaluate(program, &context, &mut states))
 }
 
 /// What is to be done with requests, by opcode.
 pub(crate) struct Table<P> {
     slots: PerOpcode<Slot<P>>,
+    costs: PerOpcode<u32>,
+    allows_all: bool,
 }
 
-impl<P> Table<P> {
-    /// Makes a table out of `old`, or out of one that allows everything, by registering a filter of
-    /// `len` instructions for `opcode`. With `deny_rest`, every other opcode that has no filter is
+impl<P: Compile> Table<P> {
+    /// What becomes of an opcode when `filter` is registered for it. Where the opcode was denied
+    /// with the rest, nothing, and the filter does not count.
+    ///
+    /// # Errors
+    ///
+    /// [`ENOMEM`] if the opcode's filters would cost more than [`MAX_COST`], and those of
+    /// [`Chain::push`].
+    fn entry_with_filter(
+        old: Option<&Self>,
+        opcode: Opcode,
+        filter: KVVec<Insn>,
+    ) -> Result<Entry<P>> {
+        let (slot, cost) = old.map_or((&Slot::Allow, 0), |old| {
+            (old.slot(opcode), old.costs[opcode])
+        });
+        // Denied with the rest.
+        if matches!(slot, Slot::Deny) && cost == 0 {
+            return Ok((Slot::Deny, 0));
+        }
+        // Neither is above 2^16.
+        let cost = cost + filter.len() as u32 + FILTER_COST;
+
+        if cost > MAX_COST {
+            return Err(ENOMEM);
+        }
+        let verdict = evaluate(&filter, opcode)?;
+        let push = |chain| Chain::push(chain, filter, GFP_KERNEL_ACCOUNT).map(Slot::Filter);
+        let slot = match (slot, verdict) {
+            // A filter can only tighten, and there is nothing left to tighten.
+            (Slot::Deny, _) | (_, Verdict::Deny) => Slot::Deny,
+            (slot, Verdict::Allow) => slot.clone(),
+            (Slot::Allow, Verdict::Depends) => push(None)?,
+            (Slot::Filter(chain), Verdict::Depends) => push(Some(chain))?,
+        };
+        Ok((slot, cost))
+    }
+
+    /// Makes a table out of `old`, or out of one that allows everything, by registering `filter`,
+    /// which was checked, for `opcode`. With `deny_rest`, every other opcode that has no filter is
     /// denied.
     ///
     /// # Errors
     ///
-    /// Those of [`Chain::push`].
+    /// [`ENOMEM`] if the opcode's filters would cost more than [`MAX_COST`], and those of
+    /// [`Chain::push`].
     pub(super) fn with_filter(
         old: Option<&Self>,
         opcode: Opcode,
-        payload: P,
-        len: u16,
+        filter: KVVec<Insn>,
         deny_rest: bool,
     ) -> Result<impl Init<Self> + use<'_, P>> {
-        let slot = |op| old.map_or(&Slot::Allow, |old: &Self| old.slot(op));
-        let mut changed = Some(slot(opcode).with_filter(payload, len)?);
+        let (slot, cost) = Self::entry_with_filter(old, opcode, filter)?;
+        let old_slot = move |op| old.map_or(&Slot::Allow, |old: &Self| old.slot(op));
+        let old_cost = move |op| old.map_or(0, |old: &Self| old.costs[op]);
+        let denied = move |op| deny_rest && old_cost(op) == 0;
+        let allows_all = matches!(slot, Slot::Allow)
+            && Opcode::all()
+                .filter(|&op| op != opcode)
+                .all(|op| matches!(old_slot(op), Slot::Allow) && !denied(op));
 
         let slots = PerOpcode::init(move |op| {
-            // Taken once: no opcode comes twice.
-            let changed = if op == opcode { changed.take() } else { None };
-
-            match (changed, old.map_or(&Slot::Allow, |old: &Self| old.slot(op))) {
-                (Some(changed), _) => changed,
-                (None, Slot::Allow) if deny_rest => Slot::Deny,
-                (None, unchanged) => unchanged.clone(),
+            if op == opcode {
+                slot.clone()
+            } else if denied(op) {
+                Slot::Deny
+            } else {
+                old_slot(op).clone()
             }
         });
-        Ok(init!(Self { slots <- slots }))
+        let costs = PerOpcode::init(move |op| if op == opcode { cost } else { old_cost(op) });
+        Ok(init!(Self {
+            slots <- slots,
+            costs <- costs,
+            allows_all,
+        }))
     }
+}
 
+impl<P> Table<P> {
     /// What is to be done with requests of this opcode.
     #[inline]
     pub(super) fn slot(&self, opcode: Opcode) -> &Slot<P> {
@@ -105,24 +170,24 @@ impl<P> Table<P> {
 
 impl<P: Send + Sync + 'static> Contents for Table<P> {
     fn release_some(&mut self) -> bool {
-        let mut budget = RELEASE_BUDGET;
+        let mut released = 0;
 
         for slot in self.slots.iter_mut() {
             let Slot::Filter(chain) = core::mem::replace(slot, Slot::Allow) else {
                 continue;
             };
-            let mut chain = Some(chain);
 
-            chain::release(&mut chain, &mut budget);
-            if let Some(rest) = chain {
-                *slot = Slot::Filter(rest);
-                return true;
-            }
-            if budget == 0 {
+            released += chain.len();
+            drop(chain);
+            if released >= RELEASE_BUDGET {
                 return true;
             }
         }
         false
+    }
+
+    fn allows_all(&self) -> bool {
+        self.allows_all
     }
 }
 
@@ -131,6 +196,7 @@ impl<P: Send + Sync + 'static> Contents for Table<P> {
 mod tests {
     use super::*;
     use kernel::{
+        bpf::insn,
         io_uring::filter_set::FilterSet,
         sync::{
             aref::ARef,
@@ -145,49 +211,81 @@ mod tests {
         }, //
     };
 
-    /// A filter that can be told from others. Counts how many there are.
-    struct Numbered {
-        number: u32,
-        live: Arc<Atomic<i32>>,
-    }
+    /// How many programs there are.
+    static LIVE: Atomic<i32> = Atomic::new(0);
 
-    impl Numbered {
-        fn new(number: u32, live: &Arc<Atomic<i32>>) -> Self {
-            live.fetch_add(1, Relaxed);
-            Self {
-                number,
-                live: live.clone(),
+    /// A program that is not run but looked at: the constants that it compares with.
+    struct Numbers(KVec<u32>);
+
+    impl Compile for Numbers {
+        fn compile(insns: &[Insn]) -> Result<Self> {
+            let mut numbers = KVec::new();
+
+            for insn in insns.iter().filter(|insn| insn.code == insn::JMP_JEQ_K) {
+                numbers.push(insn.k, GFP_KERNEL)?;
             }
+            LIVE.fetch_add(1, Relaxed);
+            Ok(Self(numbers))
         }
     }
 
-    impl Drop for Numbered {
+    impl Drop for Numbers {
         fn drop(&mut self) {
-            self.live.fetch_add(-1, Relaxed);
+            LIVE.fetch_add(-1, Relaxed);
         }
     }
 
-    type Set = ARef<FilterSet<Table<Numbered>>>;
+    /// A filter that denies one number in `user_data`.
+    fn filter(number: u32) -> Result<KVVec<Insn>> {
+        let mut insns = KVVec::new();
 
-    fn register(old: Option<&Set>, op: Opcode, filter: Numbered, deny_rest: bool) -> Result<Set> {
-        let table = Table::with_filter(old.map(|set| &***set), op, filter, 1, deny_rest)?;
+        insns.extend_from_slice(
+            &[
+                Insn::new(insn::LD_ABS, 0),
+                Insn::jump(insn::JMP_JEQ_K, 0, 1, number),
+                Insn::new(insn::RET_K, 0),
+                Insn::new(insn::RET_K, 1),
+            ],
+            GFP_KERNEL,
+        )?;
+        Ok(insns)
+    }
+
+    /// A filter of `len` instructions that returns a constant.
+    fn constant(len: usize, verdict: u32) -> Result<KVVec<Insn>> {
+        Ok(KVVec::from_elem(
+            Insn::new(insn::RET_K, verdict),
+            len,
+            GFP_KERNEL,
+        )?)
+    }
+
+    type Set = ARef<FilterSet<Table<Numbers>>>;
+
+    fn register(
+        old: Option<&Set>,
+        op: Opcode,
+        filter: KVVec<Insn>,
+        deny_rest: bool,
+    ) -> Result<Set> {
+        let table = Table::with_filter(old.map(|set| &***set), op, filter, deny_rest)?;
 
         FilterSet::new(table, GFP_KERNEL_ACCOUNT)
     }
 
-    fn counter() -> Result<Arc<Atomic<i32>>> {
-        Ok(Arc::new(Atomic::new(0), GFP_KERNEL)?)
+    fn opcode(number: u32) -> Result<Opcode> {
+        Opcode::new(number).ok_or(EINVAL)
     }
 
-    /// Waits up to ten seconds for all filters to be gone, and returns how many are left.
-    fn settle(live: &Atomic<i32>) -> i32 {
+    /// Waits up to ten seconds for all programs to be gone, and returns how many are left.
+    fn settle() -> i32 {
         for _ in 0..1_000 {
-            if live.load(Relaxed) == 0 {
+            if LIVE.load(Relaxed) == 0 {
                 break;
             }
             fsleep(Delta::from_millis(10));
         }
-        live.load(Relaxed)
+        LIVE.load(Relaxed)
     }
 
     /// What a slot should be, kept the simple way: a list of filters of its own.
@@ -210,13 +308,16 @@ mod tests {
             })
         }
 
-        fn matches(&self, slot: &Slot<Numbered>) -> bool {
+        fn matches(&self, slot: &Slot<Numbers>) -> bool {
             match (self, slot) {
                 (Model::Allow, Slot::Allow) | (Model::Deny, Slot::Deny) => true,
                 (Model::Filters(numbers), Slot::Filter(chain)) => {
                     let newest_first = numbers.iter().rev().copied();
 
-                    chain.iter().map(|filter| filter.number).eq(newest_first)
+                    chain
+                        .iter()
+                        .flat_map(|program| program.0.iter().copied())
+                        .eq(newest_first)
                 }
                 _ => false,
             }
@@ -251,14 +352,13 @@ mod tests {
             Ok(child)
         }
 
-        fn register(&mut self, which: usize, filter: Numbered, deny_rest: bool) -> Result {
+        fn register(&mut self, which: usize, number: u32, deny_rest: bool) -> Result {
             let opcode = FOLLOWED.get(which).copied().and_then(Opcode::new);
-            let number = filter.number;
 
             self.set = Some(register(
                 self.set.as_ref(),
                 opcode.ok_or(EINVAL)?,
-                filter,
+                filter(number)?,
                 deny_rest,
             )?);
             for (index, model) in self.model.iter_mut().enumerate() {
@@ -303,7 +403,6 @@ mod tests {
             seed ^= seed << 5;
             seed % below
         };
-        let live = counter()?;
         let mut owners = KVec::new();
 
         for _ in 0..OWNERS {
@@ -328,75 +427,128 @@ mod tests {
                     }
                 }
                 _ => {
-                    let filter = Numbered::new(step, &live);
                     let deny_rest = random(16) == 0;
 
                     if let Some(owner) = owners.get_mut(which) {
-                        owner.register(random(4) as usize, filter, deny_rest)?;
+                        owner.register(random(4) as usize, step, deny_rest)?;
                     }
                 }
             }
             assert!(owners.iter().all(Owner::is_as_modelled));
         }
         drop(owners);
-        assert_eq!(settle(&live), 0);
+        assert_eq!(settle(), 0);
         Ok(())
     }
 
-    /// Full chains for every opcode, all freed by their last owner.
+    /// Chains for every opcode, all freed by their last owner.
     #[test]
     fn full_table_freed() -> Result {
-        let live = counter()?;
         let mut set = None;
 
         for op in Opcode::all() {
-            for number in 0..100 {
-                set = Some(register(
-                    set.as_ref(),
-                    op,
-                    Numbered::new(number, &live),
-                    false,
-                )?);
+            for number in 0..20 {
+                set = Some(register(set.as_ref(), op, filter(number)?, false)?);
             }
         }
-        assert_eq!(live.load(Relaxed), 65 * 100);
         let shared = set.clone();
         drop(set);
         fsleep(Delta::from_millis(20));
-        assert_eq!(live.load(Relaxed), 65 * 100);
+        // Those of the sets before may still be on their way out.
+        assert!(LIVE.load(Relaxed) >= 65);
         drop(shared);
-        assert_eq!(settle(&live), 0);
+        assert_eq!(settle(), 0);
         Ok(())
     }
 
-    /// A step of a release frees no more than its budget.
+    /// The costs of what can be seen at once count as others do.
+    #[test]
+    fn bound_is_exact() -> Result {
+        let op = opcode(0)?;
+
+        for verdict in [1, 0] {
+            let mut set = None;
+
+            // 7 * (4096 + 4) = 28,700, which leaves room for 4,064 more instructions.
+            for _ in 0..7 {
+                set = Some(register(set.as_ref(), op, constant(4096, 1)?, false)?);
+            }
+            for (len, expected) in [(4096, Some(ENOMEM)), (4065, Some(ENOMEM)), (4064, None)] {
+                let result = register(set.as_ref(), op, constant(len, verdict)?, false);
+
+                assert_eq!(result.err(), expected);
+            }
+        }
+        Ok(())
+    }
+
+    /// A step of a release frees no more than its budget and a chain.
     #[test]
     fn release_is_bounded() -> Result {
-        let live = counter()?;
-        let (nop, last) = (
-            Opcode::new(0).ok_or(EINVAL)?,
-            Opcode::new(64).ok_or(EINVAL)?,
-        );
-        let mut table = KBox::init(
-            Table::with_filter(None, nop, Numbered::new(0, &live), 1, false)?,
+        assert_eq!(settle(), 0);
+        let mut table: KBox<Table<Numbers>> = KBox::init(
+            Table::with_filter(None, opcode(0)?, filter(0)?, false)?,
             GFP_KERNEL,
         )?;
 
-        for number in 1..200 {
-            let op = if number % 2 == 0 { nop } else { last };
-            let filter = Numbered::new(number, &live);
-
-            let next = Table::with_filter(Some(&table), op, filter, 1, false)?;
+        for number in 1..65 {
+            let next = Table::with_filter(Some(&table), opcode(number)?, filter(number)?, false)?;
 
             table = KBox::init(next, GFP_KERNEL)?;
         }
-        assert_eq!(live.load(Relaxed), 200);
-        for left in [136, 72, 8] {
-            assert!(table.release_some());
-            assert_eq!(live.load(Relaxed), left);
-        }
+        assert_eq!(LIVE.load(Relaxed), 65);
+        assert!(table.release_some());
+        assert_eq!(LIVE.load(Relaxed), 1);
         assert!(!table.release_some());
-        assert_eq!(live.load(Relaxed), 0);
+        assert_eq!(LIVE.load(Relaxed), 0);
+        Ok(())
+    }
+
+    /// Filters whose verdict is certain are not kept, and count as filters nevertheless.
+    #[test]
+    fn certain_verdicts_are_not_asked() -> Result {
+        let (nop, other) = (opcode(0)?, opcode(1)?);
+        let allow: Set = register(None, nop, constant(1, 1)?, false)?;
+        assert!(matches!(allow.slot(nop), Slot::Allow) && allow.allows_all());
+
+        // It has a filter, so that it is not denied with the rest.
+        let rest = register(Some(&allow), other, constant(1, 1)?, true)?;
+        assert!(matches!(rest.slot(nop), Slot::Allow) && !rest.allows_all());
+        assert!(matches!(rest.slot(other), Slot::Allow));
+        assert!(matches!(rest.slot(opcode(2)?), Slot::Deny));
+
+        let asked = register(Some(&allow), nop, filter(7)?, false)?;
+        let still = register(Some(&asked), nop, constant(1, 1)?, false)?;
+        assert!(Model::Filters(kernel::kvec![7]?).matches(still.slot(nop)) && !still.allows_all());
+
+        let deny = register(Some(&still), nop, constant(1, 0)?, false)?;
+        assert!(matches!(deny.slot(nop), Slot::Deny) && !deny.allows_all());
+        let later = register(Some(&deny), nop, filter(7)?, false)?;
+        assert!(matches!(later.slot(nop), Slot::Deny));
+        Ok(())
+    }
+
+    /// Filters that are too long for one program are two, and are newest first.
+    #[test]
+    fn long_filters_are_kept_apart() -> Result {
+        let long = |number| -> Result<_> {
+            let mut insns = KVVec::from_elem(Insn::new(insn::LD_IMM, 0), 4000, GFP_KERNEL)?;
+
+            insns.extend_from_slice(&filter(number)?, GFP_KERNEL)?;
+            Ok(insns)
+        };
+        let op = opcode(0)?;
+        let mut set = register(None, op, long(1)?, false)?;
+        for number in [2, 3] {
+            set = register(Some(&set), op, long(number)?, false)?;
+        }
+        set = register(Some(&set), op, filter(4)?, false)?;
+
+        let Slot::Filter(chain) = set.slot(op) else {
+            return Err(EINVAL);
+        };
+        assert_eq!(chain.len(), 3);
+        assert!(Model::Filters(kernel::kvec![1, 2, 3, 4]?).matches(set.slot(op)));
         Ok(())
     }
 }

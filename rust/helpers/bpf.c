@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 
+#include <linux/bpf.h>
 #include <linux/filter.h>
 
-__rust_helper u32 rust_helper_bpf_prog_run_pin_on_cpu(const struct bpf_prog *prog,
-						      const void *ctx)
+/* bpf_prog_run() less its statistics and its test that the CPU stays the same. */
+__rust_helper u32 rust_helper_bpf_prog_run_bare(const struct bpf_prog *prog,
+						const void *ctx)
 {
-	return bpf_prog_run_pin_on_cpu(prog, ctx);
+	return bpf_dispatcher_nop_func(ctx, prog->insnsi, prog->bpf_func);
 }

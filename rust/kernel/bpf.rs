@@ -3,27 +3,62 @@
 //! Classic BPF programs that compute on a plain structure.
 //!
 //! Seccomp and io_uring let user space hand in classic BPF programs that read words of a small
-//! structure instead of a packet. [`Program`] owns one such program, [`Checker`] says which
-//! instructions the user of the program admits, and [`Program::run`] runs it.
+//! structure instead of a packet. [`Checker`] says which instructions the user of the programs
+//! admits, [`read_program`] takes one from user space, [`Program`] owns one that was compiled, and
+//! [`Program::run`] runs it. Between the two, the instructions are plain data, see [`insn`].
 //!
 //! C headers: [`include/linux/filter.h`](srctree/include/linux/filter.h),
 //! [`include/uapi/linux/filter.h`](srctree/include/uapi/linux/filter.h)
 
+pub mod insn;
+
+pub use self::insn::Insn;
+
 use crate::{
+    alloc::{
+        Flags,
+        KVVec, //
+    },
     bindings,
     error::{
         from_result,
         to_result, //
     },
     prelude::*,
-    transmute::AsBytes,
-    uaccess::UserPtr, //
+    transmute::{
+        AsBytes,
+        FromBytes, //
+    },
+    uaccess::{
+        UserPtr,
+        UserSlice, //
+    }, //
 };
 use core::{
     marker::PhantomData,
-    mem::size_of,
+    mem::{
+        offset_of,
+        size_of, //
+    },
     ptr::NonNull, //
 };
+
+// `Insn` is what C calls `struct sock_filter`.
+const _: () = {
+    assert!(size_of::<Insn>() == size_of::<bindings::sock_filter>());
+    assert!(align_of::<Insn>() == align_of::<bindings::sock_filter>());
+    assert!(offset_of!(Insn, code) == offset_of!(bindings::sock_filter, code));
+    assert!(offset_of!(Insn, jt) == offset_of!(bindings::sock_filter, jt));
+    assert!(offset_of!(Insn, jf) == offset_of!(bindings::sock_filter, jf));
+    assert!(offset_of!(Insn, k) == offset_of!(bindings::sock_filter, k));
+};
+
+// SAFETY: The structure has no padding, as its size is the sum of its fields', and no interior
+// mutability.
+unsafe impl AsBytes for Insn {}
+
+// SAFETY: All its fields are integers.
+unsafe impl FromBytes for Insn {}
 
 /// The most instructions a program may have: `BPF_MAXINSNS`.
 pub const MAX_INSNS: u32 = bindings::BPF_MAXINSNS;
@@ -115,22 +150,24 @@ fn rewrite(code: u16, k: u32, action: Action, size: usize) -> Result<(u16, u32)>
     Ok((u16::try_from(code)?, k))
 }
 
-/// A program in classic BPF, checked by `C`, that computes 32 bits from a `C::Context`.
+/// Copies the `len` instructions at `insns` from user space and checks them.
 ///
-/// Its memory is charged to the memory cgroup of the task that creates it. Dropping it is possible
-/// in any context: the program is freed by a work item.
+/// The result is a valid program that `C` admits, and in which loads of the packet's length have
+/// become loads of the constant that `C` gives for them.
 ///
-/// # Invariants
+/// # Errors
 ///
-/// `prog` was made by `bpf_prog_create_from_user` with `check_thunk::<C>` and is owned by this
-/// object; of memory it reads only its own and `size_of::<C::Context>()` bytes from its context
-/// pointer on.
+/// - [`EINVAL`] if `insns` is null, `len` is zero or above [`MAX_INSNS`], or the kernel's own
+///   checks refuse an instruction.
+/// - [`EFAULT`] if the instructions cannot be read.
+/// - [`ENOMEM`] if memory is short.
+/// - What [`Checker::check`] gives.
 ///
 /// # Examples
 ///
 /// ```
 /// use kernel::{
-///     bpf::{Action, Checker, Program},
+///     bpf::{insn, read_program, Action, Checker, Insn, Program},
 ///     uaccess::UserPtr, //
 /// };
 ///
@@ -142,16 +179,56 @@ fn rewrite(code: u16, k: u32, action: Action, size: usize) -> Result<(u16, u32)>
 ///
 ///     fn check(code: u16, _k: u32) -> Result<Action> {
 ///         match code {
-///             0x06 => Ok(Action::Keep), // ret k
+///             insn::RET_K => Ok(Action::Keep),
 ///             _ => Err(EINVAL),
 ///         }
 ///     }
 /// }
 ///
 /// // A null pointer is refused before it is read.
-/// let program = Program::<Constant>::from_user(UserPtr::from_addr(0), 1);
-/// assert_eq!(program.err(), Some(EINVAL));
+/// let user = read_program::<Constant>(UserPtr::from_addr(0), 1, GFP_KERNEL);
+/// assert_eq!(user.err(), Some(EINVAL));
+///
+/// let program = Program::<Constant>::new(&[Insn::new(insn::RET_K, 7)])?;
+/// assert_eq!(program.run(&[0, 0]), 7);
+/// # Ok::<(), Error>(())
 /// ```
+pub fn read_program<C: Checker>(insns: UserPtr, len: u16, flags: Flags) -> Result<KVVec<Insn>> {
+    let len = usize::from(len);
+
+    if insns.as_mut_ptr().is_null() || !(1..=MAX_INSNS as usize).contains(&len) {
+        return Err(EINVAL);
+    }
+    let mut program = KVVec::from_elem(Insn::default(), len, flags)?;
+
+    UserSlice::new(insns, len * size_of::<Insn>())
+        .reader()
+        .read_slice(program.as_mut_slice().as_bytes_mut())?;
+    // SAFETY: The vector is valid for reads of `len` instructions, of which C's have the layout.
+    to_result(unsafe { bindings::bpf_check_classic(program.as_ptr().cast(), len as u32) })?;
+
+    for insn in program.iter_mut() {
+        let action = C::check(insn.code, insn.k)?;
+        let (code, k) = rewrite(insn.code, insn.k, action, size_of::<C::Context>())?;
+
+        // What reads the context has a code that only the compiler takes.
+        if action != Action::LoadContext {
+            (insn.code, insn.k) = (code, k);
+        }
+    }
+    Ok(program)
+}
+
+/// A compiled program in classic BPF, checked by `C`, that computes 32 bits from a `C::Context`.
+///
+/// Its memory is charged to the memory cgroup of the task that creates it. Dropping it is possible
+/// in any context: the program is freed by a work item.
+///
+/// # Invariants
+///
+/// `prog` was made by `bpf_prog_create_trans` with `check_thunk::<C>` and is owned by this object.
+/// Of memory it reads only its own and `size_of::<C::Context>()` bytes from its context pointer on,
+/// and it calls no functions.
 pub struct Program<C> {
     prog: NonNull<bindings::bpf_prog>,
     checker: PhantomData<fn(C)>,
@@ -164,44 +241,37 @@ unsafe impl<C> Send for Program<C> {}
 unsafe impl<C> Sync for Program<C> {}
 
 impl<C: Checker> Program<C> {
-    /// Copies `len` instructions (`struct sock_filter`, eight bytes each) from user space, checks
-    /// them, and makes a program of them.
+    /// Checks instructions and compiles them.
     ///
     /// # Errors
     ///
-    /// - [`EINVAL`] if `insns` is null, `len` is zero or above [`MAX_INSNS`], or the kernel's own
-    ///   checks refuse an instruction.
-    /// - [`EFAULT`] if the instructions cannot be read.
+    /// - [`EINVAL`] if there are none or more than [`MAX_INSNS`], or the kernel's own checks refuse
+    ///   one.
     /// - [`ENOMEM`] if memory is short.
     /// - What [`Checker::check`] gives.
     /// - `ENOTSUPP` if the JIT compiler must be used and failed.
-    pub fn from_user(insns: UserPtr, len: u16) -> Result<Self> {
+    pub fn new(insns: &[Insn]) -> Result<Self> {
         // Programs load aligned words, and some machines insist on that.
         const { assert!(align_of::<C::Context>() >= align_of::<u32>()) };
 
         let mut prog = core::ptr::null_mut();
-        let mut fprog = bindings::sock_fprog {
-            len,
-            filter: insns.as_mut_ptr().cast(),
+        let mut fprog = bindings::sock_fprog_kern {
+            len: u16::try_from(insns.len())?,
+            filter: insns.as_ptr().cast_mut().cast(),
         };
 
         // SAFETY:
         // - `prog` and `fprog` are local variables, valid for writes and reads.
-        // - `fprog.filter` is a user pointer, and is only used as such.
+        // - `fprog.filter` is valid for reads of `fprog.len` instructions, and is only read.
         // - `check_thunk` upholds what is expected of a `bpf_aux_classic_check_t`.
         to_result(unsafe {
-            bindings::bpf_prog_create_from_user(
-                &mut prog,
-                &mut fprog,
-                Some(check_thunk::<C>),
-                false,
-            )
+            bindings::bpf_prog_create_trans(&mut prog, &mut fprog, Some(check_thunk::<C>))
         })?;
 
-        // INVARIANT: `bpf_prog_create_from_user` succeeded, so that the program passed
-        // `check_thunk` and is ours. `rewrite` left no instruction in it that reads the context
-        // elsewhere than below `size_of::<C::Context>()`, and the kernel's checks confine all
-        // other accesses to the program's scratch memory.
+        // INVARIANT: `bpf_prog_create_trans` succeeded, so that the program passed `check_thunk`
+        // and is ours. `rewrite` left no instruction in it that reads the context elsewhere than
+        // below `size_of::<C::Context>()`, and none of the packet loads that become calls; the
+        // kernel's checks confine all other accesses to the program's scratch memory.
         Ok(Self {
             prog: NonNull::new(prog).ok_or(EINVAL)?,
             checker: PhantomData,
@@ -210,19 +280,18 @@ impl<C: Checker> Program<C> {
 
     /// Runs the program on `context`, and returns its result.
     ///
-    /// May be called in task and softirq context.
+    /// May be called in any context. The program need not be kept on one CPU, nor in an RCU
+    /// section, as others must: it touches nothing but its own stack and `context`, and `self`
+    /// keeps it alive. Statistics of BPF do not count it, as it has no id to be found by.
     #[inline]
     pub fn run(&self, context: &C::Context) -> u32 {
         // SAFETY:
-        // - By the type invariants, the program is valid, and reads at most
+        // - By the type invariants, the program is valid, calls nothing, and reads at most
         //   `size_of::<C::Context>()` bytes of its context.
         // - `context` is valid for reads of that many bytes, all of which are initialised, as
         //   `C::Context` implements `AsBytes`.
         unsafe {
-            bindings::bpf_prog_run_pin_on_cpu(
-                self.prog.as_ptr(),
-                core::ptr::from_ref(context).cast(),
-            )
+            bindings::bpf_prog_run_bare(self.prog.as_ptr(), core::ptr::from_ref(context).cast())
         }
     }
 }

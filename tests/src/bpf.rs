@@ -163,15 +163,21 @@ pub fn allow_if_all(words: &[(u32, u32)]) -> Program {
     program
 }
 
-/// Exactly `len` instructions that all run, then allows or denies. Every one
-/// works on `user_data`, so that no verdict can be told without running them.
+/// A value of `user_data` that no test uses otherwise, in its low half.
+const UNUSED: u32 = 0x5eed_f00d;
+
+/// Exactly `len` instructions, all but one of which run, then allows or denies.
+/// Every one works on `user_data`, one value of which gets the other verdict, so
+/// that none can be told without running them.
 pub fn long(len: usize, verdict: u32) -> Program {
-    assert!(len >= 3, "too short for a load, a branch and a verdict");
+    assert!(len >= 4, "too short for a load, a branch and two verdicts");
+    let addends = (0..len - 4).map(|i| i as u32 | 1);
+    let sum = addends.clone().fold(UNUSED, u32::wrapping_add);
     let mut program = vec![ld(USER_DATA_LO)];
-    program.extend((0..len - 3).map(|i| alu(BPF_ADD, i as u32 | 1)));
-    // The branch leads to the same place either way.
-    program.push(jset(1, 0, 0));
+    program.extend(addends.map(|addend| alu(BPF_ADD, addend)));
+    program.push(jeq(sum, 1, 0));
     program.push(ret(verdict));
+    program.push(ret(u32::from(verdict == 0)));
     program
 }
 

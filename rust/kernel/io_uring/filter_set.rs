@@ -50,6 +50,9 @@ pub trait Contents: Send + Sync + 'static {
     /// work let through in between, until it returns `false`: nothing is left whose release takes
     /// long.
     fn release_some(&mut self) -> bool;
+
+    /// Whether nothing need be asked: every request is allowed.
+    fn allows_all(&self) -> bool;
 }
 
 /// A set of filters that rings and tasks share.
@@ -62,7 +65,7 @@ pub trait Contents: Send + Sync + 'static {
 /// # Invariants
 ///
 /// - `shared.refs` counts the references; while there are any, nobody has the set mutably.
-/// - `shared.filters` points to `contents`.
+/// - `shared.filters` points to `contents`, or is null if these allow all: then C does not ask.
 ///
 /// # Examples
 ///
@@ -74,6 +77,10 @@ pub trait Contents: Send + Sync + 'static {
 /// impl Contents for Limit {
 ///     fn release_some(&mut self) -> bool {
 ///         false
+///     }
+///
+///     fn allows_all(&self) -> bool {
+///         self.0 == 0
 ///     }
 /// }
 ///
@@ -127,7 +134,9 @@ impl<T: Contents> FilterSet<T> {
         unsafe {
             let shared = Opaque::cast_into(&raw const (*set.as_ptr()).shared);
 
-            (*shared).filters = (&raw mut (*set.as_ptr()).contents).cast();
+            if !(*set.as_ptr()).contents.allows_all() {
+                (*shared).filters = (&raw mut (*set.as_ptr()).contents).cast();
+            }
         }
 
         // INVARIANT: `filters` was set above. The count becomes one, which the result stands for.
@@ -150,8 +159,9 @@ impl<T: Contents> FilterSet<T> {
     ///
     /// # Safety
     ///
-    /// `filters` must have been taken from the `filters` field of a `struct io_bpf_filters` that
-    /// is a `FilterSet<T>`, to which somebody holds a reference for the duration of `'a`.
+    /// `filters` must not be null and have been taken from the `filters` field of a `struct
+    /// io_bpf_filters` that is a `FilterSet<T>`, to which somebody holds a reference for the
+    /// duration of `'a`.
     #[inline]
     pub unsafe fn contents_from_raw<'a>(filters: *mut *mut bindings::io_bpf_filter) -> &'a T {
         // SAFETY: By the type invariants, the field points to the contents of the set, which the
@@ -236,6 +246,10 @@ mod tests {
             self.steps = self.steps.saturating_sub(1);
             self.steps > 0
         }
+
+        fn allows_all(&self) -> bool {
+            self.steps == 0
+        }
     }
 
     /// Waits up to two seconds for `done` to reach `count`, and returns what it reached.
@@ -252,6 +266,10 @@ mod tests {
     #[test]
     fn c_sees_the_contents() -> Result {
         let done = Arc::new(Atomic::new(0), GFP_KERNEL)?;
+        let none = Steps {
+            steps: 0,
+            done: done.clone(),
+        };
         let set = FilterSet::new(Steps { steps: 1, done }, GFP_KERNEL)?;
         let shared = set.shared.get();
 
@@ -259,6 +277,10 @@ mod tests {
         // SAFETY: The set is alive, and `filters` was set when it was made.
         let contents = unsafe { FilterSet::<Steps>::contents_from_raw((*shared).filters) };
         assert!(core::ptr::eq(contents, &**set));
+
+        let empty = FilterSet::new(none, GFP_KERNEL)?;
+        // SAFETY: The set is alive, and nobody writes to it.
+        assert!(unsafe { (*empty.shared.get()).filters }.is_null());
         Ok(())
     }
 

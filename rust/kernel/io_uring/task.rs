@@ -164,6 +164,10 @@ mod tests {
             self.live.fetch_add(-1, Relaxed);
             false
         }
+
+        fn allows_all(&self) -> bool {
+            false
+        }
     }
 
     /// Room for a task as far as these tests use it.

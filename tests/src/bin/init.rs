@@ -5,6 +5,7 @@
 //! - `suite [PREFIX…]`: the user-space suite
 //! - `soak MINUTES [SEED]`: its stress tests for so long
 //! - `demo`: the demonstration
+//! - `bench`: the measurements
 //! - `external SECONDS NAME…`: programs from /external, as KTAP
 //! - `shell`: an interactive shell on the console
 
@@ -148,9 +149,10 @@ fn work() -> anyhow::Result<i32> {
         "suite" => suite(rest),
         "soak" => soak(rest),
         "demo" => run("/bin/demo", &[]),
+        "bench" => run("/bin/bench", &[]),
         "external" => external(rest),
         "shell" => shell(),
-        _ => bail!("unknown job {job:?}: suite, soak, demo, external and shell are known"),
+        _ => bail!("unknown job {job:?}: suite, soak, demo, bench, external and shell are known"),
     }
 }
 

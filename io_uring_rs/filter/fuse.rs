@@ -1,0 +1,164 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Making one program of two, which denies what either denies.
+//!
+//! The newer one comes first. Where it allows, it goes on with the older one, which finds A and X
+//! as a program finds them at its start; where it denies, it stays as it is. Scratch words need no
+//! care: a checked program writes them before it reads them.
+//!
+//! Pure: uses nothing but `core` and instructions. Both programs must have been checked.
+
+use kernel::bpf::insn::{
+    self,
+    Insn, //
+};
+
+/// The most instructions that [`fuse`] makes of one of the newer program's.
+pub(crate) const GROWTH: usize = 3;
+
+/// The most instructions that [`fuse`] adds between the programs.
+pub(crate) const JOINT: usize = 2;
+
+/// A register as an instruction uses it.
+#[derive(Clone, Copy, Default)]
+struct Use {
+    read: bool,
+    written: bool,
+}
+
+/// How an instruction uses A and X.
+fn uses(insn: &Insn) -> [Use; 2] {
+    let (mut a, mut x) = (Use::default(), Use::default());
+
+    match insn.class() {
+        insn::LD => a.written = true,
+        insn::LDX => x.written = true,
+        insn::ST => a.read = true,
+        insn::STX => x.read = true,
+        insn::ALU => {
+            a = Use {
+                read: true,
+                written: true,
+            };
+            x.read = insn.has_x();
+        }
+        insn::JMP => {
+            a.read = insn.op() != insn::JA;
+            x.read = insn.has_x();
+        }
+        insn::RET => a.read = insn.code == insn::RET_A,
+        _ if insn.code == insn::MISC_TAX => (a.read, x.written) = (true, true),
+        _ => (a.written, x.read) = (true, true),
+    }
+    [a, x]
+}
+
+/// Whether a program may read A and X before it wrote them. Looks no further than the first jump.
+fn reads_at_start(program: &[Insn]) -> [bool; 2] {
+    [0, 1].map(|register| {
+        let of = |insn: &Insn| uses(insn).get(register).copied().unwrap_or_default();
+        let first = program
+            .iter()
+            .take_while(|insn| insn.class() != insn::JMP)
+            .map(of)
+            .find(|used| used.read || used.written);
+
+        match first {
+            Some(used) => used.read,
+            None => program.iter().any(|insn| of(insn).read),
+        }
+    })
+}
+
+/// Writes the program that denies what `newer` or `older` denies to `push`, its last instruction
+/// first.
+///
+/// `left` is room to compute in, one number more than `newer` has instructions.
+///
+/// # Errors
+///
+/// What `push` gives.
+pub(crate) fn fuse<E>(
+    newer: &[Insn],
+    older: &[Insn],
+    left: &mut [u32],
+    mut push: impl FnMut(Insn) -> Result<(), E>,
+) -> Result<(), E> {
+    older.iter().rev().try_for_each(|insn| push(*insn))?;
+
+    let [a, x] = reads_at_start(older);
+    if x {
+        push(Insn::new(insn::LDX_IMM, 0))?;
+    }
+    if a {
+        push(Insn::new(insn::LD_IMM, 0))?;
+    }
+
+    // Jumps go forward only. So going backward, all that a jump skips is there already: `left` has,
+    // for each instruction, how many there are from it on to the end of the newer program.
+    let mut here = 0u32;
+    for (pc, insn) in newer.iter().enumerate().rev() {
+        let end = here;
+        let skip = |offset: u32| {
+            let target = (pc + 1).saturating_add(offset as usize);
+
+            match newer.get(target) {
+                // Straight to where that would jump.
+                Some(&Insn {
+                    code: insn::RET_K,
+                    k: 1..,
+                    ..
+                }) => end,
+                _ => end.saturating_sub(left.get(target).copied().unwrap_or(0)),
+            }
+        };
+        let mut emit = |insn| {
+            here += 1;
+            push(insn)
+        };
+
+        match (insn.class(), insn.code) {
+            (_, insn::RET_K) if insn.k != 0 => match end {
+                0 => {}
+                skipped => emit(Insn::new(insn::JMP_JA, skipped))?,
+            },
+            (_, insn::RET_A) => {
+                let deny = Insn::new(insn::RET_K, 0);
+
+                // Over `deny`, and on to the end.
+                if let Ok(skipped) = u8::try_from(end + 1) {
+                    emit(deny)?;
+                    emit(Insn::jump(insn::JMP_JEQ_K, 0, skipped, 0))?;
+                } else {
+                    emit(Insn::new(insn::JMP_JA, end))?;
+                    emit(deny)?;
+                    emit(Insn::jump(insn::JMP_JEQ_K, 0, 1, 0))?;
+                }
+            }
+            (_, insn::JMP_JA) => match skip(insn.k) {
+                0 => {}
+                skipped => emit(Insn::new(insn::JMP_JA, skipped))?,
+            },
+            (insn::JMP, _) => {
+                let (far_t, far_f) = (skip(insn.jt.into()), skip(insn.jf.into()));
+
+                if let (Ok(jt), Ok(jf)) = (u8::try_from(far_t), u8::try_from(far_f)) {
+                    emit(Insn { jt, jf, ..*insn })?;
+                } else {
+                    emit(Insn::new(insn::JMP_JA, far_f))?;
+                    emit(Insn::new(insn::JMP_JA, far_t + 1))?;
+                    emit(Insn {
+                        jt: 0,
+                        jf: 1,
+                        ..*insn
+                    })?;
+                }
+            }
+            _ => emit(*insn)?,
+        }
+        if let Some(left) = left.get_mut(pc) {
+            *left = here;
+        }
+    }
+    Ok(())
+}

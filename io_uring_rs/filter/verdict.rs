@@ -1,0 +1,341 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What a program decides, as far as that is certain before any request is there.
+//!
+//! A program is followed with what is the same for all requests of its opcode: the opcode itself,
+//! the size of its arguments, padding, and the zeroes behind the arguments. Where that leaves a
+//! branch open both arms are followed, and where paths meet only what they agree on is kept, so
+//! that each instruction is looked at once.
+//!
+//! Invariant: [`Verdict::Allow`] is never given to a program that can return zero, nor
+//! [`Verdict::Deny`] to one that can return anything else. Whatever is not understood is unknown.
+//!
+//! Pure: uses nothing but `core` and instructions.
+
+use kernel::bpf::insn::{
+    self,
+    Insn, //
+};
+
+/// The words of the context.
+pub(crate) const WORDS: usize = 10;
+
+/// How many scratch words a program has.
+const SCRATCH: usize = 16;
+
+/// What a program returns, whatever the request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// Never zero.
+    Allow,
+    /// Always zero.
+    Deny,
+    /// That depends on the request, or is not certain.
+    Depends,
+}
+
+/// A word of which some bits are known.
+///
+/// # Invariants
+///
+/// Bits that are not known are zero in `value`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Bits {
+    known: u32,
+    value: u32,
+}
+
+impl Bits {
+    const UNKNOWN: Self = Self { known: 0, value: 0 };
+
+    /// A word that is known.
+    const fn exact(value: u32) -> Self {
+        Self {
+            known: u32::MAX,
+            value,
+        }
+    }
+
+    /// A word of which the bits in `known` are as in `value`.
+    const fn partial(known: u32, value: u32) -> Self {
+        // INVARIANT: The others are cleared.
+        Self {
+            known,
+            value: value & known,
+        }
+    }
+
+    /// The word, if all of it is known.
+    fn get(self) -> Option<u32> {
+        (self.known == u32::MAX).then_some(self.value)
+    }
+
+    fn min(self) -> u32 {
+        self.value
+    }
+
+    fn max(self) -> u32 {
+        self.value | !self.known
+    }
+
+    /// What is known of a word that is one of two.
+    fn join(self, other: Self) -> Self {
+        Self::partial(
+            self.known & other.known & !(self.value ^ other.value),
+            self.value,
+        )
+    }
+}
+
+/// What is known where the program has got to.
+#[derive(Clone, Copy)]
+pub(crate) struct State {
+    a: Bits,
+    x: Bits,
+    scratch: [Bits; SCRATCH],
+}
+
+impl State {
+    const START: Self = Self {
+        a: Bits::exact(0),
+        x: Bits::exact(0),
+        // Written before they are read.
+        scratch: [Bits::UNKNOWN; SCRATCH],
+    };
+
+    fn join(&self, other: &Self) -> Self {
+        let mut joined = Self {
+            a: self.a.join(other.a),
+            x: self.x.join(other.x),
+            scratch: self.scratch,
+        };
+
+        for (word, other) in joined.scratch.iter_mut().zip(&other.scratch) {
+            *word = word.join(*other);
+        }
+        joined
+    }
+
+    /// The second operand of an instruction.
+    fn operand(&self, insn: &Insn) -> Bits {
+        if insn.has_x() {
+            self.x
+        } else {
+            Bits::exact(insn.k)
+        }
+    }
+
+    /// A scratch word.
+    fn load(&self, slot: u32) -> Bits {
+        let word = usize::try_from(slot).ok();
+
+        word.and_then(|word| self.scratch.get(word).copied())
+            .unwrap_or(Bits::UNKNOWN)
+    }
+
+    fn store(&mut self, slot: u32, value: Bits) {
+        let word = usize::try_from(slot).ok();
+
+        if let Some(word) = word.and_then(|word| self.scratch.get_mut(word)) {
+            *word = value;
+        }
+    }
+}
+
+/// The context of requests for `opcode`, of whose arguments filters see `pdu_size` bytes.
+pub(crate) fn context(opcode: u8, pdu_size: u16) -> [Bits; WORDS] {
+    let mut words = [Bits::UNKNOWN; WORDS];
+    let arguments = 16..16 + usize::from(pdu_size);
+
+    for (index, word) in words.iter_mut().enumerate() {
+        let mut known = [0; 4];
+        let mut value = [0; 4];
+
+        for (offset, (known, value)) in (4 * index..).zip(known.iter_mut().zip(value.iter_mut())) {
+            let constant = match offset {
+                8 => Some(opcode),
+                10 => u8::try_from(pdu_size).ok(),
+                // `user_data` and the flags.
+                0..8 | 9 => None,
+                _ if arguments.contains(&offset) => None,
+                _ => Some(0),
+            };
+
+            if let Some(constant) = constant {
+                (*known, *value) = (u8::MAX, constant);
+            }
+        }
+        *word = Bits::partial(u32::from_ne_bytes(known), u32::from_ne_bytes(value));
+    }
+    words
+}
+
+/// Computes on A. Division by what may be zero is the caller's to see. Returns [`None`] for an
+/// operation that is not known here.
+fn compute(insn: &Insn, a: Bits, b: Bits) -> Option<Bits> {
+    let exactly = |compute: fn(u32, u32) -> Option<u32>| {
+        let (Some(a), Some(b)) = (a.get(), b.get()) else {
+            return Bits::UNKNOWN;
+        };
+        compute(a, b).map_or(Bits::UNKNOWN, Bits::exact)
+    };
+    let zeroes = |bits: Bits| bits.known & !bits.value;
+
+    Some(match insn.op() {
+        insn::ADD => exactly(|a, b| Some(a.wrapping_add(b))),
+        insn::SUB => exactly(|a, b| Some(a.wrapping_sub(b))),
+        insn::MUL => exactly(|a, b| Some(a.wrapping_mul(b))),
+        insn::DIV => exactly(|a, b| a.checked_div(b)),
+        insn::AND => Bits::partial(
+            (a.known & b.known) | zeroes(a) | zeroes(b),
+            a.value & b.value,
+        ),
+        insn::OR => Bits::partial((a.known & b.known) | a.value | b.value, a.value | b.value),
+        insn::XOR => Bits::partial(a.known & b.known, a.value ^ b.value),
+        insn::LSH => b.get().map_or(Bits::UNKNOWN, |n| {
+            let shifted_in = !u32::MAX.wrapping_shl(n);
+
+            Bits::partial(
+                a.known.wrapping_shl(n) | shifted_in,
+                a.value.wrapping_shl(n),
+            )
+        }),
+        insn::RSH => b.get().map_or(Bits::UNKNOWN, |n| {
+            let shifted_in = !u32::MAX.wrapping_shr(n);
+
+            Bits::partial(
+                a.known.wrapping_shr(n) | shifted_in,
+                a.value.wrapping_shr(n),
+            )
+        }),
+        insn::NEG => a
+            .get()
+            .map_or(Bits::UNKNOWN, |a| Bits::exact(a.wrapping_neg())),
+        _ => return None,
+    })
+}
+
+/// Whether a conditional jump is taken, if that is certain.
+fn decide(insn: &Insn, a: Bits, b: Bits) -> Option<bool> {
+    let (always, never) = match insn.op() {
+        insn::JEQ => (
+            a.get().is_some() && a.get() == b.get(),
+            (a.value ^ b.value) & a.known & b.known != 0,
+        ),
+        insn::JGT => (a.min() > b.max(), a.max() <= b.min()),
+        insn::JGE => (a.min() >= b.max(), a.max() < b.min()),
+        insn::JSET => (a.value & b.value != 0, a.max() & b.max() == 0),
+        _ => (false, false),
+    };
+
+    match (always, never) {
+        (true, _) => Some(true),
+        (_, true) => Some(false),
+        _ => None,
+    }
+}
+
+/// Which results have been seen to be possible.
+#[derive(Default)]
+struct Results {
+    zero: bool,
+    other: bool,
+}
+
+impl Results {
+    fn add(&mut self, result: Bits) {
+        self.zero |= result.min() == 0;
+        self.other |= result.max() != 0;
+    }
+}
+
+/// What `program` decides on requests of which `context` is known.
+///
+/// The program must have been checked. `states` is room to compute in, one [`None`] for each
+/// instruction.
+pub(crate) fn evaluate(
+    program: &[Insn],
+    context: &[Bits; WORDS],
+    states: &mut [Option<State>],
+) -> Verdict {
+    let mut results = Results::default();
+
+    if let Some(first) = states.first_mut() {
+        *first = Some(State::START);
+    }
+    for (pc, insn) in program.iter().enumerate() {
+        let Some((state, ahead)) = states.get_mut(pc..).and_then(<[_]>::split_first_mut) else {
+            return Verdict::Depends;
+        };
+        let Some(mut state) = state.take() else {
+            continue;
+        };
+        // Where the program goes on, counted from the next instruction.
+        let mut next = [Some(0), None];
+
+        match (insn.class(), insn.code) {
+            (_, insn::LD_ABS) => {
+                let word = usize::try_from(insn.k / 4).ok();
+
+                state.a = word
+                    .and_then(|word| context.get(word).copied())
+                    .unwrap_or(Bits::UNKNOWN);
+            }
+            (_, insn::LD_IMM) => state.a = Bits::exact(insn.k),
+            (_, insn::LD_MEM) => state.a = state.load(insn.k),
+            (_, insn::LDX_IMM) => state.x = Bits::exact(insn.k),
+            (_, insn::LDX_MEM) => state.x = state.load(insn.k),
+            (_, insn::ST) => state.store(insn.k, state.a),
+            (_, insn::STX) => state.store(insn.k, state.x),
+            (_, insn::MISC_TAX) => state.x = state.a,
+            (_, insn::MISC_TXA) => state.a = state.x,
+            (insn::ALU, _) => {
+                let operand = state.operand(insn);
+
+                if insn.op() == insn::DIV && operand.min() == 0 {
+                    results.zero = true;
+                }
+                if insn.op() == insn::DIV && operand.max() == 0 {
+                    next = [None, None];
+                }
+                let Some(result) = compute(insn, state.a, operand) else {
+                    return Verdict::Depends;
+                };
+                state.a = result;
+            }
+            (_, insn::JMP_JA) => next = [Some(insn.k), None],
+            (insn::JMP, _) => {
+                let (jt, jf) = (Some(insn.jt.into()), Some(insn.jf.into()));
+
+                next = match decide(insn, state.a, state.operand(insn)) {
+                    Some(true) => [jt, None],
+                    Some(false) => [jf, None],
+                    None => [jt, jf],
+                };
+            }
+            (_, insn::RET_K) => {
+                results.add(Bits::exact(insn.k));
+                next = [None, None];
+            }
+            (_, insn::RET_A) => {
+                results.add(state.a);
+                next = [None, None];
+            }
+            _ => return Verdict::Depends,
+        }
+        for offset in next.into_iter().flatten() {
+            let target = usize::try_from(offset).ok();
+            let Some(target) = target.and_then(|target| ahead.get_mut(target)) else {
+                return Verdict::Depends;
+            };
+
+            *target = Some(target.map_or(state, |other| other.join(&state)));
+        }
+    }
+
+    match (results.zero, results.other) {
+        (false, true) => Verdict::Allow,
+        (true, false) => Verdict::Deny,
+        _ => Verdict::Depends,
+    }
+}

@@ -1,0 +1,355 @@
+// SPDX-License-Identifier: GPL-2.0
+//! What filters cost, case by case, in nanoseconds of this machine's clock. Under
+//! QEMU with `-icount shift=0` that is the number of instructions executed.
+//!
+//! Prints a line of JSON for each case. The exit status is 1 if a request did not
+//! come to what it should, so that no kernel looks fast that lets all pass.
+
+use std::io::{Read, Write};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use nix::time::{ClockId, clock_gettime};
+
+use io_uring_rs_tests::bpf::{self, OPCODE_WORD, PDU, Program, USER_DATA_LO};
+use io_uring_rs_tests::kernel::expect_result;
+use io_uring_rs_tests::register::{self, TASK};
+use io_uring_rs_tests::ring::{self, IORING_SETUP_SUBMIT_ALL, Ring};
+use io_uring_rs_tests::sandbox;
+use io_uring_rs_tests::sqe::{Sqe, op};
+
+const ENTRIES: u32 = 64;
+const WARM_UP: usize = 10;
+const BATCHES: usize = 100;
+const RINGS: usize = 200;
+const CHILDREN: usize = 50;
+const GROUPS: usize = 25;
+const GROUP: usize = 20;
+
+/// Waits for completions in the same call.
+const IORING_ENTER_GETEVENTS: u32 = 1;
+
+/// A value of `user_data` that filters deny.
+const DENIED: u32 = 0xdead;
+
+/// An address family that exists, and a type of socket that does not.
+const FAMILY: i32 = 45;
+const NO_TYPE: i32 = 15;
+
+/// Needs no lookup that could sleep: a program is no folder.
+const ABSENT: &std::ffi::CStr = c"/init/absent";
+
+/// One number to measure.
+struct Case {
+    name: &'static str,
+    /// The case that is to be subtracted: what remains is what filters add.
+    base: Option<&'static str>,
+    /// The most that Rust may take, C being 1.
+    target: f64,
+    work: Work,
+}
+
+/// What is measured: the time of ...
+enum Work {
+    /// each request among many, on one ring.
+    Requests(Requests),
+    /// registering one more filter than so many on a ring.
+    Register { before: usize },
+    /// registering the first filter of a task.
+    RegisterTask,
+    /// setting up and closing a ring, in a task with or without a filter.
+    Ring { filtered: bool },
+    /// fork, exit and wait, in a task with or without a filter.
+    Fork { filtered: bool },
+}
+
+struct Requests {
+    sqe: Sqe,
+    /// The result of each.
+    want: i32,
+    /// Filters, and what opcode each is for.
+    filters: Vec<(u8, Program)>,
+    /// Requests that the same filters must deny.
+    denied: Vec<Sqe>,
+}
+
+fn nop(filters: Vec<Program>, denied: &[u32]) -> Work {
+    Work::Requests(Requests {
+        sqe: Sqe::nop(),
+        want: 0,
+        filters: filters.into_iter().map(|f| (op::NOP, f)).collect(),
+        denied: denied
+            .iter()
+            .map(|&value| Sqe::nop().user_data(value.into()))
+            .collect(),
+    })
+}
+
+fn nop_other_opcode() -> Work {
+    Work::Requests(Requests {
+        sqe: Sqe::nop(),
+        want: 0,
+        filters: vec![(op::FSYNC, bpf::deny())],
+        denied: vec![Sqe::new(op::FSYNC)],
+    })
+}
+
+fn nop_denied() -> Work {
+    Work::Requests(Requests {
+        sqe: Sqe::nop(),
+        want: -libc::EACCES,
+        filters: vec![(op::NOP, bpf::deny())],
+        denied: vec![],
+    })
+}
+
+fn socket(filtered: bool) -> Work {
+    let filter = (op::SOCKET, bpf::allow_if(PDU, FAMILY as u32));
+    let other = Sqe::socket(libc::AF_UNIX, libc::SOCK_STREAM, 0);
+    Work::Requests(Requests {
+        sqe: Sqe::socket(FAMILY, NO_TYPE, 0),
+        want: -libc::EINVAL,
+        filters: filtered.then_some(filter).into_iter().collect(),
+        denied: filtered.then_some(other).into_iter().collect(),
+    })
+}
+
+fn openat(filtered: bool) -> Work {
+    let deny_creating = vec![
+        bpf::ld(PDU),
+        bpf::jset(libc::O_CREAT as u32, 0, 1),
+        bpf::ret(0),
+        bpf::ret(1),
+    ];
+    let filter = (op::OPENAT, deny_creating);
+    let creating = Sqe::openat(ABSENT, libc::O_CREAT | libc::O_WRONLY, 0o600);
+    Work::Requests(Requests {
+        sqe: Sqe::openat(ABSENT, libc::O_RDONLY, 0),
+        want: -libc::ENOTDIR,
+        filters: filtered.then_some(filter).into_iter().collect(),
+        denied: filtered.then_some(creating).into_iter().collect(),
+    })
+}
+
+/// Tests one byte of the word that is the same in all requests of an opcode.
+fn test_byte(mask: u32, value: u32) -> Program {
+    vec![
+        bpf::ld(OPCODE_WORD),
+        bpf::alu(libc::BPF_AND, mask),
+        bpf::jeq(value, 0, 1),
+        bpf::ret(1),
+        bpf::ret(0),
+    ]
+}
+
+fn deny_value(value: u32) -> Program {
+    bpf::deny_if(USER_DATA_LO, value)
+}
+
+/// Every case, with its base where it has one before it.
+fn cases() -> Vec<Case> {
+    const NOP: Option<&str> = Some("NOP, no filter");
+    const SOCKET: Option<&str> = Some("SOCKET, no filter");
+    const OPENAT: Option<&str> = Some("OPENAT, no filter");
+    let case = |name, base, target, work| Case {
+        name,
+        base,
+        target,
+        work,
+    };
+    let each_another = (0..16).map(|i| DENIED + i).collect::<Vec<_>>();
+    let many = each_another.iter().map(|&value| deny_value(value));
+    let opcode = test_byte(0xff, op::NOP.into());
+    let pdu_size = test_byte(0xff_0000, 0);
+    let user_data = deny_value(DENIED);
+    #[rustfmt::skip]
+    let cases = vec![
+        case("NOP, no filter", None, 1.0, nop(vec![], &[])),
+        case("filter for another opcode", NOP, 1.0, nop_other_opcode()),
+        case("always allows", NOP, 0.12, nop(vec![bpf::allow()], &[])),
+        case("tests opcode", NOP, 0.12, nop(vec![opcode], &[])),
+        case("tests pdu_size", NOP, 0.12, nop(vec![pdu_size], &[])),
+        case("16 always allow", NOP, 0.015, nop(vec![bpf::allow(); 16], &[])),
+        case("tests user_data", NOP, 0.8, nop(vec![user_data.clone()], &[DENIED])),
+        case("4 test user_data", NOP, 0.4, nop(vec![user_data.clone(); 4], &[DENIED])),
+        case("16 test user_data", NOP, 0.2, nop(vec![user_data; 16], &[DENIED])),
+        case("16 test user_data, each another value", NOP, 1.0, nop(many.collect(), &each_another)),
+        case("NOP, denied", None, 0.9, nop_denied()),
+        case("SOCKET, no filter", None, 1.0, socket(false)),
+        case("tests family", SOCKET, 0.8, socket(true)),
+        case("OPENAT, no filter", None, 1.0, openat(false)),
+        case("tests flags", OPENAT, 0.8, openat(true)),
+        case("register the first filter", None, 1.1, Work::Register { before: 0 }),
+        case("register onto 15", None, 2.0, Work::Register { before: 15 }),
+        case("register the first of a task", None, 1.0, Work::RegisterTask),
+        case("ring set up and closed", None, 1.0, Work::Ring { filtered: false }),
+        case("ring, task with a filter", None, 1.0, Work::Ring { filtered: true }),
+        case("fork, exit, wait", None, 1.0, Work::Fork { filtered: false }),
+        case("fork, task with a filter", None, 1.0, Work::Fork { filtered: true }),
+    ];
+    cases
+}
+
+fn main() -> ExitCode {
+    let mut status = ExitCode::SUCCESS;
+    for case in cases() {
+        // What closed rings leave to workers and RCU is not the next one's.
+        std::thread::sleep(Duration::from_millis(200));
+        // A child each: filters of a task stay, and so does what a ring leaves.
+        if let Err(error) = sandbox::in_child(|| case.run()) {
+            println!("bench: {}: {error:#}", case.name);
+            status = ExitCode::FAILURE;
+        }
+    }
+    status
+}
+
+impl Case {
+    fn run(&self) -> anyhow::Result<()> {
+        let value = match &self.work {
+            Work::Requests(requests) => requests.time()?,
+            Work::Register { before } => registering(*before)?,
+            Work::RegisterTask => registering_task()?,
+            Work::Ring { filtered } => ring_life(*filtered)?,
+            Work::Fork { filtered } => child_life(*filtered)?,
+        };
+        let base = self.base.map_or("null".to_string(), |b| format!("{b:?}"));
+        println!(
+            r#"{{"case": {:?}, "base": {base}, "target": {}, "value": {value:.2}}}"#,
+            self.name, self.target
+        );
+        Ok(())
+    }
+}
+
+impl Requests {
+    /// Nanoseconds per request, from submission to completion.
+    fn time(&self) -> anyhow::Result<f64> {
+        let mut ring = Ring::with(ENTRIES, IORING_SETUP_SUBMIT_ALL)?;
+        for (opcode, program) in &self.filters {
+            ring.must_filter(*opcode, program)?;
+        }
+        for &sqe in &self.denied {
+            ring.expect("a request to be denied", sqe, -libc::EACCES)?;
+        }
+        let mut samples = Vec::new();
+        for _ in 0..WARM_UP + BATCHES {
+            for i in 0..ENTRIES {
+                ring.push(self.sqe.user_data(i.into()))?;
+            }
+            let (fd, mut taken) = (ring.fd(), 0);
+            samples.push(timed(|| {
+                taken = ring::enter(fd, ENTRIES, ENTRIES, IORING_ENTER_GETEVENTS);
+            })?);
+            expect_result("requests taken", taken, ENTRIES as i32)?;
+            for _ in 0..ENTRIES {
+                let cqe = ring.try_cqe().context("a completion is missing")?;
+                expect_result("a request", cqe.res, self.want)?;
+            }
+        }
+        Ok(median(samples.split_off(WARM_UP)) / f64::from(ENTRIES))
+    }
+}
+
+/// Nanoseconds for registering a filter on a fresh ring.
+fn registering(before: usize) -> anyhow::Result<f64> {
+    let program = deny_value(DENIED);
+    let mut samples = Vec::new();
+    for _ in 0..WARM_UP + RINGS {
+        let mut ring = Ring::with(ENTRIES, 0)?;
+        for _ in 0..before {
+            ring.must_filter(op::NOP, &program)?;
+        }
+        let mut result = 0;
+        samples.push(timed(|| result = ring.filter(op::NOP, &program))?);
+        expect_result("registering", result, 0)?;
+        expect_filtered(&mut ring)?;
+    }
+    Ok(median(samples.split_off(WARM_UP)))
+}
+
+/// Nanoseconds for registering a filter for a fresh task.
+fn registering_task() -> anyhow::Result<f64> {
+    let program = deny_value(DENIED);
+    let mut samples = Vec::new();
+    for _ in 0..WARM_UP + CHILDREN {
+        let (mut from, mut to) = std::io::pipe()?;
+        sandbox::in_child(|| {
+            let mut result = 0;
+            let took = timed(|| result = register::filter(TASK, op::NOP, &program))?;
+            expect_result("registering", result, 0)?;
+            expect_filtered(&mut Ring::new(1)?)?;
+            Ok(to.write_all(&took.to_ne_bytes())?)
+        })?;
+        let mut took = [0; 8];
+        from.read_exact(&mut took)?;
+        samples.push(f64::from_ne_bytes(took));
+    }
+    Ok(median(samples.split_off(WARM_UP)))
+}
+
+/// Nanoseconds for a ring from its setup to its close.
+fn ring_life(filtered: bool) -> anyhow::Result<f64> {
+    filter_task(filtered)?;
+    let life = || -> anyhow::Result<()> {
+        let fd = ring::setup(ENTRIES, &mut Default::default());
+        ensure!(fd >= 0, "io_uring_setup: {fd}");
+        // SAFETY: nobody else has this one.
+        ensure!(unsafe { libc::close(fd) } == 0, "close failed");
+        Ok(())
+    };
+    together(life)
+}
+
+/// Nanoseconds for a child from its fork until it has been waited for.
+fn child_life(filtered: bool) -> anyhow::Result<f64> {
+    filter_task(filtered)?;
+    together(|| sandbox::in_child(|| Ok(())))
+}
+
+/// Gives the calling task a filter if it shall have one.
+fn filter_task(filtered: bool) -> anyhow::Result<()> {
+    if filtered {
+        let result = register::filter(TASK, op::NOP, &deny_value(DENIED));
+        expect_result("registering", result, 0)?;
+        expect_filtered(&mut Ring::new(1)?)?;
+    }
+    Ok(())
+}
+
+/// That a filter on `user_data` is in force.
+fn expect_filtered(ring: &mut Ring) -> anyhow::Result<()> {
+    let denied = Sqe::nop().user_data(DENIED.into());
+    ring.expect("a NOP to be denied", denied, -libc::EACCES)?;
+    ring.expect("a NOP to be allowed", Sqe::nop(), 0)
+}
+
+/// How many nanoseconds something takes.
+fn timed(work: impl FnOnce()) -> anyhow::Result<f64> {
+    let begin = now()?;
+    work();
+    Ok((now()? - begin).as_nanos() as f64)
+}
+
+fn now() -> anyhow::Result<Duration> {
+    Ok(clock_gettime(ClockId::CLOCK_MONOTONIC_RAW)?.into())
+}
+
+/// Leaves out what a timer tick or the like fell into.
+fn median(mut samples: Vec<f64>) -> f64 {
+    samples.sort_by(f64::total_cmp);
+    samples[samples.len() / 2]
+}
+
+/// Of work that goes on in the kernel after the call: takes many together, for
+/// workers and RCU come to it when they like.
+fn together(mut work: impl FnMut() -> anyhow::Result<()>) -> anyhow::Result<f64> {
+    let mut samples = Vec::new();
+    for _ in 0..WARM_UP + GROUPS {
+        let mut result = Ok(());
+        samples.push(timed(|| result = (0..GROUP).try_for_each(|_| work()))?);
+        result?;
+    }
+    Ok(median(samples.split_off(WARM_UP)) / GROUP as f64)
+}

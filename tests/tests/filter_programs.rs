@@ -1,0 +1,435 @@
+// SPDX-License-Identifier: GPL-2.0
+//! What is done with filter programs before they run, by the same files that the
+//! kernel is built from: finding verdicts that no request can change, and making
+//! one program of two. Both are held against an interpreter of classic BPF.
+
+extern crate self as kernel;
+
+// Formatted as the kernel is.
+#[rustfmt::skip]
+#[path = "../../rust/kernel/bpf/insn.rs"]
+pub mod insn;
+
+/// Where the kernel's files look for their neighbours.
+pub mod bpf {
+    pub use crate::insn;
+}
+
+// Formatted as the kernel is.
+#[rustfmt::skip]
+#[path = "../../io_uring_rs/filter/verdict.rs"]
+mod verdict;
+
+// Formatted as the kernel is.
+#[rustfmt::skip]
+#[path = "../../io_uring_rs/filter/fuse.rs"]
+mod fuse;
+
+use insn::*;
+use proptest::prelude::*;
+use verdict::{Verdict, WORDS};
+
+type Context = [u8; 40];
+
+const SOCKET: (u8, u16) = (45, 12);
+const OPENAT: (u8, u16) = (18, 24);
+const NOP: (u8, u16) = (0, 0);
+
+/// Runs a program as the kernel's documentation of classic BPF has it.
+fn run(program: &[Insn], context: &Context) -> u32 {
+    let (mut a, mut x, mut m) = (0u32, 0u32, [None; 16]);
+    let mut pc = 0;
+    loop {
+        let insn = program[pc];
+        pc += 1;
+        let b = if insn.code & 0x08 != 0 { x } else { insn.k };
+        match insn.code {
+            0x20 => {
+                let k = insn.k as usize;
+                a = u32::from_ne_bytes(context[k..k + 4].try_into().unwrap());
+            }
+            0x00 => a = insn.k,
+            0x01 => x = insn.k,
+            0x60 => a = m[insn.k as usize].expect("reads what was not written"),
+            0x61 => x = m[insn.k as usize].expect("reads what was not written"),
+            0x02 => m[insn.k as usize] = Some(a),
+            0x03 => m[insn.k as usize] = Some(x),
+            0x07 => x = a,
+            0x87 => a = x,
+            0x04 | 0x0c => a = a.wrapping_add(b),
+            0x14 | 0x1c => a = a.wrapping_sub(b),
+            0x24 | 0x2c => a = a.wrapping_mul(b),
+            0x34 | 0x3c if b == 0 => return 0,
+            0x34 | 0x3c => a /= b,
+            0x44 | 0x4c => a |= b,
+            0x54 | 0x5c => a &= b,
+            0x64 | 0x6c => a <<= b % 32,
+            0x74 | 0x7c => a >>= b % 32,
+            0x84 => a = a.wrapping_neg(),
+            0xa4 | 0xac => a ^= b,
+            0x05 => pc += insn.k as usize,
+            0x15 | 0x1d => pc += usize::from(if a == b { insn.jt } else { insn.jf }),
+            0x25 | 0x2d => pc += usize::from(if a > b { insn.jt } else { insn.jf }),
+            0x35 | 0x3d => pc += usize::from(if a >= b { insn.jt } else { insn.jf }),
+            0x45 | 0x4d => pc += usize::from(if a & b != 0 { insn.jt } else { insn.jf }),
+            0x06 => return insn.k,
+            0x16 => return a,
+            code => panic!("unknown code {code:#x}"),
+        }
+    }
+}
+
+/// Jumps that stay inside and a `ret` at the end: what the kernel's check asks
+/// for beyond what [`run`] would trip over.
+fn check(program: &[Insn]) {
+    for (pc, insn) in program.iter().enumerate() {
+        let room = program.len() - pc - 1;
+        match insn.code {
+            0x05 => assert!((insn.k as usize) < room, "{pc}: ja {}", insn.k),
+            code if code & 7 == 5 => assert!(
+                usize::from(insn.jt.max(insn.jf)) < room,
+                "{pc}: jumps {} {}",
+                insn.jt,
+                insn.jf
+            ),
+            _ => {}
+        }
+    }
+    assert!(matches!(program.last().unwrap().code, 0x06 | 0x16));
+}
+
+fn evaluate(program: &[Insn], (opcode, pdu_size): (u8, u16)) -> Verdict {
+    let context = verdict::context(opcode, pdu_size);
+    verdict::evaluate(program, &context, &mut vec![None; program.len()])
+}
+
+fn fused(newer: &[Insn], older: &[Insn]) -> Vec<Insn> {
+    let mut program = Vec::new();
+    let mut left = vec![0; newer.len() + 1];
+    fuse::fuse::<()>(newer, older, &mut left, |insn| {
+        program.push(insn);
+        Ok(())
+    })
+    .unwrap();
+    assert!(program.len() <= fuse::GROWTH * newer.len() + fuse::JOINT + older.len());
+    program.reverse();
+    program
+}
+
+/// A number that has a chance to matter.
+fn number() -> impl Strategy<Value = u32> {
+    prop_oneof![
+        4 => 0u32..4,
+        2 => Just(45u32),
+        1 => Just(0xffu32),
+        1 => Just(0x000c_002d_u32),
+        2 => any::<u32>(),
+        1 => (0u32..32).prop_map(|bit| 1 << bit),
+    ]
+}
+
+/// Any instruction but an end; what it skips is cut to what there is later.
+fn any_insn() -> impl Strategy<Value = Insn> {
+    let alu = prop_oneof![
+        Just(ADD),
+        Just(SUB),
+        Just(MUL),
+        Just(DIV),
+        Just(OR),
+        Just(AND),
+        Just(LSH),
+        Just(RSH),
+        Just(XOR)
+    ];
+    let jump = prop_oneof![Just(JEQ), Just(JGT), Just(JGE), Just(JSET)];
+    prop_oneof![
+        4 => (0u32..10).prop_map(|word| Insn::new(LD_ABS, 4 * word)),
+        2 => Just(Insn::new(LD_ABS, 8)),
+        1 => number().prop_map(|k| Insn::new(LD_IMM, k)),
+        1 => number().prop_map(|k| Insn::new(LDX_IMM, k)),
+        1 => (0u32..2).prop_map(|k| Insn::new(LD_MEM, k)),
+        1 => (0u32..2).prop_map(|k| Insn::new(LDX_MEM, k)),
+        1 => (0u32..2).prop_map(|k| Insn::new(ST, k)),
+        1 => (0u32..2).prop_map(|k| Insn::new(STX, k)),
+        1 => Just(Insn::new(MISC_TAX, 0)),
+        1 => Just(Insn::new(MISC_TXA, 0)),
+        1 => Just(Insn::new(ALU | NEG, 0)),
+        4 => (alu, any::<bool>(), number()).prop_map(|(op, x, k)| {
+            let k = match op {
+                LSH | RSH => k % 32,
+                DIV => k.max(1),
+                _ => k,
+            };
+            Insn::new(ALU | op | if x { X } else { K }, k)
+        }),
+        1 => any::<u32>().prop_map(|k| Insn::new(JMP_JA, k)),
+        6 => (jump, any::<bool>(), number(), any::<u8>(), any::<u8>())
+            .prop_map(|(op, x, k, jt, jf)| Insn::jump(JMP | op | if x { X } else { K }, jt, jf, k)),
+        3 => number().prop_map(|k| Insn::new(RET_K, k)),
+        1 => Just(Insn::new(RET_A, 0)),
+    ]
+}
+
+/// A program that the kernel takes, of up to `longest` instructions and a few.
+fn program(longest: usize) -> impl Strategy<Value = Vec<Insn>> {
+    let scratch = any::<bool>();
+    let end = prop_oneof![
+        number().prop_map(|k| Insn::new(RET_K, k)),
+        Just(Insn::new(RET_A, 0))
+    ];
+    (scratch, prop::collection::vec(any_insn(), 0..longest), end).prop_map(
+        |(scratch, body, end)| {
+            let mut program = Vec::new();
+            if scratch {
+                program.extend([Insn::new(ST, 0), Insn::new(STX, 1)]);
+            }
+            program.extend(
+                body.into_iter()
+                    .filter(|insn| scratch || !matches!(insn.code, LD_MEM | LDX_MEM)),
+            );
+            program.push(end);
+            let len = program.len();
+            for (pc, insn) in program.iter_mut().enumerate() {
+                let room = len - pc - 1;
+                if insn.code == JMP_JA {
+                    insn.k %= room as u32;
+                } else if insn.class() == JMP {
+                    insn.jt = (usize::from(insn.jt) % room) as u8;
+                    insn.jf = (usize::from(insn.jf) % room) as u8;
+                }
+            }
+            program
+        },
+    )
+}
+
+fn opcode() -> impl Strategy<Value = (u8, u16)> {
+    prop_oneof![
+        Just(NOP),
+        Just(SOCKET),
+        Just(OPENAT),
+        (0u8..65).prop_map(|op| (op, 0))
+    ]
+}
+
+/// A context as requests of an opcode have it.
+fn context((opcode, pdu_size): (u8, u16)) -> impl Strategy<Value = Context> {
+    let words = prop::collection::vec(number(), WORDS);
+    words.prop_map(move |words| {
+        let mut context = [0; 40];
+        for (bytes, word) in context.chunks_mut(4).zip(words) {
+            bytes.copy_from_slice(&word.to_ne_bytes());
+        }
+        context[8] = opcode;
+        context[9] &= 0x7f;
+        context[10] = pdu_size as u8;
+        context[11..16].fill(0);
+        context[16 + usize::from(pdu_size)..].fill(0);
+        context
+    })
+}
+
+/// A request of an opcode and contexts of it.
+fn requests() -> impl Strategy<Value = ((u8, u16), Vec<Context>)> {
+    opcode().prop_flat_map(|of| (Just(of), prop::collection::vec(context(of), 8)))
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(20_000))]
+
+    /// Never "allow" for what can deny, nor "deny" for what can allow.
+    #[test]
+    fn verdicts_hold(program in program(30), (of, contexts) in requests()) {
+        let verdict = evaluate(&program, of);
+        for context in &contexts {
+            match (verdict, run(&program, context)) {
+                (Verdict::Allow, 0) => prop_assert!(false, "denies {context:?}"),
+                (Verdict::Deny, 1..) => prop_assert!(false, "allows {context:?}"),
+                _ => {}
+            }
+        }
+    }
+
+    /// A chain made one program decides as its filters do.
+    #[test]
+    fn fused_chains_decide_alike(
+        chain in prop::collection::vec(program(30), 1..6),
+        (_, contexts) in requests(),
+    ) {
+        let mut one = chain[0].clone();
+        for newer in &chain[1..] {
+            one = fused(newer, &one);
+            check(&one);
+        }
+        for context in &contexts {
+            let all = chain.iter().all(|program| run(program, context) != 0);
+            prop_assert_eq!(run(&one, context) != 0, all);
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(300))]
+
+    /// Jumps that no longer fit their eight bits.
+    #[test]
+    fn long_programs_fuse(
+        newer in program(1200), older in program(600), (_, contexts) in requests(),
+    ) {
+        let one = fused(&newer, &older);
+        check(&one);
+        for context in &contexts {
+            let all = run(&newer, context) != 0 && run(&older, context) != 0;
+            prop_assert_eq!(run(&one, context) != 0, all);
+        }
+    }
+}
+
+/// What stands in for each kind of filter that people write.
+#[test]
+fn verdicts_are_found() {
+    let ret = |k| Insn::new(RET_K, k);
+    let ld = |k| Insn::new(LD_ABS, k);
+    let and = |k| Insn::new(ALU | AND | K, k);
+    let jeq = |k, jt, jf| Insn::jump(JMP_JEQ_K, jt, jf, k);
+    let opcode_is = |op| vec![ld(8), and(0xff), jeq(op, 0, 1), ret(1), ret(0)];
+    let size_is = |size: u32| vec![ld(8), and(0xff_0000), jeq(size << 16, 0, 1), ret(1), ret(0)];
+
+    for (program, of, expected) in [
+        (vec![ret(1)], NOP, Verdict::Allow),
+        (vec![ret(u32::MAX)], NOP, Verdict::Allow),
+        (vec![ret(0)], NOP, Verdict::Deny),
+        (vec![Insn::new(RET_A, 0)], NOP, Verdict::Deny),
+        (opcode_is(45), SOCKET, Verdict::Allow),
+        (opcode_is(44), SOCKET, Verdict::Deny),
+        (size_is(12), SOCKET, Verdict::Allow),
+        (size_is(0), SOCKET, Verdict::Deny),
+        (size_is(0), NOP, Verdict::Allow),
+        // Padding, and what is behind the arguments.
+        (
+            vec![ld(12), jeq(0, 0, 1), ret(1), ret(0)],
+            OPENAT,
+            Verdict::Allow,
+        ),
+        (
+            vec![ld(28), jeq(0, 0, 1), ret(1), ret(0)],
+            SOCKET,
+            Verdict::Allow,
+        ),
+        (
+            vec![ld(24), jeq(0, 0, 1), ret(1), ret(0)],
+            SOCKET,
+            Verdict::Depends,
+        ),
+        (
+            vec![ld(36), jeq(0, 0, 1), ret(1), ret(0)],
+            OPENAT,
+            Verdict::Depends,
+        ),
+        (
+            vec![ld(16), jeq(2, 0, 1), ret(1), ret(0)],
+            NOP,
+            Verdict::Deny,
+        ),
+        // `user_data` and the flags.
+        (
+            vec![ld(0), jeq(0, 0, 1), ret(1), ret(0)],
+            NOP,
+            Verdict::Depends,
+        ),
+        (
+            vec![ld(4), jeq(0, 0, 1), ret(1), ret(0)],
+            NOP,
+            Verdict::Depends,
+        ),
+        (
+            vec![ld(8), and(0x7f00), jeq(0, 0, 1), ret(1), ret(0)],
+            NOP,
+            Verdict::Depends,
+        ),
+        // Both arms of an open branch allow.
+        (
+            vec![ld(0), jeq(7, 0, 1), ret(1), ret(2)],
+            NOP,
+            Verdict::Allow,
+        ),
+        // Divided by what may be zero, and by what is.
+        (
+            vec![
+                ld(0),
+                Insn::new(MISC_TAX, 0),
+                Insn::new(ALU | DIV | X, 0),
+                ret(1),
+            ],
+            NOP,
+            Verdict::Depends,
+        ),
+        (
+            vec![
+                ld(12),
+                Insn::new(MISC_TAX, 0),
+                Insn::new(ALU | DIV | X, 0),
+                ret(1),
+            ],
+            NOP,
+            Verdict::Deny,
+        ),
+        // What is not known here could do anything.
+        (
+            vec![Insn::new(ALU | 0x90 | X, 0), ret(1)],
+            NOP,
+            Verdict::Depends,
+        ),
+    ] {
+        assert_eq!(evaluate(&program, of), expected, "{program:?} for {of:?}");
+    }
+}
+
+/// What a filter that tests one word costs when it is stacked: two instructions.
+#[test]
+fn fused_tests_are_short() {
+    let test = |k| {
+        vec![
+            Insn::new(LD_ABS, 0),
+            Insn::jump(JMP_JEQ_K, 0, 1, k),
+            Insn::new(RET_K, 0),
+            Insn::new(RET_K, 1),
+        ]
+    };
+    let one = fused(&test(2), &test(1));
+    assert_eq!(
+        one,
+        [
+            Insn::new(LD_ABS, 0),
+            Insn::jump(JMP_JEQ_K, 0, 1, 2),
+            Insn::new(RET_K, 0),
+            Insn::new(LD_ABS, 0),
+            Insn::jump(JMP_JEQ_K, 0, 1, 1),
+            Insn::new(RET_K, 0),
+            Insn::new(RET_K, 1),
+        ]
+    );
+}
+
+/// A and X are zero again where the older program begins, if it reads them.
+#[test]
+fn registers_start_at_zero() {
+    let newer = [
+        Insn::new(LD_IMM, 7),
+        Insn::new(MISC_TAX, 0),
+        Insn::new(RET_K, 1),
+    ];
+    for older in [
+        vec![Insn::new(RET_A, 0)],
+        vec![Insn::new(MISC_TXA, 0), Insn::new(RET_A, 0)],
+        vec![
+            Insn::new(LD_IMM, 1),
+            Insn::jump(JMP | JEQ | X, 0, 1, 0),
+            Insn::new(RET_K, 5),
+            Insn::new(RET_K, 0),
+        ],
+    ] {
+        let one = fused(&newer, &older);
+        assert_eq!(run(&one, &[0; 40]), run(&older, &[0; 40]), "{one:?}");
+    }
+}
