@@ -313,7 +313,8 @@ static void break_arg(struct oracle *o, struct io_uring_bpf *arg)
 		arg->filter.resv2[oracle_below(o, 5)] = BIT_ULL(oracle_below(o, 64));
 		break;
 	case 8:
-		arg->filter.filter_ptr = oracle_percent(o, 50) ? oracle_below(o, 3) : oracle_rnd64(o) | BIT_ULL(63);
+		arg->filter.filter_ptr = oracle_percent(o, 50) ? oracle_below(o, 3) :
+					 oracle_rnd64(o) | BIT_ULL(63);
 		break;
 	default:
 		arg->filter.pdu_size = oracle_below(o, 256);
@@ -357,7 +358,8 @@ void oracle_random_request(struct oracle *o)
 	prandom_bytes_state(&o->rnd, &req->cmd, sizeof(req->cmd));
 	req->opcode = oracle_percent(o, 90) ? o->opcodes[oracle_below(o, 2)] :
 				       oracle_below(o, IORING_OP_LAST);
-	req->cqe.user_data = oracle_percent(o, 75) ? o->user_data[oracle_below(o, 4)] : oracle_rnd64(o);
+	req->cqe.user_data = oracle_percent(o, 75) ? o->user_data[oracle_below(o, 4)] :
+			     oracle_rnd64(o);
 	if (oracle_percent(o, 50))
 		flags &= SQE_VALID_FLAGS;
 	req->flags = (__force io_req_flags_t)flags;
