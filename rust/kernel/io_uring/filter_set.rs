@@ -139,7 +139,8 @@ impl<T: Contents> FilterSet<T> {
             }
         }
 
-        // INVARIANT: `filters` was set above. The count becomes one, which the result stands for.
+        // INVARIANT: `filters` was set above, or is null as it was made. The count becomes one,
+        // which the result stands for.
         // SAFETY: As above; nobody else has a pointer to the set yet.
         unsafe {
             set.as_ref().refs().set(1);
