@@ -6,7 +6,7 @@
 //! - `check`: which instructions a filter may contain.
 //! - `verdict`: what a filter decides, where no request can change it.
 //! - `fuse`: making one program of two.
-//! - `chain`: the filters of one opcode, as one program.
+//! - `chain`: the filters of one opcode, as few programs.
 //! - `table`: the chains of all opcodes, as rings and tasks share them.
 //! - `payload`: what filters see of the arguments of a request.
 //!
@@ -111,9 +111,9 @@ pub(crate) fn populate(context: &mut FilterContext, request: &Request) {
 #[inline]
 pub(crate) fn run(filters: &Filters, request: &Request) -> Result {
     match filters.slot(request.opcode()) {
-        Slot::Allow => Ok(()),
-        Slot::Deny => Err(EACCES),
-        Slot::Filter(chain) => ask(chain, request),
+        Slot::Allow { .. } => Ok(()),
+        Slot::Deny { .. } => Err(EACCES),
+        Slot::Filter { chain, .. } => ask(chain, request),
     }
 }
 
@@ -142,7 +142,7 @@ fn ask(chain: &Chain<Program<FilterChecker>>, request: &Request) -> Result {
     ask_older(older, &context)
 }
 
-/// Asks what did not fit into the newest program of a chain. Apart, as nearly no chain has any.
+/// Asks the programs of a chain but the newest. Apart, as few chains have any.
 ///
 /// # Errors
 ///

@@ -2,9 +2,10 @@
 
 //! Chains of filters.
 //!
-//! What the filters of an opcode come to is one program, made by fusing each new filter in front of
-//! those that were there before it. A chain has more than one program only where one would be
-//! longer than programs may be. Chains are immutable and share what they have in common.
+//! Each new filter is fused in front of the program that was there before it, so that a few filters
+//! are one program. That program has to be compiled anew each time. Not to pay for all filters with
+//! each, a long one is left as it is, and a chain goes on with another. Chains are immutable and
+//! share what they have in common.
 
 use super::fuse;
 use kernel::{
@@ -20,6 +21,10 @@ use kernel::{
     prelude::*,
     sync::Arc, //
 };
+
+/// Programs of up to so many instructions are fused with any filter, longer ones only with those that
+/// are no shorter. So registering compiles what it was given once more at most, or this.
+const SHORT: usize = 10;
 
 /// What makes a program out of checked instructions.
 pub(crate) trait Compile: Sized {
@@ -49,7 +54,7 @@ impl<P> Link<P> {
 /// The filters of an opcode.
 pub(super) struct Chain<P> {
     newest: Arc<Link<P>>,
-    /// Newest first. Empty but for very long chains.
+    /// Newest first. Empty if there are few filters.
     older: KVec<Arc<Link<P>>>,
     /// Whether any reads what depends on the arguments of requests.
     reads_arguments: bool,
@@ -62,12 +67,15 @@ fn reads_arguments(insns: &[Insn]) -> bool {
         .any(|insn| insn.code == insn::LD_ABS && (insn.k == 8 || insn.k >= 16))
 }
 
-/// Fuses `newer` and `older`. Returns [`None`] if the result is longer than a program may be.
+/// Fuses `newer` and `older`. Returns [`None`] if that is too dear, or longer than a program may be.
 ///
 /// # Errors
 ///
 /// [`ENOMEM`] if memory is short.
 fn fuse(newer: &[Insn], older: &[Insn], flags: Flags) -> Result<Option<KVVec<Insn>>> {
+    if older.len() > newer.len().max(SHORT) {
+        return Ok(None);
+    }
     let most = older.len() + fuse::JOINT + fuse::GROWTH * newer.len();
     let mut backward = KVVec::with_capacity(most, flags)?;
     let mut left = KVVec::from_elem(0, newer.len() + 1, flags)?;

@@ -3,8 +3,11 @@
 //! Making one program of two, which denies what either denies.
 //!
 //! The newer one comes first. Where it allows, it goes on with the older one, which finds A and X
-//! as a program finds them at its start; where it denies, it stays as it is. Scratch words need no
-//! care: a checked program writes them before it reads them.
+//! as a program finds them at its start; where it denies, it stays as it is, or jumps to where the
+//! older one denies. Scratch words need no care: a checked program writes them before it reads them.
+//!
+//! Stacked filters tend to test the same word. So that each costs little more than its test, what
+//! the older one loads first is not loaded again if A still has it.
 //!
 //! Pure: uses nothing but `core` and instructions. Both programs must have been checked.
 
@@ -70,6 +73,42 @@ fn reads_at_start(program: &[Insn]) -> [bool; 2] {
     })
 }
 
+/// The word of the context that is in A wherever `program` ends, if it loads nothing else there.
+fn word_kept_in_a(program: &[Insn]) -> Option<u32> {
+    let (first, rest) = program.split_first()?;
+    let kept = first.code == insn::LD_ABS
+        && rest.iter().all(|insn| {
+            let [a, _] = uses(insn);
+            !a.written
+        });
+
+    kept.then_some(first.k)
+}
+
+/// Whether `insn` always denies.
+fn denies(insn: &Insn) -> bool {
+    insn.code == insn::RET_K && insn.k == 0
+}
+
+/// Where `program` denies. Not looked for where scratch words are read: the kernel's check believes
+/// that a program goes on past a `ret`, and so that a jump to this one could lead there, from where
+/// the words are not written yet.
+fn denial(program: &[Insn]) -> Option<usize> {
+    let reads_scratch = |insn: &Insn| matches!(insn.code, insn::LD_MEM | insn::LDX_MEM);
+
+    if program.iter().any(reads_scratch) {
+        return None;
+    }
+    program.iter().position(denies)
+}
+
+/// Whether the instruction at `pc` is only got to by jumps that name it.
+fn only_by_jumps(program: &[Insn], pc: usize) -> bool {
+    pc.checked_sub(1)
+        .and_then(|before| program.get(before))
+        .is_some_and(|before| matches!(before.class(), insn::JMP | insn::RET))
+}
+
 /// Writes the program that denies what `newer` or `older` denies to `push`, its last instruction
 /// first.
 ///
@@ -84,15 +123,24 @@ pub(crate) fn fuse<E>(
     left: &mut [u32],
     mut push: impl FnMut(Insn) -> Result<(), E>,
 ) -> Result<(), E> {
-    older.iter().rev().try_for_each(|insn| push(*insn))?;
-
     let [a, x] = reads_at_start(older);
+    let older = match (word_kept_in_a(newer), older.split_first()) {
+        (Some(word), Some((first, rest))) if *first == Insn::new(insn::LD_ABS, word) => rest,
+        _ => older,
+    };
+
+    older.iter().rev().try_for_each(|insn| push(*insn))?;
     if x {
         push(Insn::new(insn::LDX_IMM, 0))?;
     }
     if a {
         push(Insn::new(insn::LD_IMM, 0))?;
     }
+    // How far behind the newer program the older one denies, if that is within reach of any jump.
+    let denial = denial(older)
+        .map(|position| usize::from(a) + usize::from(x) + position)
+        .filter(|behind| behind + GROWTH * newer.len() <= usize::from(u8::MAX))
+        .map(|behind| behind as u32);
 
     // Jumps go forward only. So going backward, all that a jump skips is there already: `left` has,
     // for each instruction, how many there are from it on to the end of the newer program.
@@ -102,13 +150,17 @@ pub(crate) fn fuse<E>(
         let skip = |offset: u32| {
             let target = (pc + 1).saturating_add(offset as usize);
 
-            match newer.get(target) {
+            match (newer.get(target), denial) {
                 // Straight to where that would jump.
-                Some(&Insn {
-                    code: insn::RET_K,
-                    k: 1..,
-                    ..
-                }) => end,
+                (
+                    Some(&Insn {
+                        code: insn::RET_K,
+                        k: 1..,
+                        ..
+                    }),
+                    _,
+                ) => end,
+                (Some(insn), Some(behind)) if denies(insn) => end + behind,
                 _ => end.saturating_sub(left.get(target).copied().unwrap_or(0)),
             }
         };
@@ -122,11 +174,15 @@ pub(crate) fn fuse<E>(
                 0 => {}
                 skipped => emit(Insn::new(insn::JMP_JA, skipped))?,
             },
+            (_, insn::RET_K) if denial.is_some() && only_by_jumps(newer, pc) => {}
             (_, insn::RET_A) => {
                 let deny = Insn::new(insn::RET_K, 0);
+                let shared = denial.and_then(|behind| u8::try_from(end + behind).ok());
 
+                if let (Some(jt), Ok(jf)) = (shared, u8::try_from(end)) {
+                    emit(Insn::jump(insn::JMP_JEQ_K, jt, jf, 0))?;
                 // Over `deny`, and on to the end.
-                if let Ok(skipped) = u8::try_from(end + 1) {
+                } else if let Ok(skipped) = u8::try_from(end + 1) {
                     emit(deny)?;
                     emit(Insn::jump(insn::JMP_JEQ_K, 0, skipped, 0))?;
                 } else {

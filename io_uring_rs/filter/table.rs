@@ -40,27 +40,36 @@ const MAX_COST: u32 = 32_768;
 const FILTER_COST: u32 = 4;
 
 /// What is to be done with requests of one opcode.
+///
+/// `cost` is what the filters cost that were registered for it, zero if there were none.
 pub(super) enum Slot<P> {
     /// They may run.
-    Allow,
+    Allow { cost: u32 },
     /// They may not run, for good: nothing that is registered later changes that.
-    Deny,
+    Deny { cost: u32 },
     /// They may run if all filters allow it.
-    Filter(Arc<Chain<P>>),
+    Filter { cost: u32, chain: Arc<Chain<P>> },
+}
+
+impl<P> Slot<P> {
+    /// There was no filter.
+    const UNTOUCHED: Self = Slot::Allow { cost: 0 };
+    /// Denied with the rest.
+    const REST: Self = Slot::Deny { cost: 0 };
 }
 
 impl<P> Clone for Slot<P> {
     fn clone(&self) -> Self {
-        match self {
-            Slot::Allow => Slot::Allow,
-            Slot::Deny => Slot::Deny,
-            Slot::Filter(chain) => Slot::Filter(chain.clone()),
+        match *self {
+            Slot::Allow { cost } => Slot::Allow { cost },
+            Slot::Deny { cost } => Slot::Deny { cost },
+            Slot::Filter { cost, ref chain } => Slot::Filter {
+                cost,
+                chain: chain.clone(),
+            },
         }
     }
 }
-
-/// A slot, and what the filters cost that were registered for it, zero if there were none.
-type Entry<P> = (Slot<P>, u32);
 
 /// What `program` decides on requests for `opcode`.
 ///
@@ -77,48 +86,46 @@ fn evaluate(program: &[Insn], opcode: Opcode) -> Result<Verdict> {
 /// What is to be done with requests, by opcode.
 pub(crate) struct Table<P> {
     slots: PerOpcode<Slot<P>>,
-    costs: PerOpcode<u32>,
     allows_all: bool,
 }
 
-impl<P: Compile> Table<P> {
-    /// What becomes of an opcode when `filter` is registered for it. Where the opcode was denied
-    /// with the rest, nothing, and the filter does not count.
+impl<P: Compile> Slot<P> {
+    /// What becomes of `opcode`, of which this is the slot, when `filter` is registered for it.
+    /// Where it was denied with the rest, nothing, and the filter does not count.
     ///
     /// # Errors
     ///
     /// [`ENOMEM`] if the opcode's filters would cost more than [`MAX_COST`], and those of
     /// [`Chain::push`].
-    fn entry_with_filter(
-        old: Option<&Self>,
-        opcode: Opcode,
-        filter: KVVec<Insn>,
-    ) -> Result<Entry<P>> {
-        let (slot, cost) = old.map_or((&Slot::Allow, 0), |old| {
-            (old.slot(opcode), old.costs[opcode])
-        });
-        // Denied with the rest.
-        if matches!(slot, Slot::Deny) && cost == 0 {
-            return Ok((Slot::Deny, 0));
-        }
+    fn with_filter(&self, opcode: Opcode, filter: KVVec<Insn>) -> Result<Self> {
+        let cost = match self {
+            Slot::Deny { cost: 0 } => return Ok(Self::REST),
+            Slot::Allow { cost } | Slot::Deny { cost } | Slot::Filter { cost, .. } => *cost,
+        };
         // Neither is above 2^16.
         let cost = cost + filter.len() as u32 + FILTER_COST;
 
         if cost > MAX_COST {
             return Err(ENOMEM);
         }
-        let verdict = evaluate(&filter, opcode)?;
-        let push = |chain| Chain::push(chain, filter, GFP_KERNEL_ACCOUNT).map(Slot::Filter);
-        let slot = match (slot, verdict) {
+        let older = match (self, evaluate(&filter, opcode)?) {
             // A filter can only tighten, and there is nothing left to tighten.
-            (Slot::Deny, _) | (_, Verdict::Deny) => Slot::Deny,
-            (slot, Verdict::Allow) => slot.clone(),
-            (Slot::Allow, Verdict::Depends) => push(None)?,
-            (Slot::Filter(chain), Verdict::Depends) => push(Some(chain))?,
+            (Slot::Deny { .. }, _) | (_, Verdict::Deny) => return Ok(Slot::Deny { cost }),
+            (Slot::Allow { .. }, Verdict::Allow) => return Ok(Slot::Allow { cost }),
+            (Slot::Filter { chain, .. }, Verdict::Allow) => {
+                let chain = chain.clone();
+                return Ok(Slot::Filter { cost, chain });
+            }
+            (Slot::Allow { .. }, Verdict::Depends) => None,
+            (Slot::Filter { chain, .. }, Verdict::Depends) => Some(chain),
         };
-        Ok((slot, cost))
-    }
+        let chain = Chain::push(older, filter, GFP_KERNEL_ACCOUNT)?;
 
+        Ok(Slot::Filter { cost, chain })
+    }
+}
+
+impl<P: Compile> Table<P> {
     /// Makes a table out of `old`, or out of one that allows everything, by registering `filter`,
     /// which was checked, for `opcode`. With `deny_rest`, every other opcode that has no filter is
     /// denied.
@@ -133,28 +140,26 @@ impl<P: Compile> Table<P> {
         filter: KVVec<Insn>,
         deny_rest: bool,
     ) -> Result<impl Init<Self> + use<'_, P>> {
-        let (slot, cost) = Self::entry_with_filter(old, opcode, filter)?;
-        let old_slot = move |op| old.map_or(&Slot::Allow, |old: &Self| old.slot(op));
-        let old_cost = move |op| old.map_or(0, |old: &Self| old.costs[op]);
-        let denied = move |op| deny_rest && old_cost(op) == 0;
-        let allows_all = matches!(slot, Slot::Allow)
+        let old_slot = move |op| old.map_or(&Slot::UNTOUCHED, |old: &Self| old.slot(op));
+        let other_slot = move |op| match old_slot(op) {
+            Slot::Allow { cost: 0 } if deny_rest => &Slot::REST,
+            slot => slot,
+        };
+        let new_slot = old_slot(opcode).with_filter(opcode, filter)?;
+        let allows_all = matches!(new_slot, Slot::Allow { .. })
             && Opcode::all()
                 .filter(|&op| op != opcode)
-                .all(|op| matches!(old_slot(op), Slot::Allow) && !denied(op));
+                .all(|op| matches!(other_slot(op), Slot::Allow { .. }));
 
         let slots = PerOpcode::init(move |op| {
             if op == opcode {
-                slot.clone()
-            } else if denied(op) {
-                Slot::Deny
+                new_slot.clone()
             } else {
-                old_slot(op).clone()
+                other_slot(op).clone()
             }
         });
-        let costs = PerOpcode::init(move |op| if op == opcode { cost } else { old_cost(op) });
         Ok(init!(Self {
             slots <- slots,
-            costs <- costs,
             allows_all,
         }))
     }
@@ -173,7 +178,7 @@ impl<P: Send + Sync + 'static> Contents for Table<P> {
         let mut released = 0;
 
         for slot in self.slots.iter_mut() {
-            let Slot::Filter(chain) = core::mem::replace(slot, Slot::Allow) else {
+            let Slot::Filter { chain, .. } = core::mem::replace(slot, Slot::UNTOUCHED) else {
                 continue;
             };
 
@@ -310,8 +315,8 @@ mod tests {
 
         fn matches(&self, slot: &Slot<Numbers>) -> bool {
             match (self, slot) {
-                (Model::Allow, Slot::Allow) | (Model::Deny, Slot::Deny) => true,
-                (Model::Filters(numbers), Slot::Filter(chain)) => {
+                (Model::Allow, Slot::Allow { .. }) | (Model::Deny, Slot::Deny { .. }) => true,
+                (Model::Filters(numbers), Slot::Filter { chain, .. }) => {
                     let newest_first = numbers.iter().rev().copied();
 
                     chain
@@ -509,46 +514,66 @@ mod tests {
     fn certain_verdicts_are_not_asked() -> Result {
         let (nop, other) = (opcode(0)?, opcode(1)?);
         let allow: Set = register(None, nop, constant(1, 1)?, false)?;
-        assert!(matches!(allow.slot(nop), Slot::Allow) && allow.allows_all());
+        assert!(matches!(allow.slot(nop), Slot::Allow { .. }) && allow.allows_all());
 
         // It has a filter, so that it is not denied with the rest.
         let rest = register(Some(&allow), other, constant(1, 1)?, true)?;
-        assert!(matches!(rest.slot(nop), Slot::Allow) && !rest.allows_all());
-        assert!(matches!(rest.slot(other), Slot::Allow));
-        assert!(matches!(rest.slot(opcode(2)?), Slot::Deny));
+        assert!(matches!(rest.slot(nop), Slot::Allow { .. }) && !rest.allows_all());
+        assert!(matches!(rest.slot(other), Slot::Allow { .. }));
+        assert!(matches!(rest.slot(opcode(2)?), Slot::Deny { .. }));
 
         let asked = register(Some(&allow), nop, filter(7)?, false)?;
         let still = register(Some(&asked), nop, constant(1, 1)?, false)?;
         assert!(Model::Filters(kernel::kvec![7]?).matches(still.slot(nop)) && !still.allows_all());
 
         let deny = register(Some(&still), nop, constant(1, 0)?, false)?;
-        assert!(matches!(deny.slot(nop), Slot::Deny) && !deny.allows_all());
+        assert!(matches!(deny.slot(nop), Slot::Deny { .. }) && !deny.allows_all());
         let later = register(Some(&deny), nop, filter(7)?, false)?;
-        assert!(matches!(later.slot(nop), Slot::Deny));
+        assert!(matches!(later.slot(nop), Slot::Deny { .. }));
         Ok(())
+    }
+
+    /// How many programs the filters for an opcode are.
+    fn programs(set: &Set, op: Opcode) -> Result<usize> {
+        match set.slot(op) {
+            Slot::Filter { chain, .. } => Ok(chain.len()),
+            _ => Err(EINVAL),
+        }
     }
 
     /// Filters that are too long for one program are two, and are newest first.
     #[test]
     fn long_filters_are_kept_apart() -> Result {
-        let long = |number| -> Result<_> {
-            let mut insns = KVVec::from_elem(Insn::new(insn::LD_IMM, 0), 4000, GFP_KERNEL)?;
+        let long = |number, len: usize| -> Result<_> {
+            let mut insns = KVVec::from_elem(Insn::new(insn::LD_IMM, 0), len - 4, GFP_KERNEL)?;
 
             insns.extend_from_slice(&filter(number)?, GFP_KERNEL)?;
             Ok(insns)
         };
         let op = opcode(0)?;
-        let mut set = register(None, op, long(1)?, false)?;
-        for number in [2, 3] {
-            set = register(Some(&set), op, long(number)?, false)?;
-        }
+        let mut set = register(None, op, long(1, 4096)?, false)?;
+        // They would be longer than a program may be.
+        set = register(Some(&set), op, long(2, 4096)?, false)?;
+        assert_eq!(programs(&set, op)?, 2);
+        set = register(Some(&set), op, filter(3)?, false)?;
         set = register(Some(&set), op, filter(4)?, false)?;
+        assert_eq!(programs(&set, op)?, 3);
 
-        let Slot::Filter(chain) = set.slot(op) else {
-            return Err(EINVAL);
-        };
-        assert_eq!(chain.len(), 3);
         assert!(Model::Filters(kernel::kvec![1, 2, 3, 4]?).matches(set.slot(op)));
+        Ok(())
+    }
+
+    /// Registering a filter compiles no more than twice what it has, or a few more.
+    #[test]
+    fn registering_is_bounded() -> Result {
+        let op = opcode(0)?;
+        let mut set = register(None, op, filter(0)?, false)?;
+
+        // Eight that test the same word have eleven instructions together.
+        for number in 1..20 {
+            set = register(Some(&set), op, filter(number)?, false)?;
+            assert_eq!(programs(&set, op)?, number as usize / 8 + 1);
+        }
         Ok(())
     }
 }

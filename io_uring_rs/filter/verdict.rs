@@ -103,17 +103,13 @@ impl State {
         scratch: [Bits::UNKNOWN; SCRATCH],
     };
 
-    fn join(&self, other: &Self) -> Self {
-        let mut joined = Self {
-            a: self.a.join(other.a),
-            x: self.x.join(other.x),
-            scratch: self.scratch,
-        };
-
-        for (word, other) in joined.scratch.iter_mut().zip(&other.scratch) {
+    /// Keeps what is known on another path as well.
+    fn join(&mut self, other: &Self) {
+        self.a = self.a.join(other.a);
+        self.x = self.x.join(other.x);
+        for (word, other) in self.scratch.iter_mut().zip(&other.scratch) {
             *word = word.join(*other);
         }
-        joined
     }
 
     /// The second operand of an instruction.
@@ -251,25 +247,28 @@ impl Results {
 
 /// What `program` decides on requests of which `context` is known.
 ///
-/// The program must have been checked. `states` is room to compute in, one [`None`] for each
-/// instruction.
+/// The program must have been checked. `jumps` is room to compute in, one [`None`] for each
+/// instruction: what is known of the jumps that lead there.
 pub(crate) fn evaluate(
     program: &[Insn],
     context: &[Bits; WORDS],
-    states: &mut [Option<State>],
+    jumps: &mut [Option<State>],
 ) -> Verdict {
     let mut results = Results::default();
+    let mut state = State::START;
+    // Whether `state` is one that the instruction can be got to in.
+    let mut reached = true;
 
-    if let Some(first) = states.first_mut() {
-        *first = Some(State::START);
-    }
     for (pc, insn) in program.iter().enumerate() {
-        let Some((state, ahead)) = states.get_mut(pc..).and_then(<[_]>::split_first_mut) else {
+        let Some((jump, ahead)) = jumps.get_mut(pc..).and_then(<[_]>::split_first_mut) else {
             return Verdict::Depends;
         };
-        let Some(mut state) = state.take() else {
-            continue;
-        };
+        match jump {
+            Some(other) if reached => state.join(other),
+            Some(other) => state = *other,
+            None if reached => {}
+            None => continue,
+        }
         // Where the program goes on, counted from the next instruction.
         let mut next = [Some(0), None];
 
@@ -323,17 +322,21 @@ pub(crate) fn evaluate(
             }
             _ => return Verdict::Depends,
         }
-        for offset in next.into_iter().flatten() {
+        reached = next.contains(&Some(0));
+        for offset in next.into_iter().flatten().filter(|&offset| offset != 0) {
             let target = usize::try_from(offset).ok();
-            let Some(target) = target.and_then(|target| ahead.get_mut(target)) else {
-                return Verdict::Depends;
-            };
 
-            *target = Some(target.map_or(state, |other| other.join(&state)));
+            match target.and_then(|target| ahead.get_mut(target)) {
+                Some(Some(other)) => other.join(&state),
+                Some(target) => *target = Some(state),
+                None => return Verdict::Depends,
+            }
         }
     }
 
     match (results.zero, results.other) {
+        // Ran past its end.
+        _ if reached => Verdict::Depends,
         (false, true) => Verdict::Allow,
         (true, false) => Verdict::Deny,
         _ => Verdict::Depends,
