@@ -140,12 +140,17 @@ impl<P: Compile> Table<P> {
         filter: KVVec<Insn>,
         deny_rest: bool,
     ) -> Result<impl Init<Self> + use<'_, P>> {
-        let old_slot = move |op| old.map_or(&Slot::UNTOUCHED, |old: &Self| old.slot(op));
-        let other_slot = move |op| match old_slot(op) {
-            Slot::Allow { cost: 0 } if deny_rest => &Slot::REST,
-            slot => slot,
+        let rest = if deny_rest {
+            &Slot::REST
+        } else {
+            &Slot::UNTOUCHED
         };
-        let new_slot = old_slot(opcode).with_filter(opcode, filter)?;
+        let other_slot = move |op| match old.map(|old| old.slot(op)) {
+            None | Some(Slot::Allow { cost: 0 }) => rest,
+            Some(slot) => slot,
+        };
+        let old_slot = old.map_or(&Slot::UNTOUCHED, |old| old.slot(opcode));
+        let new_slot = old_slot.with_filter(opcode, filter)?;
         let allows_all = matches!(new_slot, Slot::Allow { .. })
             && Opcode::all()
                 .filter(|&op| op != opcode)

@@ -5,7 +5,7 @@
 //! A program is followed with what is the same for all requests of its opcode: the opcode itself,
 //! the size of its arguments, padding, and the zeroes behind the arguments. Where that leaves a
 //! branch open both arms are followed, and where paths meet only what they agree on is kept, so
-//! that each instruction is looked at once.
+//! that each instruction is looked at once. What is in scratch words is not followed.
 //!
 //! Invariant: [`Verdict::Allow`] is never given to a program that can return zero, nor
 //! [`Verdict::Deny`] to one that can return anything else. Whatever is not understood is unknown.
@@ -19,9 +19,6 @@ use kernel::bpf::insn::{
 
 /// The words of the context.
 pub(crate) const WORDS: usize = 10;
-
-/// How many scratch words a program has.
-const SCRATCH: usize = 16;
 
 /// What a program returns, whatever the request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,24 +89,18 @@ impl Bits {
 pub(crate) struct State {
     a: Bits,
     x: Bits,
-    scratch: [Bits; SCRATCH],
 }
 
 impl State {
     const START: Self = Self {
         a: Bits::exact(0),
         x: Bits::exact(0),
-        // Written before they are read.
-        scratch: [Bits::UNKNOWN; SCRATCH],
     };
 
     /// Keeps what is known on another path as well.
     fn join(&mut self, other: &Self) {
         self.a = self.a.join(other.a);
         self.x = self.x.join(other.x);
-        for (word, other) in self.scratch.iter_mut().zip(&other.scratch) {
-            *word = word.join(*other);
-        }
     }
 
     /// The second operand of an instruction.
@@ -118,22 +109,6 @@ impl State {
             self.x
         } else {
             Bits::exact(insn.k)
-        }
-    }
-
-    /// A scratch word.
-    fn load(&self, slot: u32) -> Bits {
-        let word = usize::try_from(slot).ok();
-
-        word.and_then(|word| self.scratch.get(word).copied())
-            .unwrap_or(Bits::UNKNOWN)
-    }
-
-    fn store(&mut self, slot: u32, value: Bits) {
-        let word = usize::try_from(slot).ok();
-
-        if let Some(word) = word.and_then(|word| self.scratch.get_mut(word)) {
-            *word = value;
         }
     }
 }
@@ -281,11 +256,10 @@ pub(crate) fn evaluate(
                     .unwrap_or(Bits::UNKNOWN);
             }
             (_, insn::LD_IMM) => state.a = Bits::exact(insn.k),
-            (_, insn::LD_MEM) => state.a = state.load(insn.k),
+            (_, insn::LD_MEM) => state.a = Bits::UNKNOWN,
             (_, insn::LDX_IMM) => state.x = Bits::exact(insn.k),
-            (_, insn::LDX_MEM) => state.x = state.load(insn.k),
-            (_, insn::ST) => state.store(insn.k, state.a),
-            (_, insn::STX) => state.store(insn.k, state.x),
+            (_, insn::LDX_MEM) => state.x = Bits::UNKNOWN,
+            (_, insn::ST | insn::STX) => {}
             (_, insn::MISC_TAX) => state.x = state.a,
             (_, insn::MISC_TXA) => state.a = state.x,
             (insn::ALU, _) => {
