@@ -20,7 +20,7 @@ guest = --impl $(IMPL) $(if $(DEBUG),--debug) $(if $(TIMEOUT),--timeout $(TIMEOU
 
 # One thing at a time: what can be done at once, each of them does.
 .NOTPARALLEL:
-.PHONY: help run test soak bench lint external kernel boot shell minutes host-tests apply unapply series series-check doc deb toolchain \
+.PHONY: help run test soak bench fuzz lint external kernel boot shell minutes host-tests apply unapply series series-check doc deb toolchain \
 	tree guest clean
 
 help: ## list the targets
@@ -51,6 +51,10 @@ bench: tree guest ## instructions that filters take, C against Rust, in build/be
 
 minutes:
 	@case '$(MINUTES)' in *[!0-9]*|'') echo 'error: no time given; give MINUTES=60' >&2; exit 1;; esac
+
+fuzz: toolchain ## libFuzzer on what is done with filter programs: [SECONDS=60] [KEEP=1]
+	@case '$(SECONDS)' in *[!0-9]*|'') echo 'error: SECONDS is no number; give SECONDS=60' >&2; exit 1;; esac
+	@scripts/fuzz $(SECONDS) $(if $(KEEP),keep)
 
 external: kernel ## run test programs built elsewhere: BIN="a b c" [IMPL=c] [SECONDS=60]
 	@scripts/external build/external $(BIN)

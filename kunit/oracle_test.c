@@ -4,6 +4,7 @@
  * programs and the same random requests, and must give the same results.
  *
  * Boot with oracle_test.seed=N to repeat a run: its seed is in the log.
+ * oracle_test.programs=N makes it longer or shorter.
  */
 #include <kunit/test.h>
 #include <linux/delay.h>
@@ -27,8 +28,7 @@
 #include "../../io_uring/openclose.h"
 #include "oracle.h"
 
-/* Random programs in all, and how many cases share them. */
-#define PROGRAMS	(IS_ENABLED(CONFIG_KASAN) ? 3000 : 100000)
+/* How many cases share the random programs. */
 #define CASES		4
 #define REQUESTS	8
 /* After how many chains to wait until memory is freed. */
@@ -37,6 +37,10 @@
 static unsigned int seed;
 module_param(seed, uint, 0444);
 MODULE_PARM_DESC(seed, "Seed of the random programs, 0 for a random one");
+
+static unsigned int programs = IS_ENABLED(CONFIG_KASAN) ? 3000 : 100000;
+module_param(programs, uint, 0644);
+MODULE_PARM_DESC(programs, "Random programs in all");
 
 static int ask_rust(struct oracle *o)
 {
@@ -223,7 +227,7 @@ static void random_programs(struct kunit *test)
 	prandom_seed_state(&o->rnd, o->seed);
 	kunit_info(test, "seed %u: repeat with oracle_test.seed=%u\n", o->seed, seed);
 
-	while (o->total < PROGRAMS / CASES) {
+	while (o->total < programs / CASES) {
 		if (!random_chain(o)) {
 			KUNIT_FAIL(test, "Rust and C differ\n");
 			break;

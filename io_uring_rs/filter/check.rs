@@ -57,7 +57,7 @@ const KEPT: [u16; 38] = [
 ///
 /// Loads of a packet's word become loads of the context's, which must lie inside it and be aligned.
 /// The packet's length becomes the context's. Returns [`None`] for what a filter may not contain.
-pub(super) fn check(code: u16, k: u32, size: u32) -> Option<Action> {
+pub(crate) fn check(code: u16, k: u32, size: u32) -> Option<Action> {
     match code {
         LD_ABS if k < size && k % 4 == 0 => Some(Action::LoadContext),
         LD_LEN | LDX_LEN => Some(Action::LoadConstant(size)),

@@ -5,125 +5,18 @@
 
 extern crate self as kernel;
 
-// Formatted as the kernel is.
-#[rustfmt::skip]
-#[path = "../../rust/kernel/bpf/insn.rs"]
-pub mod insn;
+/// Where the kernel's files look for what they use.
+pub use classic::bpf;
+mod classic;
 
-/// Where the kernel's files look for their neighbours.
-pub mod bpf {
-    pub use crate::insn;
-}
-
-// Formatted as the kernel is.
-#[rustfmt::skip]
-#[path = "../../io_uring_rs/filter/verdict.rs"]
-mod verdict;
-
-// Formatted as the kernel is.
-#[rustfmt::skip]
-#[path = "../../io_uring_rs/filter/fuse.rs"]
-mod fuse;
-
-use insn::*;
+use classic::insn::*;
+use classic::verdict::{Verdict, WORDS};
+use classic::{Context, as_requests_have_it, evaluate, fused, judge, run, valid};
 use proptest::prelude::*;
-use verdict::{Verdict, WORDS};
-
-type Context = [u8; 40];
 
 const SOCKET: (u8, u16) = (45, 12);
 const OPENAT: (u8, u16) = (18, 24);
 const NOP: (u8, u16) = (0, 0);
-
-/// Runs a program as the kernel's documentation of classic BPF has it.
-fn run(program: &[Insn], context: &Context) -> u32 {
-    let (mut a, mut x, mut m) = (0u32, 0u32, [None; 16]);
-    let mut pc = 0;
-    loop {
-        let insn = program[pc];
-        pc += 1;
-        let b = if insn.code & 0x08 != 0 { x } else { insn.k };
-        match insn.code {
-            0x20 => {
-                let k = insn.k as usize;
-                a = u32::from_ne_bytes(context[k..k + 4].try_into().unwrap());
-            }
-            0x00 => a = insn.k,
-            0x01 => x = insn.k,
-            0x60 => a = m[insn.k as usize].expect("reads what was not written"),
-            0x61 => x = m[insn.k as usize].expect("reads what was not written"),
-            0x02 => m[insn.k as usize] = Some(a),
-            0x03 => m[insn.k as usize] = Some(x),
-            0x07 => x = a,
-            0x87 => a = x,
-            0x04 | 0x0c => a = a.wrapping_add(b),
-            0x14 | 0x1c => a = a.wrapping_sub(b),
-            0x24 | 0x2c => a = a.wrapping_mul(b),
-            0x34 | 0x3c if b == 0 => return 0,
-            0x34 | 0x3c => a /= b,
-            0x44 | 0x4c => a |= b,
-            0x54 | 0x5c => a &= b,
-            0x64 | 0x6c => a <<= b % 32,
-            0x74 | 0x7c => a >>= b % 32,
-            0x84 => a = a.wrapping_neg(),
-            0xa4 | 0xac => a ^= b,
-            0x05 => pc += insn.k as usize,
-            0x15 | 0x1d => pc += usize::from(if a == b { insn.jt } else { insn.jf }),
-            0x25 | 0x2d => pc += usize::from(if a > b { insn.jt } else { insn.jf }),
-            0x35 | 0x3d => pc += usize::from(if a >= b { insn.jt } else { insn.jf }),
-            0x45 | 0x4d => pc += usize::from(if a & b != 0 { insn.jt } else { insn.jf }),
-            0x06 => return insn.k,
-            0x16 => return a,
-            code => panic!("unknown code {code:#x}"),
-        }
-    }
-}
-
-/// What the kernel's check asks for beyond what [`run`] would trip over: jumps that
-/// stay inside, a `ret` at the end, and scratch words that are written before they
-/// are read, also on ways that it only believes in: past a `ret`.
-fn check(program: &[Insn]) {
-    let mut written = vec![u16::MAX; program.len()];
-    let mut here = 0u16;
-    for (pc, insn) in program.iter().enumerate() {
-        let room = program.len() - pc - 1;
-        here &= written[pc];
-        let jumps = match insn.code {
-            0x05 => vec![insn.k as usize],
-            code if code & 7 == 5 => vec![insn.jt.into(), insn.jf.into()],
-            _ => vec![],
-        };
-        for &jump in &jumps {
-            assert!(jump < room, "{pc}: jumps {jump}");
-            written[pc + 1 + jump] &= here;
-        }
-        match insn.code {
-            _ if !jumps.is_empty() => here = u16::MAX,
-            0x02 | 0x03 => here |= 1 << insn.k,
-            0x60 | 0x61 => assert!(here & 1 << insn.k != 0, "{pc}: reads {}", insn.k),
-            _ => {}
-        }
-    }
-    assert!(matches!(program.last().unwrap().code, 0x06 | 0x16));
-}
-
-fn evaluate(program: &[Insn], (opcode, pdu_size): (u8, u16)) -> Verdict {
-    let context = verdict::context(opcode, pdu_size);
-    verdict::evaluate(program, &context, &mut vec![None; program.len()])
-}
-
-fn fused(newer: &[Insn], older: &[Insn]) -> Vec<Insn> {
-    let mut program = Vec::new();
-    let mut left = vec![0; newer.len() + 1];
-    fuse::fuse::<()>(newer, older, &mut left, |insn| {
-        program.push(insn);
-        Ok(())
-    })
-    .unwrap();
-    assert!(program.len() <= fuse::GROWTH * newer.len() + fuse::JOINT + older.len());
-    program.reverse();
-    program
-}
 
 /// A number that has a chance to matter.
 fn number() -> impl Strategy<Value = u32> {
@@ -249,18 +142,14 @@ fn opcode() -> impl Strategy<Value = (u8, u16)> {
 }
 
 /// A context as requests of an opcode have it.
-fn context((opcode, pdu_size): (u8, u16)) -> impl Strategy<Value = Context> {
+fn context(of: (u8, u16)) -> impl Strategy<Value = Context> {
     let words = prop::collection::vec(number(), WORDS);
     words.prop_map(move |words| {
         let mut context = [0; 40];
         for (bytes, word) in context.chunks_mut(4).zip(words) {
             bytes.copy_from_slice(&word.to_ne_bytes());
         }
-        context[8] = opcode;
-        context[9] &= 0x7f;
-        context[10] = pdu_size as u8;
-        context[11..16].fill(0);
-        context[16 + usize::from(pdu_size)..].fill(0);
+        as_requests_have_it(&mut context, of);
         context
     })
 }
@@ -295,7 +184,7 @@ proptest! {
         let mut one = chain[0].clone();
         for newer in &chain[1..] {
             one = fused(newer, &one);
-            check(&one);
+            prop_assert_eq!(valid(&one), Ok(()));
         }
         for context in &contexts {
             let all = chain.iter().all(|program| run(program, context) != 0);
@@ -313,7 +202,7 @@ proptest! {
         newer in program(1200), older in program(600), (_, contexts) in requests(),
     ) {
         let one = fused(&newer, &older);
-        check(&one);
+        prop_assert_eq!(valid(&one), Ok(()));
         for context in &contexts {
             let all = run(&newer, context) != 0 && run(&older, context) != 0;
             prop_assert_eq!(run(&one, context) != 0, all);
@@ -465,5 +354,48 @@ fn registers_start_at_zero() {
     ] {
         let one = fused(&newer, &older);
         assert_eq!(run(&one, &[0; 40]), run(&older, &[0; 40]), "{one:?}");
+    }
+}
+
+/// The only codes that a filter may have are those that the interpreter knows, and
+/// of the context it can only load aligned words.
+#[test]
+fn codes_are_checked() {
+    for code in 0..=u16::MAX {
+        let known = classic::CODES.contains(&code);
+        for k in [
+            0,
+            1,
+            2,
+            3,
+            4,
+            36,
+            37,
+            38,
+            39,
+            40,
+            44,
+            u32::MAX - 3,
+            u32::MAX,
+        ] {
+            let want = match code {
+                LD_ABS if k > 36 || k % 4 != 0 => None,
+                LD_ABS => Some(bpf::Action::LoadContext),
+                LD_LEN | LDX_LEN => Some(bpf::Action::LoadConstant(40)),
+                _ => known.then_some(bpf::Action::Keep),
+            };
+            assert_eq!(classic::check::check(code, k, 40), want, "{code:#x}, {k}");
+        }
+    }
+}
+
+/// What `make fuzz` found worth keeping.
+#[test]
+fn corpus_holds() {
+    let corpus = concat!(env!("CARGO_MANIFEST_DIR"), "/fuzz/corpus");
+    let files: Vec<_> = std::fs::read_dir(corpus).unwrap().collect();
+    assert!(files.len() >= 20, "{} files in {corpus}", files.len());
+    for file in files {
+        judge::judge(&std::fs::read(file.unwrap().path()).unwrap());
     }
 }

@@ -1,6 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 //! D2: which programs are accepted, and what they compute.
 
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context as _, ensure};
 use fastrand::Rng;
 use libc::{
     BPF_ABS, BPF_ALU, BPF_B, BPF_DIV, BPF_H, BPF_IND, BPF_JA, BPF_JEQ, BPF_JMP, BPF_K, BPF_LD,
@@ -12,7 +16,7 @@ use super::{NOTE, Outcome, Test, TestResult, seed, slow, test};
 use crate::bpf::{
     self, CONTEXT_SIZE, OPCODE_WORD, Program, USER_DATA_HI, USER_DATA_LO, insn, ld, ret,
 };
-use crate::kernel::{BPF_MAXINSNS, expect_eq, expect_result};
+use crate::kernel::{self, BPF_MAXINSNS, expect_eq, expect_result};
 use crate::model::{self, ALU_OPS, Context};
 use crate::ring::Ring;
 use crate::sandbox::Sysctl;
@@ -33,6 +37,11 @@ pub const TESTS: &[Test] = &[
         fp10,
     ),
     test("FP12 same verdicts with JIT off, on and hardened", fp12),
+    slow(
+        "FP12oracle verdicts as C's with JIT off, on and hardened",
+        240,
+        fp12oracle,
+    ),
     test("FP13 internal load LDX W ABS from user space", fp13),
     test("FP14 same verdicts with BPF statistics on", fp14),
     test("FP15 order of words and bytes, little endian", fp15),
@@ -398,13 +407,41 @@ fn checksum_agrees(what: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn fp12() -> TestResult {
+/// Does something with the JIT off, on and hardened, as far as the kernel has that.
+fn with_each_jit(mut check: impl FnMut(&str) -> anyhow::Result<()>) -> TestResult {
     for (enable, harden) in [("0", "0"), ("1", "0"), ("1", "2"), ("0", "2")] {
+        if enable == "0" && kernel::has_option("CONFIG_BPF_JIT_ALWAYS_ON") {
+            continue;
+        }
         let _enable = Sysctl::set("net/core/bpf_jit_enable", enable)?;
         let _harden = Sysctl::set("net/core/bpf_jit_harden", harden)?;
-        checksum_agrees(&format!("bpf_jit_enable {enable}, bpf_jit_harden {harden}"))?;
+        check(&format!("bpf_jit_enable {enable}, bpf_jit_harden {harden}"))?;
     }
     Ok(Outcome::Passed)
+}
+
+fn fp12() -> TestResult {
+    with_each_jit(checksum_agrees)
+}
+
+/// The KUnit suite that compares with C, once more in each mode.
+fn fp12oracle() -> TestResult {
+    let suite = Path::new("/sys/kernel/debug/kunit/io_uring_filter_oracle");
+    if !suite.exists() {
+        return Ok(Outcome::Skipped("this kernel has no oracle".to_string()));
+    }
+    if !kernel::has_option("CONFIG_KASAN") {
+        fs::write("/sys/module/oracle_test/parameters/programs", "20000")?;
+    }
+    with_each_jit(|what| {
+        fs::write(suite.join("run"), "1").context(what.to_string())?;
+        let results = fs::read_to_string(suite.join("results"))?;
+        ensure!(
+            results.contains("\nok 1 io_uring_filter_oracle") && !results.contains("not ok"),
+            "{what}: Rust and C differ, see the console: {results}"
+        );
+        Ok(())
+    })
 }
 
 fn fp13() -> TestResult {

@@ -1,0 +1,14 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Gives libFuzzer what the host's tests also have: `judge`. `make fuzz` builds
+//! this with the instrumentation that shows libFuzzer where it has been.
+
+#![no_main]
+
+extern crate self as kernel;
+
+/// Where the kernel's files look for what they use.
+pub use classic::bpf;
+#[path = "../../tests/classic/mod.rs"]
+mod classic;
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| classic::judge::judge(data));
