@@ -159,8 +159,17 @@ fn requests() -> impl Strategy<Value = ((u8, u16), Vec<Context>)> {
     opcode().prop_flat_map(|of| (Just(of), prop::collection::vec(context(of), 8)))
 }
 
+/// Failures are not written down: `judge` has a corpus.
+fn cases(cases: u32) -> ProptestConfig {
+    ProptestConfig {
+        cases,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(20_000))]
+    #![proptest_config(cases(20_000))]
 
     /// Never "allow" for what can deny, nor "deny" for what can allow.
     #[test]
@@ -194,7 +203,7 @@ proptest! {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(300))]
+    #![proptest_config(cases(300))]
 
     /// Jumps that no longer fit their eight bits.
     #[test]
