@@ -20,7 +20,7 @@ guest = --impl $(IMPL) $(if $(DEBUG),--debug) $(if $(TIMEOUT),--timeout $(TIMEOU
 
 # One thing at a time: what can be done at once, each of them does.
 .NOTPARALLEL:
-.PHONY: help run test soak bench fuzz lint external kernel boot shell minutes host-tests apply unapply series series-check doc deb toolchain \
+.PHONY: help run test soak bench bench-um fuzz lint external kernel boot shell minutes host-tests apply unapply series series-check doc deb toolchain \
 	tree guest clean
 
 help: ## list the targets
@@ -48,6 +48,10 @@ bench: tree guest ## instructions that filters take, C against Rust, in build/be
 	@scripts/kernel c
 	@scripts/kernel rust
 	@$(enter) python3 scripts/run-bench $(if $(TIMEOUT),--timeout $(TIMEOUT)) build/guest.cpio
+
+bench-um: tree ## nanoseconds of this machine that filters take, without JIT and QEMU
+	@DEBUG= scripts/kernel um
+	@$(enter) python3 scripts/run-bench-um $(if $(TIMEOUT),--timeout $(TIMEOUT))
 
 minutes:
 	@case '$(MINUTES)' in *[!0-9]*|'') echo 'error: no time given; give MINUTES=60' >&2; exit 1;; esac

@@ -42,7 +42,7 @@ static unsigned int programs = IS_ENABLED(CONFIG_KASAN) ? 3000 : 100000;
 module_param(programs, uint, 0644);
 MODULE_PARM_DESC(programs, "Random programs in all");
 
-static int ask_rust(struct oracle *o)
+int oracle_ask_rust(struct oracle *o)
 {
 	struct io_bpf_filters *set = o->rust.bpf_filters;
 
@@ -51,7 +51,7 @@ static int ask_rust(struct oracle *o)
 	return __io_uring_run_bpf_filters(set->filters, &o->req);
 }
 
-static int ask_c(struct oracle *o)
+int oracle_ask_c(struct oracle *o)
 {
 	struct io_bpf_filters *set = o->c.bpf_filters;
 
@@ -102,9 +102,9 @@ fault:
 /* Asks both sides. False if they differ. */
 bool oracle_same_verdict(struct oracle *o, int *verdict)
 {
-	int c = ask_c(o);
+	int c = oracle_ask_c(o);
 
-	*verdict = ask_rust(o);
+	*verdict = oracle_ask_rust(o);
 	if (*verdict)
 		o->denied++;
 	else
