@@ -22,8 +22,8 @@ use kernel::{
     sync::Arc, //
 };
 
-/// Programs of up to so many instructions are fused with any filter, longer ones only with those that
-/// are no shorter. So registering compiles what it was given once more at most, or this.
+/// Programs of up to so many instructions are fused with any filter, longer ones only with those
+/// that are no shorter. So registering compiles at most as much again as it was given, or this.
 const SHORT: usize = 10;
 
 /// What makes a program out of checked instructions.
@@ -67,7 +67,8 @@ fn reads_arguments(insns: &[Insn]) -> bool {
         .any(|insn| insn.code == insn::LD_ABS && (insn.k == 8 || insn.k >= 16))
 }
 
-/// Fuses `newer` and `older`. Returns [`None`] if that is too dear, or longer than a program may be.
+/// Fuses `newer` and `older`. Returns [`None`] if that costs too much, or would be longer than a
+/// program may be.
 ///
 /// # Errors
 ///

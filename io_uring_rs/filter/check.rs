@@ -59,7 +59,7 @@ const KEPT: [u16; 38] = [
 /// The packet's length becomes the context's. Returns [`None`] for what a filter may not contain.
 pub(crate) fn check(code: u16, k: u32, size: u32) -> Option<Action> {
     match code {
-        LD_ABS if k < size && k % 4 == 0 => Some(Action::LoadContext),
+        LD_ABS if k < size && k.is_multiple_of(4) => Some(Action::LoadContext),
         LD_LEN | LDX_LEN => Some(Action::LoadConstant(size)),
         _ if KEPT.contains(&code) => Some(Action::Keep),
         _ => None,

@@ -4,7 +4,8 @@
 //!
 //! The newer one comes first. Where it allows, it goes on with the older one, which finds A and X
 //! as a program finds them at its start; where it denies, it stays as it is, or jumps to where the
-//! older one denies. Scratch words need no care: a checked program writes them before it reads them.
+//! older one denies. Scratch words need no care: a checked program writes them before it reads
+//! them.
 //!
 //! Stacked filters tend to test the same word. So that each costs little more than its test, what
 //! the older one loads first is not loaded again if A still has it.
