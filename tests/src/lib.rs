@@ -12,3 +12,5 @@ pub mod ring;
 pub mod sandbox;
 pub mod sqe;
 pub mod suite;
+pub mod wide;
+pub mod zcrx;

@@ -1,0 +1,285 @@
+// SPDX-License-Identifier: GPL-2.0
+//! A ring whose completions carry more than 16 bytes: `CQE32`, where all do, or
+//! `CQE_MIXED`, where each says so. It is driven by hand, as zero-copy receive
+//! is used: `DEFER_TASKRUN` and a single issuer.
+
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use anyhow::{Context, ensure};
+
+use crate::kernel::describe;
+use crate::ring::{self, IORING_SETUP_CQSIZE, IORING_SETUP_SINGLE_ISSUER, RawParams};
+use crate::sqe::Sqe;
+
+pub const IORING_SETUP_CLAMP: u32 = 1 << 4;
+pub const IORING_SETUP_CQE32: u32 = 1 << 11;
+pub const IORING_SETUP_DEFER_TASKRUN: u32 = 1 << 13;
+pub const IORING_SETUP_CQE_MIXED: u32 = 1 << 18;
+
+/// What zero-copy receive asks of a ring.
+pub const ZCRX_SETUP: u32 =
+    IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_CQE32;
+
+/// A completion that only fills the end of a mixed queue.
+pub const IORING_CQE_F_SKIP: u32 = 1 << 5;
+/// A completion of 32 bytes in a mixed queue.
+pub const IORING_CQE_F_32: u32 = 1 << 15;
+
+/// Runs task work and takes completions.
+const IORING_ENTER_GETEVENTS: u32 = 1;
+
+const IORING_OFF_CQ_RING: i64 = 0x800_0000;
+const IORING_OFF_SQES: i64 = 0x1000_0000;
+
+/// A completion; `extra` is its second half, where it has one.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct WideCqe {
+    pub user_data: u64,
+    pub res: i32,
+    pub flags: u32,
+    pub extra: Option<[u64; 2]>,
+}
+
+/// Memory that is mapped from a file.
+pub struct Mapping {
+    address: *mut u8,
+    len: usize,
+}
+
+impl Mapping {
+    /// Maps `len` bytes at `offset`, readable and writable.
+    pub fn new(fd: RawFd, offset: i64, len: usize) -> anyhow::Result<Self> {
+        // SAFETY: a fresh mapping wherever there is room.
+        let address = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                len,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED | libc::MAP_POPULATE,
+                fd,
+                offset,
+            )
+        };
+        if address == libc::MAP_FAILED {
+            return Err(std::io::Error::last_os_error().into());
+        }
+        Ok(Mapping {
+            address: address.cast(),
+            len,
+        })
+    }
+
+    /// Fresh memory that is in no file.
+    pub fn anonymous(len: usize) -> anyhow::Result<Self> {
+        // SAFETY: a fresh mapping wherever there is room.
+        let address = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                len,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+                -1,
+                0,
+            )
+        };
+        ensure!(address != libc::MAP_FAILED, "mmap failed");
+        Ok(Mapping {
+            address: address.cast(),
+            len,
+        })
+    }
+
+    pub fn address(&self) -> *mut u8 {
+        self.address
+    }
+
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// A word that the kernel uses too.
+    pub fn word(&self, offset: usize) -> &AtomicU32 {
+        assert!(offset.is_multiple_of(4) && offset + 4 <= self.len);
+        // SAFETY: inside the mapping and aligned, as pages are.
+        unsafe { AtomicU32::from_ptr(self.address.add(offset).cast()) }
+    }
+
+    /// Reads a value at a byte offset.
+    pub fn read<T: Copy>(&self, offset: usize) -> T {
+        assert!(offset + size_of::<T>() <= self.len);
+        // SAFETY: inside the mapping.
+        unsafe { std::ptr::read_volatile(self.address.add(offset).cast()) }
+    }
+
+    /// Writes a value at a byte offset.
+    pub fn write<T: Copy>(&self, offset: usize, value: T) {
+        assert!(offset + size_of::<T>() <= self.len);
+        // SAFETY: inside the mapping.
+        unsafe { std::ptr::write_volatile(self.address.add(offset).cast(), value) }
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: our own mapping, which nobody refers to any more.
+        unsafe { libc::munmap(self.address.cast(), self.len) };
+    }
+}
+
+/// The ring.
+pub struct WideRing {
+    fd: OwnedFd,
+    params: RawParams,
+    rings: Mapping,
+    sqes: Mapping,
+    sq_tail: u32,
+}
+
+impl WideRing {
+    /// With what zero-copy receive asks for.
+    pub fn new(entries: u32) -> anyhow::Result<Self> {
+        Self::with(entries, 0, ZCRX_SETUP)
+    }
+
+    /// With `IORING_SETUP_*` flags, and so many completions if not 0.
+    pub fn with(entries: u32, cq_entries: u32, flags: u32) -> anyhow::Result<Self> {
+        let mut params = RawParams::default();
+        params[2] = flags;
+        if cq_entries != 0 {
+            params[1] = cq_entries;
+            params[2] |= IORING_SETUP_CQSIZE;
+        }
+        let fd = ring::setup(entries, &mut params);
+        ensure!(fd >= 0, "io_uring_setup: {}", describe(fd));
+        // SAFETY: just made, and nobody else has it.
+        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+        let cqe = if flags & IORING_SETUP_CQE32 != 0 {
+            32
+        } else {
+            16
+        };
+        // Behind the CQEs, and behind the indices of SQEs.
+        let cqes = params[20 + 5] as usize + cqe * params[1] as usize;
+        let array = params[10 + 6] as usize + 4 * params[0] as usize;
+        let rings = Mapping::new(fd.as_raw_fd(), IORING_OFF_CQ_RING, cqes.max(array))
+            .context("mapping the rings")?;
+        let sqes = Mapping::new(fd.as_raw_fd(), IORING_OFF_SQES, 64 * params[0] as usize)
+            .context("mapping the SQEs")?;
+        Ok(WideRing {
+            fd,
+            params,
+            rings,
+            sqes,
+            sq_tail: 0,
+        })
+    }
+
+    pub fn fd(&self) -> RawFd {
+        self.fd.as_raw_fd()
+    }
+
+    /// Of `struct io_sqring_offsets`: a word of the submission queue.
+    fn sq(&self, index: usize) -> &AtomicU32 {
+        self.rings.word(self.params[10 + index] as usize)
+    }
+
+    /// Of `struct io_cqring_offsets`: a word of the completion queue.
+    fn cq(&self, index: usize) -> &AtomicU32 {
+        self.rings.word(self.params[20 + index] as usize)
+    }
+
+    /// How many completions found no room so far.
+    pub fn overflow(&self) -> u32 {
+        self.cq(4).load(Ordering::Relaxed)
+    }
+
+    /// Puts an SQE into the queue. What it points to must stay until it is done.
+    pub fn push(&mut self, sqe: Sqe) -> anyhow::Result<()> {
+        let entries = self.params[0];
+        let taken = self.sq(0).load(Ordering::Acquire);
+        ensure!(
+            self.sq_tail.wrapping_sub(taken) < entries,
+            "the submission queue is full"
+        );
+        let slot = self.sq_tail & (entries - 1);
+        self.sqes.write(64 * slot as usize, sqe);
+        let array = self.params[10 + 6] as usize;
+        self.rings
+            .word(array + 4 * slot as usize)
+            .store(slot, Ordering::Relaxed);
+        self.sq_tail = self.sq_tail.wrapping_add(1);
+        self.sq(1).store(self.sq_tail, Ordering::Release);
+        Ok(())
+    }
+
+    /// Submits what is queued and waits for `wait` completions, running what
+    /// the kernel has put off: how many SQEs it took.
+    pub fn submit_and_wait(&mut self, wait: u32) -> anyhow::Result<u32> {
+        let queued = self
+            .sq_tail
+            .wrapping_sub(self.sq(0).load(Ordering::Acquire));
+        let got = ring::enter(self.fd(), queued, wait, IORING_ENTER_GETEVENTS);
+        ensure!(got >= 0, "io_uring_enter: {}", describe(got));
+        Ok(got as u32)
+    }
+
+    /// Submits what is queued, and lets the kernel do what it can do now.
+    pub fn submit(&mut self) -> anyhow::Result<u32> {
+        self.submit_and_wait(0)
+    }
+
+    /// Takes a completion if there is one. Fillers are left out.
+    pub fn try_cqe(&mut self) -> Option<WideCqe> {
+        loop {
+            let head = self.cq(0).load(Ordering::Relaxed);
+            if head == self.cq(1).load(Ordering::Acquire) {
+                return None;
+            }
+            let cqes = self.params[20 + 5] as usize;
+            let slot = (head & (self.params[1] - 1)) as usize;
+            let all_wide = self.params[2] & IORING_SETUP_CQE32 != 0;
+            let at = cqes + slot * if all_wide { 32 } else { 16 };
+            let flags: u32 = self.rings.read(at + 12);
+            let wide = all_wide || flags & IORING_CQE_F_32 != 0;
+            let cqe = WideCqe {
+                user_data: self.rings.read(at),
+                res: self.rings.read(at + 8),
+                flags,
+                extra: wide.then(|| self.rings.read(at + 16)),
+            };
+            let slots = if wide && !all_wide { 2 } else { 1 };
+            self.cq(0)
+                .store(head.wrapping_add(slots), Ordering::Release);
+            if flags & IORING_CQE_F_SKIP == 0 {
+                return Some(cqe);
+            }
+        }
+    }
+
+    /// Submits what is queued and waits for a completion; the runner ends a test
+    /// that waits for ever.
+    pub fn cqe(&mut self) -> anyhow::Result<WideCqe> {
+        loop {
+            if let Some(cqe) = self.try_cqe() {
+                return Ok(cqe);
+            }
+            self.submit_and_wait(1)?;
+        }
+    }
+
+    /// Runs one request that completes once: its result.
+    pub fn run(&mut self, sqe: Sqe) -> anyhow::Result<i32> {
+        self.push(sqe)?;
+        let cqe = self.cqe()?;
+        ensure!(
+            cqe.user_data == sqe.user_data,
+            "completion of another request: {cqe:x?}"
+        );
+        Ok(cqe.res)
+    }
+}

@@ -1,0 +1,376 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Zero-copy receive: the structures of its user interface, field by field, and
+//! an interface queue without a device, which takes what a socket has by copy.
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::atomic::Ordering;
+
+use anyhow::{Context, ensure};
+
+use crate::kernel::{describe, expect_result};
+use crate::register::{PAGE_SIZE, register};
+use crate::sqe::Sqe;
+use crate::wide::{Mapping, WideCqe, WideRing};
+
+pub const IORING_REGISTER_ZCRX_IFQ: u32 = 32;
+pub const IORING_REGISTER_ZCRX_CTRL: u32 = 36;
+
+pub const IORING_OP_RECV_ZC: u8 = 58;
+/// In `ioprio` of a receive: wait for data first.
+pub const IORING_RECVSEND_POLL_FIRST: u16 = 1 << 0;
+/// In `ioprio` of a receive: go on until there is no more. Zero-copy receive
+/// must have it.
+pub const IORING_RECV_MULTISHOT: u16 = 1 << 1;
+
+/// In [`IfqReg::flags`].
+pub const ZCRX_REG_IMPORT: u32 = 1;
+/// In [`IfqReg::flags`].
+pub const ZCRX_REG_NODEV: u32 = 2;
+/// In [`AreaReg::flags`].
+pub const IORING_ZCRX_AREA_DMABUF: u32 = 1;
+/// The bit at which an offset has the area.
+pub const AREA_SHIFT: u32 = 48;
+/// In [`RegionDesc::flags`].
+pub const IORING_MEM_REGION_TYPE_USER: u32 = 1;
+
+/// Event: no buffer for the device.
+pub const ZCRX_EVENT_ALLOC_FAIL: u32 = 0;
+/// Event: data was copied.
+pub const ZCRX_EVENT_COPY: u32 = 1;
+/// In [`EventDesc::flags`].
+pub const ZCRX_EVENT_DESC_FLAG_STATS: u32 = 1;
+
+pub const ZCRX_CTRL_FLUSH_RQ: u32 = 0;
+pub const ZCRX_CTRL_EXPORT: u32 = 1;
+pub const ZCRX_CTRL_ARM_EVENT: u32 = 2;
+pub const ZCRX_CTRL_ADD_AREA: u32 = 3;
+
+/// Where the refill queue of id 0 is mapped; those of others follow.
+pub const IORING_MAP_OFF_ZCRX: i64 = 0x3000_0000;
+pub const IORING_OFF_ZCRX_SHIFT: u32 = 16;
+
+/// Most entries that a refill queue has.
+pub const MAX_ENTRIES: u32 = 32768;
+/// Where the entries of a refill queue begin, on x86-64.
+pub const RQES: usize = 128;
+/// Where the producer's position is.
+pub const TAIL: usize = 64;
+
+/// `struct io_uring_zcrx_offsets`.
+#[repr(C)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+pub struct Offsets {
+    pub head: u32,
+    pub tail: u32,
+    pub rqes: u32,
+    pub resv2: u32,
+    pub resv: [u64; 2],
+}
+
+/// `struct io_uring_zcrx_ifq_reg`.
+#[repr(C)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+pub struct IfqReg {
+    pub if_idx: u32,
+    pub if_rxq: u32,
+    pub rq_entries: u32,
+    pub flags: u32,
+    pub area_ptr: u64,
+    pub region_ptr: u64,
+    pub offsets: Offsets,
+    pub zcrx_id: u32,
+    pub rx_buf_len: u32,
+    pub event_desc: u64,
+    pub resv: [u64; 2],
+}
+
+/// `struct io_uring_zcrx_area_reg`.
+#[repr(C)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+pub struct AreaReg {
+    pub addr: u64,
+    pub len: u64,
+    pub rq_area_token: u64,
+    pub flags: u32,
+    pub dmabuf_fd: u32,
+    pub resv2: [u64; 2],
+}
+
+/// `struct io_uring_region_desc`.
+#[repr(C)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+pub struct RegionDesc {
+    pub user_addr: u64,
+    pub size: u64,
+    pub flags: u32,
+    pub id: u32,
+    pub mmap_offset: u64,
+    pub resv: [u64; 4],
+}
+
+/// `struct zcrx_event_desc`.
+#[repr(C)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+pub struct EventDesc {
+    pub user_data: u64,
+    pub type_mask: u32,
+    pub flags: u32,
+    pub stats_offset: u64,
+    pub resv2: [u64; 9],
+}
+
+/// `struct zcrx_stats`.
+#[repr(C)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+pub struct Stats {
+    pub copy_count: u64,
+    pub copy_bytes: u64,
+}
+
+/// `struct zcrx_ctrl`, its union as words: `zcrx_fd` and `event_type` are the
+/// low half of the first, `area_ptr` is all of it.
+#[repr(C)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+pub struct Ctrl {
+    pub zcrx_id: u32,
+    pub op: u32,
+    pub resv: [u64; 2],
+    pub union: [u64; 6],
+}
+
+/// `struct io_uring_zcrx_rqe`.
+#[repr(C)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+pub struct Rqe {
+    pub off: u64,
+    pub len: u32,
+    pub pad: u32,
+}
+
+const _: () = {
+    assert!(size_of::<IfqReg>() == 96);
+    assert!(size_of::<AreaReg>() == 48);
+    assert!(size_of::<RegionDesc>() == 64);
+    assert!(size_of::<EventDesc>() == 96);
+    assert!(size_of::<Ctrl>() == 72);
+    assert!(size_of::<Rqe>() == 16);
+};
+
+/// Registers an interface queue with a ring.
+pub fn register_ifq(fd: RawFd, reg: &mut IfqReg) -> i32 {
+    register(fd, IORING_REGISTER_ZCRX_IFQ, (reg as *mut IfqReg).cast(), 1)
+}
+
+/// A control operation.
+pub fn control(fd: RawFd, ctrl: &mut Ctrl) -> i32 {
+    register(fd, IORING_REGISTER_ZCRX_CTRL, (ctrl as *mut Ctrl).cast(), 0)
+}
+
+/// A receive from `socket` into the queue `id` of the same ring, of `len` bytes
+/// at most, or of all there are if 0.
+pub fn recv_zc(socket: RawFd, id: u32, len: u32) -> Sqe {
+    let mut sqe = Sqe::new(IORING_OP_RECV_ZC)
+        .fd(socket)
+        .ioprio(IORING_RECV_MULTISHOT);
+    sqe.len = len;
+    sqe.file_index = id;
+    sqe
+}
+
+/// Bytes that a refill queue of so many entries takes, in whole pages.
+pub fn region_size(entries: u32) -> usize {
+    (RQES + 16 * entries as usize).next_multiple_of(PAGE_SIZE)
+}
+
+/// Anonymous memory, in pages.
+pub fn memory(pages: usize) -> anyhow::Result<Mapping> {
+    Mapping::anonymous(pages * PAGE_SIZE)
+}
+
+/// What a registration is made of, all valid until a test changes it.
+pub struct Registration {
+    pub reg: IfqReg,
+    pub area: AreaReg,
+    pub region: RegionDesc,
+    pub event: EventDesc,
+    /// Whether [`Registration::event`] is handed in.
+    pub with_event: bool,
+}
+
+impl Registration {
+    /// A queue without a device, with `entries` in its refill queue, which the
+    /// kernel allocates, and buffers in `area`.
+    pub fn new(entries: u32, area: &Mapping) -> Self {
+        Registration {
+            reg: IfqReg {
+                rq_entries: entries,
+                flags: ZCRX_REG_NODEV,
+                ..Default::default()
+            },
+            area: AreaReg {
+                addr: area.address() as u64,
+                len: area.len() as u64,
+                ..Default::default()
+            },
+            region: RegionDesc {
+                size: region_size(entries) as u64,
+                ..Default::default()
+            },
+            event: EventDesc::default(),
+            with_event: false,
+        }
+    }
+
+    /// Registers itself; what the kernel writes back is in the fields.
+    pub fn register(&mut self, fd: RawFd) -> i32 {
+        self.reg.area_ptr = &raw mut self.area as u64;
+        self.reg.region_ptr = &raw mut self.region as u64;
+        if self.with_event {
+            self.reg.event_desc = &raw mut self.event as u64;
+        }
+        register_ifq(fd, &mut self.reg)
+    }
+}
+
+/// An interface queue without a device: buffers, and the refill queue through
+/// which they are given back.
+pub struct Ifq {
+    pub id: u32,
+    pub area: Mapping,
+    pub token: u64,
+    pub entries: u32,
+    refill: Mapping,
+    tail: u32,
+}
+
+impl Ifq {
+    /// Registers one of `pages` buffers with a ring.
+    pub fn new(fd: RawFd, entries: u32, pages: usize) -> anyhow::Result<Self> {
+        let area = memory(pages)?;
+        let mut registration = Registration::new(entries, &area);
+        expect_result("registering zcrx", registration.register(fd), 0)?;
+        Self::attach(fd, registration, area)
+    }
+
+    /// Of a registration that succeeded.
+    pub fn attach(fd: RawFd, registration: Registration, area: Mapping) -> anyhow::Result<Self> {
+        let (reg, region) = (registration.reg, registration.region);
+        let refill = Mapping::new(fd, region.mmap_offset as i64, region.size as usize)
+            .context("mapping the refill queue")?;
+        Ok(Ifq {
+            id: reg.zcrx_id,
+            area,
+            token: registration.area.rq_area_token,
+            entries: reg.rq_entries,
+            refill,
+            tail: 0,
+        })
+    }
+
+    /// The mapped refill queue.
+    pub fn refill(&self) -> &Mapping {
+        &self.refill
+    }
+
+    /// Puts an entry into the refill queue, whatever it says.
+    pub fn push(&mut self, rqe: Rqe) {
+        let slot = (self.tail & (self.entries - 1)) as usize;
+        self.refill.write(RQES + 16 * slot, rqe);
+        self.tail = self.tail.wrapping_add(1);
+        self.refill.word(TAIL).store(self.tail, Ordering::Release);
+    }
+
+    /// Gives back the buffer that a completion handed out.
+    pub fn give_back(&mut self, offset: u64) {
+        self.push(Rqe {
+            off: offset,
+            ..Default::default()
+        });
+    }
+
+    /// How far the kernel has read the refill queue.
+    pub fn head(&self) -> u32 {
+        self.refill.word(0).load(Ordering::Acquire)
+    }
+
+    /// Has the kernel read the refill queue.
+    pub fn flush(&self, fd: RawFd) -> i32 {
+        let mut ctrl = Ctrl {
+            zcrx_id: self.id,
+            op: ZCRX_CTRL_FLUSH_RQ,
+            ..Default::default()
+        };
+        control(fd, &mut ctrl)
+    }
+
+    /// The bytes that a completion is about, if they are in the first area.
+    pub fn data(&self, cqe: &WideCqe) -> anyhow::Result<&[u8]> {
+        let [off, pad] = cqe.extra.context("a completion without an offset")?;
+        ensure!(pad == 0, "padding is {pad:#x}");
+        ensure!(
+            off >> AREA_SHIFT == self.token >> AREA_SHIFT,
+            "another area: {off:#x}"
+        );
+        let at = (off - self.token) as usize;
+        let len = usize::try_from(cqe.res).with_context(|| describe(cqe.res))?;
+        ensure!(
+            at / PAGE_SIZE == (at + len - 1) / PAGE_SIZE && at + len <= self.area.len(),
+            "{len} bytes at {at:#x} are not in one buffer"
+        );
+        // SAFETY: inside the mapping, and the kernel writes to no buffer that it
+        // has handed out.
+        Ok(unsafe { std::slice::from_raw_parts(self.area.address().add(at), len) })
+    }
+}
+
+/// Two ends of a TCP connection over loopback.
+pub fn tcp_pair() -> anyhow::Result<(TcpStream, TcpStream)> {
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let sender = TcpStream::connect(listener.local_addr()?)?;
+    let (receiver, _) = listener.accept()?;
+    sender.set_nodelay(true)?;
+    Ok((sender, receiver))
+}
+
+/// Bytes that tell where in a stream they are.
+pub fn pattern(from: usize, len: usize) -> Vec<u8> {
+    (from..from + len)
+        .map(|at| (at ^ (at >> 8) ^ (at >> 16)) as u8)
+        .collect()
+}
+
+/// Sends a pattern and takes it in by `RECV_ZC`, all bytes compared, every buffer
+/// given back at once.
+pub fn transfer(ring: &mut WideRing, ifq: &mut Ifq, len: usize) -> anyhow::Result<()> {
+    let (mut sender, receiver) = tcp_pair()?;
+    let thread = std::thread::spawn(move || sender.write_all(&pattern(0, len)));
+    ring.push(recv_zc(receiver.as_raw_fd(), ifq.id, len as u32))?;
+    let mut taken = 0;
+    while taken < len {
+        let cqe = ring.cqe()?;
+        ensure!(cqe.res > 0, "after {taken} bytes: {}", describe(cqe.res));
+        let data = ifq.data(&cqe)?;
+        ensure!(
+            data == pattern(taken, data.len()),
+            "other bytes than were sent, from {taken} on"
+        );
+        taken += data.len();
+        ifq.give_back(cqe.extra.context("no offset")?[0]);
+        expect_result("flush", ifq.flush(ring.fd()), 0)?;
+    }
+    let last = ring.cqe()?;
+    ensure!(
+        (last.res, last.flags) == (0, 0),
+        "the last completion is {last:x?}"
+    );
+    let sent = thread.join();
+    sent.ok().context("the sender panicked")??;
+    // Nothing is left over.
+    receiver.set_nonblocking(true)?;
+    let mut byte = [0];
+    let left = (&receiver).read(&mut byte);
+    ensure!(matches!(left, Ok(0)) || left.is_err(), "bytes are left");
+    Ok(())
+}
