@@ -22,9 +22,7 @@ mod stress;
 mod stress_rings;
 mod submission;
 mod task_restrictions;
-mod zcrx_control;
 mod zcrx_receive;
-mod zcrx_registration;
 
 use std::process::Command;
 
@@ -118,14 +116,6 @@ const GROUPS: &[Group] = &[
             restriction_flags::TESTS,
             task_restrictions::TESTS,
         ],
-    },
-    Group {
-        name: "D7 zcrx registration",
-        tests: &[zcrx_registration::TESTS],
-    },
-    Group {
-        name: "D8 zcrx control and sharing",
-        tests: &[zcrx_control::TESTS],
     },
     Group {
         name: "D9 zcrx receive",
