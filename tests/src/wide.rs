@@ -90,6 +90,11 @@ impl Mapping {
         })
     }
 
+    /// Takes over a mapping that was made otherwise, to be unmapped in the end.
+    pub fn from_raw(address: *mut u8, len: usize) -> Self {
+        Mapping { address, len }
+    }
+
     pub fn address(&self) -> *mut u8 {
         self.address
     }

@@ -189,6 +189,15 @@ pub fn memory(pages: usize) -> anyhow::Result<Mapping> {
     Mapping::anonymous(pages * PAGE_SIZE)
 }
 
+/// How many pages the calling process has pinned, as the kernel counts them.
+pub fn pinned() -> anyhow::Result<usize> {
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmPin:"));
+    let kilobytes = line.and_then(|line| line.trim().strip_suffix(" kB"));
+    let kilobytes: usize = kilobytes.context("no VmPin")?.trim().parse()?;
+    Ok(kilobytes * 1024 / PAGE_SIZE)
+}
+
 /// What a registration is made of, all valid until a test changes it.
 pub struct Registration {
     pub reg: IfqReg,
@@ -342,14 +351,19 @@ pub fn pattern(from: usize, len: usize) -> Vec<u8> {
 }
 
 /// Sends a pattern and takes it in by `RECV_ZC`, all bytes compared, every buffer
-/// given back at once.
+/// given back at once. Where there was none left, it asks again.
 pub fn transfer(ring: &mut WideRing, ifq: &mut Ifq, len: usize) -> anyhow::Result<()> {
     let (mut sender, receiver) = tcp_pair()?;
     let thread = std::thread::spawn(move || sender.write_all(&pattern(0, len)));
     ring.push(recv_zc(receiver.as_raw_fd(), ifq.id, len as u32))?;
-    let mut taken = 0;
+    let (mut taken, mut asked_at) = (0, None);
     while taken < len {
         let cqe = ring.cqe()?;
+        if cqe.res == -libc::ENOMEM && asked_at != Some(taken) {
+            asked_at = Some(taken);
+            ring.push(recv_zc(receiver.as_raw_fd(), ifq.id, (len - taken) as u32))?;
+            continue;
+        }
         ensure!(cqe.res > 0, "after {taken} bytes: {}", describe(cqe.res));
         let data = ifq.data(&cqe)?;
         ensure!(

@@ -22,7 +22,9 @@ mod stress;
 mod stress_rings;
 mod submission;
 mod task_restrictions;
+mod zcrx_memory;
 mod zcrx_receive;
+mod zcrx_registration;
 
 use std::process::Command;
 
@@ -116,6 +118,10 @@ const GROUPS: &[Group] = &[
             restriction_flags::TESTS,
             task_restrictions::TESTS,
         ],
+    },
+    Group {
+        name: "D7 zcrx registration",
+        tests: &[zcrx_registration::TESTS, zcrx_memory::TESTS],
     },
     Group {
         name: "D9 zcrx receive",

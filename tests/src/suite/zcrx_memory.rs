@@ -1,0 +1,369 @@
+// SPDX-License-Identifier: GPL-2.0
+//! D7: the memory of interface queues: areas that are received into, regions that
+//! refill queues are in, and who pays for both.
+
+use std::fs;
+
+use nix::sys::resource::{Resource, setrlimit};
+
+use super::{Outcome, Test, TestResult, test};
+use crate::kernel::{expect_eq, expect_result};
+use crate::register::PAGE_SIZE;
+use crate::sandbox;
+use crate::wide::{Mapping, WideRing};
+use crate::zcrx::{
+    IORING_MAP_OFF_ZCRX, IORING_MEM_REGION_TYPE_USER, IORING_OFF_ZCRX_SHIFT, Ifq, RQES,
+    Registration, TAIL, ZCRX_EVENT_DESC_FLAG_STATS, memory, pinned, region_size, transfer,
+};
+
+pub const TESTS: &[Test] = &[
+    test("ZR13 a region that is too small", zr13),
+    test("ZR14 region descriptors that are refused", zr14),
+    test("ZR15 a region that the kernel allocates", zr15),
+    test("ZR16 maps that are refused", zr16),
+    test("ZR17 the limit on locked memory", zr17),
+    test(
+        "ZR18user what is zeroed of a region of one's own",
+        zr18_user,
+    ),
+    test("ZR19 areas that are refused", zr19),
+    test("ZR20 user memory that is none", zr20),
+    test("ZR23 huge pages", zr23),
+    test("ZR33 a page of a huge page", zr33),
+];
+
+const PAGE: u64 = PAGE_SIZE as u64;
+const HUGE: usize = 2 << 20;
+
+/// That a registration with one change is refused, and pins nothing.
+fn refused(
+    ring: &WideRing,
+    what: &str,
+    want: i32,
+    change: impl FnOnce(&mut Registration),
+) -> anyhow::Result<()> {
+    let area = memory(4)?;
+    let mut registration = Registration::new(64, &area);
+    change(&mut registration);
+    expect_result(what, registration.register(ring.fd()), -want)?;
+    expect_eq(&format!("pinned after {what}"), pinned()?, 0)
+}
+
+/// That the next queue of a ring is its first, and works.
+fn none_so_far(ring: &mut WideRing) -> anyhow::Result<()> {
+    let mut ifq = Ifq::new(ring.fd(), 64, 4)?;
+    expect_eq("the id of the first queue", ifq.id, 0)?;
+    transfer(ring, &mut ifq, PAGE_SIZE)
+}
+
+fn zr13() -> TestResult {
+    let mut ring = WideRing::new(8)?;
+    for entries in [253, 256, 32768] {
+        // Rounded up, entries and header are a page and 128 bytes, or more.
+        refused(&ring, "one page", libc::EINVAL, |r| {
+            r.reg.rq_entries = entries;
+            r.region.size = PAGE;
+        })?;
+    }
+    none_so_far(&mut ring)?;
+    Ok(Outcome::Passed)
+}
+
+fn zr14() -> TestResult {
+    type Change = fn(&mut Registration);
+    let mut ring = WideRing::new(8)?;
+    let changes: [(&str, i32, Change); 13] = [
+        ("first reserved word", libc::EINVAL, |r| {
+            r.region.resv[0] = 1
+        }),
+        ("last reserved word", libc::EINVAL, |r| r.region.resv[3] = 1),
+        ("unknown flag", libc::EINVAL, |r| r.region.flags = 2),
+        ("an address, not of the user's", libc::EFAULT, |r| {
+            r.region.user_addr = PAGE;
+        }),
+        ("the user's, without an address", libc::EFAULT, |r| {
+            r.region.flags = IORING_MEM_REGION_TYPE_USER;
+        }),
+        ("an id", libc::EINVAL, |r| r.region.id = 1),
+        ("an offset", libc::EINVAL, |r| r.region.mmap_offset = PAGE),
+        ("no whole pages", libc::EINVAL, |r| r.region.size += 1),
+        ("more pages than can be counted", libc::E2BIG, |r| {
+            r.region.size = 1 << 43;
+        }),
+        ("all there could be", libc::E2BIG, |r| {
+            r.region.size = u64::MAX - PAGE + 1;
+        }),
+        ("an address within a page", libc::EINVAL, |r| {
+            r.region.flags = IORING_MEM_REGION_TYPE_USER;
+            r.region.user_addr = PAGE + 8;
+        }),
+        ("an address that wraps", libc::EOVERFLOW, |r| {
+            r.region.flags = IORING_MEM_REGION_TYPE_USER;
+            r.region.user_addr = u64::MAX - PAGE + 1;
+            r.region.size = 2 * PAGE;
+        }),
+        ("an address where nothing is", libc::EFAULT, |r| {
+            r.region.flags = IORING_MEM_REGION_TYPE_USER;
+            r.region.user_addr = PAGE;
+        }),
+    ];
+    for (what, want, change) in changes {
+        refused(&ring, what, want, change)?;
+    }
+    none_so_far(&mut ring)?;
+    Ok(Outcome::Passed)
+}
+
+fn zr15() -> TestResult {
+    let mut ring = WideRing::new(8)?;
+    let mut ifq = Ifq::new(ring.fd(), 512, 4)?;
+    for offset in [0, TAIL] {
+        expect_eq("a position", ifq.refill().read::<u32>(offset), 0)?;
+    }
+    let bytes = region_size(512);
+    let kept: Vec<u8> = (0..bytes).map(|at| ifq.refill().read(at)).collect();
+    expect_eq(
+        "bytes that are not zero",
+        kept.iter().any(|&b| b != 0),
+        false,
+    )?;
+    // A second map shows the same.
+    let again = Mapping::new(ring.fd(), IORING_MAP_OFF_ZCRX, bytes)?;
+    ifq.refill().write(RQES + 8, 0x1234_5678u32);
+    expect_eq(
+        "a word in the other map",
+        again.read::<u32>(RQES + 8),
+        0x1234_5678,
+    )?;
+    transfer(&mut ring, &mut ifq, 6 * PAGE_SIZE)?;
+    expect_eq(
+        "position in the other map",
+        again.read::<u32>(0),
+        ifq.head(),
+    )?;
+    Ok(Outcome::Passed)
+}
+
+/// The errno of mapping `len` bytes at `offset` of a ring, wherever or at `hint`.
+fn map_error(ring: &WideRing, hint: usize, offset: i64, len: usize) -> Option<i32> {
+    // SAFETY: without MAP_FIXED nothing that is mapped is touched.
+    let got = unsafe {
+        libc::mmap(
+            hint as *mut _,
+            len,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_SHARED,
+            ring.fd(),
+            offset,
+        )
+    };
+    let error = std::io::Error::last_os_error().raw_os_error();
+    (got == libc::MAP_FAILED).then_some(error).flatten()
+}
+
+fn zr16() -> TestResult {
+    let ring = WideRing::new(8)?;
+    let ifq = Ifq::new(ring.fd(), 512, 4)?;
+    let (offset, bytes) = (IORING_MAP_OFF_ZCRX, region_size(512));
+    let next = offset + (1 << IORING_OFF_ZCRX_SHIFT);
+    let free = 0x1000_0000;
+    for (what, hint, offset, len, want) in [
+        ("all", 0, offset, bytes, None),
+        ("more", 0, offset, 2 * bytes, None),
+        ("less", 0, offset, bytes - PAGE_SIZE, Some(libc::EFAULT)),
+        ("at a place", free, offset, bytes, Some(libc::EINVAL)),
+        ("another id", 0, next, bytes, Some(libc::EINVAL)),
+        ("the last id", 0, 0x37ff_0000, bytes, Some(libc::EINVAL)),
+    ] {
+        expect_eq(what, map_error(&ring, hint, offset, len), want)?;
+    }
+    drop(ifq);
+
+    // What is the user's already is not mapped again.
+    let (area, region) = (memory(4)?, memory(1)?);
+    let mut registration = Registration::new(64, &area);
+    registration.region.flags = IORING_MEM_REGION_TYPE_USER;
+    registration.region.user_addr = region.address() as u64;
+    expect_result("registering", registration.register(ring.fd()), 0)?;
+    expect_eq("offset", registration.region.mmap_offset, 0)?;
+    let got = map_error(&ring, 0, next, PAGE_SIZE);
+    expect_eq("the user's region", got, Some(libc::EINVAL))?;
+    Ok(Outcome::Passed)
+}
+
+/// Gives up `CAP_IPC_LOCK`, with which memory is not counted.
+fn count_locked_memory() -> anyhow::Result<()> {
+    const CAP_IPC_LOCK: u32 = 14;
+    let header = [0x2008_0522u32, 0];
+    let mut sets = [0u32; 6];
+    // SAFETY: the third version has two times three words, for the calling thread.
+    let got = unsafe { libc::syscall(libc::SYS_capget, header.as_ptr(), sets.as_mut_ptr()) };
+    expect_eq("capget", got, 0)?;
+    sets[0] &= !(1 << CAP_IPC_LOCK);
+    sets[1] &= !(1 << CAP_IPC_LOCK);
+    // SAFETY: as above.
+    let got = unsafe { libc::syscall(libc::SYS_capset, header.as_ptr(), sets.as_ptr()) };
+    expect_eq("capset", got, 0)
+}
+
+fn zr17() -> TestResult {
+    sandbox::in_child(|| {
+        count_locked_memory()?;
+        setrlimit(Resource::RLIMIT_MEMLOCK, 64 * PAGE, 64 * PAGE)?;
+        let mut ring = WideRing::new(8)?;
+        let (small, large) = (memory(16)?, memory(128)?);
+        for _ in 0..20 {
+            let mut registration = Registration::new(64, &large);
+            let got = registration.register(ring.fd());
+            expect_result("an area past the limit", got, -libc::ENOMEM)?;
+            expect_eq("pinned", pinned()?, 0)?;
+
+            let mut registration = Registration::new(64, &small);
+            registration.region.size = 128 * PAGE;
+            let got = registration.register(ring.fd());
+            expect_result("a region past the limit", got, -libc::ENOMEM)?;
+            expect_eq("pinned", pinned()?, 0)?;
+        }
+        // Nothing of these stayed charged.
+        let mut ifq = Ifq::new(ring.fd(), 64, 16)?;
+        expect_eq("id", ifq.id, 0)?;
+        expect_eq("pinned", pinned()?, 16)?;
+        transfer(&mut ring, &mut ifq, 2 * PAGE_SIZE)
+    })?;
+    Ok(Outcome::Passed)
+}
+
+fn zr18_user() -> TestResult {
+    let ring = WideRing::new(8)?;
+    let (area, region) = (memory(4)?, memory(1)?);
+    let used = RQES + 16 * 64;
+    for offset in (0..PAGE_SIZE).step_by(8) {
+        region.write(offset, u64::MAX);
+    }
+    let mut registration = Registration::new(64, &area);
+    registration.region.flags = IORING_MEM_REGION_TYPE_USER;
+    registration.region.user_addr = region.address() as u64;
+    registration.with_event = true;
+    registration.event.flags = ZCRX_EVENT_DESC_FLAG_STATS;
+    registration.event.stats_offset = used as u64 + 8;
+    expect_result("registering", registration.register(ring.fd()), 0)?;
+    for offset in (0..PAGE_SIZE).step_by(8) {
+        let zeroed = offset < RQES || (used + 8..used + 24).contains(&offset);
+        let want = if zeroed { 0 } else { u64::MAX };
+        let what = format!("8 bytes at {offset}");
+        expect_eq(&what, region.read::<u64>(offset), want)?;
+    }
+    Ok(Outcome::Passed)
+}
+
+fn zr19() -> TestResult {
+    let mut ring = WideRing::new(8)?;
+    type Change = fn(&mut Registration);
+    let changes: [(&str, i32, Change); 12] = [
+        ("unknown flag", libc::EINVAL, |r| r.area.flags = 2),
+        ("first reserved word", libc::EINVAL, |r| r.area.resv2[0] = 1),
+        ("second reserved word", libc::EINVAL, |r| {
+            r.area.resv2[1] = 1
+        }),
+        ("no length", libc::EFAULT, |r| r.area.len = 0),
+        ("an address within a page", libc::EINVAL, |r| {
+            r.area.addr += 8
+        }),
+        ("a length within a page", libc::EINVAL, |r| r.area.len -= 8),
+        ("less than a page", libc::EINVAL, |r| r.area.len = 8),
+        ("more than 2^40 bytes", libc::EINVAL, |r| {
+            r.area.len = (1 << 40) + PAGE;
+        }),
+        ("an end that wraps", libc::EOVERFLOW, |r| {
+            r.area.addr = u64::MAX - PAGE + 1;
+            r.area.len = 2 * PAGE;
+        }),
+        ("nothing there", libc::EFAULT, |r| r.area.addr = PAGE),
+        ("memory of the kernel", libc::EFAULT, |r| {
+            r.area.addr = 0xffff_8880_0000_0000;
+        }),
+        ("a length that is nothing but huge", libc::EINVAL, |r| {
+            r.area.len = 1 << 63;
+        }),
+    ];
+    for (what, want, change) in changes {
+        refused(&ring, what, want, change)?;
+    }
+
+    let area = memory(4)?;
+    let protect = |protection| {
+        // SAFETY: the last page of our own mapping.
+        let got = unsafe {
+            let page = area.address().add(3 * PAGE_SIZE);
+            libc::mprotect(page.cast(), PAGE_SIZE, protection)
+        };
+        expect_eq("mprotect", got, 0)
+    };
+    for (what, protection) in [
+        ("a page that can only be read", libc::PROT_READ),
+        ("a page that cannot be touched", libc::PROT_NONE),
+    ] {
+        protect(protection)?;
+        let got = Registration::new(64, &area).register(ring.fd());
+        expect_result(what, got, -libc::EFAULT)?;
+        expect_eq("pinned", pinned()?, 0)?;
+    }
+    none_so_far(&mut ring)?;
+    Ok(Outcome::Passed)
+}
+
+fn zr20() -> TestResult {
+    let mut ring = WideRing::new(8)?;
+    refused(&ring, "a file", libc::EINVAL, |r| r.area.dmabuf_fd = 1)?;
+    refused(&ring, "address 0", libc::EFAULT, |r| r.area.addr = 0)?;
+    none_so_far(&mut ring)?;
+    Ok(Outcome::Passed)
+}
+
+fn zr23() -> TestResult {
+    let _pages = sandbox::Sysctl::set("vm/nr_hugepages", "2")?;
+    // SAFETY: a fresh mapping wherever there is room.
+    let huge = unsafe {
+        libc::mmap(
+            std::ptr::null_mut(),
+            HUGE,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_HUGETLB,
+            -1,
+            0,
+        )
+    };
+    anyhow::ensure!(huge != libc::MAP_FAILED, "no huge page");
+    let area = Mapping::from_raw(huge.cast(), HUGE);
+    let mut ring = WideRing::new(8)?;
+    let mut registration = Registration::new(64, &area);
+    expect_result("registering", registration.register(ring.fd()), 0)?;
+    expect_eq("pinned", pinned()?, HUGE / PAGE_SIZE)?;
+    let mut ifq = Ifq::attach(ring.fd(), registration, area)?;
+    transfer(&mut ring, &mut ifq, 9 * PAGE_SIZE + 5)?;
+    Ok(Outcome::Passed)
+}
+
+fn zr33() -> TestResult {
+    /// Makes huge pages of what is there.
+    const MADV_COLLAPSE: i32 = 25;
+    if fs::metadata("/sys/kernel/mm/transparent_hugepage").is_err() {
+        return Ok(Outcome::Skipped("no transparent huge pages".to_string()));
+    }
+    let both = memory(2 * HUGE / PAGE_SIZE)?;
+    let first = (both.address() as usize).next_multiple_of(HUGE);
+    let inside = first - both.address() as usize;
+    both.write(inside, 1u8);
+    // SAFETY: inside the mapping, whatever the kernel does with its pages.
+    let got = unsafe { libc::madvise(first as *mut _, HUGE, MADV_COLLAPSE) };
+    expect_eq("making a huge page", got, 0)?;
+
+    let ring = WideRing::new(8)?;
+    let mut registration = Registration::new(64, &both);
+    registration.area.addr = (first + 5 * PAGE_SIZE) as u64;
+    registration.area.len = PAGE;
+    expect_result("registering", registration.register(ring.fd()), 0)?;
+    // The whole of it cannot be used otherwise.
+    expect_eq("pinned", pinned()?, HUGE / PAGE_SIZE)?;
+    Ok(Outcome::Passed)
+}

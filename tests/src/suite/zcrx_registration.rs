@@ -1,0 +1,582 @@
+// SPDX-License-Identifier: GPL-2.0
+//! D7: registering interface queues, field by field. What becomes of memory that
+//! is handed in is in zcrx_memory.rs.
+
+use std::os::fd::RawFd;
+
+use nix::sched::{CloneFlags, unshare};
+
+use super::{Outcome, Test, TestResult, slow, test};
+use crate::kernel::{self, Implementation, expect_eq, expect_result};
+use crate::register::{
+    self, IORING_REGISTER_ENABLE_RINGS, IORING_REGISTER_QUERY, PAGE_SIZE, Page, Restriction, TASK,
+    register,
+};
+use crate::ring::{IORING_SETUP_R_DISABLED, IORING_SETUP_SINGLE_ISSUER};
+use crate::sandbox;
+use crate::wide::{
+    IORING_SETUP_CLAMP, IORING_SETUP_CQE_MIXED, IORING_SETUP_CQE32, IORING_SETUP_DEFER_TASKRUN,
+    Mapping, WideRing, ZCRX_SETUP,
+};
+use crate::zcrx::{
+    AREA_SHIFT, EventDesc, IORING_MAP_OFF_ZCRX, IORING_OFF_ZCRX_SHIFT, IORING_REGISTER_ZCRX_IFQ,
+    IORING_ZCRX_AREA_DMABUF, Ifq, IfqReg, MAX_ENTRIES, Offsets, RQES, Registration, TAIL,
+    ZCRX_EVENT_DESC_FLAG_STATS, memory, pinned, region_size, register_ifq, transfer,
+};
+
+pub const TESTS: &[Test] = &[
+    test("ZR01 privilege comes before arguments", zr01),
+    test("ZR02 rings that cannot have queues", zr02),
+    test("ZR03 no argument, or several", zr03),
+    test("ZR04 unreadable description", zr04),
+    test("ZR05 reserved fields and unknown flags", zr05),
+    test("ZR06 unreadable region descriptor", zr06),
+    test("ZR07 no receive queue, no entries", zr07),
+    test("ZR08 a device where none is wanted", zr08),
+    test("ZR09 more entries than there can be", zr09),
+    test("ZR10 entries are rounded up", zr10),
+    test("ZR11 unreadable area descriptor, a token in it", zr11),
+    test("ZR12 event descriptors that are refused", zr12),
+    test("ZR18 where statistics may be", zr18),
+    test("ZR21 a dma-buf without a device", zr21),
+    test("ZR22 sizes of buffers", zr22),
+    test("ZR24 nothing can be written back", zr24),
+    test("ZR25 the area's descriptor cannot be written back", zr25),
+    test("ZR26 what is written back", zr26),
+    test("ZR27 devices that do not fit", zr27),
+    test("ZR28 devices of another namespace", zr28),
+    test("ZR29 two queues of one ring", zr29),
+    test("ZR30 a ring that is disabled", zr30),
+    slow("ZR31 2049 queues", 60, zr31),
+    test("ZR32 what can be asked beforehand", zr32),
+    test("ZR34 a ring of another task", zr34),
+    test("ZR36 a ring that may not register queues", zr36),
+];
+
+/// An address that nothing is at.
+const NOWHERE: u64 = 16;
+
+/// Offers a registration that is valid but for one change: its result.
+fn offer(fd: RawFd, change: impl FnOnce(&mut Registration)) -> anyhow::Result<i32> {
+    let area = memory(4)?;
+    let mut registration = Registration::new(64, &area);
+    change(&mut registration);
+    Ok(registration.register(fd))
+}
+
+/// That a registration with one change is refused, and leaves nothing behind.
+fn refused(
+    ring: &WideRing,
+    what: &str,
+    want: i32,
+    change: impl FnOnce(&mut Registration),
+) -> anyhow::Result<()> {
+    expect_result(what, offer(ring.fd(), change)?, want)?;
+    expect_eq(&format!("pinned after {what}"), pinned()?, 0)
+}
+
+/// That the next queue of a ring is its first.
+fn none_so_far(ring: &WideRing) -> anyhow::Result<()> {
+    let offset = IORING_MAP_OFF_ZCRX;
+    let error = Mapping::new(ring.fd(), offset, PAGE_SIZE).err();
+    let errno = error.and_then(|e| e.downcast::<std::io::Error>().ok()?.raw_os_error());
+    expect_eq("mapping the first queue", errno, Some(libc::EINVAL))?;
+    let ifq = Ifq::new(ring.fd(), 64, 4)?;
+    expect_eq("the id of the first queue", ifq.id, 0)
+}
+
+/// A change to something valid, and what it is called.
+type Change<T> = (&'static str, fn(&mut T));
+
+/// That each change is refused with EINVAL.
+fn all_invalid(changes: &[Change<Registration>]) -> TestResult {
+    let ring = WideRing::new(2)?;
+    for (what, change) in changes {
+        refused(&ring, what, -libc::EINVAL, change)?;
+    }
+    none_so_far(&ring)?;
+    Ok(Outcome::Passed)
+}
+
+fn zr01() -> TestResult {
+    sandbox::in_child(|| {
+        let ring = WideRing::new(2)?;
+        sandbox::drop_privileges()?;
+        for arg in [NOWHERE, u64::MAX] {
+            let got = register(ring.fd(), IORING_REGISTER_ZCRX_IFQ, arg as *const _, 1);
+            expect_result("without CAP_NET_ADMIN", got, -libc::EPERM)?;
+        }
+        Ok(())
+    })?;
+    // In a namespace of one's own one has it, which does not help.
+    sandbox::in_child(|| {
+        let ring = WideRing::new(2)?;
+        sandbox::user_namespace()?;
+        let got = register(ring.fd(), IORING_REGISTER_ZCRX_IFQ, NOWHERE as *const _, 1);
+        expect_result("CAP_NET_ADMIN of a namespace", got, -libc::EPERM)
+    })?;
+    Ok(Outcome::Passed)
+}
+
+fn zr02() -> TestResult {
+    for (what, flags) in [
+        ("no flags", 0),
+        (
+            "no DEFER_TASKRUN",
+            IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_CQE32,
+        ),
+        (
+            "completions of 16 bytes",
+            IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN,
+        ),
+    ] {
+        let ring = WideRing::with(2, 0, flags)?;
+        // Before the argument is looked at.
+        let got = register(ring.fd(), IORING_REGISTER_ZCRX_IFQ, NOWHERE as *const _, 1);
+        expect_result(what, got, -libc::EINVAL)?;
+        refused(&ring, what, -libc::EINVAL, |_| {})?;
+    }
+    let mixed = IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_CQE_MIXED;
+    let ring = WideRing::with(2, 0, mixed)?;
+    expect_result("mixed completions", offer(ring.fd(), |_| {})?, 0)?;
+    Ok(Outcome::Passed)
+}
+
+fn zr03() -> TestResult {
+    let ring = WideRing::new(2)?;
+    let mut reg = IfqReg::default();
+    for (what, arg, count) in [
+        ("a null pointer", std::ptr::null_mut(), 1),
+        ("none", &raw mut reg, 0),
+        ("two", &raw mut reg, 2),
+    ] {
+        let got = register(ring.fd(), IORING_REGISTER_ZCRX_IFQ, arg.cast(), count);
+        expect_result(what, got, -libc::EINVAL)?;
+    }
+    none_so_far(&ring)?;
+    Ok(Outcome::Passed)
+}
+
+fn zr04() -> TestResult {
+    let ring = WideRing::new(2)?;
+    let page = Page::new()?;
+    // All but its last bytes can be read.
+    let at = page
+        .address
+        .wrapping_add(PAGE_SIZE - size_of::<IfqReg>() + 8);
+    for arg in [NOWHERE as *const u8, at] {
+        let got = register(ring.fd(), IORING_REGISTER_ZCRX_IFQ, arg.cast(), 1);
+        expect_result("unreadable", got, -libc::EFAULT)?;
+    }
+    none_so_far(&ring)?;
+    Ok(Outcome::Passed)
+}
+
+fn zr05() -> TestResult {
+    all_invalid(&[
+        ("first reserved word", |r| r.reg.resv[0] = 1),
+        ("second reserved word", |r| r.reg.resv[1] = 1 << 63),
+        ("an id", |r| r.reg.zcrx_id = 1),
+        ("flag 4", |r| r.reg.flags |= 4),
+        ("flag 2^31", |r| r.reg.flags |= 1 << 31),
+    ])
+}
+
+fn zr06() -> TestResult {
+    let ring = WideRing::new(2)?;
+    let area = memory(4)?;
+    for region in [0, NOWHERE, u64::MAX - 63] {
+        let mut valid = Registration::new(64, &area);
+        valid.reg.area_ptr = &raw mut valid.area as u64;
+        valid.reg.region_ptr = region;
+        // It comes before what is wrong in the rest.
+        valid.reg.rq_entries = 0;
+        let got = register_ifq(ring.fd(), &mut valid.reg);
+        expect_result("region descriptor", got, -libc::EFAULT)?;
+    }
+    none_so_far(&ring)?;
+    Ok(Outcome::Passed)
+}
+
+fn zr07() -> TestResult {
+    all_invalid(&[
+        ("no receive queue", |r| r.reg.if_rxq = u32::MAX),
+        ("no entries", |r| r.reg.rq_entries = 0),
+    ])
+}
+
+fn zr08() -> TestResult {
+    all_invalid(&[
+        ("a device", |r| r.reg.if_idx = 1),
+        ("a receive queue", |r| r.reg.if_rxq = 1),
+    ])
+}
+
+fn zr09() -> TestResult {
+    let ring = WideRing::new(2)?;
+    for entries in [MAX_ENTRIES + 1, u32::MAX] {
+        refused(&ring, "too many entries", -libc::EINVAL, |r| {
+            r.reg.rq_entries = entries;
+            r.region.size = region_size(2 * MAX_ENTRIES) as u64;
+        })?;
+    }
+    none_so_far(&ring)?;
+
+    let ring = WideRing::with(2, 0, ZCRX_SETUP | IORING_SETUP_CLAMP)?;
+    let area = memory(4)?;
+    for entries in [MAX_ENTRIES, MAX_ENTRIES + 1, u32::MAX] {
+        let mut registration = Registration::new(MAX_ENTRIES, &area);
+        registration.reg.rq_entries = entries;
+        expect_result("clamped", registration.register(ring.fd()), 0)?;
+        expect_eq("entries", registration.reg.rq_entries, MAX_ENTRIES)?;
+    }
+    Ok(Outcome::Passed)
+}
+
+fn zr10() -> TestResult {
+    let ring = WideRing::new(2)?;
+    let area = memory(4)?;
+    for (wanted, got) in [
+        (1, 1),
+        (2, 2),
+        (3, 4),
+        (100, 128),
+        (128, 128),
+        (20000, 32768),
+    ] {
+        let mut registration = Registration::new(got, &area);
+        registration.reg.rq_entries = wanted;
+        expect_result("registering", registration.register(ring.fd()), 0)?;
+        expect_eq("entries", registration.reg.rq_entries, got)?;
+    }
+    Ok(Outcome::Passed)
+}
+
+fn zr11() -> TestResult {
+    let ring = WideRing::new(2)?;
+    let area = memory(4)?;
+    for pointer in [0, NOWHERE, u64::MAX - 47] {
+        let mut valid = Registration::new(64, &area);
+        valid.reg.region_ptr = &raw mut valid.region as u64;
+        valid.reg.area_ptr = pointer;
+        let got = register_ifq(ring.fd(), &mut valid.reg);
+        expect_result("area descriptor", got, -libc::EFAULT)?;
+    }
+    refused(&ring, "a token", -libc::EINVAL, |r| {
+        r.area.rq_area_token = 1
+    })?;
+    none_so_far(&ring)?;
+    Ok(Outcome::Passed)
+}
+
+fn zr12() -> TestResult {
+    let ring = WideRing::new(2)?;
+    refused(&ring, "unreadable", -libc::EFAULT, |r| {
+        r.reg.event_desc = NOWHERE;
+    })?;
+    let changes: [Change<EventDesc>; 7] = [
+        ("unknown event", |e| e.type_mask = 4),
+        ("unknown event 31", |e| e.type_mask = 1 << 31),
+        ("unknown flag", |e| e.flags = 2),
+        ("a place for no statistics", |e| e.stats_offset = 2048),
+        ("first reserved word", |e| e.resv2[0] = 1),
+        ("last reserved word", |e| e.resv2[8] = 1),
+        ("unknown flag beside a known one", |e| {
+            e.flags = 2 | ZCRX_EVENT_DESC_FLAG_STATS;
+            e.stats_offset = 2048;
+        }),
+    ];
+    for (what, change) in changes {
+        refused(&ring, what, -libc::EINVAL, |r| {
+            r.with_event = true;
+            change(&mut r.event);
+        })?;
+    }
+    none_so_far(&ring)?;
+    let got = offer(ring.fd(), |r| {
+        r.with_event = true;
+        r.event.type_mask = 3;
+    })?;
+    expect_result("both events", got, 0)?;
+    Ok(Outcome::Passed)
+}
+
+fn zr18() -> TestResult {
+    let ring = WideRing::new(2)?;
+    let (used, size) = (RQES + 16 * 64, region_size(64));
+    let stats = |offset: usize| {
+        move |r: &mut Registration| {
+            r.with_event = true;
+            r.event.flags = ZCRX_EVENT_DESC_FLAG_STATS;
+            r.event.stats_offset = offset as u64;
+        }
+    };
+    for (what, offset, want) in [
+        ("not aligned", used + 4, libc::EINVAL),
+        ("not aligned, and out of range", 4, libc::EINVAL),
+        ("in the header", 0, libc::ERANGE),
+        ("in the last entry", used - 8, libc::ERANGE),
+        ("half behind the end", size - 8, libc::ERANGE),
+        ("behind the end", size, libc::ERANGE),
+        ("where addresses end", usize::MAX - 7, libc::ERANGE),
+    ] {
+        refused(&ring, what, -want, stats(offset))?;
+    }
+    none_so_far(&ring)?;
+    for offset in [used, size - 16] {
+        expect_result("that fits", offer(ring.fd(), stats(offset))?, 0)?;
+    }
+    Ok(Outcome::Passed)
+}
+
+fn zr21() -> TestResult {
+    all_invalid(&[
+        ("a dma-buf", |r| r.area.flags = IORING_ZCRX_AREA_DMABUF),
+        ("a dma-buf with a file", |r| {
+            r.area.flags = IORING_ZCRX_AREA_DMABUF;
+            r.area.addr = 0;
+            r.area.dmabuf_fd = 1;
+        }),
+    ])
+}
+
+fn zr22() -> TestResult {
+    let ring = WideRing::new(2)?;
+    let page = PAGE_SIZE as u32;
+    for (bytes, want) in [
+        (3, libc::EINVAL),
+        (page / 2, libc::EINVAL),
+        (page + 1, libc::EINVAL),
+        (2 * page, libc::EOPNOTSUPP),
+        (1 << 31, libc::EOPNOTSUPP),
+    ] {
+        let what = format!("buffers of {bytes} bytes");
+        refused(&ring, &what, -want, |r| r.reg.rx_buf_len = bytes)?;
+    }
+    none_so_far(&ring)?;
+    let got = offer(ring.fd(), |r| r.reg.rx_buf_len = page)?;
+    expect_result("buffers of a page", got, 0)?;
+    Ok(Outcome::Passed)
+}
+
+/// Where the descriptors of [`read_only`] are in its pages.
+const AREA_AT: usize = 512;
+const REGION_AT: usize = 1024;
+
+/// Registers with descriptors that cannot be written: only that of the area, or
+/// all.
+fn read_only(fd: RawFd, all: bool) -> anyhow::Result<i32> {
+    let memory = memory(4)?;
+    let mut registration = Registration::new(64, &memory);
+    let (page, area_page) = (Page::new()?, Page::new()?);
+    area_page.write(AREA_AT, &registration.area);
+    page.write(REGION_AT, &registration.region);
+    registration.reg.area_ptr = area_page.address as u64 + AREA_AT as u64;
+    registration.reg.region_ptr = page.address as u64 + REGION_AT as u64;
+    page.write(0, &registration.reg);
+    area_page.protect(libc::PROT_READ)?;
+    if all {
+        page.protect(libc::PROT_READ)?;
+    }
+    Ok(register(
+        fd,
+        IORING_REGISTER_ZCRX_IFQ,
+        page.address.cast(),
+        1,
+    ))
+}
+
+fn zr24() -> TestResult {
+    let ring = WideRing::new(2)?;
+    for _ in 0..3 {
+        expect_result("read-only", read_only(ring.fd(), true)?, -libc::EFAULT)?;
+        expect_eq("pinned", pinned()?, 0)?;
+    }
+    none_so_far(&ring)?;
+    Ok(Outcome::Passed)
+}
+
+fn zr25() -> TestResult {
+    let ring = WideRing::new(2)?;
+    for _ in 0..3 {
+        let got = read_only(ring.fd(), false)?;
+        expect_result("the last one is read-only", got, -libc::EFAULT)?;
+        expect_eq("pinned", pinned()?, 0)?;
+    }
+    none_so_far(&ring)?;
+    Ok(Outcome::Passed)
+}
+
+fn zr26() -> TestResult {
+    let ring = WideRing::new(2)?;
+    let area = memory(4)?;
+    for id in 0..4 {
+        let mut registration = Registration::new(64, &area);
+        let (reg, region) = (registration.reg, registration.region);
+        expect_result("registering", registration.register(ring.fd()), 0)?;
+        let want = IfqReg {
+            area_ptr: registration.reg.area_ptr,
+            region_ptr: registration.reg.region_ptr,
+            offsets: Offsets {
+                head: 0,
+                tail: TAIL as u32,
+                rqes: RQES as u32,
+                ..reg.offsets
+            },
+            zcrx_id: id,
+            rx_buf_len: PAGE_SIZE as u32,
+            ..reg
+        };
+        expect_eq("description", registration.reg, want)?;
+        let offset = IORING_MAP_OFF_ZCRX as u64 + (u64::from(id) << IORING_OFF_ZCRX_SHIFT);
+        expect_eq("offset", registration.region.mmap_offset, offset)?;
+        expect_eq("size", registration.region.size, region.size)?;
+        expect_eq("token", registration.area.rq_area_token, 0 << AREA_SHIFT)?;
+        expect_eq("address", registration.area.addr, area.address() as u64)?;
+    }
+    Ok(Outcome::Passed)
+}
+
+/// Turns a registration into one for a device.
+fn on_device(index: u32) -> impl FnOnce(&mut Registration) {
+    move |r| {
+        r.reg.flags = 0;
+        r.reg.if_idx = index;
+    }
+}
+
+/// The index of a network device that there is.
+fn device(name: &str) -> anyhow::Result<u32> {
+    Ok(nix::net::if_::if_nametoindex(name)?)
+}
+
+fn zr27() -> TestResult {
+    let ring = WideRing::new(2)?;
+    for (what, index, want) in [
+        ("no device", 0, libc::ENODEV),
+        ("an unknown device", 12345, libc::ENODEV),
+        ("lo", device("lo")?, libc::EOPNOTSUPP),
+        ("dummy0", device("dummy0")?, libc::EOPNOTSUPP),
+    ] {
+        refused(&ring, what, -want, on_device(index))?;
+    }
+    none_so_far(&ring)?;
+    Ok(Outcome::Passed)
+}
+
+fn zr28() -> TestResult {
+    let index = device("dummy0")?;
+    unshare(CloneFlags::CLONE_NEWNET)?;
+    let ring = WideRing::new(2)?;
+    refused(&ring, "a device elsewhere", -libc::ENODEV, on_device(index))?;
+    none_so_far(&ring)?;
+    Ok(Outcome::Passed)
+}
+
+fn zr29() -> TestResult {
+    let mut ring = WideRing::new(8)?;
+    let mut first = Ifq::new(ring.fd(), 64, 8)?;
+    let mut second = Ifq::new(ring.fd(), 16, 4)?;
+    expect_eq("ids", (first.id, second.id), (0, 1))?;
+    for _ in 0..2 {
+        transfer(&mut ring, &mut first, 3 * PAGE_SIZE)?;
+        transfer(&mut ring, &mut second, 5 * PAGE_SIZE + 1)?;
+    }
+    Ok(Outcome::Passed)
+}
+
+fn zr30() -> TestResult {
+    let mut ring = WideRing::with(8, 0, ZCRX_SETUP | IORING_SETUP_R_DISABLED)?;
+    let mut ifq = Ifq::new(ring.fd(), 64, 8)?;
+    expect_result("enabling", register::enable(ring.fd()), 0)?;
+    transfer(&mut ring, &mut ifq, 2 * PAGE_SIZE)?;
+    Ok(Outcome::Passed)
+}
+
+fn zr31() -> TestResult {
+    const IDS: u32 = 2048;
+    let ring = WideRing::new(2)?;
+    let area = memory(1)?;
+    let add = |id: u32| {
+        let mut registration = Registration::new(1, &area);
+        let got = registration.register(ring.fd());
+        if got == 0 {
+            expect_eq("id", registration.reg.zcrx_id, id)?;
+        }
+        anyhow::Ok((got, registration.region.mmap_offset as i64))
+    };
+    for id in 0..IDS - 1 {
+        expect_result("registering", add(id)?.0, 0)?;
+    }
+    let (got, offset) = add(IDS - 1)?;
+    expect_result("the last that can be mapped", got, 0)?;
+    Mapping::new(ring.fd(), offset, PAGE_SIZE)?;
+
+    let (got, offset) = add(IDS)?;
+    match kernel::zcrx_implementation() {
+        // Its offset is that of nothing.
+        Implementation::C => {
+            expect_result("one more", got, 0)?;
+            let mapped = Mapping::new(ring.fd(), offset, PAGE_SIZE);
+            anyhow::ensure!(mapped.is_err(), "the queue after it can be mapped");
+        }
+        Implementation::Rust => expect_result("one more", got, -libc::EBUSY)?,
+    }
+    Ok(Outcome::Passed)
+}
+
+/// Asks the kernel what it can: the answer, `size` bytes, as words.
+fn query(fd: RawFd, number: u32, size: u32) -> anyhow::Result<[u32; 12]> {
+    let mut answer = [0u32; 12];
+    // `struct io_uring_query_hdr`.
+    let mut header = [0u32; 10];
+    let to = &raw mut answer as u64;
+    header[2] = to as u32;
+    header[3] = (to >> 32) as u32;
+    header[4] = number;
+    header[5] = size;
+    let got = register(fd, IORING_REGISTER_QUERY, header.as_mut_ptr().cast(), 0);
+    expect_result("query", got, 0)?;
+    expect_eq("size and result", (header[5], header[6]), (size, 0))?;
+    Ok(answer)
+}
+
+fn zr32() -> TestResult {
+    let ring = WideRing::new(2)?;
+    for fd in [TASK, ring.fd()] {
+        let want = [3, 0, 1, 0, 4, 3, 2 * TAIL as u32, TAIL as u32, 0, 0, 0, 0];
+        expect_eq("zcrx", query(fd, 1, 40)?, want)?;
+        let want = [3, 16, 8, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        expect_eq("events of zcrx", query(fd, 3, 48)?, want)?;
+    }
+    Ok(Outcome::Passed)
+}
+
+fn zr34() -> TestResult {
+    let ring = WideRing::new(2)?;
+    sandbox::in_child(|| {
+        let got = offer(ring.fd(), |_| {})?;
+        expect_result("of another task", got, -libc::EEXIST)
+    })?;
+    none_so_far(&ring)?;
+    Ok(Outcome::Passed)
+}
+
+fn zr36() -> TestResult {
+    let enable = Restriction::register_op(IORING_REGISTER_ENABLE_RINGS);
+    for (what, more, want) in [
+        ("not listed", None, -libc::EACCES),
+        (
+            "listed",
+            Some(Restriction::register_op(IORING_REGISTER_ZCRX_IFQ)),
+            0,
+        ),
+    ] {
+        let ring = WideRing::with(2, 0, ZCRX_SETUP | IORING_SETUP_R_DISABLED)?;
+        let list: Vec<_> = [enable].into_iter().chain(more).collect();
+        expect_result("restricting", register::restrict_ring(ring.fd(), &list), 0)?;
+        expect_result("enabling", register::enable(ring.fd()), 0)?;
+        expect_result(what, offer(ring.fd(), |_| {})?, want)?;
+    }
+    Ok(Outcome::Passed)
+}
