@@ -69,15 +69,6 @@ pub fn implementation() -> Implementation {
     }
 }
 
-/// Who implements zero-copy receive here.
-pub fn zcrx_implementation() -> Implementation {
-    if has_option("CONFIG_IO_URING_ZCRX_RUST") {
-        Implementation::Rust
-    } else {
-        Implementation::C
-    }
-}
-
 /// Whether the checkers that slow everything down are built in.
 pub fn is_debug() -> bool {
     has_option("CONFIG_KASAN")

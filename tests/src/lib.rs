@@ -11,6 +11,7 @@ pub mod requests;
 pub mod ring;
 pub mod sandbox;
 pub mod sqe;
+pub mod stream;
 pub mod suite;
 pub mod wide;
 pub mod zcrx;

@@ -14,6 +14,7 @@ pub mod op {
     pub const SENDMSG: u8 = opcode::SendMsg::CODE;
     pub const TIMEOUT: u8 = opcode::Timeout::CODE;
     pub const ACCEPT: u8 = opcode::Accept::CODE;
+    pub const ASYNC_CANCEL: u8 = opcode::AsyncCancel::CODE;
     pub const LINK_TIMEOUT: u8 = opcode::LinkTimeout::CODE;
     pub const CONNECT: u8 = opcode::Connect::CODE;
     pub const FALLOCATE: u8 = opcode::Fallocate::CODE;

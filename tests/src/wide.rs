@@ -41,6 +41,14 @@ pub struct WideCqe {
     pub extra: Option<[u64; 2]>,
 }
 
+impl WideCqe {
+    /// Where the data is that a receive tells of.
+    pub fn offset(&self) -> anyhow::Result<u64> {
+        let [off, _] = self.extra.context("a completion without an offset")?;
+        Ok(off)
+    }
+}
+
 /// Memory that is mapped from a file.
 pub struct Mapping {
     address: *mut u8,
@@ -203,6 +211,34 @@ impl WideRing {
         self.cq(4).load(Ordering::Relaxed)
     }
 
+    /// Where the next completion is taken from, which counts on for ever.
+    pub fn position(&self) -> u32 {
+        self.cq(0).load(Ordering::Relaxed)
+    }
+
+    /// How many slots have been filled and not yet taken.
+    pub fn waiting(&self) -> u32 {
+        self.cq(1)
+            .load(Ordering::Acquire)
+            .wrapping_sub(self.position())
+    }
+
+    /// What a position holds, fillers too, whether it has been taken or not.
+    pub fn slot(&self, position: u32) -> WideCqe {
+        let cqes = self.params[20 + 5] as usize;
+        let slot = (position & (self.params[1] - 1)) as usize;
+        let all_wide = self.params[2] & IORING_SETUP_CQE32 != 0;
+        let at = cqes + slot * if all_wide { 32 } else { 16 };
+        let flags: u32 = self.rings.read(at + 12);
+        let wide = all_wide || flags & IORING_CQE_F_32 != 0;
+        WideCqe {
+            user_data: self.rings.read(at),
+            res: self.rings.read(at + 8),
+            flags,
+            extra: wide.then(|| self.rings.read(at + 16)),
+        }
+    }
+
     /// Puts an SQE into the queue. What it points to must stay until it is done.
     pub fn push(&mut self, sqe: Sqe) -> anyhow::Result<()> {
         let entries = self.params[0];
@@ -245,22 +281,16 @@ impl WideRing {
             if head == self.cq(1).load(Ordering::Acquire) {
                 return None;
             }
-            let cqes = self.params[20 + 5] as usize;
-            let slot = (head & (self.params[1] - 1)) as usize;
+            let cqe = self.slot(head);
             let all_wide = self.params[2] & IORING_SETUP_CQE32 != 0;
-            let at = cqes + slot * if all_wide { 32 } else { 16 };
-            let flags: u32 = self.rings.read(at + 12);
-            let wide = all_wide || flags & IORING_CQE_F_32 != 0;
-            let cqe = WideCqe {
-                user_data: self.rings.read(at),
-                res: self.rings.read(at + 8),
-                flags,
-                extra: wide.then(|| self.rings.read(at + 16)),
+            let slots = if cqe.extra.is_some() && !all_wide {
+                2
+            } else {
+                1
             };
-            let slots = if wide && !all_wide { 2 } else { 1 };
             self.cq(0)
                 .store(head.wrapping_add(slots), Ordering::Release);
-            if flags & IORING_CQE_F_SKIP == 0 {
+            if cqe.flags & IORING_CQE_F_SKIP == 0 {
                 return Some(cqe);
             }
         }

@@ -278,6 +278,11 @@ impl Ifq {
         })
     }
 
+    /// Lets go of the refill queue, and with it of the ring: the buffers.
+    pub fn into_area(self) -> Mapping {
+        self.area
+    }
+
     /// The mapped refill queue.
     pub fn refill(&self) -> &Mapping {
         &self.refill
@@ -302,6 +307,22 @@ impl Ifq {
     /// How far the kernel has read the refill queue.
     pub fn head(&self) -> u32 {
         self.refill.word(0).load(Ordering::Acquire)
+    }
+
+    /// How many entries the kernel has not read yet.
+    pub fn unread(&self) -> u32 {
+        self.tail.wrapping_sub(self.head())
+    }
+
+    /// Has the kernel read all of the refill queue. A kernel may stop at an entry
+    /// that is not valid, so this takes as many calls as it takes.
+    pub fn flush_all(&self, fd: RawFd) -> anyhow::Result<()> {
+        while self.unread() != 0 {
+            let before = self.unread();
+            expect_result("flush", self.flush(fd), 0)?;
+            ensure!(self.unread() < before, "{before} entries stay unread");
+        }
+        Ok(())
     }
 
     /// Has the kernel read the refill queue.

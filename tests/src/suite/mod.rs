@@ -22,9 +22,12 @@ mod stress;
 mod stress_rings;
 mod submission;
 mod task_restrictions;
+mod zcrx_events;
 mod zcrx_memory;
 mod zcrx_receive;
 mod zcrx_registration;
+mod zcrx_returns;
+mod zcrx_stream;
 
 use std::process::Command;
 
@@ -125,7 +128,12 @@ const GROUPS: &[Group] = &[
     },
     Group {
         name: "D9 zcrx receive",
-        tests: &[zcrx_receive::TESTS],
+        tests: &[
+            zcrx_receive::TESTS,
+            zcrx_returns::TESTS,
+            zcrx_stream::TESTS,
+            zcrx_events::TESTS,
+        ],
     },
     Group {
         name: "D11 fault injection",

@@ -1,0 +1,222 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Zero-copy receive from a TCP connection over loopback whose bytes are
+//! compared, each of them, as they come in.
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::os::fd::AsRawFd;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use anyhow::ensure;
+
+use crate::kernel::{describe, expect_eq, limit};
+use crate::register::PAGE_SIZE;
+use crate::ring::IORING_CQE_F_MORE;
+use crate::sqe::Sqe;
+use crate::wide::{IORING_CQE_F_32, WideCqe, WideRing};
+use crate::zcrx::{Ifq, pattern, recv_zc, tcp_pair};
+
+/// One direction of a TCP connection, its bytes compared as they come in.
+pub struct Stream {
+    pub sender: TcpStream,
+    pub receiver: TcpStream,
+    /// Of its requests.
+    pub user_data: u64,
+    sent: usize,
+    taken: usize,
+}
+
+impl Stream {
+    /// Starts at the beginning of the pattern.
+    pub fn new() -> anyhow::Result<Self> {
+        Self::starting_at(0, 1)
+    }
+
+    /// Starts anywhere in the pattern.
+    pub fn starting_at(start: usize, user_data: u64) -> anyhow::Result<Self> {
+        let (sender, receiver) = tcp_pair()?;
+        Ok(Stream {
+            sender,
+            receiver,
+            user_data,
+            sent: start,
+            taken: start,
+        })
+    }
+
+    /// A request for `len` bytes at most, or for all there will be if 0.
+    pub fn recv(&self, ifq: &Ifq, len: usize) -> Sqe {
+        recv_zc(self.receiver.as_raw_fd(), ifq.id, len as u32).user_data(self.user_data)
+    }
+
+    /// Sends more, and waits until it is all there to be received. It must fit
+    /// into the buffers of the sockets.
+    pub fn send(&mut self, len: usize) -> anyhow::Result<()> {
+        let bytes = self.next(len);
+        self.sender.write_all(&bytes)?;
+        self.arrives()
+    }
+
+    /// The bytes to send next, which whoever asks for them sends.
+    pub fn next(&mut self, len: usize) -> Vec<u8> {
+        let bytes = pattern(self.sent, len);
+        self.sent += len;
+        bytes
+    }
+
+    /// Sends more from a thread, and shuts down.
+    pub fn send_later(&mut self, len: usize) -> anyhow::Result<JoinHandle<std::io::Result<()>>> {
+        const CHUNK: usize = 1 << 20;
+        let (from, mut sender) = (self.sent, self.sender.try_clone()?);
+        self.sent += len;
+        Ok(std::thread::spawn(move || {
+            for at in (0..len).step_by(CHUNK) {
+                sender.write_all(&pattern(from + at, CHUNK.min(len - at)))?;
+            }
+            sender.shutdown(Shutdown::Write)
+        }))
+    }
+
+    /// How many bytes were sent and not taken.
+    pub fn left(&self) -> usize {
+        self.sent - self.taken
+    }
+
+    /// Waits until all that was sent and not taken is there to be received.
+    pub fn arrives(&self) -> anyhow::Result<()> {
+        let start = Instant::now();
+        loop {
+            let mut there: libc::c_int = 0;
+            // SAFETY: FIONREAD writes an int.
+            let ret = unsafe { libc::ioctl(self.receiver.as_raw_fd(), libc::FIONREAD, &mut there) };
+            ensure!(ret == 0, "FIONREAD: {}", std::io::Error::last_os_error());
+            if there as usize == self.left() {
+                return Ok(());
+            }
+            ensure!(
+                start.elapsed() < limit(5),
+                "{there} bytes of {} arrived",
+                self.left()
+            );
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// Compares what a completion hands out with what was sent: the offset of
+    /// its buffer.
+    pub fn take(&mut self, ifq: &Ifq, cqe: &WideCqe) -> anyhow::Result<u64> {
+        let from = self.taken;
+        ensure!(
+            (cqe.user_data, cqe.flags & !IORING_CQE_F_32) == (self.user_data, IORING_CQE_F_MORE)
+                && cqe.res > 0,
+            "not a completion with data, from {from} on: {cqe:x?}, {}",
+            describe(cqe.res)
+        );
+        let data = ifq.data(cqe)?;
+        ensure!(
+            data == pattern(from, data.len()),
+            "other bytes than were sent, from {from} on"
+        );
+        self.taken += data.len();
+        ensure!(self.taken <= self.sent, "more bytes than were sent");
+        cqe.offset()
+    }
+
+    /// Takes all that was sent, every buffer given back at once.
+    pub fn take_all(&mut self, ring: &mut WideRing, ifq: &mut Ifq) -> anyhow::Result<()> {
+        while self.left() != 0 {
+            let cqe = ring.cqe()?;
+            let offset = self.take(ifq, &cqe)?;
+            ifq.give_back(offset);
+            ifq.flush_all(ring.fd())?;
+        }
+        Ok(())
+    }
+
+    /// Takes data, every buffer given back at once, until the request ends: its
+    /// last completion.
+    pub fn take_until_end(
+        &mut self,
+        ring: &mut WideRing,
+        ifq: &mut Ifq,
+    ) -> anyhow::Result<WideCqe> {
+        loop {
+            let cqe = ring.cqe()?;
+            if cqe.flags & IORING_CQE_F_MORE == 0 {
+                return Ok(cqe);
+            }
+            let offset = self.take(ifq, &cqe)?;
+            ifq.give_back(offset);
+            ifq.flush_all(ring.fd())?;
+        }
+    }
+
+    /// Reads by read(2) as much as fits, compared as well.
+    pub fn read(&mut self, data: &mut [u8]) -> anyhow::Result<()> {
+        self.receiver.read_exact(data)?;
+        ensure!(
+            data == pattern(self.taken, data.len()),
+            "read(2) got other bytes than were sent, from {} on",
+            self.taken
+        );
+        self.taken += data.len();
+        Ok(())
+    }
+
+    /// Reads what is left by read(2), to see that it is just what it should be.
+    pub fn read_left(&mut self) -> anyhow::Result<()> {
+        let mut data = vec![0; self.left()];
+        self.read(&mut data)?;
+        self.receiver.set_nonblocking(true)?;
+        let more = self.receiver.read(&mut [0]);
+        self.receiver.set_nonblocking(false)?;
+        ensure!(
+            matches!(more, Ok(0) | Err(_)),
+            "more bytes than were sent are left"
+        );
+        Ok(())
+    }
+}
+
+/// The last completion of a request on a ring where all completions are wide.
+pub fn ended(user_data: u64, res: i32) -> WideCqe {
+    WideCqe {
+        user_data,
+        res,
+        flags: 0,
+        extra: Some([0; 2]),
+    }
+}
+
+/// That exactly `count` buffers are free: it uses them up, no two the same, and
+/// gives them back.
+pub fn expect_free(ring: &mut WideRing, ifq: &mut Ifq, count: usize) -> anyhow::Result<()> {
+    const MARK: u64 = 0xb0ffe25;
+    let mut stream = Stream::starting_at(0, MARK)?;
+    // More than can be taken, so nobody waits for the end of it.
+    let thread = stream.send_later((count + 16) * PAGE_SIZE)?;
+    ring.push(stream.recv(ifq, 0))?;
+    let mut offsets = Vec::new();
+    let last = loop {
+        let cqe = ring.cqe()?;
+        if cqe.flags & IORING_CQE_F_MORE == 0 {
+            break cqe;
+        }
+        offsets.push(stream.take(ifq, &cqe)?);
+    };
+    expect_eq("with no buffer left", last, ended(MARK, -libc::ENOMEM))?;
+    drop(stream);
+    let _ = thread.join();
+    expect_eq("free buffers", offsets.len(), count)?;
+    for &offset in &offsets {
+        if ifq.unread() == ifq.entries {
+            ifq.flush_all(ring.fd())?;
+        }
+        ifq.give_back(offset);
+    }
+    ifq.flush_all(ring.fd())?;
+    offsets.sort_unstable();
+    offsets.dedup();
+    expect_eq("different buffers", offsets.len(), count)
+}

@@ -1,0 +1,219 @@
+// SPDX-License-Identifier: GPL-2.0
+//! D9: events that tell of copying, and statistics of it.
+
+use anyhow::ensure;
+
+use super::zcrx_receive::restore;
+use super::{Outcome, Test, TestResult, test};
+use crate::kernel::{expect_eq, expect_result};
+use crate::register::PAGE_SIZE;
+use crate::stream::{Stream, ended, expect_free};
+use crate::wide::{WideCqe, WideRing, ZCRX_SETUP};
+use crate::zcrx::{
+    Ctrl, EventDesc, Ifq, RQES, Registration, Stats, ZCRX_CTRL_ARM_EVENT, ZCRX_EVENT_ALLOC_FAIL,
+    ZCRX_EVENT_COPY, ZCRX_EVENT_DESC_FLAG_STATS, control, memory,
+};
+
+pub const TESTS: &[Test] = &[
+    test("ZV22 the event that tells of copying", zv22),
+    test("ZV23 statistics of what is copied", zv23),
+    test("ZV24 statistics that user space overwrites", zv24),
+];
+
+/// Of the events.
+pub const EVENT: u64 = 0xe7e27;
+
+/// A queue of 64 buffers that tells of events in `type_mask` and keeps
+/// statistics: itself, and where they are in its region.
+pub fn with_events(ring: &WideRing, type_mask: u32) -> anyhow::Result<(Ifq, usize)> {
+    const ENTRIES: u32 = 64;
+    let stats = RQES + 16 * ENTRIES as usize;
+    let area = memory(64)?;
+    let mut registration = Registration::new(ENTRIES, &area);
+    registration.event = EventDesc {
+        user_data: EVENT,
+        type_mask,
+        flags: ZCRX_EVENT_DESC_FLAG_STATS,
+        stats_offset: stats as u64,
+        ..Default::default()
+    };
+    registration.with_event = true;
+    expect_result("registering zcrx", registration.register(ring.fd()), 0)?;
+    Ok((Ifq::attach(ring.fd(), registration, area)?, stats))
+}
+
+/// Asks for the next event of a type.
+pub fn arm(ring: &WideRing, ifq: &Ifq, event: u32) -> i32 {
+    let mut ctrl = Ctrl {
+        zcrx_id: ifq.id,
+        op: ZCRX_CTRL_ARM_EVENT,
+        ..Default::default()
+    };
+    ctrl.union[0] = event.into();
+    control(ring.fd(), &mut ctrl)
+}
+
+/// Receives all that was sent: how many completions it takes, and the events
+/// between them.
+fn receive(
+    ring: &mut WideRing,
+    ifq: &mut Ifq,
+    stream: &mut Stream,
+) -> anyhow::Result<(u64, Vec<WideCqe>)> {
+    let (mut completions, mut events) = (0, Vec::new());
+    while stream.left() != 0 {
+        let cqe = ring.cqe()?;
+        if cqe.user_data == EVENT {
+            events.push(cqe);
+            continue;
+        }
+        let offset = stream.take(ifq, &cqe)?;
+        ifq.give_back(offset);
+        ifq.flush_all(ring.fd())?;
+        completions += 1;
+    }
+    ring.submit()?;
+    while let Some(cqe) = ring.try_cqe() {
+        // Of a request for just so many bytes, this is the end.
+        if cqe != ended(stream.user_data, 0) {
+            events.push(cqe);
+        }
+    }
+    Ok((completions, events))
+}
+
+fn zv22() -> TestResult {
+    let event = ended(EVENT, ZCRX_EVENT_COPY as i32);
+    let refused = -libc::EINVAL;
+    for both in [false, true] {
+        let mut ring = WideRing::with(8, 256, ZCRX_SETUP)?;
+        let mask = 1 << ZCRX_EVENT_COPY | u32::from(both) << ZCRX_EVENT_ALLOC_FAIL;
+        let (mut ifq, _) = with_events(&ring, mask)?;
+        let mut stream = Stream::new()?;
+        ring.push(stream.recv(&ifq, 0))?;
+        let got = arm(&ring, &ifq, ZCRX_EVENT_COPY);
+        expect_result("armed before it fired", got, refused)?;
+        for round in 0..3 {
+            stream.send(20_000)?;
+            let (_, events) = receive(&mut ring, &mut ifq, &mut stream)?;
+            expect_eq("events of the first data", events, vec![event])?;
+            for len in [1, 20_000] {
+                stream.send(len)?;
+                let (_, events) = receive(&mut ring, &mut ifq, &mut stream)?;
+                expect_eq("events until it is armed", events, vec![])?;
+            }
+            let what = format!("arming after round {round}");
+            expect_result(&what, arm(&ring, &ifq, ZCRX_EVENT_COPY), 0)?;
+            let got = arm(&ring, &ifq, ZCRX_EVENT_COPY);
+            expect_result("arming twice", got, refused)?;
+            // It is of what comes, not of what was.
+            ring.submit()?;
+            expect_eq("events without data", ring.try_cqe(), None)?;
+        }
+    }
+    // Without a device no allocation fails, not even when all is used up.
+    let mut ring = WideRing::with(8, 256, ZCRX_SETUP)?;
+    let (mut ifq, _) = with_events(&ring, 1 << ZCRX_EVENT_ALLOC_FAIL)?;
+    expect_free(&mut ring, &mut ifq, 64)?;
+    ring.submit()?;
+    expect_eq("events of the area", ring.try_cqe(), None)?;
+    let got = arm(&ring, &ifq, ZCRX_EVENT_ALLOC_FAIL);
+    expect_result("what never fired", got, refused)?;
+    let got = arm(&ring, &ifq, ZCRX_EVENT_COPY);
+    expect_result("what cannot fire", got, refused)?;
+    linear_event()?;
+    Ok(Outcome::Passed)
+}
+
+/// Only fragments count as copied, not what is in the head of a packet.
+fn linear_event() -> anyhow::Result<()> {
+    let mut ring = WideRing::with(8, 256, ZCRX_SETUP)?;
+    let (mut ifq, stats) = with_events(&ring, 1 << ZCRX_EVENT_COPY)?;
+    let mut stream = Stream::new()?;
+    restore(&mut stream, &[3000, 3000])?;
+    ring.push(stream.recv(&ifq, stream.left()))?;
+    let (completions, events) = receive(&mut ring, &mut ifq, &mut stream)?;
+    expect_eq("completions", completions, 2)?;
+    expect_eq("events of heads", events, vec![])?;
+    let got: Stats = ifq.refill().read(stats);
+    expect_eq("statistics of heads", got, Stats::default())?;
+    // 904 bytes in the head, and one fragment of two pages.
+    restore(&mut stream, &[2 * PAGE_SIZE + 904])?;
+    ring.push(stream.recv(&ifq, stream.left()))?;
+    let (completions, events) = receive(&mut ring, &mut ifq, &mut stream)?;
+    expect_eq("completions", completions, 3)?;
+    let event = ended(EVENT, ZCRX_EVENT_COPY as i32);
+    expect_eq("events of the fragment", events, vec![event])?;
+    let want = Stats {
+        copy_count: 1,
+        copy_bytes: 2 * PAGE_SIZE as u64,
+    };
+    let got: Stats = ifq.refill().read(stats);
+    expect_eq("statistics of the fragment", got, want)
+}
+
+fn zv23() -> TestResult {
+    let mut ring = WideRing::with(8, 256, ZCRX_SETUP)?;
+    let (mut ifq, stats) = with_events(&ring, 0)?;
+    let mut stream = Stream::new()?;
+    let mut want = Stats::default();
+    let compare = |ifq: &Ifq, want| {
+        let got: Stats = ifq.refill().read(stats);
+        expect_eq("statistics", got, want)
+    };
+    compare(&ifq, want)?;
+    ring.push(stream.recv(&ifq, 0))?;
+
+    // Pieces shorter than a buffer, each with a completion of its own.
+    for len in [1, 100, 1000, 2000] {
+        for _ in 0..5 {
+            stream.send(len)?;
+            let (completions, events) = receive(&mut ring, &mut ifq, &mut stream)?;
+            expect_eq("events that nobody asked for", events, vec![])?;
+            want.copy_count += completions;
+            want.copy_bytes += len as u64;
+            compare(&ifq, want)?;
+        }
+    }
+    // Fragments of eight pages each: they are counted, not their completions,
+    // which the uapi speaks of.
+    const FRAGMENT: usize = 8 * PAGE_SIZE;
+    for fragments in [1, 2, 1] {
+        let mut stream = Stream::new()?;
+        restore(&mut stream, &[fragments * FRAGMENT])?;
+        ring.push(stream.recv(&ifq, stream.left()))?;
+        let (completions, _) = receive(&mut ring, &mut ifq, &mut stream)?;
+        expect_eq("completions", completions, 8 * fragments as u64)?;
+        want.copy_count += fragments as u64;
+        want.copy_bytes += (fragments * FRAGMENT) as u64;
+        compare(&ifq, want)?;
+    }
+    Ok(Outcome::Passed)
+}
+
+fn zv24() -> TestResult {
+    let mut ring = WideRing::with(8, 256, ZCRX_SETUP)?;
+    let (mut ifq, stats) = with_events(&ring, 1 << ZCRX_EVENT_COPY)?;
+    let mut stream = Stream::new()?;
+    ring.push(stream.recv(&ifq, 0))?;
+    for number in [u64::MAX, 0, 1 << 63, u64::MAX - 99, 0x0123_4567_89ab_cdef] {
+        let scribbled = Stats {
+            copy_count: number,
+            copy_bytes: number.rotate_left(1),
+        };
+        ifq.refill().write(stats, scribbled);
+        stream.send(1000)?;
+        let (completions, _) = receive(&mut ring, &mut ifq, &mut stream)?;
+        let added = Stats {
+            copy_count: scribbled.copy_count.wrapping_add(completions),
+            copy_bytes: scribbled.copy_bytes.wrapping_add(1000),
+        };
+        let got: Stats = ifq.refill().read(stats);
+        ensure!(got == added, "{scribbled:x?} became {got:x?}");
+    }
+    // Nothing else depends on it.
+    let (_, events) = receive(&mut ring, &mut ifq, &mut stream)?;
+    expect_eq("events", events, vec![])?;
+    expect_result("arming", arm(&ring, &ifq, ZCRX_EVENT_COPY), 0)?;
+    Ok(Outcome::Passed)
+}

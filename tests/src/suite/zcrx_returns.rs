@@ -1,0 +1,376 @@
+// SPDX-License-Identifier: GPL-2.0
+//! D9: more data than there are buffers, which come back through a refill queue
+//! that is smaller still, in every order and among entries that must not count.
+
+use anyhow::{Context, ensure};
+
+use super::zcrx_receive::{expect_end, roomy_ring};
+use super::{Outcome, Test, TestResult, seed, slow, test};
+use crate::kernel::{expect_eq, expect_result};
+use crate::register::PAGE_SIZE;
+use crate::ring::IORING_CQE_F_MORE;
+use crate::stream::{Stream, ended, expect_free};
+use crate::wide::{WideCqe, WideRing, ZCRX_SETUP};
+use crate::zcrx::{AREA_SHIFT, Ifq, Rqe};
+
+pub const TESTS: &[Test] = &[
+    test("ZV09 an area that is used up", zv09),
+    test("ZV10 twice what the area holds", zv10),
+    test("ZV29 no completion leaves its buffer", zv29),
+    slow("ZB01 64 MiB, returned at once", 60, zb01),
+    slow("ZB02 64 MiB, returned when all is used up", 60, zb02),
+    slow("ZB03 64 MiB, returned in random order", 60, zb03),
+    slow("ZB04 64 MiB, returned among bad entries", 60, zb04),
+];
+
+fn zv09() -> TestResult {
+    const PAGES: usize = 4;
+    let mut ring = roomy_ring()?;
+    let mut ifq = Ifq::new(ring.fd(), 8, PAGES)?;
+    let mut stream = Stream::new()?;
+    let last = ended(stream.user_data, -libc::ENOMEM);
+    stream.send(50_000)?;
+    ring.push(stream.recv(&ifq, 0))?;
+    let mut offsets = Vec::new();
+    for _ in 0..PAGES {
+        let cqe = ring.cqe()?;
+        offsets.push(stream.take(&ifq, &cqe)?);
+    }
+    expect_eq("the end", ring.cqe()?, last)?;
+    // Nothing changes until a buffer comes back, and is flushed.
+    for len in [0, 10] {
+        let sqe = stream.recv(&ifq, len);
+        expect_end(&mut ring, "without a buffer", sqe, -libc::ENOMEM)?;
+    }
+    ifq.give_back(offsets[2]);
+    let sqe = stream.recv(&ifq, 0);
+    expect_end(&mut ring, "before the flush", sqe, -libc::ENOMEM)?;
+
+    // One buffer that comes back is worth one completion, in that very buffer.
+    ifq.flush_all(ring.fd())?;
+    ring.push(stream.recv(&ifq, 0))?;
+    let cqe = ring.cqe()?;
+    expect_eq("the buffer", stream.take(&ifq, &cqe)?, offsets[2])?;
+    expect_eq("the end", ring.cqe()?, last)?;
+
+    for &offset in &offsets {
+        ifq.give_back(offset);
+    }
+    ifq.flush_all(ring.fd())?;
+    ring.push(stream.recv(&ifq, stream.left()))?;
+    let last = ended(stream.user_data, 0);
+    loop {
+        // It may be used up again before the first buffer is back.
+        let end = stream.take_until_end(&mut ring, &mut ifq)?;
+        if end == last {
+            break;
+        }
+        expect_result("the end", end.res, -libc::ENOMEM)?;
+        ring.push(stream.recv(&ifq, stream.left()))?;
+    }
+    expect_eq("bytes left", stream.left(), 0)?;
+    expect_free(&mut ring, &mut ifq, PAGES)?;
+    Ok(Outcome::Passed)
+}
+
+fn zv29() -> TestResult {
+    let mut ring = roomy_ring()?;
+    let mut ifq = Ifq::new(ring.fd(), 512, 512)?;
+    let mut stream = Stream::new()?;
+    ring.push(stream.recv(&ifq, 0))?;
+    for len in [1, 2, 4095, 4096, 4097, 8191, 8193, 12_345, 32_768, 40_000] {
+        stream.send(len)?;
+        let mut used = Vec::new();
+        while stream.left() != 0 {
+            let cqe = ring.cqe()?;
+            ensure!(
+                cqe.res as usize <= PAGE_SIZE,
+                "{} bytes in one completion",
+                cqe.res
+            );
+            // Checks that they are in one buffer.
+            let offset = stream.take(&ifq, &cqe)?;
+            expect_eq("where a copy begins", offset as usize % PAGE_SIZE, 0)?;
+            ensure!(!used.contains(&offset), "a buffer is used twice");
+            used.push(offset);
+        }
+        ensure!(
+            used.len() >= len.div_ceil(PAGE_SIZE),
+            "{} buffers for {len} bytes",
+            used.len()
+        );
+        for offset in used {
+            // Any place in the buffer stands for it.
+            ifq.give_back(offset + len as u64 % PAGE_SIZE as u64);
+        }
+        ifq.flush_all(ring.fd())?;
+    }
+    stream.sender.shutdown(std::net::Shutdown::Write)?;
+    expect_eq("the end", ring.cqe()?, ended(stream.user_data, 0))?;
+    expect_free(&mut ring, &mut ifq, 512)?;
+    Ok(Outcome::Passed)
+}
+
+/// When and how buffers come back.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Returns {
+    /// Each as soon as its completion is seen.
+    Eager,
+    /// All, when a request ends for want of buffers.
+    Lazy,
+    /// Some, any of them, whenever.
+    Random,
+    /// The same among doubles, buffers that are free, and garbage.
+    Adversarial,
+}
+
+/// Buffers in the area.
+const PAGES: usize = 16;
+
+/// A transfer that goes on.
+struct Transfer {
+    ring: WideRing,
+    ifq: Ifq,
+    stream: Stream,
+    /// Completions whose buffers have not been given back, and what they held.
+    held: Vec<(WideCqe, Vec<u8>)>,
+    rng: fastrand::Rng,
+}
+
+impl Transfer {
+    /// Takes `len` bytes through [`PAGES`] buffers and a refill queue of so many
+    /// entries: how often the request had to be made.
+    fn run(entries: u32, len: usize, returns: Returns) -> anyhow::Result<usize> {
+        let ring = WideRing::with(8, 64, ZCRX_SETUP)?;
+        let ifq = Ifq::new(ring.fd(), entries, PAGES)?;
+        let mut transfer = Transfer {
+            ring,
+            ifq,
+            stream: Stream::new()?,
+            held: Vec::new(),
+            rng: fastrand::Rng::with_seed(seed()),
+        };
+        let thread = transfer.stream.send_later(len)?;
+        let requests = transfer.take(returns)?;
+        thread.join().ok().context("the sender panicked")??;
+        expect_eq("bytes left", transfer.stream.left(), 0)?;
+        // No buffer was lost, none is there twice.
+        transfer.give_back_all()?;
+        expect_free(&mut transfer.ring, &mut transfer.ifq, PAGES)?;
+        Ok(requests)
+    }
+
+    fn take(&mut self, returns: Returns) -> anyhow::Result<usize> {
+        let mut requests = 0;
+        loop {
+            self.ring.push(self.stream.recv(&self.ifq, 0))?;
+            requests += 1;
+            let last = self.take_request(returns)?;
+            if last == ended(self.stream.user_data, 0) {
+                return Ok(requests);
+            }
+            let used_up = ended(self.stream.user_data, -libc::ENOMEM);
+            expect_eq("the end", last, used_up)?;
+            match returns {
+                Returns::Eager => {}
+                Returns::Lazy => {
+                    expect_eq("buffers in use", self.held.len(), PAGES)?;
+                    self.give_back_all()?;
+                }
+                // At least one, or the next request ends the same way.
+                Returns::Random | Returns::Adversarial => {
+                    for _ in 0..self.held.len().div_ceil(2) {
+                        self.give_back_any()?;
+                    }
+                    self.ifq.flush_all(self.ring.fd())?;
+                }
+            }
+        }
+    }
+
+    /// Takes what one request brings: its last completion.
+    fn take_request(&mut self, returns: Returns) -> anyhow::Result<WideCqe> {
+        loop {
+            let mut next = Some(self.ring.cqe()?);
+            // All there is: a buffer that is not held is a free one then.
+            while let Some(cqe) = next {
+                if cqe.flags & IORING_CQE_F_MORE == 0 {
+                    return Ok(cqe);
+                }
+                self.hold(cqe)?;
+                if returns == Returns::Eager {
+                    self.give_back_all()?;
+                }
+                next = self.ring.try_cqe();
+            }
+            match returns {
+                Returns::Eager | Returns::Lazy => {}
+                Returns::Random => {
+                    for _ in 0..self.rng.usize(..=self.held.len()) {
+                        self.give_back_any()?;
+                    }
+                    if self.rng.bool() {
+                        self.ifq.flush_all(self.ring.fd())?;
+                    }
+                }
+                Returns::Adversarial => self.attack()?,
+            }
+        }
+    }
+
+    /// Compares data, whose buffer is in use from now on.
+    fn hold(&mut self, cqe: WideCqe) -> anyhow::Result<()> {
+        let offset = self.stream.take(&self.ifq, &cqe)?;
+        for (other, _) in &self.held {
+            ensure!(other.offset()? != offset, "{offset:#x} is in use already");
+        }
+        let bytes = self.ifq.data(&cqe)?.to_vec();
+        self.held.push((cqe, bytes));
+        Ok(())
+    }
+
+    /// Puts an entry into the refill queue, which may have to be read first.
+    fn put(&mut self, rqe: Rqe) -> anyhow::Result<()> {
+        if self.ifq.unread() == self.ifq.entries {
+            self.ifq.flush_all(self.ring.fd())?;
+        }
+        self.ifq.push(rqe);
+        Ok(())
+    }
+
+    /// Gives one buffer back, in which nothing may have changed meanwhile.
+    fn give_back(&mut self, index: usize) -> anyhow::Result<Rqe> {
+        let (cqe, bytes) = self.held.swap_remove(index);
+        ensure!(
+            self.ifq.data(&cqe)? == bytes,
+            "a buffer changed while it was in use"
+        );
+        // Neither the length counts nor where in the buffer it points to.
+        let rqe = Rqe {
+            off: cqe.offset()? + self.rng.u64(..PAGE_SIZE as u64),
+            len: self.rng.u32(..),
+            pad: 0,
+        };
+        self.put(rqe)?;
+        Ok(rqe)
+    }
+
+    fn give_back_any(&mut self) -> anyhow::Result<()> {
+        if !self.held.is_empty() {
+            let index = self.rng.usize(..self.held.len());
+            self.give_back(index)?;
+        }
+        Ok(())
+    }
+
+    fn give_back_all(&mut self) -> anyhow::Result<()> {
+        while let Some(last) = self.held.len().checked_sub(1) {
+            self.give_back(last)?;
+        }
+        self.ifq.flush_all(self.ring.fd())
+    }
+
+    /// Gives some buffers back among entries that must have no effect. All of
+    /// it is read before another buffer is handed out.
+    fn attack(&mut self) -> anyhow::Result<()> {
+        let mut returned = Vec::new();
+        for _ in 0..self.rng.usize(..12) {
+            match self.rng.u32(..4) {
+                0 if !self.held.is_empty() => {
+                    let index = self.rng.usize(..self.held.len());
+                    returned.push(self.give_back(index)?);
+                }
+                1 => {
+                    let double = match self.rng.choice(&returned) {
+                        Some(&double) => double,
+                        None => self.free()?,
+                    };
+                    self.put(double)?;
+                }
+                2 => {
+                    let free = self.free()?;
+                    self.put(free)?;
+                }
+                _ => {
+                    let garbage = self.garbage()?;
+                    self.put(garbage)?;
+                }
+            }
+        }
+        self.ifq.flush_all(self.ring.fd())
+    }
+
+    /// An entry for a buffer that is not in use, if there is one.
+    fn free(&mut self) -> anyhow::Result<Rqe> {
+        let mut free: Vec<u64> = (0..PAGES).map(|page| (page * PAGE_SIZE) as u64).collect();
+        for (cqe, _) in &self.held {
+            let offset = cqe.offset()?;
+            free.retain(|&other| other != offset);
+        }
+        match self.rng.choice(&free) {
+            Some(&off) => Ok(Rqe {
+                off,
+                ..Default::default()
+            }),
+            None => self.garbage(),
+        }
+    }
+
+    /// An entry that is not valid, though it may seem to be for a buffer in use.
+    fn garbage(&mut self) -> anyhow::Result<Rqe> {
+        let held = match self.rng.choice(&self.held) {
+            Some((cqe, _)) => cqe.offset()?,
+            None => 0,
+        };
+        let mut rqe = Rqe {
+            off: held,
+            ..Default::default()
+        };
+        match self.rng.u32(..5) {
+            0 => rqe.pad = self.rng.u32(1..),
+            1 => rqe.off |= self.rng.u64(1..1 << 16) << AREA_SHIFT,
+            2 => rqe.off = self.rng.u64(PAGES as u64..1 << 32) * PAGE_SIZE as u64,
+            3 => rqe.off = u64::MAX,
+            _ => rqe.off = (PAGES * PAGE_SIZE) as u64,
+        }
+        Ok(rqe)
+    }
+}
+
+fn zv10() -> TestResult {
+    const LEN: usize = 2 * PAGES * PAGE_SIZE;
+    for entries in [1, 2, 4, 16] {
+        Transfer::run(entries, LEN, Returns::Eager)?;
+        let requests = Transfer::run(entries, LEN, Returns::Lazy)?;
+        ensure!(requests >= 2, "{requests} request took it all");
+    }
+    Ok(Outcome::Passed)
+}
+
+/// Entries in the refill queue of a large transfer.
+const ENTRIES: u32 = 8;
+/// Bytes in a large transfer.
+const LARGE: usize = 64 << 20;
+
+fn zb01() -> TestResult {
+    Transfer::run(ENTRIES, LARGE, Returns::Eager)?;
+    Ok(Outcome::Passed)
+}
+
+fn zb02() -> TestResult {
+    let requests = Transfer::run(ENTRIES, LARGE, Returns::Lazy)?;
+    // Each takes no more than the area holds.
+    let least = LARGE / (PAGES * PAGE_SIZE);
+    ensure!(requests >= least, "{requests} requests took it all");
+    Ok(Outcome::Passed)
+}
+
+fn zb03() -> TestResult {
+    Transfer::run(ENTRIES, LARGE, Returns::Random)?;
+    Ok(Outcome::Passed)
+}
+
+fn zb04() -> TestResult {
+    Transfer::run(ENTRIES, LARGE, Returns::Adversarial)?;
+    Ok(Outcome::Passed)
+}

@@ -1,0 +1,416 @@
+// SPDX-License-Identifier: GPL-2.0
+//! D9: what goes on beside the data that is received: long queues of packets, a
+//! full completion queue, completions of two sizes, and rings that go away.
+
+use std::io::{Read, Write};
+use std::os::fd::AsRawFd;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+use nix::sys::eventfd::EventFd;
+
+use super::zcrx_events::{EVENT, arm, with_events};
+use super::zcrx_receive::restore;
+use super::{Outcome, Test, TestResult, test};
+use crate::kernel::{expect_eq, expect_result, limit};
+use crate::ring::{IORING_CQE_F_MORE, IORING_SETUP_SINGLE_ISSUER, enter};
+use crate::sandbox;
+use crate::sqe::Sqe;
+use crate::stream::{Stream, ended, expect_free};
+use crate::wide::{
+    IORING_CQE_F_32, IORING_CQE_F_SKIP, IORING_SETUP_CQE_MIXED, IORING_SETUP_DEFER_TASKRUN,
+    WideCqe, WideRing, ZCRX_SETUP,
+};
+use crate::zcrx::{Ifq, ZCRX_EVENT_COPY, recv_zc};
+
+pub const TESTS: &[Test] = &[
+    test("ZV12 a thousand packets that wait", zv12),
+    test("ZV13 a completion queue that is full", zv13),
+    test("ZV14 completions of two sizes", zv14),
+    test("ZV25 a ring that goes away", zv25),
+];
+
+const MIXED_SETUP: u32 =
+    IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_CQE_MIXED;
+
+fn zv12() -> TestResult {
+    const PACKETS: usize = 1000;
+    const POLL: u64 = 2;
+    let mut ring = WideRing::with(8, 4096, ZCRX_SETUP)?;
+    let mut ifq = Ifq::new(ring.fd(), 64, 2 * PACKETS)?;
+
+    // So many that none of them can be taken in one go, on two sockets.
+    let mut streams = [Stream::starting_at(0, 0)?, Stream::starting_at(70_000, 1)?];
+    for stream in &mut streams {
+        restore(stream, &[3000; PACKETS])?;
+        ring.push(stream.recv(&ifq, stream.left()))?;
+    }
+    let event = EventFd::new()?;
+    ring.push(Sqe::poll(event.as_raw_fd(), libc::POLLIN).user_data(POLL))?;
+    ring.submit()?;
+    event.write(1)?;
+
+    let (mut order, mut ends) = (Vec::new(), Vec::new());
+    while ends.len() < 3 {
+        let cqe = ring.cqe()?;
+        order.push(cqe.user_data);
+        if cqe.flags & IORING_CQE_F_MORE == 0 {
+            ends.push(cqe);
+            continue;
+        }
+        let stream = streams.get_mut(cqe.user_data as usize);
+        let offset = stream.context("nobody's data")?.take(&ifq, &cqe)?;
+        expect_eq("a packet", cqe.res, 3000)?;
+        ifq.give_back(offset);
+        ifq.flush_all(ring.fd())?;
+    }
+    for stream in &streams {
+        expect_eq("bytes left", stream.left(), 0)?;
+    }
+    ends.sort_by_key(|cqe| cqe.user_data);
+    let polled = ended(POLL, libc::POLLIN.into());
+    expect_eq("the ends", ends, vec![ended(0, 0), ended(1, 0), polled])?;
+    // 21 packets, then it is the next one's turn.
+    for run in order.chunk_by(|one, next| one == next) {
+        ensure!(
+            run.len() <= 21,
+            "{} packets of {} in a row",
+            run.len(),
+            run[0]
+        );
+    }
+    // What is neither socket's business comes in between too.
+    let at = order.iter().position(|&user_data| user_data == POLL);
+    let after = at.map_or(0, |at| order.len() - at);
+    ensure!(after > 100, "{after} completions after another request's");
+    expect_free(&mut ring, &mut ifq, 2 * PACKETS)?;
+
+    // As many short ones, which the socket puts together.
+    let mut stream = Stream::new()?;
+    for _ in 0..PACKETS {
+        let bytes = stream.next(11);
+        stream.sender.write_all(&bytes)?;
+    }
+    stream.arrives()?;
+    ring.push(stream.recv(&ifq, 0))?;
+    stream.take_all(&mut ring, &mut ifq)?;
+    Ok(Outcome::Passed)
+}
+
+fn zv13() -> TestResult {
+    const ENTRIES: u32 = 4;
+    let mut ring = WideRing::with(ENTRIES, ENTRIES, ZCRX_SETUP)?;
+    let mut ifq = Ifq::new(ring.fd(), 64, 64)?;
+    let mut stream = Stream::new()?;
+    stream.send(60_000)?;
+    let mut arms = 0;
+    while stream.left() != 0 {
+        ring.push(stream.recv(&ifq, stream.left()))?;
+        ring.submit()?;
+        arms += 1;
+        let filled = ring.waiting();
+        let mut last = None;
+        while let Some(cqe) = ring.try_cqe() {
+            if cqe.flags & IORING_CQE_F_MORE == 0 {
+                last = Some(cqe);
+                break;
+            }
+            let offset = stream.take(&ifq, &cqe)?;
+            ifq.give_back(offset);
+        }
+        expect_eq("more in the queue", ring.try_cqe(), None)?;
+        // An end for which there is no room waits for it, and is not lost.
+        expect_eq("lost completions", ring.overflow(), 0)?;
+        if stream.left() != 0 {
+            expect_eq("the end", last, None)?;
+            expect_eq("completions", filled, ENTRIES)?;
+        }
+        let res = if stream.left() == 0 { 0 } else { -libc::ENOSPC };
+        let last = last.map_or_else(|| ring.cqe(), Ok)?;
+        expect_eq("the end", last, ended(stream.user_data, res))?;
+        ifq.flush_all(ring.fd())?;
+    }
+    // 60,000 bytes take 15 buffers or more.
+    ensure!(arms >= 4, "{arms} requests took it all");
+    expect_eq("lost completions", ring.overflow(), 0)?;
+    Ok(Outcome::Passed)
+}
+
+fn zv14() -> TestResult {
+    const ENTRIES: u32 = 8;
+    let filler = WideCqe {
+        user_data: 0,
+        res: 0,
+        flags: IORING_CQE_F_SKIP,
+        extra: None,
+    };
+    for nops in 0..ENTRIES {
+        let mut ring = WideRing::with(ENTRIES, ENTRIES, MIXED_SETUP)?;
+        let mut ifq = Ifq::new(ring.fd(), 16, 16)?;
+        let mut stream = Stream::new()?;
+        for _ in 0..nops {
+            expect_result("NOP", ring.run(Sqe::nop())?, 0)?;
+        }
+        expect_eq("slots of NOPs", ring.position(), nops)?;
+        ring.push(stream.recv(&ifq, 0))?;
+        for _ in 0..10 {
+            stream.send(100)?;
+            let at = ring.position();
+            let cqe = ring.cqe()?;
+            let flags = IORING_CQE_F_MORE | IORING_CQE_F_32;
+            expect_eq("flags of data", cqe.flags, flags)?;
+            let offset = stream.take(&ifq, &cqe)?;
+            ifq.give_back(offset);
+            // A completion of two slots is in one piece.
+            let slots = if at % ENTRIES == ENTRIES - 1 {
+                expect_eq("the last slot", ring.slot(at), filler)?;
+                3
+            } else {
+                2
+            };
+            expect_eq("slots", ring.position() - at, slots)?;
+        }
+        stream.sender.shutdown(std::net::Shutdown::Write)?;
+        let at = ring.position();
+        let last = WideCqe {
+            user_data: stream.user_data,
+            res: 0,
+            flags: 0,
+            extra: None,
+        };
+        expect_eq("the end", ring.cqe()?, last)?;
+        expect_eq("slots of the end", ring.position() - at, 1)?;
+        ifq.flush_all(ring.fd())?;
+    }
+    mixed_full(ENTRIES)?;
+    mixed_event(ENTRIES)?;
+    Ok(Outcome::Passed)
+}
+
+/// A mixed queue that is full, from every position on.
+fn mixed_full(entries: u32) -> anyhow::Result<()> {
+    for nops in 0..entries {
+        let mut ring = WideRing::with(entries, entries, MIXED_SETUP)?;
+        let mut ifq = Ifq::new(ring.fd(), 64, 64)?;
+        let mut stream = Stream::new()?;
+        for _ in 0..nops {
+            expect_result("NOP", ring.run(Sqe::nop())?, 0)?;
+        }
+        stream.send(60_000)?;
+        while stream.left() != 0 {
+            ring.push(stream.recv(&ifq, stream.left()))?;
+            ring.submit()?;
+            let mut taken = 0;
+            let last = loop {
+                let cqe = ring.cqe()?;
+                if cqe.flags & IORING_CQE_F_MORE == 0 {
+                    break cqe;
+                }
+                let offset = stream.take(&ifq, &cqe)?;
+                ifq.give_back(offset);
+                taken += 1;
+            };
+            let res = if stream.left() == 0 { 0 } else { -libc::ENOSPC };
+            expect_result("the end", last.res, res)?;
+            expect_eq("the end is narrow", last.extra, None)?;
+            ensure!(
+                stream.left() == 0 || (3..=4).contains(&taken),
+                "{taken} completions fill the queue"
+            );
+            expect_eq("lost completions", ring.overflow(), 0)?;
+            ifq.flush_all(ring.fd())?;
+        }
+    }
+    Ok(())
+}
+
+/// An event takes one slot of a mixed queue.
+fn mixed_event(entries: u32) -> anyhow::Result<()> {
+    let mut ring = WideRing::with(entries, entries, MIXED_SETUP)?;
+    let (ifq, _) = with_events(&ring, 1 << ZCRX_EVENT_COPY)?;
+    let mut stream = Stream::new()?;
+    ring.push(stream.recv(&ifq, 0))?;
+    stream.send(100)?;
+    let cqe = ring.cqe()?;
+    stream.take(&ifq, &cqe)?;
+    let at = ring.position();
+    let event = WideCqe {
+        user_data: EVENT,
+        res: ZCRX_EVENT_COPY as i32,
+        flags: 0,
+        extra: None,
+    };
+    expect_eq("the event", ring.cqe()?, event)?;
+    expect_eq("slots of the event", ring.position() - at, 1)
+}
+
+/// Bytes of this process's memory that are pinned.
+fn pinned() -> anyhow::Result<usize> {
+    let text = std::fs::read_to_string("/proc/self/status")?;
+    let line = text.lines().find_map(|line| line.strip_prefix("VmPin:"));
+    let number = line.and_then(|line| line.split_whitespace().next());
+    Ok(number.context("no VmPin")?.parse::<usize>()? << 10)
+}
+
+/// A ring with something going on when it is closed.
+struct Busy {
+    ring: WideRing,
+    ifq: Ifq,
+    streams: Vec<Stream>,
+    /// What buffers hold, by their offsets.
+    granted: Vec<(u64, Vec<u8>)>,
+}
+
+impl Busy {
+    const KINDS: [&str; 5] = [
+        "a full queue",
+        "buffers in use",
+        "a request",
+        "an event",
+        "all but a full queue",
+    ];
+
+    fn new(what: &str) -> anyhow::Result<Self> {
+        let ring = WideRing::with(8, 8, ZCRX_SETUP)?;
+        let (ifq, _) = with_events(&ring, 1 << ZCRX_EVENT_COPY)?;
+        let mut busy = Busy {
+            ring,
+            ifq,
+            streams: Vec::new(),
+            granted: Vec::new(),
+        };
+        let mut add = |which: &str, does: fn(&mut Busy) -> anyhow::Result<Stream>| {
+            if what == which || (what.starts_with("all") && which != Self::KINDS[0]) {
+                let stream = does(&mut busy)?;
+                busy.streams.push(stream);
+            }
+            anyhow::Ok(())
+        };
+        add("a full queue", Self::fill)?;
+        add("buffers in use", Self::hold)?;
+        add("a request", Self::wait)?;
+        add("an event", Self::fire)?;
+        Ok(busy)
+    }
+
+    /// Compares data of a completion, whose buffer is not given back.
+    fn take(&mut self, stream: &mut Stream, cqe: &WideCqe) -> anyhow::Result<()> {
+        let bytes = self.ifq.data(cqe)?.to_vec();
+        self.granted.push((stream.take(&self.ifq, cqe)?, bytes));
+        Ok(())
+    }
+
+    /// Fills the queue, the end of the request waiting for room.
+    fn fill(&mut self) -> anyhow::Result<Stream> {
+        let mut stream = Stream::new()?;
+        stream.send(60_000)?;
+        self.ring.push(stream.recv(&self.ifq, 0))?;
+        self.ring.submit()?;
+        expect_eq("completions", self.ring.waiting(), 8)?;
+        for slot in 0..8 {
+            let cqe = self.ring.slot(slot);
+            self.take(&mut stream, &cqe)?;
+        }
+        Ok(stream)
+    }
+
+    /// Has buffers handed out, and arms the event again.
+    fn hold(&mut self) -> anyhow::Result<Stream> {
+        let mut stream = Stream::starting_at(0, 2)?;
+        stream.send(10_000)?;
+        self.ring.push(stream.recv(&self.ifq, 10_000))?;
+        let mut ended = 0;
+        // The request and the event.
+        while ended < 2 {
+            let cqe = self.ring.cqe()?;
+            if cqe.flags & IORING_CQE_F_MORE == 0 {
+                ended += 1;
+            } else {
+                self.take(&mut stream, &cqe)?;
+            }
+        }
+        let armed = arm(&self.ring, &self.ifq, ZCRX_EVENT_COPY);
+        expect_result("arming", armed, 0)?;
+        Ok(stream)
+    }
+
+    /// Has a request wait for data.
+    fn wait(&mut self) -> anyhow::Result<Stream> {
+        let stream = Stream::starting_at(0, 3)?;
+        self.ring.push(stream.recv(&self.ifq, 0))?;
+        self.ring.submit()?;
+        expect_eq("without data", self.ring.waiting(), 0)?;
+        Ok(stream)
+    }
+
+    /// Copies when the request is submitted, so that the event waits for someone
+    /// to ask for it.
+    fn fire(&mut self) -> anyhow::Result<Stream> {
+        let mut stream = Stream::starting_at(0, 4)?;
+        stream.send(100)?;
+        self.ring.push(stream.recv(&self.ifq, 0))?;
+        expect_result("submitting", enter(self.ring.fd(), 1, 0, 0), 1)?;
+        let cqe = self.ring.try_cqe().context("nothing was copied")?;
+        self.take(&mut stream, &cqe)?;
+        expect_eq("the event", self.ring.try_cqe(), None)?;
+        Ok(stream)
+    }
+}
+
+fn zv25() -> TestResult {
+    // Closed while the process goes on.
+    for what in Busy::KINDS {
+        let before = pinned()?;
+        let Busy {
+            ring,
+            ifq,
+            mut streams,
+            granted,
+        } = Busy::new(what)?;
+        expect_eq("pinned", pinned()? - before, ifq.area.len())?;
+        let area = ifq.into_area();
+        drop(ring);
+        let start = Instant::now();
+        while pinned()? != before {
+            ensure!(
+                start.elapsed() < limit(5),
+                "{what}: {} bytes stay pinned",
+                pinned()? - before
+            );
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        for (offset, bytes) in &granted {
+            for (at, &byte) in bytes.iter().enumerate() {
+                let got: u8 = area.read(*offset as usize + at);
+                ensure!(got == byte, "{what}: a buffer changed");
+            }
+        }
+        // The connections are still there, and have what nobody took.
+        for stream in &mut streams {
+            stream.send(1000)?;
+            stream.read_left()?;
+        }
+    }
+    // Closed because the process ends: what its requests hold goes with it.
+    for what in Busy::KINDS {
+        let Stream {
+            mut sender,
+            receiver,
+            ..
+        } = Stream::new()?;
+        sandbox::in_child(|| {
+            let mut busy = Busy::new(what)?;
+            let request = recv_zc(receiver.as_raw_fd(), busy.ifq.id, 0);
+            busy.ring.push(request)?;
+            expect_result("submitting", enter(busy.ring.fd(), 1, 0, 0), 1)?;
+            std::mem::forget(busy);
+            Ok(())
+        })
+        .context(what)?;
+        drop(receiver);
+        sender.set_read_timeout(Some(limit(5)))?;
+        let read = sender.read(&mut [0]).context(what)?;
+        expect_eq("read from the closed socket", read, 0)?;
+    }
+    Ok(Outcome::Passed)
+}
