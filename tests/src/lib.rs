@@ -3,6 +3,7 @@
 //! privileges, KTAP, and the user-space suite itself.
 
 pub mod bpf;
+pub mod buffers;
 pub mod kernel;
 pub mod ktap;
 pub mod model;

@@ -22,11 +22,15 @@ mod stress;
 mod stress_rings;
 mod submission;
 mod task_restrictions;
+mod zcrx_control;
 mod zcrx_events;
+mod zcrx_export;
+mod zcrx_flush;
 mod zcrx_memory;
 mod zcrx_receive;
 mod zcrx_registration;
 mod zcrx_returns;
+mod zcrx_sharing;
 mod zcrx_stream;
 
 use std::process::Command;
@@ -125,6 +129,15 @@ const GROUPS: &[Group] = &[
     Group {
         name: "D7 zcrx registration",
         tests: &[zcrx_registration::TESTS, zcrx_memory::TESTS],
+    },
+    Group {
+        name: "D8 zcrx control and sharing",
+        tests: &[
+            zcrx_control::TESTS,
+            zcrx_export::TESTS,
+            zcrx_sharing::TESTS,
+            zcrx_flush::TESTS,
+        ],
     },
     Group {
         name: "D9 zcrx receive",

@@ -1,0 +1,539 @@
+// SPDX-License-Identifier: GPL-2.0
+//! D8: control operations on an interface queue, but for flushing it and for
+//! sharing it: what each refuses, events that are armed again, more areas.
+
+use nix::sys::resource::{Resource, setrlimit};
+
+use super::zcrx_sharing::{close, export, import};
+use super::{Outcome, Test, TestResult, test};
+use crate::buffers::{Consumer, Held, Taken, offset};
+use crate::kernel::{expect_eq, expect_result};
+use crate::register::{PAGE_SIZE, Page, TASK, register};
+use crate::ring::Ring;
+use crate::wide::{WideCqe, WideRing};
+use crate::zcrx::{
+    AREA_SHIFT, AreaReg, Ctrl, EventDesc, IORING_REGISTER_ZCRX_CTRL, IORING_REGISTER_ZCRX_IFQ,
+    IORING_ZCRX_AREA_DMABUF, Registration, ZCRX_CTRL_ADD_AREA, ZCRX_CTRL_ARM_EVENT,
+    ZCRX_CTRL_FLUSH_RQ, ZCRX_EVENT_ALLOC_FAIL, ZCRX_EVENT_COPY, control, memory,
+};
+
+pub const TESTS: &[Test] = &[
+    test("ZX01 control: bad arguments, ids and operations", zx01),
+    test("ZX02 control and registration without a ring", zx02),
+    test("ZX22 arming of events", zx22),
+    test("ZX23 adding an area: what is refused", zx23),
+    test("ZX24 receiving into an added area", zx24),
+    test("ZX25 as many areas as there may be", zx25),
+    test("ZX26 adding an area beyond RLIMIT_MEMLOCK", zx26),
+];
+
+const ENTRIES: u32 = 64;
+/// Most areas that a queue may have.
+const MAX_AREAS: usize = 1024;
+
+fn zx01() -> TestResult {
+    let before = Held::now()?;
+    let (consumer, _area) = Consumer::new(ENTRIES, 2)?;
+    let fd = consumer.ring.fd();
+    let held = Held::now()?;
+    let flush = Ctrl {
+        op: ZCRX_CTRL_FLUSH_RQ,
+        ..Default::default()
+    };
+    let raw =
+        |address: *const u8, count| register(fd, IORING_REGISTER_ZCRX_CTRL, address.cast(), count);
+    let valid = (&raw const flush).cast();
+    expect_result("one argument", raw(valid, 1), -libc::EINVAL)?;
+    expect_result("most arguments", raw(valid, u32::MAX), -libc::EINVAL)?;
+    expect_result("no address", raw(std::ptr::null(), 0), -libc::EFAULT)?;
+    let page = Page::new()?;
+    let end = page.address.wrapping_add(PAGE_SIZE - size_of::<Ctrl>());
+    expect_result("at the end of a page", raw(end, 0), 0)?;
+    let cut = raw(end.wrapping_add(8), 0);
+    expect_result("over the end of a page", cut, -libc::EFAULT)?;
+    let both = raw(std::ptr::null(), 1);
+    expect_result("one argument and no address", both, -libc::EINVAL)?;
+
+    let reserved = |word: usize| {
+        let mut ctrl = flush;
+        ctrl.resv[word] = 1 << 63;
+        ctrl
+    };
+    let with = |zcrx_id, op| Ctrl {
+        zcrx_id,
+        op,
+        ..Default::default()
+    };
+    for (what, ctrl, error) in [
+        ("reserved bytes", reserved(0), libc::EFAULT),
+        ("other reserved bytes", reserved(1), libc::EFAULT),
+        ("an id that is not yet", with(1, 0), libc::ENXIO),
+        ("the last id", with(u32::MAX, 0), libc::ENXIO),
+        ("unknown id and operation", with(1, 4), libc::ENXIO),
+        ("operation 4", with(0, 4), libc::EOPNOTSUPP),
+        ("the last operation", with(0, u32::MAX), libc::EOPNOTSUPP),
+    ] {
+        let mut copy = ctrl;
+        expect_result(what, control(fd, &mut copy), -error)?;
+        expect_eq(what, copy, ctrl)?;
+    }
+    let mut ctrl = reserved(0);
+    (ctrl.zcrx_id, ctrl.op) = (1, 4);
+    let got = control(fd, &mut ctrl);
+    expect_result("reserved bytes and an unknown id", got, -libc::EFAULT)?;
+    let got = control(Ring::new(2)?.fd(), &mut { flush });
+    expect_result("a ring that cannot have any", got, -libc::ENXIO)?;
+
+    held.expect("errors")?;
+    consumer.flush()?;
+    drop((consumer, page));
+    before.wait("closing")?;
+    Ok(Outcome::Passed)
+}
+
+fn zx02() -> TestResult {
+    let before = Held::now()?;
+    let ring = WideRing::new(2)?;
+    let area = memory(2)?;
+    let mut registration = Registration::new(ENTRIES, &area);
+    let unregistered = registration.reg;
+    let got = registration.register(TASK);
+    expect_result("registering without a ring", got, -libc::EINVAL)?;
+    let null = std::ptr::null();
+    for opcode in [IORING_REGISTER_ZCRX_IFQ, IORING_REGISTER_ZCRX_CTRL] {
+        for count in [0, 1] {
+            let got = register(TASK, opcode, null, count);
+            expect_result(&format!("{opcode}, {count} times"), got, -libc::EINVAL)?;
+        }
+    }
+    // The same on a ring.
+    registration.reg = unregistered;
+    expect_result("registering", registration.register(ring.fd()), 0)?;
+    expect_eq("id", registration.reg.zcrx_id, 0)?;
+    let mut flush = Ctrl::default();
+    let got = control(TASK, &mut flush);
+    expect_result("flush without a ring", got, -libc::EINVAL)?;
+    expect_result("flush", control(ring.fd(), &mut flush), 0)?;
+    drop((ring, area));
+    before.wait("closing")?;
+    Ok(Outcome::Passed)
+}
+
+/// What an event of zero-copy receive looks like.
+fn event(user_data: u64, kind: u32) -> WideCqe {
+    WideCqe {
+        user_data,
+        res: kind as i32,
+        flags: 0,
+        extra: Some([0, 0]),
+    }
+}
+
+/// Arms an event.
+fn arm(consumer: &Consumer, kind: u32) -> i32 {
+    let mut ctrl = Ctrl {
+        zcrx_id: consumer.id,
+        op: ZCRX_CTRL_ARM_EVENT,
+        ..Default::default()
+    };
+    ctrl.union[0] = kind.into();
+    control(consumer.ring.fd(), &mut ctrl)
+}
+
+fn zx22() -> TestResult {
+    const DATA: u64 = 0xfeed_0000_beef_1111;
+    let before = Held::now()?;
+    let area = memory(8)?;
+    let mut registration = Registration::new(ENTRIES, &area);
+    registration.with_event = true;
+    registration.event = EventDesc {
+        user_data: DATA,
+        type_mask: 1 << ZCRX_EVENT_ALLOC_FAIL | 1 << ZCRX_EVENT_COPY,
+        ..Default::default()
+    };
+    let mut consumer = Consumer::register(registration)?;
+    let held = Held::now()?;
+
+    let refused = |consumer: &Consumer, when: &str| -> anyhow::Result<()> {
+        for kind in [2, 3, 32, 33, u32::MAX] {
+            let what = format!("{when}: type {kind}");
+            expect_result(&what, arm(consumer, kind), -libc::EINVAL)?;
+        }
+        for word in 1..12 {
+            let mut ctrl = Ctrl {
+                op: ZCRX_CTRL_ARM_EVENT,
+                ..Default::default()
+            };
+            ctrl.union[0] = ZCRX_EVENT_COPY.into();
+            ctrl.union[word / 2] |= 1 << (32 * (word % 2));
+            let what = format!("{when}: reserved word {word}");
+            let got = control(consumer.ring.fd(), &mut ctrl);
+            expect_result(&what, got, -libc::EINVAL)?;
+        }
+        let got = arm(consumer, ZCRX_EVENT_ALLOC_FAIL);
+        expect_result(&format!("{when}: the other"), got, -libc::EINVAL)
+    };
+    refused(&consumer, "before any")?;
+    let got = arm(&consumer, ZCRX_EVENT_COPY);
+    expect_result("arming what is armed", got, -libc::EINVAL)?;
+
+    for round in ["first", "second"] {
+        consumer.take()?;
+        let fired = consumer.take_others()?;
+        expect_eq(round, fired, vec![event(DATA, ZCRX_EVENT_COPY)])?;
+        // An event that has fired is silent, whatever is refused.
+        refused(&consumer, round)?;
+        consumer.take()?;
+        expect_eq("until it is armed", consumer.take_others()?, vec![])?;
+        expect_result("arming", arm(&consumer, ZCRX_EVENT_COPY), 0)?;
+        let got = arm(&consumer, ZCRX_EVENT_COPY);
+        expect_result("arming twice", got, -libc::EINVAL)?;
+        expect_eq("for what was before", consumer.take_others()?, vec![])?;
+    }
+    held.expect("events")?;
+
+    // Of what other rings receive, the first one hears, and no other.
+    let mut importer = import(&export(&consumer)?)?;
+    importer.take()?;
+    expect_eq("in another ring", importer.take_others()?, vec![])?;
+    let fired = consumer.take_others()?;
+    expect_eq(
+        "in the first ring",
+        fired,
+        vec![event(DATA, ZCRX_EVENT_COPY)],
+    )?;
+    let got = arm(&importer, ZCRX_EVENT_COPY);
+    expect_result("arming from another ring", got, 0)?;
+    // Once that is gone, nothing fires.
+    close(consumer)?;
+    importer.take()?;
+    expect_eq("without the first ring", importer.take_others()?, vec![])?;
+    let got = arm(&importer, ZCRX_EVENT_COPY);
+    expect_result("arming without the first ring", got, -libc::EINVAL)?;
+
+    let (mut without, other) = Consumer::new(ENTRIES, 2)?;
+    without.take()?;
+    expect_eq("without events", without.take_others()?, vec![])?;
+    for kind in [ZCRX_EVENT_ALLOC_FAIL, ZCRX_EVENT_COPY] {
+        let got = arm(&without, kind);
+        expect_result("arming without events", got, -libc::EINVAL)?;
+    }
+    drop((importer, area, without, other));
+    before.wait("closing")?;
+    Ok(Outcome::Passed)
+}
+
+/// Adds what is described at an address.
+fn add_at(consumer: &Consumer, address: u64) -> i32 {
+    let mut ctrl = Ctrl {
+        zcrx_id: consumer.id,
+        op: ZCRX_CTRL_ADD_AREA,
+        ..Default::default()
+    };
+    ctrl.union[0] = address;
+    control(consumer.ring.fd(), &mut ctrl)
+}
+
+/// Adds an area.
+fn add(consumer: &Consumer, area: &mut AreaReg) -> i32 {
+    add_at(consumer, &raw mut *area as u64)
+}
+
+/// The token of the area with this number.
+fn token(area: usize) -> u64 {
+    (area as u64) << AREA_SHIFT
+}
+
+fn zx23() -> TestResult {
+    let before = Held::now()?;
+    let (mut consumer, area) = Consumer::new(ENTRIES, 2)?;
+    let more = memory(2)?;
+    let fixed = Page::new()?;
+    fixed.write(0, &0u8);
+    fixed.protect(libc::PROT_READ)?;
+    let hole = Page::new()?;
+    let held = Held::now()?;
+    let valid = AreaReg {
+        addr: more.address() as u64,
+        len: more.len() as u64,
+        ..Default::default()
+    };
+
+    expect_result("no address", add_at(&consumer, 0), -libc::EFAULT)?;
+    let page = Page::new()?;
+    let end = PAGE_SIZE - size_of::<AreaReg>() + 8;
+    let got = add_at(&consumer, page.address as u64 + end as u64);
+    expect_result("over the end of a page", got, -libc::EFAULT)?;
+    page.write(0, &valid);
+    page.protect(libc::PROT_READ)?;
+    let got = add_at(&consumer, page.address as u64);
+    expect_result("read-only description", got, -libc::EFAULT)?;
+    held.expect("bad addresses")?;
+    for word in 1..6 {
+        let mut description = valid;
+        let mut ctrl = Ctrl {
+            op: ZCRX_CTRL_ADD_AREA,
+            ..Default::default()
+        };
+        ctrl.union[0] = &raw mut description as u64;
+        ctrl.union[word] = 1 << 63;
+        let what = format!("reserved word {word}");
+        let got = control(consumer.ring.fd(), &mut ctrl);
+        expect_result(&what, got, -libc::EINVAL)?;
+        expect_eq(&what, description, valid)?;
+    }
+    for bit in [0, 48, 63] {
+        let mut description = AreaReg {
+            rq_area_token: 1 << bit,
+            ..valid
+        };
+        let copy = description;
+        let got = add(&consumer, &mut description);
+        expect_result("a token", got, -libc::EINVAL)?;
+        expect_eq("a token", description, copy)?;
+    }
+
+    // What nobody can make an area of.
+    let change = |change: fn(&mut AreaReg)| {
+        let mut description = valid;
+        change(&mut description);
+        description
+    };
+    let dmabuf = |area: &mut AreaReg| (area.addr, area.flags) = (0, IORING_ZCRX_AREA_DMABUF);
+    for (what, description, error) in [
+        ("a DMA buffer", change(dmabuf), libc::EINVAL),
+        (
+            "a DMA buffer with an address",
+            change(|area| area.flags = IORING_ZCRX_AREA_DMABUF),
+            libc::EINVAL,
+        ),
+        ("a flag", change(|area| area.flags = 2), libc::EINVAL),
+        ("reserved", change(|area| area.resv2[0] = 1), libc::EINVAL),
+        ("the other", change(|area| area.resv2[1] = 1), libc::EINVAL),
+        ("a file", change(|area| area.dmabuf_fd = 1), libc::EINVAL),
+        ("no memory", change(|area| area.addr = 0), libc::EFAULT),
+        ("no length", change(|area| area.len = 0), libc::EFAULT),
+        ("half a page", change(|area| area.len -= 1), libc::EINVAL),
+        ("off a page", change(|area| area.addr += 8), libc::EINVAL),
+        (
+            "more than a TiB",
+            change(|area| area.len = (1 << 40) + 4096),
+            libc::EINVAL,
+        ),
+        (
+            "around the end",
+            change(|area| area.addr = !4095),
+            libc::EOVERFLOW,
+        ),
+        (
+            "read-only memory",
+            AreaReg {
+                addr: fixed.address as u64,
+                len: PAGE_SIZE as u64,
+                ..Default::default()
+            },
+            libc::EFAULT,
+        ),
+        (
+            "memory with a hole",
+            AreaReg {
+                addr: hole.address as u64,
+                len: 2 * PAGE_SIZE as u64,
+                ..Default::default()
+            },
+            libc::EFAULT,
+        ),
+    ] {
+        let mut copy = description;
+        expect_result(what, add(&consumer, &mut copy), -error)?;
+        let want = AreaReg {
+            // It is written before the area is made.
+            rq_area_token: token(1),
+            ..description
+        };
+        expect_eq(what, copy, want)?;
+        held.expect(what)?;
+    }
+
+    // None of them has become an area.
+    consumer.push_offsets(&[token(1)]);
+    consumer.flush_to(1)?;
+    consumer.expect_free("of the first", &[offset(0), offset(1)])?;
+    let mut description = valid;
+    expect_result("a good one", add(&consumer, &mut description), 0)?;
+    let want = AreaReg {
+        rq_area_token: token(1),
+        ..valid
+    };
+    expect_eq("a good one", description, want)?;
+    held.with_pages(2).expect("a good one")?;
+    drop((consumer, area, more, fixed, hole, page));
+    before.wait("closing")?;
+    Ok(Outcome::Passed)
+}
+
+fn zx24() -> TestResult {
+    let before = Held::now()?;
+    let (mut consumer, first) = Consumer::new(ENTRIES, 3)?;
+    let second = memory(5)?;
+    let held = Held::now()?;
+    let mut description = AreaReg {
+        addr: second.address() as u64,
+        len: second.len() as u64,
+        ..Default::default()
+    };
+    // Buffers that are out already have nothing to do with it.
+    let mut taken = consumer.take_some(2)?;
+    expect_result("adding", add(&consumer, &mut description), 0)?;
+    expect_eq("token", description.rq_area_token, token(1))?;
+    held.with_pages(5).expect("adding")?;
+
+    taken.push(consumer.take()?);
+    let others: Vec<u64> = (0..5).map(|index| token(1) + offset(index)).collect();
+    let added = consumer.expect_free("all of the second", &others)?;
+    for taken in taken.iter().chain(&added) {
+        taken.check(&[&first, &second])?;
+    }
+    expect_eq("of the first", taken.len(), 3)?;
+    expect_eq("in it", taken.iter().all(|t| t.offset < token(1)), true)?;
+
+    // The end of one area is not that of the other.
+    for invalid in [offset(3), token(1) + offset(5), token(2)] {
+        consumer.push_offsets(&[invalid]);
+        consumer.flush()?;
+    }
+    consumer.expect_free("invalid ones", &[])?;
+    let back = [others[4], offset(1), others[2]];
+    consumer.push_offsets(&back);
+    consumer.flush_to(6)?;
+    for taken in consumer.expect_free("of both", &back)? {
+        taken.check(&[&first, &second])?;
+    }
+    drop((consumer, first, second));
+    before.wait("closing")?;
+    Ok(Outcome::Passed)
+}
+
+fn zx25() -> TestResult {
+    let before = Held::now()?;
+    let (mut consumer, first) = Consumer::new(ENTRIES, 1)?;
+    let rest = memory(MAX_AREAS)?;
+    // Of a huge page, all would count for each page. Not every kernel has them.
+    // SAFETY: our own mapping, of which the contents stay.
+    unsafe { libc::madvise(rest.address().cast(), rest.len(), libc::MADV_NOHUGEPAGE) };
+    let held = Held::now()?;
+    let nth = |number: usize| AreaReg {
+        addr: rest.address() as u64 + offset(number),
+        len: PAGE_SIZE as u64,
+        ..Default::default()
+    };
+    for number in 1..MAX_AREAS {
+        let mut description = nth(number);
+        let what = format!("area {number}");
+        expect_result(&what, add(&consumer, &mut description), 0)?;
+        expect_eq(&what, description.rq_area_token, token(number))?;
+    }
+    let full = held.with_pages(MAX_AREAS - 1);
+    full.expect("all of them")?;
+    for _ in 0..2 {
+        let mut description = nth(0);
+        let got = add(&consumer, &mut description);
+        expect_result("one more", got, -libc::EINVAL)?;
+        let written = token(MAX_AREAS);
+        expect_eq("token of one more", description.rq_area_token, written)?;
+        full.expect("one more")?;
+    }
+    let tokens: Vec<u64> = (0..MAX_AREAS).map(token).collect();
+    let taken = consumer.expect_free("one buffer of each", &tokens)?;
+    let at = |taken: &Taken| (taken.offset >> AREA_SHIFT) as usize;
+    for taken in &taken {
+        let byte: u8 = match at(taken) {
+            0 => first.read(0),
+            number => rest.read(number * PAGE_SIZE),
+        };
+        expect_eq("a byte in its area", byte, taken.byte)?;
+    }
+    consumer.push_offsets(&[tokens[MAX_AREAS - 1], token(MAX_AREAS)]);
+    consumer.flush_to(2)?;
+    consumer.expect_free("of the last", &[tokens[MAX_AREAS - 1]])?;
+    drop((consumer, first, rest));
+    before.wait("closing")?;
+    Ok(Outcome::Passed)
+}
+
+/// Gives up the capability that nothing is charged to, and no other.
+fn charge_memory() -> anyhow::Result<()> {
+    const CAP_IPC_LOCK: u32 = 14;
+    let header = [0x2008_0522u32, 0];
+    let mut sets = [0u32; 6];
+    // SAFETY: the sets of the third version, of the calling thread.
+    let got = unsafe { libc::syscall(libc::SYS_capget, header.as_ptr(), sets.as_mut_ptr()) };
+    expect_eq("capget", got, 0)?;
+    sets[0] &= !(1 << CAP_IPC_LOCK);
+    // SAFETY: as above.
+    let got = unsafe { libc::syscall(libc::SYS_capset, header.as_ptr(), sets.as_ptr()) };
+    expect_eq("capset", got, 0)
+}
+
+/// Limits the memory of rings to so many pages.
+fn limit_pages(pages: usize) -> anyhow::Result<()> {
+    let (bytes, most) = ((pages * PAGE_SIZE) as u64, libc::RLIM_INFINITY);
+    Ok(setrlimit(Resource::RLIMIT_MEMLOCK, bytes, most)?)
+}
+
+fn zx26() -> TestResult {
+    charge_memory()?;
+    let before = Held::now()?;
+    let (mut consumer, first) = Consumer::new(ENTRIES, 1)?;
+    let rest = memory(8)?;
+    let held = Held::now()?;
+    let part = |from: usize, pages: usize| AreaReg {
+        addr: rest.address() as u64 + offset(from),
+        len: offset(pages),
+        ..Default::default()
+    };
+    let fails = |consumer: &Consumer, token, from, pages| -> anyhow::Result<()> {
+        let mut description = part(from, pages);
+        let got = add(consumer, &mut description);
+        expect_result("beyond the limit", got, -libc::ENOMEM)?;
+        let written = token;
+        expect_eq("its token", description.rq_area_token, written)
+    };
+    // As low as there is no room for a page more: what is charged by now.
+    limit_pages(0)?;
+    fails(&consumer, token(1), 0, 1)?;
+    let mut charged = 0;
+    let mut description = part(0, 1);
+    while add(&consumer, &mut description) == -libc::ENOMEM {
+        held.expect("failing")?;
+        charged += 1;
+        limit_pages(charged)?;
+        expect_eq("the search has an end", charged < 4096, true)?;
+        description = part(0, 1);
+    }
+    expect_eq("the first token", description.rq_area_token, token(1))?;
+    held.with_pages(1).expect("the first")?;
+
+    // Nothing stays charged of what failed: there is room to the last page.
+    limit_pages(charged + 4)?;
+    for _ in 0..10 {
+        fails(&consumer, token(2), 1, 5)?;
+        held.with_pages(1).expect("failing again")?;
+    }
+    let mut description = part(1, 4);
+    expect_result("to the limit", add(&consumer, &mut description), 0)?;
+    expect_eq("the second token", description.rq_area_token, token(2))?;
+    held.with_pages(5).expect("the second")?;
+    fails(&consumer, token(3), 5, 1)?;
+    let mut all = vec![0, token(1)];
+    all.extend((0..4).map(|index| token(2) + offset(index)));
+    consumer.expect_free("of all areas", &all)?;
+
+    limit_pages(charged + 5)?;
+    let mut description = part(5, 1);
+    expect_result("with more room", add(&consumer, &mut description), 0)?;
+    expect_eq("the third token", description.rq_area_token, token(3))?;
+    drop((consumer, first, rest));
+    before.wait("closing")?;
+    Ok(Outcome::Passed)
+}

@@ -1,0 +1,240 @@
+// SPDX-License-Identifier: GPL-2.0
+//! D8: what exporting an interface queue refuses and makes, and what importing
+//! refuses. What can be done with an import is in `zcrx_sharing`.
+
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use anyhow::Context;
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
+use super::zcrx_sharing::{ENTRIES, PAGES, export, export_ctrl, import, import_into, import_reg};
+use super::{Outcome, Test, TestResult, test};
+use crate::buffers::{Consumer, Held};
+use crate::kernel::{expect_eq, expect_result};
+use crate::register::{Page, register};
+use crate::ring::IORING_SETUP_SINGLE_ISSUER;
+use crate::sandbox;
+use crate::wide::{
+    IORING_SETUP_CQE_MIXED, IORING_SETUP_CQE32, IORING_SETUP_DEFER_TASKRUN, WideRing,
+};
+use crate::zcrx::{
+    IORING_REGISTER_ZCRX_CTRL, IORING_REGISTER_ZCRX_IFQ, IfqReg, Registration, ZCRX_REG_NODEV,
+    control, register_ifq,
+};
+
+pub const TESTS: &[Test] = &[
+    test("ZX03 export with anything in it", zx03),
+    test("ZX04 export: what file that is", zx04),
+    test("ZX05 export into a read-only page", zx05),
+    test("ZX06 export without a free descriptor", zx06),
+    test("ZX07 import: what is refused", zx07),
+];
+
+fn zx03() -> TestResult {
+    let before = Held::now()?;
+    let (consumer, _area) = Consumer::new(ENTRIES, PAGES)?;
+    let held = Held::now()?;
+    for bit in (0..48 * 8).step_by(8) {
+        let mut ctrl = export_ctrl(0);
+        ctrl.union[bit / 64] = 1 << (bit % 64);
+        let copy = ctrl;
+        let got = control(consumer.ring.fd(), &mut ctrl);
+        expect_result(&format!("bit {bit}"), got, -libc::EINVAL)?;
+        expect_eq("what is written", ctrl, copy)?;
+    }
+    held.expect("errors")?;
+    drop(export(&consumer)?);
+    held.expect("an export and its end")?;
+    drop(consumer);
+    before.wait("closing")?;
+    Ok(Outcome::Passed)
+}
+
+fn zx04() -> TestResult {
+    let before = Held::now()?;
+    let (consumer, _area) = Consumer::new(ENTRIES, PAGES)?;
+    let held = Held::now()?;
+    let file = export(&consumer)?;
+    held.with_files(1).expect("an export")?;
+    let flags = fcntl(&file, FcntlArg::F_GETFD)?;
+    expect_eq("descriptor flags", flags, FdFlag::FD_CLOEXEC.bits())?;
+    let link = fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()))?;
+    expect_eq("name", link.to_str(), Some("anon_inode:[zcrx]"))?;
+    // Nothing can be done with it but to import it.
+    let file = File::from(file);
+    let error = (&file).read(&mut [0]).err();
+    let error = error.and_then(|error| error.raw_os_error());
+    expect_eq("reading", error, Some(libc::EINVAL))?;
+    let error = (&file).write(&[0]).err();
+    let error = error.and_then(|error| error.raw_os_error());
+    expect_eq("writing", error, Some(libc::EBADF))?;
+    // Another export is another file.
+    let file = OwnedFd::from(file);
+    let other = export(&consumer)?;
+    held.with_files(2).expect("two exports")?;
+    let importers = [import(&file)?, import(&other)?];
+    drop((importers, file, other));
+    held.wait("closing all of them")?;
+    drop(consumer);
+    before.wait("closing")?;
+    Ok(Outcome::Passed)
+}
+
+fn zx05() -> TestResult {
+    let before = Held::now()?;
+    let (consumer, _area) = Consumer::new(ENTRIES, PAGES)?;
+    let held = Held::now()?;
+    let lowest = export(&consumer)?.as_raw_fd();
+    let page = Page::new()?;
+    page.write(0, &export_ctrl(0));
+    page.protect(libc::PROT_READ)?;
+    for _ in 0..10 {
+        let got = register(
+            consumer.ring.fd(),
+            IORING_REGISTER_ZCRX_CTRL,
+            page.address.cast(),
+            0,
+        );
+        expect_result("a read-only page", got, -libc::EFAULT)?;
+        held.expect("an error")?;
+    }
+    // Not even a number is taken.
+    expect_eq("file", export(&consumer)?.as_raw_fd(), lowest)?;
+    // No reference is, or the memory stayed.
+    drop(consumer);
+    before.wait("closing")?;
+    Ok(Outcome::Passed)
+}
+
+fn zx06() -> TestResult {
+    let before = Held::now()?;
+    let (consumer, _area) = Consumer::new(ENTRIES, PAGES)?;
+    let held = Held::now()?;
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    for _ in 0..10 {
+        let mut ctrl = export_ctrl(0);
+        setrlimit(Resource::RLIMIT_NOFILE, 0, hard)?;
+        let got = control(consumer.ring.fd(), &mut ctrl);
+        setrlimit(Resource::RLIMIT_NOFILE, soft, hard)?;
+        expect_result("without a descriptor", got, -libc::EMFILE)?;
+        expect_eq("what is written", ctrl, export_ctrl(0))?;
+        held.expect("an error")?;
+    }
+    drop(export(&consumer)?);
+    held.expect("an export and its end")?;
+    drop(consumer);
+    before.wait("closing")?;
+    Ok(Outcome::Passed)
+}
+
+fn zx07() -> TestResult {
+    let before = Held::now()?;
+    let (consumer, area) = Consumer::new(ENTRIES, PAGES)?;
+    let file = export(&consumer)?;
+    let ring = WideRing::new(8)?;
+    let null = File::open("/dev/null")?;
+    let closed = null.try_clone()?.as_raw_fd();
+    let held = Held::now()?;
+    let valid = import_reg(file.as_raw_fd());
+    // What another registration would have.
+    let mut like = Registration::new(ENTRIES, &area);
+    let mut change = |change: &dyn Fn(&mut IfqReg, &mut Registration)| {
+        let mut reg = valid;
+        change(&mut reg, &mut like);
+        reg
+    };
+    for (what, reg, error) in [
+        ("a closed file", import_reg(closed), libc::EBADF),
+        ("no file", import_reg(-1), libc::EBADF),
+        ("a device", import_reg(null.as_raw_fd()), libc::EBADF),
+        ("the ring", import_reg(ring.fd()), libc::EBADF),
+        ("a queue", change(&|reg, _| reg.if_rxq = 1), libc::EINVAL),
+        (
+            "the last queue",
+            change(&|reg, _| reg.if_rxq = u32::MAX),
+            libc::EINVAL,
+        ),
+        (
+            "entries",
+            change(&|reg, like| reg.rq_entries = like.reg.rq_entries),
+            libc::EINVAL,
+        ),
+        (
+            "an area",
+            change(&|reg, like| reg.area_ptr = &raw mut like.area as u64),
+            libc::EINVAL,
+        ),
+        (
+            "a region",
+            change(&|reg, like| reg.region_ptr = &raw mut like.region as u64),
+            libc::EINVAL,
+        ),
+        (
+            "an event",
+            change(&|reg, like| reg.event_desc = &raw mut like.event as u64),
+            libc::EINVAL,
+        ),
+        (
+            "without a device",
+            change(&|reg, _| reg.flags |= ZCRX_REG_NODEV),
+            libc::EINVAL,
+        ),
+        ("a flag", change(&|reg, _| reg.flags |= 4), libc::EINVAL),
+        ("an id", change(&|reg, _| reg.zcrx_id = 1), libc::EINVAL),
+        ("reserved", change(&|reg, _| reg.resv[0] = 1), libc::EINVAL),
+        ("and more", change(&|reg, _| reg.resv[1] = 1), libc::EINVAL),
+        // All of it is looked at before the file is.
+        (
+            "a queue of a closed file",
+            IfqReg {
+                if_rxq: 1,
+                ..import_reg(closed)
+            },
+            libc::EINVAL,
+        ),
+    ] {
+        let mut copy = reg;
+        let got = register_ifq(ring.fd(), &mut copy);
+        expect_result(what, got, -error)?;
+        expect_eq(what, copy, reg)?;
+        held.expect(what)?;
+    }
+
+    let (single, defer) = (IORING_SETUP_SINGLE_ISSUER, IORING_SETUP_DEFER_TASKRUN);
+    for (what, flags) in [
+        ("narrow completions", single | defer),
+        ("eager task work", single | IORING_SETUP_CQE32),
+        ("eager task work, mixed", single | IORING_SETUP_CQE_MIXED),
+    ] {
+        let other = WideRing::with(2, 0, flags)?;
+        let got = register_ifq(other.fd(), &mut { valid });
+        expect_result(what, got, -libc::EINVAL)?;
+    }
+    let refused = || {
+        let other = WideRing::new(2)?;
+        let got = register_ifq(other.fd(), &mut { valid });
+        expect_result("without CAP_NET_ADMIN", got, -libc::EPERM)
+    };
+    sandbox::in_child(|| {
+        sandbox::drop_privileges()?;
+        refused()?;
+        sandbox::user_namespace()?;
+        refused().context("in a namespace of one's own")
+    })?;
+
+    // An id that could not be written back is free again.
+    let page = Page::new()?;
+    page.write(0, &valid);
+    page.protect(libc::PROT_READ)?;
+    let address = page.address.cast();
+    let got = register(ring.fd(), IORING_REGISTER_ZCRX_IFQ, address, 1);
+    expect_result("a read-only page", got, -libc::EFAULT)?;
+    held.expect("all errors")?;
+    import_into(&ring, &file, 0)?;
+    drop((consumer, ring, file, null, page));
+    before.wait("closing")?;
+    Ok(Outcome::Passed)
+}
