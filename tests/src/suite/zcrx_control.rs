@@ -10,6 +10,7 @@ use crate::buffers::{Consumer, Held, Taken, offset};
 use crate::kernel::{expect_eq, expect_result};
 use crate::register::{PAGE_SIZE, Page, TASK, register};
 use crate::ring::Ring;
+use crate::sandbox;
 use crate::wide::{WideCqe, WideRing};
 use crate::zcrx::{
     AREA_SHIFT, AreaReg, Ctrl, EventDesc, IORING_REGISTER_ZCRX_CTRL, IORING_REGISTER_ZCRX_IFQ,
@@ -461,20 +462,6 @@ fn zx25() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-/// Gives up the capability that nothing is charged to, and no other.
-fn charge_memory() -> anyhow::Result<()> {
-    const CAP_IPC_LOCK: u32 = 14;
-    let header = [0x2008_0522u32, 0];
-    let mut sets = [0u32; 6];
-    // SAFETY: the sets of the third version, of the calling thread.
-    let got = unsafe { libc::syscall(libc::SYS_capget, header.as_ptr(), sets.as_mut_ptr()) };
-    expect_eq("capget", got, 0)?;
-    sets[0] &= !(1 << CAP_IPC_LOCK);
-    // SAFETY: as above.
-    let got = unsafe { libc::syscall(libc::SYS_capset, header.as_ptr(), sets.as_ptr()) };
-    expect_eq("capset", got, 0)
-}
-
 /// Limits the memory of rings to so many pages.
 fn limit_pages(pages: usize) -> anyhow::Result<()> {
     let (bytes, most) = ((pages * PAGE_SIZE) as u64, libc::RLIM_INFINITY);
@@ -482,7 +469,7 @@ fn limit_pages(pages: usize) -> anyhow::Result<()> {
 }
 
 fn zx26() -> TestResult {
-    charge_memory()?;
+    sandbox::count_locked_memory()?;
     let before = Held::now()?;
     let (mut consumer, first) = Consumer::new(ENTRIES, 1)?;
     let rest = memory(8)?;

@@ -6,6 +6,7 @@ use std::fs;
 
 use nix::sys::resource::{Resource, setrlimit};
 
+use super::zcrx_registration::refused;
 use super::{Outcome, Test, TestResult, test};
 use crate::kernel::{expect_eq, expect_result};
 use crate::register::PAGE_SIZE;
@@ -35,20 +36,6 @@ pub const TESTS: &[Test] = &[
 const PAGE: u64 = PAGE_SIZE as u64;
 const HUGE: usize = 2 << 20;
 
-/// That a registration with one change is refused, and pins nothing.
-fn refused(
-    ring: &WideRing,
-    what: &str,
-    want: i32,
-    change: impl FnOnce(&mut Registration),
-) -> anyhow::Result<()> {
-    let area = memory(4)?;
-    let mut registration = Registration::new(64, &area);
-    change(&mut registration);
-    expect_result(what, registration.register(ring.fd()), -want)?;
-    expect_eq(&format!("pinned after {what}"), pinned()?, 0)
-}
-
 /// That the next queue of a ring is its first, and works.
 fn none_so_far(ring: &mut WideRing) -> anyhow::Result<()> {
     let mut ifq = Ifq::new(ring.fd(), 64, 4)?;
@@ -60,7 +47,7 @@ fn zr13() -> TestResult {
     let mut ring = WideRing::new(8)?;
     for entries in [253, 256, 32768] {
         // Rounded up, entries and header are a page and 128 bytes, or more.
-        refused(&ring, "one page", libc::EINVAL, |r| {
+        refused(&ring, "one page", -libc::EINVAL, |r| {
             r.reg.rq_entries = entries;
             r.region.size = PAGE;
         })?;
@@ -108,7 +95,7 @@ fn zr14() -> TestResult {
         }),
     ];
     for (what, want, change) in changes {
-        refused(&ring, what, want, change)?;
+        refused(&ring, what, -want, change)?;
     }
     none_so_far(&mut ring)?;
     Ok(Outcome::Passed)
@@ -191,24 +178,9 @@ fn zr16() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-/// Gives up `CAP_IPC_LOCK`, with which memory is not counted.
-fn count_locked_memory() -> anyhow::Result<()> {
-    const CAP_IPC_LOCK: u32 = 14;
-    let header = [0x2008_0522u32, 0];
-    let mut sets = [0u32; 6];
-    // SAFETY: the third version has two times three words, for the calling thread.
-    let got = unsafe { libc::syscall(libc::SYS_capget, header.as_ptr(), sets.as_mut_ptr()) };
-    expect_eq("capget", got, 0)?;
-    sets[0] &= !(1 << CAP_IPC_LOCK);
-    sets[1] &= !(1 << CAP_IPC_LOCK);
-    // SAFETY: as above.
-    let got = unsafe { libc::syscall(libc::SYS_capset, header.as_ptr(), sets.as_ptr()) };
-    expect_eq("capset", got, 0)
-}
-
 fn zr17() -> TestResult {
     sandbox::in_child(|| {
-        count_locked_memory()?;
+        sandbox::count_locked_memory()?;
         setrlimit(Resource::RLIMIT_MEMLOCK, 64 * PAGE, 64 * PAGE)?;
         let mut ring = WideRing::new(8)?;
         let (small, large) = (memory(16)?, memory(128)?);
@@ -287,7 +259,7 @@ fn zr19() -> TestResult {
         }),
     ];
     for (what, want, change) in changes {
-        refused(&ring, what, want, change)?;
+        refused(&ring, what, -want, change)?;
     }
 
     let area = memory(4)?;
@@ -314,8 +286,8 @@ fn zr19() -> TestResult {
 
 fn zr20() -> TestResult {
     let mut ring = WideRing::new(8)?;
-    refused(&ring, "a file", libc::EINVAL, |r| r.area.dmabuf_fd = 1)?;
-    refused(&ring, "address 0", libc::EFAULT, |r| r.area.addr = 0)?;
+    refused(&ring, "a file", -libc::EINVAL, |r| r.area.dmabuf_fd = 1)?;
+    refused(&ring, "address 0", -libc::EFAULT, |r| r.area.addr = 0)?;
     none_so_far(&mut ring)?;
     Ok(Outcome::Passed)
 }

@@ -64,8 +64,8 @@ fn offer(fd: RawFd, change: impl FnOnce(&mut Registration)) -> anyhow::Result<i3
     Ok(registration.register(fd))
 }
 
-/// That a registration with one change is refused, and leaves nothing behind.
-fn refused(
+/// That a registration with one change is refused, and leaves nothing pinned.
+pub(super) fn refused(
     ring: &WideRing,
     what: &str,
     want: i32,
