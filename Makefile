@@ -111,4 +111,4 @@ host-tests: toolchain ## property tests of what needs no kernel
 
 clean: ## remove kernels, tree and packed programs; keep toolchain, base and cache
 	@rm -rf build/kernel-* build/linux build/linux.* build/*.cpio build/external build/guest-programs \
-		build/tests-target build/log build/kvm-probe build/series build/series-check build/bench build/doc build/lint build/deb
+		build/tests-target build/log build/kvm-probe build/series build/series-check build/bench build/fuzz/target build/doc build/lint build/deb

@@ -14,7 +14,6 @@
 
 #include "oracle.h"
 
-#define FILTERS		16
 #define ROUNDS		51
 
 #define LD_WORD(k)	BPF_STMT(BPF_LD | BPF_W | BPF_ABS, k)
@@ -43,7 +42,7 @@ static const struct timing {
 	  4, { LD_WORD(0), UNLESS(0xdead), RET(0), RET(1) } },
 	{ "4 test user_data", IORING_OP_NOP, IORING_OP_NOP, 4, 0,
 	  4, { LD_WORD(0), UNLESS(0xdead), RET(0), RET(1) } },
-	{ "16 test user_data", IORING_OP_NOP, IORING_OP_NOP, FILTERS, 0,
+	{ "16 test user_data", IORING_OP_NOP, IORING_OP_NOP, 16, 0,
 	  4, { LD_WORD(0), UNLESS(0xdead), RET(0), RET(1) } },
 	{ "tests family", IORING_OP_SOCKET, IORING_OP_SOCKET, 1, 0,
 	  4, { LD_WORD(16), UNLESS(45), RET(0), RET(1) } },
@@ -70,13 +69,13 @@ static int compare(const void *a, const void *b)
 static u64 time_round(struct oracle *o, int (*ask)(struct oracle *), int verdict)
 {
 	unsigned int i, other = 0;
-	u64 begin = ktime_get_ns();
+	u64 begin = ktime_get_ns(), took;
 
 	for (i = 0; i < requests; i++)
 		other += ask(o) != verdict;
-	begin = ktime_get_ns() - begin;
+	took = ktime_get_ns() - begin;
 	KUNIT_EXPECT_EQ(o->test, other, 0);
-	return div_u64(begin * 1000, requests ?: 1);
+	return div_u64(took * 1000, requests ?: 1);
 }
 
 static void time_filters(struct kunit *test)

@@ -546,15 +546,17 @@ mod tests {
         }
     }
 
+    /// A filter as above that has `len` instructions.
+    fn long(number: u32, len: usize) -> Result<KVVec<Insn>> {
+        let mut insns = KVVec::from_elem(Insn::new(insn::LD_IMM, 0), len - 4, GFP_KERNEL)?;
+
+        insns.extend_from_slice(&filter(number)?, GFP_KERNEL)?;
+        Ok(insns)
+    }
+
     /// Filters that are too long for one program are two, and are newest first.
     #[test]
     fn long_filters_are_kept_apart() -> Result {
-        let long = |number, len: usize| -> Result<_> {
-            let mut insns = KVVec::from_elem(Insn::new(insn::LD_IMM, 0), len - 4, GFP_KERNEL)?;
-
-            insns.extend_from_slice(&filter(number)?, GFP_KERNEL)?;
-            Ok(insns)
-        };
         let op = opcode(0)?;
         let mut set = register(None, op, long(1, 4096)?, false)?;
         // They would be longer than a program may be.
@@ -578,6 +580,13 @@ mod tests {
         for number in 1..20 {
             set = register(Some(&set), op, filter(number)?, false)?;
             assert_eq!(programs(&set, op)?, number as usize / 8 + 1);
+        }
+
+        // Longer ones go together in pairs.
+        let op = opcode(1)?;
+        for (number, expected) in [(0, 1), (1, 1), (2, 2), (3, 2), (4, 3)] {
+            set = register(Some(&set), op, long(number, 20)?, false)?;
+            assert_eq!(programs(&set, op)?, expected);
         }
         Ok(())
     }

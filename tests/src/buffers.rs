@@ -2,11 +2,10 @@
 //! Who has which buffer of an interface queue without a device, told from what
 //! a connection can still get; and what a process holds of files and memory.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
@@ -14,12 +13,9 @@ use anyhow::{Context, ensure};
 use crate::kernel::{self, expect_eq, expect_result};
 use crate::register::{IORING_REGISTER_FILES, PAGE_SIZE, register};
 use crate::ring::IORING_CQE_F_MORE;
-use crate::sandbox::open_files;
+use crate::sandbox::{open_files, own_memory};
 use crate::wide::{Mapping, WideCqe, WideRing};
-use crate::zcrx::{
-    AREA_SHIFT, Ctrl, IORING_MAP_OFF_ZCRX, IORING_OFF_ZCRX_SHIFT, RQES, Registration, Rqe, TAIL,
-    ZCRX_CTRL_FLUSH_RQ, control, memory, recv_zc, region_size, tcp_pair,
-};
+use crate::zcrx::{AREA_SHIFT, RefillQueue, Registration, memory, recv_zc, tcp_pair};
 
 /// `user_data` of receives, by which other completions are told from them.
 const RECEIVE: u64 = 0x7265_6376;
@@ -48,7 +44,7 @@ pub fn offset(index: usize) -> u64 {
 }
 
 /// A connection that takes a buffer for each byte that it sends.
-pub struct Stream {
+struct Connection {
     sender: TcpStream,
     receiver: TcpStream,
     last: u8,
@@ -56,10 +52,10 @@ pub struct Stream {
     waits: bool,
 }
 
-impl Stream {
-    pub fn new() -> anyhow::Result<Self> {
+impl Connection {
+    fn new() -> anyhow::Result<Self> {
         let (sender, receiver) = tcp_pair()?;
-        Ok(Stream {
+        Ok(Connection {
             sender,
             receiver,
             last: 0,
@@ -71,15 +67,20 @@ impl Stream {
 /// A ring, an interface queue that it has, and a connection into it.
 pub struct Consumer {
     pub ring: WideRing,
-    pub id: u32,
-    /// What is mapped at the place of the refill queue.
-    pub refill: Mapping,
-    entries: u32,
-    stream: Stream,
+    pub refill: RefillQueue,
+    connection: Connection,
     /// A connection without data, of which a receive waits.
     idle: Option<(TcpStream, TcpStream)>,
     /// Completions that were not of receives.
     pub others: Vec<WideCqe>,
+}
+
+impl std::ops::Deref for Consumer {
+    type Target = RefillQueue;
+
+    fn deref(&self) -> &RefillQueue {
+        &self.refill
+    }
 }
 
 impl Consumer {
@@ -100,15 +101,11 @@ impl Consumer {
 
     /// Of a ring that has a queue with this id.
     pub fn attach(ring: WideRing, id: u32, entries: u32) -> anyhow::Result<Self> {
-        let at = IORING_MAP_OFF_ZCRX + (i64::from(id) << IORING_OFF_ZCRX_SHIFT);
-        let refill = Mapping::new(ring.fd(), at, region_size(entries))
-            .context("mapping the refill queue")?;
+        let refill = RefillQueue::map(ring.fd(), id, entries)?;
         Ok(Consumer {
             ring,
-            id,
             refill,
-            entries,
-            stream: Stream::new()?,
+            connection: Connection::new()?,
             idle: None,
             others: Vec::new(),
         })
@@ -127,14 +124,14 @@ impl Consumer {
 
     /// Takes a buffer, if one is free.
     pub fn try_take(&mut self) -> anyhow::Result<Option<Taken>> {
-        let stream = &mut self.stream;
-        if !stream.waits {
+        let connection = &mut self.connection;
+        if !connection.waits {
             // Never 0, which fresh memory has.
-            stream.last = stream.last % 255 + 1;
-            stream.sender.write_all(&[stream.last])?;
-            stream.waits = true;
+            connection.last = connection.last % 255 + 1;
+            connection.sender.write_all(&[connection.last])?;
+            connection.waits = true;
         }
-        let (socket, byte) = (stream.receiver.as_raw_fd(), stream.last);
+        let (socket, byte) = (connection.receiver.as_raw_fd(), connection.last);
         self.ring
             .push(recv_zc(socket, self.id, 1).user_data(RECEIVE))?;
         let first = self.received()?;
@@ -148,7 +145,7 @@ impl Consumer {
         expect_eq("padding", pad, 0)?;
         let last = self.received()?;
         expect_eq("result and flags at last", (last.res, last.flags), (0, 0))?;
-        self.stream.waits = false;
+        self.connection.waits = false;
         Ok(Some(Taken { offset, byte }))
     }
 
@@ -202,37 +199,16 @@ impl Consumer {
         Ok(idle.0.write_all(&[1])?)
     }
 
-    /// How far the refill queue was filled.
-    pub fn tail(&self) -> u32 {
-        self.refill.word(TAIL).load(Ordering::Acquire)
-    }
-
-    /// Says how far the refill queue is filled.
-    pub fn set_tail(&self, tail: u32) {
-        self.refill.word(TAIL).store(tail, Ordering::Release);
-    }
-
-    /// How far the kernel has read the refill queue.
-    pub fn head(&self) -> u32 {
-        self.refill.word(0).load(Ordering::Acquire)
-    }
-
-    /// Puts an entry into the refill queue, behind those that others put there.
-    pub fn push(&self, rqe: Rqe) {
-        let tail = self.tail();
-        let slot = (tail & (self.entries - 1)) as usize;
-        self.refill.write(RQES + 16 * slot, rqe);
-        self.set_tail(tail.wrapping_add(1));
-    }
-
     /// Puts entries for buffers into the refill queue.
     pub fn push_offsets(&self, offsets: &[u64]) {
-        for off in offsets {
-            self.push(Rqe {
-                off: *off,
-                ..Default::default()
-            });
+        for &offset in offsets {
+            self.give_back(offset);
         }
+    }
+
+    /// Has the kernel read the refill queue.
+    pub fn flush(&self) -> anyhow::Result<()> {
+        expect_result("flush", self.refill.flush(self.ring.fd()), 0)
     }
 
     /// Has the kernel read the refill queue, which must be up to `head` then.
@@ -240,39 +216,23 @@ impl Consumer {
         self.flush()?;
         expect_eq("head", self.head(), head)
     }
-
-    /// Has the kernel read the refill queue.
-    pub fn flush(&self) -> anyhow::Result<()> {
-        let mut ctrl = Ctrl {
-            zcrx_id: self.id,
-            op: ZCRX_CTRL_FLUSH_RQ,
-            ..Default::default()
-        };
-        expect_result("flush", control(self.ring.fd(), &mut ctrl), 0)
-    }
 }
 
 /// What a process holds that an error must not leave behind.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Held {
     files: usize,
-    /// Pinned and locked memory, in KiB.
+    /// Pinned and locked memory, in bytes.
     pub pinned: u64,
     locked: u64,
 }
 
 impl Held {
     pub fn now() -> anyhow::Result<Self> {
-        let status = fs::read_to_string("/proc/self/status")?;
-        let kib = |name: &str| -> anyhow::Result<u64> {
-            let line = status.lines().find_map(|line| line.strip_prefix(name));
-            let number = line.and_then(|line| line.split_whitespace().next());
-            Ok(number.with_context(|| format!("no {name}"))?.parse()?)
-        };
         Ok(Held {
             files: open_files()?,
-            pinned: kib("VmPin:")?,
-            locked: kib("VmLck:")?,
+            pinned: own_memory("VmPin:")?,
+            locked: own_memory("VmLck:")?,
         })
     }
 
@@ -284,7 +244,7 @@ impl Held {
     /// The same with so many more pages pinned.
     pub fn with_pages(self, pages: usize) -> Self {
         Held {
-            pinned: self.pinned + (pages * PAGE_SIZE / 1024) as u64,
+            pinned: self.pinned + (pages * PAGE_SIZE) as u64,
             ..self
         }
     }

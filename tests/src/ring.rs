@@ -19,6 +19,9 @@ pub const IORING_SETUP_SUBMIT_ALL: u32 = 1 << 7;
 pub const IORING_SETUP_SINGLE_ISSUER: u32 = 1 << 12;
 pub const IORING_SETUP_SQE_MIXED: u32 = 1 << 19;
 
+/// In `io_uring_enter(2)`: runs what was put off, and waits for completions.
+pub const IORING_ENTER_GETEVENTS: u32 = 1 << 0;
+
 /// More CQEs of the same request follow.
 pub const IORING_CQE_F_MORE: u32 = 1 << 1;
 /// Tells that a zero-copy send no longer needs its buffer.

@@ -280,11 +280,21 @@ impl Drop for TaskGroup {
 
 /// A line of `/proc/meminfo` in bytes.
 pub fn meminfo(name: &str) -> anyhow::Result<u64> {
-    let text = fs::read_to_string("/proc/meminfo")?;
+    bytes_of("/proc/meminfo", name)
+}
+
+/// A line of `/proc/self/status` that tells of memory, in bytes.
+pub fn own_memory(name: &str) -> anyhow::Result<u64> {
+    bytes_of("/proc/self/status", name)
+}
+
+/// What a file says of `name`, in KiB, in bytes.
+fn bytes_of(path: &str, name: &str) -> anyhow::Result<u64> {
+    let text = fs::read_to_string(path)?;
     let line = text.lines().find_map(|line| line.strip_prefix(name));
     let number = line.and_then(|line| line.split_whitespace().next());
     let number: u64 = number
-        .with_context(|| format!("no {name} in meminfo"))?
+        .with_context(|| format!("no {name} in {path}"))?
         .parse()?;
     Ok(number << 10)
 }

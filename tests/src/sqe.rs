@@ -48,6 +48,7 @@ pub mod op {
     pub const SEND_ZC: u8 = opcode::SendZc::CODE;
     pub const FTRUNCATE: u8 = opcode::Ftruncate::CODE;
     pub const BIND: u8 = opcode::Bind::CODE;
+    pub const RECV_ZC: u8 = 58;
     /// Takes two slots of a ring with mixed sizes.
     pub const NOP128: u8 = 63;
 }

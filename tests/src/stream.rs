@@ -2,7 +2,7 @@
 //! Zero-copy receive from a TCP connection over loopback whose bytes are
 //! compared, each of them, as they come in.
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::os::fd::AsRawFd;
 use std::thread::JoinHandle;
@@ -124,7 +124,7 @@ impl Stream {
     }
 
     /// Takes all that was sent, every buffer given back at once.
-    pub fn take_all(&mut self, ring: &mut WideRing, ifq: &mut Ifq) -> anyhow::Result<()> {
+    pub fn take_all(&mut self, ring: &mut WideRing, ifq: &Ifq) -> anyhow::Result<()> {
         while self.left() != 0 {
             let cqe = ring.cqe()?;
             let offset = self.take(ifq, &cqe)?;
@@ -136,11 +136,7 @@ impl Stream {
 
     /// Takes data, every buffer given back at once, until the request ends: its
     /// last completion.
-    pub fn take_until_end(
-        &mut self,
-        ring: &mut WideRing,
-        ifq: &mut Ifq,
-    ) -> anyhow::Result<WideCqe> {
+    pub fn take_until_end(&mut self, ring: &mut WideRing, ifq: &Ifq) -> anyhow::Result<WideCqe> {
         loop {
             let cqe = ring.cqe()?;
             if cqe.flags & IORING_CQE_F_MORE == 0 {
@@ -172,8 +168,8 @@ impl Stream {
         let more = self.receiver.read(&mut [0]);
         self.receiver.set_nonblocking(false)?;
         ensure!(
-            matches!(more, Ok(0) | Err(_)),
-            "more bytes than were sent are left"
+            matches!(&more, Ok(0)) || more.is_err_and(|e| e.kind() == ErrorKind::WouldBlock),
+            "more bytes than were sent are left, or the stream is broken"
         );
         Ok(())
     }
@@ -191,7 +187,7 @@ pub fn ended(user_data: u64, res: i32) -> WideCqe {
 
 /// That exactly `count` buffers are free: it uses them up, no two the same, and
 /// gives them back.
-pub fn expect_free(ring: &mut WideRing, ifq: &mut Ifq, count: usize) -> anyhow::Result<()> {
+pub fn expect_free(ring: &mut WideRing, ifq: &Ifq, count: usize) -> anyhow::Result<()> {
     const MARK: u64 = 0xb0ffe25;
     let mut stream = Stream::starting_at(0, MARK)?;
     // More than can be taken, so nobody waits for the end of it.

@@ -9,7 +9,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use anyhow::{Context, ensure};
 
 use crate::kernel::describe;
-use crate::ring::{self, IORING_SETUP_CQSIZE, IORING_SETUP_SINGLE_ISSUER, RawParams};
+use crate::ring::{
+    self, IORING_ENTER_GETEVENTS, IORING_SETUP_CQSIZE, IORING_SETUP_SINGLE_ISSUER, RawParams,
+};
 use crate::sqe::Sqe;
 
 pub const IORING_SETUP_CLAMP: u32 = 1 << 4;
@@ -25,9 +27,6 @@ pub const ZCRX_SETUP: u32 =
 pub const IORING_CQE_F_SKIP: u32 = 1 << 5;
 /// A completion of 32 bytes in a mixed queue.
 pub const IORING_CQE_F_32: u32 = 1 << 15;
-
-/// Runs task work and takes completions.
-const IORING_ENTER_GETEVENTS: u32 = 1;
 
 const IORING_OFF_CQ_RING: i64 = 0x800_0000;
 const IORING_OFF_SQES: i64 = 0x1000_0000;
@@ -49,58 +48,42 @@ impl WideCqe {
     }
 }
 
-/// Memory that is mapped from a file.
+/// Memory that is mapped, readable and writable.
 pub struct Mapping {
     address: *mut u8,
     len: usize,
 }
 
 impl Mapping {
-    /// Maps `len` bytes at `offset`, readable and writable.
+    /// Maps `len` bytes of a file at `offset`.
     pub fn new(fd: RawFd, offset: i64, len: usize) -> anyhow::Result<Self> {
+        Self::map(fd, offset, len, libc::MAP_SHARED | libc::MAP_POPULATE)
+    }
+
+    /// Fresh memory that is in no file, with `MAP_*` flags or none.
+    pub fn anonymous(len: usize, flags: libc::c_int) -> anyhow::Result<Self> {
+        Self::map(-1, 0, len, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | flags)
+    }
+
+    fn map(fd: RawFd, offset: i64, len: usize, flags: libc::c_int) -> anyhow::Result<Self> {
         // SAFETY: a fresh mapping wherever there is room.
         let address = unsafe {
             libc::mmap(
                 std::ptr::null_mut(),
                 len,
                 libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_SHARED | libc::MAP_POPULATE,
+                flags,
                 fd,
                 offset,
             )
         };
         if address == libc::MAP_FAILED {
-            return Err(std::io::Error::last_os_error().into());
+            return Err(std::io::Error::last_os_error()).context("mmap");
         }
         Ok(Mapping {
             address: address.cast(),
             len,
         })
-    }
-
-    /// Fresh memory that is in no file.
-    pub fn anonymous(len: usize) -> anyhow::Result<Self> {
-        // SAFETY: a fresh mapping wherever there is room.
-        let address = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                len,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
-                -1,
-                0,
-            )
-        };
-        ensure!(address != libc::MAP_FAILED, "mmap failed");
-        Ok(Mapping {
-            address: address.cast(),
-            len,
-        })
-    }
-
-    /// Takes over a mapping that was made otherwise, to be unmapped in the end.
-    pub fn from_raw(address: *mut u8, len: usize) -> Self {
-        Mapping { address, len }
     }
 
     pub fn address(&self) -> *mut u8 {

@@ -11,13 +11,13 @@ use anyhow::{Context, ensure};
 
 use crate::kernel::{describe, expect_result};
 use crate::register::{PAGE_SIZE, register};
-use crate::sqe::Sqe;
+use crate::sandbox;
+use crate::sqe::{Sqe, op};
 use crate::wide::{Mapping, WideCqe, WideRing};
 
 pub const IORING_REGISTER_ZCRX_IFQ: u32 = 32;
 pub const IORING_REGISTER_ZCRX_CTRL: u32 = 36;
 
-pub const IORING_OP_RECV_ZC: u8 = 58;
 /// In `ioprio` of a receive: wait for data first.
 pub const IORING_RECVSEND_POLL_FIRST: u16 = 1 << 0;
 /// In `ioprio` of a receive: go on until there is no more. Zero-copy receive
@@ -171,7 +171,7 @@ pub fn control(fd: RawFd, ctrl: &mut Ctrl) -> i32 {
 /// A receive from `socket` into the queue `id` of the same ring, of `len` bytes
 /// at most, or of all there are if 0.
 pub fn recv_zc(socket: RawFd, id: u32, len: u32) -> Sqe {
-    let mut sqe = Sqe::new(IORING_OP_RECV_ZC)
+    let mut sqe = Sqe::new(op::RECV_ZC)
         .fd(socket)
         .ioprio(IORING_RECV_MULTISHOT);
     sqe.len = len;
@@ -186,16 +186,17 @@ pub fn region_size(entries: u32) -> usize {
 
 /// Anonymous memory, in pages.
 pub fn memory(pages: usize) -> anyhow::Result<Mapping> {
-    Mapping::anonymous(pages * PAGE_SIZE)
+    Mapping::anonymous(pages * PAGE_SIZE, 0)
 }
 
 /// How many pages the calling process has pinned, as the kernel counts them.
 pub fn pinned() -> anyhow::Result<usize> {
-    let status = std::fs::read_to_string("/proc/self/status")?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmPin:"));
-    let kilobytes = line.and_then(|line| line.trim().strip_suffix(" kB"));
-    let kilobytes: usize = kilobytes.context("no VmPin")?.trim().parse()?;
-    Ok(kilobytes * 1024 / PAGE_SIZE)
+    Ok(sandbox::own_memory("VmPin:")? as usize / PAGE_SIZE)
+}
+
+/// Where the refill queue of a ring's queue `id` is mapped.
+pub fn map_offset(id: u32) -> i64 {
+    IORING_MAP_OFF_ZCRX + (i64::from(id) << IORING_OFF_ZCRX_SHIFT)
 }
 
 /// What a registration is made of, all valid until a test changes it.
@@ -243,15 +244,98 @@ impl Registration {
     }
 }
 
-/// An interface queue without a device: buffers, and the refill queue through
-/// which they are given back.
-pub struct Ifq {
+/// The refill queue of a ring's queue, through which buffers are given back.
+pub struct RefillQueue {
+    /// Of the queue, at the ring that it was mapped from.
     pub id: u32,
+    pub entries: u32,
+    /// Its positions, entries, and what is behind them.
+    pub memory: Mapping,
+}
+
+impl RefillQueue {
+    /// Maps the one of queue `id` of a ring, which has so many entries.
+    pub fn map(fd: RawFd, id: u32, entries: u32) -> anyhow::Result<Self> {
+        let memory = Mapping::new(fd, map_offset(id), region_size(entries))
+            .context("mapping the refill queue")?;
+        Ok(RefillQueue {
+            id,
+            entries,
+            memory,
+        })
+    }
+
+    /// How far it was filled.
+    pub fn tail(&self) -> u32 {
+        self.memory.word(TAIL).load(Ordering::Acquire)
+    }
+
+    /// Says how far it is filled.
+    pub fn set_tail(&self, tail: u32) {
+        self.memory.word(TAIL).store(tail, Ordering::Release);
+    }
+
+    /// How far the kernel has read it.
+    pub fn head(&self) -> u32 {
+        self.memory.word(0).load(Ordering::Acquire)
+    }
+
+    /// How many entries the kernel has not read yet.
+    pub fn unread(&self) -> u32 {
+        self.tail().wrapping_sub(self.head())
+    }
+
+    /// Puts an entry behind those that are there, whatever it says.
+    pub fn push(&self, rqe: Rqe) {
+        let tail = self.tail();
+        let slot = (tail & (self.entries - 1)) as usize;
+        self.memory.write(RQES + 16 * slot, rqe);
+        self.set_tail(tail.wrapping_add(1));
+    }
+
+    /// Gives back the buffer that a completion handed out.
+    pub fn give_back(&self, offset: u64) {
+        self.push(Rqe {
+            off: offset,
+            ..Default::default()
+        });
+    }
+
+    /// Has the kernel read it.
+    pub fn flush(&self, fd: RawFd) -> i32 {
+        let mut ctrl = Ctrl {
+            zcrx_id: self.id,
+            op: ZCRX_CTRL_FLUSH_RQ,
+            ..Default::default()
+        };
+        control(fd, &mut ctrl)
+    }
+
+    /// Has the kernel read all of it. A kernel may stop at an entry that is not
+    /// valid, so this takes as many calls as it takes.
+    pub fn flush_all(&self, fd: RawFd) -> anyhow::Result<()> {
+        while self.unread() != 0 {
+            let before = self.unread();
+            expect_result("flush", self.flush(fd), 0)?;
+            ensure!(self.unread() < before, "{before} entries stay unread");
+        }
+        Ok(())
+    }
+}
+
+/// An interface queue without a device: buffers, and its refill queue.
+pub struct Ifq {
     pub area: Mapping,
     pub token: u64,
-    pub entries: u32,
-    refill: Mapping,
-    tail: u32,
+    pub refill: RefillQueue,
+}
+
+impl std::ops::Deref for Ifq {
+    type Target = RefillQueue;
+
+    fn deref(&self) -> &RefillQueue {
+        &self.refill
+    }
 }
 
 impl Ifq {
@@ -265,74 +349,17 @@ impl Ifq {
 
     /// Of a registration that succeeded.
     pub fn attach(fd: RawFd, registration: Registration, area: Mapping) -> anyhow::Result<Self> {
-        let (reg, region) = (registration.reg, registration.region);
-        let refill = Mapping::new(fd, region.mmap_offset as i64, region.size as usize)
-            .context("mapping the refill queue")?;
+        let reg = registration.reg;
         Ok(Ifq {
-            id: reg.zcrx_id,
             area,
             token: registration.area.rq_area_token,
-            entries: reg.rq_entries,
-            refill,
-            tail: 0,
+            refill: RefillQueue::map(fd, reg.zcrx_id, reg.rq_entries)?,
         })
     }
 
     /// Lets go of the refill queue, and with it of the ring: the buffers.
     pub fn into_area(self) -> Mapping {
         self.area
-    }
-
-    /// The mapped refill queue.
-    pub fn refill(&self) -> &Mapping {
-        &self.refill
-    }
-
-    /// Puts an entry into the refill queue, whatever it says.
-    pub fn push(&mut self, rqe: Rqe) {
-        let slot = (self.tail & (self.entries - 1)) as usize;
-        self.refill.write(RQES + 16 * slot, rqe);
-        self.tail = self.tail.wrapping_add(1);
-        self.refill.word(TAIL).store(self.tail, Ordering::Release);
-    }
-
-    /// Gives back the buffer that a completion handed out.
-    pub fn give_back(&mut self, offset: u64) {
-        self.push(Rqe {
-            off: offset,
-            ..Default::default()
-        });
-    }
-
-    /// How far the kernel has read the refill queue.
-    pub fn head(&self) -> u32 {
-        self.refill.word(0).load(Ordering::Acquire)
-    }
-
-    /// How many entries the kernel has not read yet.
-    pub fn unread(&self) -> u32 {
-        self.tail.wrapping_sub(self.head())
-    }
-
-    /// Has the kernel read all of the refill queue. A kernel may stop at an entry
-    /// that is not valid, so this takes as many calls as it takes.
-    pub fn flush_all(&self, fd: RawFd) -> anyhow::Result<()> {
-        while self.unread() != 0 {
-            let before = self.unread();
-            expect_result("flush", self.flush(fd), 0)?;
-            ensure!(self.unread() < before, "{before} entries stay unread");
-        }
-        Ok(())
-    }
-
-    /// Has the kernel read the refill queue.
-    pub fn flush(&self, fd: RawFd) -> i32 {
-        let mut ctrl = Ctrl {
-            zcrx_id: self.id,
-            op: ZCRX_CTRL_FLUSH_RQ,
-            ..Default::default()
-        };
-        control(fd, &mut ctrl)
     }
 
     /// The bytes that a completion is about, if they are in the first area.
@@ -373,7 +400,7 @@ pub fn pattern(from: usize, len: usize) -> Vec<u8> {
 
 /// Sends a pattern and takes it in by `RECV_ZC`, all bytes compared, every buffer
 /// given back at once. Where there was none left, it asks again.
-pub fn transfer(ring: &mut WideRing, ifq: &mut Ifq, len: usize) -> anyhow::Result<()> {
+pub fn transfer(ring: &mut WideRing, ifq: &Ifq, len: usize) -> anyhow::Result<()> {
     let (mut sender, receiver) = tcp_pair()?;
     let thread = std::thread::spawn(move || sender.write_all(&pattern(0, len)));
     ring.push(recv_zc(receiver.as_raw_fd(), ifq.id, len as u32))?;
@@ -402,10 +429,7 @@ pub fn transfer(ring: &mut WideRing, ifq: &mut Ifq, len: usize) -> anyhow::Resul
     );
     let sent = thread.join();
     sent.ok().context("the sender panicked")??;
-    // Nothing is left over.
-    receiver.set_nonblocking(true)?;
-    let mut byte = [0];
-    let left = (&receiver).read(&mut byte);
-    ensure!(matches!(left, Ok(0)) || left.is_err(), "bytes are left");
+    // The sender is gone, and nothing is left of what it sent.
+    ensure!((&receiver).read(&mut [0])? == 0, "bytes are left");
     Ok(())
 }

@@ -15,7 +15,7 @@ use nix::time::{ClockId, clock_gettime};
 use io_uring_rs_tests::bpf::{self, OPCODE_WORD, PDU, Program, USER_DATA_LO};
 use io_uring_rs_tests::kernel::expect_result;
 use io_uring_rs_tests::register::{self, TASK};
-use io_uring_rs_tests::ring::{self, IORING_SETUP_SUBMIT_ALL, Ring};
+use io_uring_rs_tests::ring::{self, IORING_ENTER_GETEVENTS, IORING_SETUP_SUBMIT_ALL, Ring};
 use io_uring_rs_tests::sandbox;
 use io_uring_rs_tests::sqe::{Sqe, op};
 
@@ -26,9 +26,6 @@ const RINGS: usize = 200;
 const CHILDREN: usize = 50;
 const GROUPS: usize = 25;
 const GROUP: usize = 20;
-
-/// Waits for completions in the same call.
-const IORING_ENTER_GETEVENTS: u32 = 1;
 
 /// A value of `user_data` that filters deny.
 const DENIED: u32 = 0xdead;

@@ -21,7 +21,7 @@ use crate::register::{
     IORING_REGISTER_RING_FDS, IORING_REGISTER_USE_REGISTERED_RING, Page, Restriction, TASK,
     restrict_task,
 };
-use crate::ring::{IORING_SETUP_R_DISABLED, RawParams, Ring, enter, setup};
+use crate::ring::{IORING_ENTER_GETEVENTS, IORING_SETUP_R_DISABLED, RawParams, Ring, enter, setup};
 use crate::sandbox::{self, MemoryGroup};
 use crate::sqe::{Sqe, op};
 
@@ -126,7 +126,6 @@ fn fo22() -> TestResult {
 const IORING_SETUP_NO_MMAP: u32 = 1 << 14;
 const IORING_SETUP_REGISTERED_FD_ONLY: u32 = 1 << 15;
 const IORING_SETUP_NO_SQARRAY: u32 = 1 << 16;
-const IORING_ENTER_GETEVENTS: u32 = 1 << 0;
 const IORING_ENTER_REGISTERED_RING: u32 = 1 << 4;
 
 /// Where `struct io_uring_params` has what, in words.

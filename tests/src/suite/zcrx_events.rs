@@ -57,7 +57,7 @@ pub fn arm(ring: &WideRing, ifq: &Ifq, event: u32) -> i32 {
 /// between them.
 fn receive(
     ring: &mut WideRing,
-    ifq: &mut Ifq,
+    ifq: &Ifq,
     stream: &mut Stream,
 ) -> anyhow::Result<(u64, Vec<WideCqe>)> {
     let (mut completions, mut events) = (0, Vec::new());
@@ -88,18 +88,18 @@ fn zv22() -> TestResult {
     for both in [false, true] {
         let mut ring = WideRing::with(8, 256, ZCRX_SETUP)?;
         let mask = 1 << ZCRX_EVENT_COPY | u32::from(both) << ZCRX_EVENT_ALLOC_FAIL;
-        let (mut ifq, _) = with_events(&ring, mask)?;
+        let (ifq, _) = with_events(&ring, mask)?;
         let mut stream = Stream::new()?;
         ring.push(stream.recv(&ifq, 0))?;
         let got = arm(&ring, &ifq, ZCRX_EVENT_COPY);
         expect_result("armed before it fired", got, refused)?;
         for round in 0..3 {
             stream.send(20_000)?;
-            let (_, events) = receive(&mut ring, &mut ifq, &mut stream)?;
+            let (_, events) = receive(&mut ring, &ifq, &mut stream)?;
             expect_eq("events of the first data", events, vec![event])?;
             for len in [1, 20_000] {
                 stream.send(len)?;
-                let (_, events) = receive(&mut ring, &mut ifq, &mut stream)?;
+                let (_, events) = receive(&mut ring, &ifq, &mut stream)?;
                 expect_eq("events until it is armed", events, vec![])?;
             }
             let what = format!("arming after round {round}");
@@ -113,8 +113,8 @@ fn zv22() -> TestResult {
     }
     // Without a device no allocation fails, not even when all is used up.
     let mut ring = WideRing::with(8, 256, ZCRX_SETUP)?;
-    let (mut ifq, _) = with_events(&ring, 1 << ZCRX_EVENT_ALLOC_FAIL)?;
-    expect_free(&mut ring, &mut ifq, 64)?;
+    let (ifq, _) = with_events(&ring, 1 << ZCRX_EVENT_ALLOC_FAIL)?;
+    expect_free(&mut ring, &ifq, 64)?;
     ring.submit()?;
     expect_eq("events of the area", ring.try_cqe(), None)?;
     let got = arm(&ring, &ifq, ZCRX_EVENT_ALLOC_FAIL);
@@ -128,19 +128,19 @@ fn zv22() -> TestResult {
 /// Only fragments count as copied, not what is in the head of a packet.
 fn linear_event() -> anyhow::Result<()> {
     let mut ring = WideRing::with(8, 256, ZCRX_SETUP)?;
-    let (mut ifq, stats) = with_events(&ring, 1 << ZCRX_EVENT_COPY)?;
+    let (ifq, stats) = with_events(&ring, 1 << ZCRX_EVENT_COPY)?;
     let mut stream = Stream::new()?;
     restore(&mut stream, &[3000, 3000])?;
     ring.push(stream.recv(&ifq, stream.left()))?;
-    let (completions, events) = receive(&mut ring, &mut ifq, &mut stream)?;
+    let (completions, events) = receive(&mut ring, &ifq, &mut stream)?;
     expect_eq("completions", completions, 2)?;
     expect_eq("events of heads", events, vec![])?;
-    let got: Stats = ifq.refill().read(stats);
+    let got: Stats = ifq.memory.read(stats);
     expect_eq("statistics of heads", got, Stats::default())?;
     // 904 bytes in the head, and one fragment of two pages.
     restore(&mut stream, &[2 * PAGE_SIZE + 904])?;
     ring.push(stream.recv(&ifq, stream.left()))?;
-    let (completions, events) = receive(&mut ring, &mut ifq, &mut stream)?;
+    let (completions, events) = receive(&mut ring, &ifq, &mut stream)?;
     expect_eq("completions", completions, 3)?;
     let event = ended(EVENT, ZCRX_EVENT_COPY as i32);
     expect_eq("events of the fragment", events, vec![event])?;
@@ -148,17 +148,17 @@ fn linear_event() -> anyhow::Result<()> {
         copy_count: 1,
         copy_bytes: 2 * PAGE_SIZE as u64,
     };
-    let got: Stats = ifq.refill().read(stats);
+    let got: Stats = ifq.memory.read(stats);
     expect_eq("statistics of the fragment", got, want)
 }
 
 fn zv23() -> TestResult {
     let mut ring = WideRing::with(8, 256, ZCRX_SETUP)?;
-    let (mut ifq, stats) = with_events(&ring, 0)?;
+    let (ifq, stats) = with_events(&ring, 0)?;
     let mut stream = Stream::new()?;
     let mut want = Stats::default();
     let compare = |ifq: &Ifq, want| {
-        let got: Stats = ifq.refill().read(stats);
+        let got: Stats = ifq.memory.read(stats);
         expect_eq("statistics", got, want)
     };
     compare(&ifq, want)?;
@@ -168,7 +168,7 @@ fn zv23() -> TestResult {
     for len in [1, 100, 1000, 2000] {
         for _ in 0..5 {
             stream.send(len)?;
-            let (completions, events) = receive(&mut ring, &mut ifq, &mut stream)?;
+            let (completions, events) = receive(&mut ring, &ifq, &mut stream)?;
             expect_eq("events that nobody asked for", events, vec![])?;
             want.copy_count += completions;
             want.copy_bytes += len as u64;
@@ -182,7 +182,7 @@ fn zv23() -> TestResult {
         let mut stream = Stream::new()?;
         restore(&mut stream, &[fragments * FRAGMENT])?;
         ring.push(stream.recv(&ifq, stream.left()))?;
-        let (completions, _) = receive(&mut ring, &mut ifq, &mut stream)?;
+        let (completions, _) = receive(&mut ring, &ifq, &mut stream)?;
         expect_eq("completions", completions, 8 * fragments as u64)?;
         want.copy_count += fragments as u64;
         want.copy_bytes += (fragments * FRAGMENT) as u64;
@@ -193,7 +193,7 @@ fn zv23() -> TestResult {
 
 fn zv24() -> TestResult {
     let mut ring = WideRing::with(8, 256, ZCRX_SETUP)?;
-    let (mut ifq, stats) = with_events(&ring, 1 << ZCRX_EVENT_COPY)?;
+    let (ifq, stats) = with_events(&ring, 1 << ZCRX_EVENT_COPY)?;
     let mut stream = Stream::new()?;
     ring.push(stream.recv(&ifq, 0))?;
     for number in [u64::MAX, 0, 1 << 63, u64::MAX - 99, 0x0123_4567_89ab_cdef] {
@@ -201,18 +201,18 @@ fn zv24() -> TestResult {
             copy_count: number,
             copy_bytes: number.rotate_left(1),
         };
-        ifq.refill().write(stats, scribbled);
+        ifq.memory.write(stats, scribbled);
         stream.send(1000)?;
-        let (completions, _) = receive(&mut ring, &mut ifq, &mut stream)?;
+        let (completions, _) = receive(&mut ring, &ifq, &mut stream)?;
         let added = Stats {
             copy_count: scribbled.copy_count.wrapping_add(completions),
             copy_bytes: scribbled.copy_bytes.wrapping_add(1000),
         };
-        let got: Stats = ifq.refill().read(stats);
+        let got: Stats = ifq.memory.read(stats);
         ensure!(got == added, "{scribbled:x?} became {got:x?}");
     }
     // Nothing else depends on it.
-    let (_, events) = receive(&mut ring, &mut ifq, &mut stream)?;
+    let (_, events) = receive(&mut ring, &ifq, &mut stream)?;
     expect_eq("events", events, vec![])?;
     expect_result("arming", arm(&ring, &ifq, ZCRX_EVENT_COPY), 0)?;
     Ok(Outcome::Passed)

@@ -175,7 +175,7 @@ fn zx18() -> TestResult {
 fn zx19() -> TestResult {
     let mut consumer = exhausted()?;
     // The kernel does not read where it is: it only writes that.
-    consumer.refill.word(0).store(1, Ordering::Release);
+    consumer.memory.word(0).store(1, Ordering::Release);
     consumer.flush_to(0)?;
     consumer.expect_free("head ahead of tail", &[])?;
     // Too far: a whole queue in one go, all of its entries for buffer 0.

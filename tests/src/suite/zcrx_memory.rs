@@ -6,7 +6,7 @@ use std::fs;
 
 use nix::sys::resource::{Resource, setrlimit};
 
-use super::zcrx_registration::refused;
+use super::zcrx_registration::{map_error, refused};
 use super::{Outcome, Test, TestResult, test};
 use crate::kernel::{expect_eq, expect_result};
 use crate::register::PAGE_SIZE;
@@ -38,9 +38,9 @@ const HUGE: usize = 2 << 20;
 
 /// That the next queue of a ring is its first, and works.
 fn none_so_far(ring: &mut WideRing) -> anyhow::Result<()> {
-    let mut ifq = Ifq::new(ring.fd(), 64, 4)?;
+    let ifq = Ifq::new(ring.fd(), 64, 4)?;
     expect_eq("the id of the first queue", ifq.id, 0)?;
-    transfer(ring, &mut ifq, PAGE_SIZE)
+    transfer(ring, &ifq, PAGE_SIZE)
 }
 
 fn zr13() -> TestResult {
@@ -103,12 +103,12 @@ fn zr14() -> TestResult {
 
 fn zr15() -> TestResult {
     let mut ring = WideRing::new(8)?;
-    let mut ifq = Ifq::new(ring.fd(), 512, 4)?;
+    let ifq = Ifq::new(ring.fd(), 512, 4)?;
     for offset in [0, TAIL] {
-        expect_eq("a position", ifq.refill().read::<u32>(offset), 0)?;
+        expect_eq("a position", ifq.memory.read::<u32>(offset), 0)?;
     }
     let bytes = region_size(512);
-    let kept: Vec<u8> = (0..bytes).map(|at| ifq.refill().read(at)).collect();
+    let kept: Vec<u8> = (0..bytes).map(|at| ifq.memory.read(at)).collect();
     expect_eq(
         "bytes that are not zero",
         kept.iter().any(|&b| b != 0),
@@ -116,36 +116,19 @@ fn zr15() -> TestResult {
     )?;
     // A second map shows the same.
     let again = Mapping::new(ring.fd(), IORING_MAP_OFF_ZCRX, bytes)?;
-    ifq.refill().write(RQES + 8, 0x1234_5678u32);
+    ifq.memory.write(RQES + 8, 0x1234_5678u32);
     expect_eq(
         "a word in the other map",
         again.read::<u32>(RQES + 8),
         0x1234_5678,
     )?;
-    transfer(&mut ring, &mut ifq, 6 * PAGE_SIZE)?;
+    transfer(&mut ring, &ifq, 6 * PAGE_SIZE)?;
     expect_eq(
         "position in the other map",
         again.read::<u32>(0),
         ifq.head(),
     )?;
     Ok(Outcome::Passed)
-}
-
-/// The errno of mapping `len` bytes at `offset` of a ring, wherever or at `hint`.
-fn map_error(ring: &WideRing, hint: usize, offset: i64, len: usize) -> Option<i32> {
-    // SAFETY: without MAP_FIXED nothing that is mapped is touched.
-    let got = unsafe {
-        libc::mmap(
-            hint as *mut _,
-            len,
-            libc::PROT_READ | libc::PROT_WRITE,
-            libc::MAP_SHARED,
-            ring.fd(),
-            offset,
-        )
-    };
-    let error = std::io::Error::last_os_error().raw_os_error();
-    (got == libc::MAP_FAILED).then_some(error).flatten()
 }
 
 fn zr16() -> TestResult {
@@ -197,10 +180,10 @@ fn zr17() -> TestResult {
             expect_eq("pinned", pinned()?, 0)?;
         }
         // Nothing of these stayed charged.
-        let mut ifq = Ifq::new(ring.fd(), 64, 16)?;
+        let ifq = Ifq::new(ring.fd(), 64, 16)?;
         expect_eq("id", ifq.id, 0)?;
         expect_eq("pinned", pinned()?, 16)?;
-        transfer(&mut ring, &mut ifq, 2 * PAGE_SIZE)
+        transfer(&mut ring, &ifq, 2 * PAGE_SIZE)
     })?;
     Ok(Outcome::Passed)
 }
@@ -294,25 +277,13 @@ fn zr20() -> TestResult {
 
 fn zr23() -> TestResult {
     let _pages = sandbox::Sysctl::set("vm/nr_hugepages", "2")?;
-    // SAFETY: a fresh mapping wherever there is room.
-    let huge = unsafe {
-        libc::mmap(
-            std::ptr::null_mut(),
-            HUGE,
-            libc::PROT_READ | libc::PROT_WRITE,
-            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_HUGETLB,
-            -1,
-            0,
-        )
-    };
-    anyhow::ensure!(huge != libc::MAP_FAILED, "no huge page");
-    let area = Mapping::from_raw(huge.cast(), HUGE);
+    let area = Mapping::anonymous(HUGE, libc::MAP_HUGETLB)?;
     let mut ring = WideRing::new(8)?;
     let mut registration = Registration::new(64, &area);
     expect_result("registering", registration.register(ring.fd()), 0)?;
     expect_eq("pinned", pinned()?, HUGE / PAGE_SIZE)?;
-    let mut ifq = Ifq::attach(ring.fd(), registration, area)?;
-    transfer(&mut ring, &mut ifq, 9 * PAGE_SIZE + 5)?;
+    let ifq = Ifq::attach(ring.fd(), registration, area)?;
+    transfer(&mut ring, &ifq, 9 * PAGE_SIZE + 5)?;
     Ok(Outcome::Passed)
 }
 

@@ -143,7 +143,7 @@ fn zv01() -> TestResult {
 
 fn zv02() -> TestResult {
     let mut ring = roomy_ring()?;
-    let mut ifq = Ifq::new(ring.fd(), 8, 4)?;
+    let ifq = Ifq::new(ring.fd(), 8, 4)?;
     let (reader, writer) = nix::unistd::pipe()?;
     let file = std::fs::File::open("/proc/self/exe")?;
     let cases = [
@@ -160,7 +160,7 @@ fn zv02() -> TestResult {
         first.ioprio |= IORING_RECVSEND_POLL_FIRST;
         expect_end(&mut ring, what, first, -errno)?;
     }
-    transfer(&mut ring, &mut ifq, PAGE_SIZE)?;
+    transfer(&mut ring, &ifq, PAGE_SIZE)?;
     Ok(Outcome::Passed)
 }
 
@@ -246,15 +246,15 @@ fn zv04() -> TestResult {
 
 fn zv05() -> TestResult {
     let mut ring = WideRing::new(8)?;
-    let mut ifq = Ifq::new(ring.fd(), 64, 16)?;
-    transfer(&mut ring, &mut ifq, PAGE_SIZE)?;
+    let ifq = Ifq::new(ring.fd(), 64, 16)?;
+    transfer(&mut ring, &ifq, PAGE_SIZE)?;
     Ok(Outcome::Passed)
 }
 
 fn zv06() -> TestResult {
     const LENGTHS: [usize; 7] = [1, 100, 4095, 4096, 4097, 10_000, 20_000];
     let mut ring = roomy_ring()?;
-    let mut ifq = Ifq::new(ring.fd(), 64, 64)?;
+    let ifq = Ifq::new(ring.fd(), 64, 64)?;
     let mut stream = Stream::new()?;
     let last = ended(stream.user_data, 0);
 
@@ -263,20 +263,20 @@ fn zv06() -> TestResult {
     for len in LENGTHS {
         let before = stream.left();
         ring.push(stream.recv(&ifq, len))?;
-        expect_eq("the end", stream.take_until_end(&mut ring, &mut ifq)?, last)?;
+        expect_eq("the end", stream.take_until_end(&mut ring, &ifq)?, last)?;
         expect_eq("bytes taken", before - stream.left(), len)?;
     }
     expect_eq("bytes left", stream.left(), 77)?;
 
     // The request has to wait for its last byte.
     ring.push(stream.recv(&ifq, 100))?;
-    stream.take_all(&mut ring, &mut ifq)?;
+    stream.take_all(&mut ring, &ifq)?;
     stream.send(22)?;
-    stream.take_all(&mut ring, &mut ifq)?;
+    stream.take_all(&mut ring, &ifq)?;
     ring.submit()?;
     expect_eq("one byte is missing", ring.try_cqe(), None)?;
     stream.send(10)?;
-    expect_eq("the end", stream.take_until_end(&mut ring, &mut ifq)?, last)?;
+    expect_eq("the end", stream.take_until_end(&mut ring, &ifq)?, last)?;
     expect_eq("bytes left", stream.left(), 9)?;
     stream.read_left()?;
     Ok(Outcome::Passed)
@@ -284,13 +284,13 @@ fn zv06() -> TestResult {
 
 fn zv07() -> TestResult {
     let mut ring = roomy_ring()?;
-    let mut ifq = Ifq::new(ring.fd(), 64, 64)?;
+    let ifq = Ifq::new(ring.fd(), 64, 64)?;
     let mut stream = Stream::new()?;
     let last = ended(stream.user_data, 0);
     ring.push(stream.recv(&ifq, 0))?;
     for len in [1, 5000, 30_000] {
         stream.send(len)?;
-        stream.take_all(&mut ring, &mut ifq)?;
+        stream.take_all(&mut ring, &ifq)?;
     }
     ring.submit()?;
     expect_eq("while there may be more", ring.try_cqe(), None)?;
@@ -309,7 +309,7 @@ fn zv07() -> TestResult {
     thread.join().ok().context("the sender panicked")??;
     stream.arrives()?;
     ring.push(stream.recv(&ifq, 0))?;
-    expect_eq("the end", stream.take_until_end(&mut ring, &mut ifq)?, last)?;
+    expect_eq("the end", stream.take_until_end(&mut ring, &ifq)?, last)?;
     expect_eq("bytes left", stream.left(), 0)?;
     Ok(Outcome::Passed)
 }
@@ -328,12 +328,12 @@ fn reset(stream: &Stream) -> anyhow::Result<()> {
 
 fn zv08() -> TestResult {
     let mut ring = roomy_ring()?;
-    let mut ifq = Ifq::new(ring.fd(), 64, 64)?;
+    let ifq = Ifq::new(ring.fd(), 64, 64)?;
     for len in [0, 100_000] {
         let mut stream = Stream::new()?;
         ring.push(stream.recv(&ifq, len))?;
         stream.send(5000)?;
-        stream.take_all(&mut ring, &mut ifq)?;
+        stream.take_all(&mut ring, &ifq)?;
         reset(&stream)?;
         let last = ended(stream.user_data, -libc::ECONNRESET);
         expect_eq("the end", ring.cqe()?, last)?;
@@ -347,7 +347,7 @@ fn zv08() -> TestResult {
     stream.send(5000)?;
     reset(&stream)?;
     ring.push(stream.recv(&ifq, 0))?;
-    let last = stream.take_until_end(&mut ring, &mut ifq)?;
+    let last = stream.take_until_end(&mut ring, &ifq)?;
     let want = ended(stream.user_data, -libc::ECONNRESET);
     expect_eq("the end", last, want)?;
     expect_eq("bytes left", stream.left(), 0)?;
@@ -356,17 +356,17 @@ fn zv08() -> TestResult {
 
 fn zv11() -> TestResult {
     let mut ring = roomy_ring()?;
-    let mut ifq = Ifq::new(ring.fd(), 64, 64)?;
+    let ifq = Ifq::new(ring.fd(), 64, 64)?;
     for flags in [0, IORING_RECVSEND_POLL_FIRST] {
         let mut stream = Stream::new()?;
         let mut sqe = stream.recv(&ifq, 0);
         sqe.ioprio |= flags;
         stream.send(20_000)?;
         ring.push(sqe)?;
-        stream.take_all(&mut ring, &mut ifq)?;
+        stream.take_all(&mut ring, &ifq)?;
         // It goes on with what comes later.
         stream.send(20_000)?;
-        stream.take_all(&mut ring, &mut ifq)?;
+        stream.take_all(&mut ring, &ifq)?;
         stream.sender.shutdown(std::net::Shutdown::Write)?;
         let last = ended(stream.user_data, 0);
         expect_eq("the end", ring.cqe()?, last)?;
@@ -380,14 +380,14 @@ fn zv11() -> TestResult {
         expect_eq("without data", ring.try_cqe(), None)?;
         stream.send(5000)?;
         let last = ended(stream.user_data, 0);
-        expect_eq("the end", stream.take_until_end(&mut ring, &mut ifq)?, last)?;
+        expect_eq("the end", stream.take_until_end(&mut ring, &ifq)?, last)?;
     }
     Ok(Outcome::Passed)
 }
 
 fn zv15() -> TestResult {
     let mut ring = roomy_ring()?;
-    let mut ifq = Ifq::new(ring.fd(), 64, 64)?;
+    let ifq = Ifq::new(ring.fd(), 64, 64)?;
     for early in [true, false] {
         let mut stream = Stream::new()?;
         if early {
@@ -398,9 +398,9 @@ fn zv15() -> TestResult {
         if !early {
             stream.send(20_000)?;
         }
-        stream.take_all(&mut ring, &mut ifq)?;
+        stream.take_all(&mut ring, &ifq)?;
         stream.send(10_000)?;
-        stream.take_all(&mut ring, &mut ifq)?;
+        stream.take_all(&mut ring, &ifq)?;
         stream.sender.shutdown(std::net::Shutdown::Write)?;
         let last = ended(stream.user_data, 0);
         expect_eq("the end", ring.cqe()?, last)?;
@@ -411,7 +411,7 @@ fn zv15() -> TestResult {
 fn zv16() -> TestResult {
     const CANCEL: u64 = 100;
     let mut ring = roomy_ring()?;
-    let mut ifq = Ifq::new(ring.fd(), 64, 64)?;
+    let ifq = Ifq::new(ring.fd(), 64, 64)?;
     let mut stream = Stream::new()?;
     let mut cancel = Sqe::new(op::ASYNC_CANCEL).user_data(CANCEL);
     cancel.addr = stream.user_data;
@@ -443,15 +443,15 @@ fn zv16() -> TestResult {
     ifq.flush_all(ring.fd())?;
     ring.push(stream.recv(&ifq, stream.left()))?;
     let last = ended(stream.user_data, 0);
-    expect_eq("the end", stream.take_until_end(&mut ring, &mut ifq)?, last)?;
-    expect_free(&mut ring, &mut ifq, 64)?;
+    expect_eq("the end", stream.take_until_end(&mut ring, &ifq)?, last)?;
+    expect_free(&mut ring, &ifq, 64)?;
     Ok(Outcome::Passed)
 }
 
 fn zv17() -> TestResult {
     const LEN: usize = 256 << 10;
     let mut ring = roomy_ring()?;
-    let mut ifq = Ifq::new(ring.fd(), 64, 1024)?;
+    let ifq = Ifq::new(ring.fd(), 64, 1024)?;
     let mut streams = [
         Stream::starting_at(0, 0)?,
         Stream::starting_at(1_000_003, 1)?,
@@ -481,7 +481,7 @@ fn zv17() -> TestResult {
     for stream in &streams {
         expect_eq("bytes left", stream.left(), 0)?;
     }
-    expect_free(&mut ring, &mut ifq, 1024)?;
+    expect_free(&mut ring, &ifq, 1024)?;
     Ok(Outcome::Passed)
 }
 
@@ -496,7 +496,7 @@ fn send_urgent(stream: &mut Stream) -> anyhow::Result<()> {
 
 fn zv18() -> TestResult {
     let mut ring = roomy_ring()?;
-    let mut ifq = Ifq::new(ring.fd(), 64, 64)?;
+    let ifq = Ifq::new(ring.fd(), 64, 64)?;
     let mut stream = Stream::new()?;
     // As part of the stream the urgent byte is there to be compared too.
     let receiver = stream.receiver.as_raw_fd();
@@ -523,19 +523,19 @@ fn zv18() -> TestResult {
     // Whoever reads past the mark lets the request go on.
     stream.read(&mut [0; 10])?;
     stream.send(1000)?;
-    stream.take_all(&mut ring, &mut ifq)?;
+    stream.take_all(&mut ring, &ifq)?;
     stream.sender.shutdown(std::net::Shutdown::Write)?;
     let last = ended(stream.user_data, 0);
     expect_eq("the end", ring.cqe()?, last)?;
     ifq.flush_all(ring.fd())?;
-    expect_free(&mut ring, &mut ifq, 64)?;
+    expect_free(&mut ring, &ifq, 64)?;
     Ok(Outcome::Passed)
 }
 
 fn zv30() -> TestResult {
     const NOP: u64 = 50;
     let mut ring = roomy_ring()?;
-    let mut ifq = Ifq::new(ring.fd(), 64, 16)?;
+    let ifq = Ifq::new(ring.fd(), 64, 16)?;
     // The end of the stream is a failure, the last byte asked for is not.
     for (len, nop) in [(0, -libc::ECANCELED), (5000, 0), (5001, -libc::ECANCELED)] {
         let mut stream = Stream::new()?;
@@ -545,14 +545,14 @@ fn zv30() -> TestResult {
         expect_eq("before data", ring.try_cqe(), None)?;
         stream.send(5000)?;
         stream.sender.shutdown(std::net::Shutdown::Write)?;
-        let last = stream.take_until_end(&mut ring, &mut ifq)?;
+        let last = stream.take_until_end(&mut ring, &ifq)?;
         expect_eq("the receive", last, ended(stream.user_data, 0))?;
         expect_eq("bytes left", stream.left(), 0)?;
         expect_eq("the NOP", ring.cqe()?, ended(NOP, nop))?;
     }
     // So is an area that is used up.
     let mut stream = Stream::new()?;
-    let mut small = Ifq::new(ring.fd(), 8, 1)?;
+    let small = Ifq::new(ring.fd(), 8, 1)?;
     stream.send(5000)?;
     ring.push(stream.recv(&small, 0).flags(IOSQE_IO_LINK))?;
     ring.push(Sqe::nop().user_data(NOP))?;

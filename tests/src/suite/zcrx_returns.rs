@@ -26,7 +26,7 @@ pub const TESTS: &[Test] = &[
 fn zv09() -> TestResult {
     const PAGES: usize = 4;
     let mut ring = roomy_ring()?;
-    let mut ifq = Ifq::new(ring.fd(), 8, PAGES)?;
+    let ifq = Ifq::new(ring.fd(), 8, PAGES)?;
     let mut stream = Stream::new()?;
     let last = ended(stream.user_data, -libc::ENOMEM);
     stream.send(50_000)?;
@@ -61,7 +61,7 @@ fn zv09() -> TestResult {
     let last = ended(stream.user_data, 0);
     loop {
         // It may be used up again before the first buffer is back.
-        let end = stream.take_until_end(&mut ring, &mut ifq)?;
+        let end = stream.take_until_end(&mut ring, &ifq)?;
         if end == last {
             break;
         }
@@ -69,13 +69,13 @@ fn zv09() -> TestResult {
         ring.push(stream.recv(&ifq, stream.left()))?;
     }
     expect_eq("bytes left", stream.left(), 0)?;
-    expect_free(&mut ring, &mut ifq, PAGES)?;
+    expect_free(&mut ring, &ifq, PAGES)?;
     Ok(Outcome::Passed)
 }
 
 fn zv29() -> TestResult {
     let mut ring = roomy_ring()?;
-    let mut ifq = Ifq::new(ring.fd(), 512, 512)?;
+    let ifq = Ifq::new(ring.fd(), 512, 512)?;
     let mut stream = Stream::new()?;
     ring.push(stream.recv(&ifq, 0))?;
     for len in [1, 2, 4095, 4096, 4097, 8191, 8193, 12_345, 32_768, 40_000] {
@@ -107,7 +107,7 @@ fn zv29() -> TestResult {
     }
     stream.sender.shutdown(std::net::Shutdown::Write)?;
     expect_eq("the end", ring.cqe()?, ended(stream.user_data, 0))?;
-    expect_free(&mut ring, &mut ifq, 512)?;
+    expect_free(&mut ring, &ifq, 512)?;
     Ok(Outcome::Passed)
 }
 
@@ -156,7 +156,7 @@ impl Transfer {
         expect_eq("bytes left", transfer.stream.left(), 0)?;
         // No buffer was lost, none is there twice.
         transfer.give_back_all()?;
-        expect_free(&mut transfer.ring, &mut transfer.ifq, PAGES)?;
+        expect_free(&mut transfer.ring, &transfer.ifq, PAGES)?;
         Ok(requests)
     }
 

@@ -118,7 +118,7 @@ fn zx08() -> TestResult {
     // It is one queue under every id.
     let mut taken = Vec::new();
     for id in [1, 0, 2, 1] {
-        consumer.id = id;
+        consumer.refill.id = id;
         taken.push(consumer.take()?);
     }
     for taken in &taken {
@@ -126,13 +126,13 @@ fn zx08() -> TestResult {
     }
     consumer.expect_free("the rest", &without(&taken))?;
     for (round, id) in [(1, 2), (2, 0), (3, 1)] {
-        consumer.id = id;
+        consumer.refill.id = id;
         consumer.push_offsets(&[offset(3)]);
         consumer.flush_to(round)?;
-        consumer.id = 2 - id;
+        consumer.refill.id = 2 - id;
         consumer.expect_free("what another id gave back", &[offset(3)])?;
     }
-    consumer.id = 3;
+    consumer.refill.id = 3;
     let got = control(consumer.ring.fd(), &mut export_ctrl(3));
     expect_result("an id that is not", got, -libc::ENXIO)?;
     drop(consumer);
@@ -317,13 +317,13 @@ fn zx13() -> TestResult {
     };
     let own = map(0)?;
 
-    expect_eq("length", importer.refill.len(), exporter.refill.len())?;
-    for at in (RQES..exporter.refill.len()).step_by(8) {
-        exporter.refill.write(at, !(at as u64));
-        let seen: u64 = importer.refill.read(at);
+    expect_eq("length", importer.memory.len(), exporter.memory.len())?;
+    for at in (RQES..exporter.memory.len()).step_by(8) {
+        exporter.memory.write(at, !(at as u64));
+        let seen: u64 = importer.memory.read(at);
         expect_eq("what is written there", seen, !(at as u64))?;
-        importer.refill.write(at, at as u64);
-        let seen: u64 = exporter.refill.read(at);
+        importer.memory.write(at, at as u64);
+        let seen: u64 = exporter.memory.read(at);
         expect_eq("what is written here", seen, at as u64)?;
         expect_eq("another queue", own.read::<u64>(at), 0)?;
     }

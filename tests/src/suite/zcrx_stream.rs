@@ -37,7 +37,7 @@ fn zv12() -> TestResult {
     const PACKETS: usize = 1000;
     const POLL: u64 = 2;
     let mut ring = WideRing::with(8, 4096, ZCRX_SETUP)?;
-    let mut ifq = Ifq::new(ring.fd(), 64, 2 * PACKETS)?;
+    let ifq = Ifq::new(ring.fd(), 64, 2 * PACKETS)?;
 
     // So many that none of them can be taken in one go, on two sockets.
     let mut streams = [Stream::starting_at(0, 0)?, Stream::starting_at(70_000, 1)?];
@@ -83,7 +83,7 @@ fn zv12() -> TestResult {
     let at = order.iter().position(|&user_data| user_data == POLL);
     let after = at.map_or(0, |at| order.len() - at);
     ensure!(after > 100, "{after} completions after another request's");
-    expect_free(&mut ring, &mut ifq, 2 * PACKETS)?;
+    expect_free(&mut ring, &ifq, 2 * PACKETS)?;
 
     // As many short ones, which the socket puts together.
     let mut stream = Stream::new()?;
@@ -93,14 +93,14 @@ fn zv12() -> TestResult {
     }
     stream.arrives()?;
     ring.push(stream.recv(&ifq, 0))?;
-    stream.take_all(&mut ring, &mut ifq)?;
+    stream.take_all(&mut ring, &ifq)?;
     Ok(Outcome::Passed)
 }
 
 fn zv13() -> TestResult {
     const ENTRIES: u32 = 4;
     let mut ring = WideRing::with(ENTRIES, ENTRIES, ZCRX_SETUP)?;
-    let mut ifq = Ifq::new(ring.fd(), 64, 64)?;
+    let ifq = Ifq::new(ring.fd(), 64, 64)?;
     let mut stream = Stream::new()?;
     stream.send(60_000)?;
     let mut arms = 0;
@@ -146,7 +146,7 @@ fn zv14() -> TestResult {
     };
     for nops in 0..ENTRIES {
         let mut ring = WideRing::with(ENTRIES, ENTRIES, MIXED_SETUP)?;
-        let mut ifq = Ifq::new(ring.fd(), 16, 16)?;
+        let ifq = Ifq::new(ring.fd(), 16, 16)?;
         let mut stream = Stream::new()?;
         for _ in 0..nops {
             expect_result("NOP", ring.run(Sqe::nop())?, 0)?;
@@ -191,7 +191,7 @@ fn zv14() -> TestResult {
 fn mixed_full(entries: u32) -> anyhow::Result<()> {
     for nops in 0..entries {
         let mut ring = WideRing::with(entries, entries, MIXED_SETUP)?;
-        let mut ifq = Ifq::new(ring.fd(), 64, 64)?;
+        let ifq = Ifq::new(ring.fd(), 64, 64)?;
         let mut stream = Stream::new()?;
         for _ in 0..nops {
             expect_result("NOP", ring.run(Sqe::nop())?, 0)?;
