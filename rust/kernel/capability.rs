@@ -15,6 +15,8 @@ use crate::{
 pub struct Capability(u32);
 
 impl Capability {
+    /// Network administration.
+    pub const NET_ADMIN: Self = Self(bindings::CAP_NET_ADMIN);
     /// System administration.
     pub const SYS_ADMIN: Self = Self(bindings::CAP_SYS_ADMIN);
 }
@@ -38,6 +40,12 @@ pub fn current_has_noaudit(capability: Capability) -> bool {
     //   task itself can change.
     // - `capability` is one that the kernel knows.
     unsafe { bindings::ns_capable_noaudit(bindings::current_user_ns(), capability.0 as c_int) }
+}
+
+/// Whether the current task has a capability in the initial user namespace.
+pub fn current_has(capability: Capability) -> bool {
+    // SAFETY: `capability` is one that the kernel knows.
+    unsafe { bindings::capable(capability.0 as c_int) }
 }
 
 /// Whether the current task has given up gaining privileges by `execve()`: `PR_SET_NO_NEW_PRIVS`.

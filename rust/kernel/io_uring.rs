@@ -8,19 +8,36 @@
 //! - [`filter_set`]: sets of filters that rings and tasks share.
 //! - [`rules`]: which requests and registrations are allowed.
 //! - [`restriction`]: rules and filters together; [`ring`] and [`task`]: who has them.
+//! - [`zcrx`], [`queues`], [`event`], [`receive`]: what zero-copy receive and a ring have of each
+//!   other.
+//! - [`account`], [`region`], [`pinned`]: memory shared with user space, and who pays for it.
 //!
 //! C headers: [`include/linux/io_uring_types.h`](srctree/include/linux/io_uring_types.h),
 //! [`io_uring/opdef.h`](srctree/io_uring/opdef.h)
 
+#[cfg(CONFIG_IO_URING_ZCRX)]
+pub mod account;
 pub mod command;
+#[cfg(CONFIG_IO_URING_ZCRX)]
+pub mod event;
 pub mod filter_set;
 pub mod opcode;
+#[cfg(CONFIG_IO_URING_ZCRX)]
+pub mod pinned;
+#[cfg(CONFIG_IO_URING_ZCRX)]
+pub mod queues;
+#[cfg(CONFIG_IO_URING_ZCRX)]
+pub mod receive;
+#[cfg(CONFIG_IO_URING_ZCRX)]
+pub mod region;
 pub mod request;
 pub mod restriction;
 pub mod ring;
 pub mod rules;
 pub mod task;
 pub mod uapi;
+#[cfg(CONFIG_IO_URING_ZCRX)]
+pub mod zcrx;
 
 pub use self::opcode::{
     Opcode,

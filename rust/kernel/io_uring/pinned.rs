@@ -1,0 +1,272 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Memory of user space that is pinned to be written to from any context.
+//!
+//! [`PinnedPages`] holds the pages, [`PinnedPage`] is one of them. User space may access them at
+//! any time, so there is no way to their bytes here: who copies to a page does so by a raw pointer.
+//!
+//! C headers: [`io_uring/memmap.h`](srctree/io_uring/memmap.h),
+//! [`io_uring/rsrc.h`](srctree/io_uring/rsrc.h)
+
+use crate::{
+    bindings,
+    error::{
+        from_err_ptr,
+        to_result, //
+    },
+    nospec::checked_index,
+    page::{
+        PAGE_SHIFT,
+        PAGE_SIZE, //
+    },
+    prelude::*, //
+};
+use core::{
+    marker::PhantomData,
+    ptr::{
+        null_mut,
+        NonNull, //
+    }, //
+};
+
+/// Checks a range of user space that is to be pinned.
+///
+/// C counterpart: `io_validate_user_buf_range` in [`io_uring/rsrc.c`](srctree/io_uring/rsrc.c).
+///
+/// # Errors
+///
+/// - [`EFAULT`] if `len`, in bytes, is zero, or it or `addr` is not in the address space.
+/// - [`EINVAL`] if the range is longer than 1 TiB.
+/// - [`EOVERFLOW`] if it wraps around.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::io_uring::pinned::validate_range;
+///
+/// assert_eq!(validate_range(0x10000, 0x1000), Ok(()));
+/// assert_eq!(validate_range(0x10000, 0), Err(EFAULT));
+/// ```
+pub fn validate_range(addr: u64, len: u64) -> Result {
+    // SAFETY: The function has no preconditions: it computes on its two arguments alone.
+    to_result(unsafe { bindings::io_validate_user_buf_range(addr, len) })
+}
+
+/// How many pages the `len` bytes from `addr` on touch, as `io_pin_pages` counts them.
+///
+/// # Errors
+///
+/// - [`EINVAL`] if there are none.
+/// - [`EOVERFLOW`] if the range, or the last page of it, wraps around.
+fn count_pages(addr: usize, len: usize) -> Result<usize> {
+    let end = addr.checked_add(len).ok_or(EOVERFLOW)?;
+    let end = end.checked_add(PAGE_SIZE - 1).ok_or(EOVERFLOW)?;
+
+    match (end >> PAGE_SHIFT).checked_sub(addr >> PAGE_SHIFT) {
+        None | Some(0) => Err(EINVAL),
+        Some(pages) => Ok(pages),
+    }
+}
+
+/// Pages of user space, pinned for an unlimited time and for writing.
+///
+/// They are what was mapped when they were pinned. Not charged to anybody: see
+/// [`Self::account_pages`]. Drop it in process context.
+///
+/// # Invariants
+///
+/// - `pages` was allocated by `kvmalloc`, is ours, and holds `len` pointers that nobody writes to;
+///   `len` is not zero.
+/// - Each points to a page of which one pin is ours.
+pub struct PinnedPages {
+    pages: NonNull<*mut bindings::page>,
+    len: usize,
+}
+
+// SAFETY: The pages and their array belong to this object and not to the task that pinned them, and
+// any task may unpin them.
+unsafe impl Send for PinnedPages {}
+
+// SAFETY: The array is constant.
+unsafe impl Sync for PinnedPages {}
+
+impl PinnedPages {
+    /// Pins all pages that the `len` bytes from `addr` on in the current address space touch.
+    ///
+    /// C counterpart: `io_pin_pages` in [`io_uring/memmap.c`](srctree/io_uring/memmap.c).
+    ///
+    /// # Errors
+    ///
+    /// - [`EINVAL`] if there are no bytes.
+    /// - [`EOVERFLOW`] if the range wraps around, or has too many pages.
+    /// - [`ENOMEM`] if memory is short.
+    /// - [`EFAULT`] if not all of the range is mapped and writable, or the task has no address
+    ///   space.
+    /// - What `pin_user_pages_fast` fails with.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use kernel::io_uring::pinned::PinnedPages;
+    ///
+    /// assert_eq!(PinnedPages::new(0, 0).err(), Some(EINVAL));
+    /// assert_eq!(PinnedPages::new(0x1000, usize::MAX).err(), Some(EOVERFLOW));
+    /// ```
+    pub fn new(addr: usize, len: usize) -> Result<Self> {
+        // C has the same conditions, but warns if there is nothing to be pinned.
+        count_pages(addr, len)?;
+
+        // Pinning is in the current address space, which kernel threads do not have.
+        if current!().mm().is_none() {
+            return Err(EFAULT);
+        }
+
+        let mut count: c_int = 0;
+        // SAFETY: `count` is a local variable, valid for writes. The task has an address space.
+        let pages = from_err_ptr(unsafe { bindings::io_pin_pages(addr, len, &mut count) })?;
+
+        // INVARIANT: `io_pin_pages` succeeded, so that the array has `count` pages, all of them
+        // pinned, and `count` is positive. It does not succeed with a null pointer.
+        Ok(Self {
+            pages: NonNull::new(pages).ok_or(ENOMEM)?,
+            // CAST: A positive `int` fits.
+            len: count as usize,
+        })
+    }
+
+    /// How many pages there are.
+    #[inline]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there are no pages, which does not happen.
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The pages as C knows them.
+    #[inline]
+    fn as_slice(&self) -> &[*mut bindings::page] {
+        // SAFETY: By the type invariants, the array holds `len` pointers and nobody writes to it.
+        // The allocator does not give more than `isize::MAX` bytes.
+        unsafe { core::slice::from_raw_parts(self.pages.as_ptr(), self.len) }
+    }
+
+    /// How many pages to charge for these: all pages of the folios that they are in, of each run of
+    /// pages in the same folio once.
+    ///
+    /// Pins hold folios as a whole. One that is pinned does not change its size.
+    ///
+    /// C counterpart: `io_count_account_pages` in [`io_uring/zcrx.c`](srctree/io_uring/zcrx.c).
+    pub fn account_pages(&self) -> usize {
+        let mut last: *mut bindings::folio = null_mut();
+        let mut total: usize = 0;
+
+        for &page in self.as_slice() {
+            // SAFETY: By the type invariants, the page is valid, and its folio stays what it is as
+            // it is pinned.
+            let folio = unsafe { bindings::page_folio(page) };
+
+            if folio != last {
+                // SAFETY: `page_folio` returns the valid folio that the page is in.
+                let pages = unsafe { bindings::folio_nr_pages(folio) };
+
+                // Nobody can be charged that many.
+                total = total.saturating_add(pages);
+                last = folio;
+            }
+        }
+        total
+    }
+
+    /// A page, or [`None`] if there are not that many.
+    ///
+    /// The index may come from user space: it is clamped for speculative execution.
+    #[inline]
+    pub fn get(&self, index: usize) -> Option<PinnedPage<'_>> {
+        let index = checked_index(index, self.len)?;
+        let page = self.as_slice().get(index)?;
+
+        // INVARIANT: By the type invariants, the page is pinned, and it stays so while `self` is
+        // borrowed.
+        Some(PinnedPage {
+            page: NonNull::new(*page)?,
+            pinned: PhantomData,
+        })
+    }
+}
+
+impl Drop for PinnedPages {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariants, the array holds `len` pages, of each of which a pin is
+        // ours. Nobody uses that any more, as `PinnedPage` borrows `self`.
+        unsafe { bindings::unpin_user_pages(self.pages.as_ptr(), self.len) };
+        // SAFETY: By the type invariants, the array was allocated by `kvmalloc` and is ours.
+        unsafe { bindings::kvfree(self.pages.as_ptr().cast()) };
+    }
+}
+
+/// A page of user space that is pinned for writing.
+///
+/// User space may access it at any time, and other objects may stand for the same page.
+///
+/// # Invariants
+///
+/// For the duration of `'a`, `page` is valid and pinned for writing.
+#[derive(Clone, Copy)]
+pub struct PinnedPage<'a> {
+    page: NonNull<bindings::page>,
+    pinned: PhantomData<&'a PinnedPages>,
+}
+
+// SAFETY: The page is pinned for whoever uses it.
+unsafe impl Send for PinnedPage<'_> {}
+
+// SAFETY: This object is constant.
+unsafe impl Sync for PinnedPage<'_> {}
+
+impl PinnedPage<'_> {
+    /// Stands for a page that is not user space's, in unit tests.
+    #[cfg(CONFIG_RUST_IO_URING_KUNIT_TEST)]
+    pub(crate) fn of_page(page: &crate::page::Page) -> Option<PinnedPage<'_>> {
+        // INVARIANT: The page is valid while it is borrowed, and nobody takes it away.
+        Some(PinnedPage {
+            page: NonNull::new(page.as_ptr())?,
+            pinned: PhantomData,
+        })
+    }
+
+    /// The page as C knows it: valid and pinned as long as the lifetime of this object lasts.
+    #[inline]
+    pub(crate) fn as_ptr(self) -> *mut bindings::page {
+        self.page.as_ptr()
+    }
+}
+
+#[cfg(CONFIG_RUST_IO_URING_KUNIT_TEST)]
+#[macros::kunit_tests(rust_kernel_io_uring_pinned)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_page_that_is_touched_counts() {
+        assert_eq!(count_pages(PAGE_SIZE, PAGE_SIZE), Ok(1));
+        assert_eq!(count_pages(PAGE_SIZE, PAGE_SIZE + 1), Ok(2));
+        assert_eq!(count_pages(PAGE_SIZE + 1, PAGE_SIZE), Ok(2));
+        assert_eq!(count_pages(PAGE_SIZE - 1, 2), Ok(2));
+        assert_eq!(count_pages(PAGE_SIZE, 0), Err(EINVAL));
+    }
+
+    #[test]
+    fn ranges_do_not_wrap() {
+        assert_eq!(count_pages(1, usize::MAX), Err(EOVERFLOW));
+        assert_eq!(count_pages(usize::MAX, 0), Err(EOVERFLOW));
+        assert_eq!(count_pages(0, usize::MAX - PAGE_SIZE + 2), Err(EOVERFLOW));
+        assert_eq!(
+            count_pages(0, usize::MAX - PAGE_SIZE + 1),
+            Ok(usize::MAX >> PAGE_SHIFT)
+        );
+    }
+}

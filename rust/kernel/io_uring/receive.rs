@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Requests that receive without copying, while they are being issued.
+//!
+//! C header: [`io_uring/io_uring.h`](srctree/io_uring/io_uring.h)
+
+use crate::bindings;
+use core::marker::PhantomData;
+
+/// An `IORING_OP_RECV_ZC` request that is being issued.
+///
+/// Wraps a pointer to the kernel's `struct io_kiocb`.
+///
+/// # Invariants
+///
+/// For the duration of `'a`, the request and its ring are valid, and the current task holds the
+/// ring's `uring_lock` and may post completions: the ring was set up with
+/// `IORING_SETUP_DEFER_TASKRUN`, and this task is the one that runs its task work.
+pub struct Receive<'a> {
+    req: *mut bindings::io_kiocb,
+    issue_flags: u32,
+    request: PhantomData<&'a mut bindings::io_kiocb>,
+}
+
+impl Receive<'_> {
+    /// Makes a handle from the pointer and the flags that C passes to `io_issue_def::issue`.
+    ///
+    /// # Safety
+    ///
+    /// While the handle exists:
+    ///
+    /// - `req` must point to a valid request that is being issued, to which nobody else has access,
+    ///   and its ring must be valid and not be set up anew or resized;
+    /// - the ring must have `IORING_SETUP_DEFER_TASKRUN`, the current task must be the one that
+    ///   runs its task work, and hold its `uring_lock`;
+    /// - completions must be flushed some time after that, as they are after a request was issued.
+    #[inline]
+    pub unsafe fn from_raw(req: *mut bindings::io_kiocb, issue_flags: u32) -> Self {
+        // INVARIANT: The caller guarantees it.
+        Self {
+            req,
+            issue_flags,
+            request: PhantomData,
+        }
+    }
+
+    /// Whether the request may post completions before its last one, and be issued again.
+    #[inline]
+    pub fn is_multishot(&self) -> bool {
+        // The enumeration is signed because of another flag; the cast keeps the bit.
+        const MULTISHOT: u32 = bindings::io_uring_cmd_flags_IO_URING_F_MULTISHOT as u32;
+
+        self.issue_flags & MULTISHOT != 0
+    }
+
+    /// Posts a completion of the request that is not its last one: `len` bytes were received, which
+    /// are at `off`.
+    ///
+    /// The completion takes two entries of the queue, or one of double size: its second half is a
+    /// `struct io_uring_zcrx_cqe` with `off`.
+    ///
+    /// Returns `false`, and nothing is posted, if the queue is full; also if the ring's entries
+    /// have no second half, or `len` is above [`i32::MAX`].
+    ///
+    /// C counterpart: `io_zcrx_queue_cqe()` in [`io_uring/zcrx.c`](srctree/io_uring/zcrx.c).
+    #[inline]
+    pub fn post(&self, len: u32, off: u64) -> bool {
+        const CQE_32: u32 = bindings::IORING_SETUP_CQE32 | bindings::IORING_SETUP_CQE_MIXED;
+
+        let Ok(res) = i32::try_from(len) else {
+            return false;
+        };
+        // SAFETY: By the type invariants, the request is valid.
+        let (ctx, user_data) = unsafe { ((*self.req).ctx, (*self.req).cqe.user_data) };
+        // SAFETY: By the type invariants, the ring is valid, and its lock keeps others from writing
+        // to its flags.
+        let ring_flags = unsafe { (*ctx).__bindgen_anon_1.flags };
+
+        if ring_flags & CQE_32 == 0 {
+            return false;
+        }
+        let mut flags = bindings::IORING_CQE_F_MORE;
+        if ring_flags & bindings::IORING_SETUP_CQE_MIXED != 0 {
+            flags |= bindings::IORING_CQE_F_32;
+        }
+
+        let mut cqe: *mut bindings::io_uring_cqe = core::ptr::null_mut();
+        // SAFETY: By the type invariants, the ring is valid, and completions may be posted to it by
+        // this task. They are flushed afterwards.
+        if !unsafe { bindings::io_defer_get_uncommited_cqe(ctx, &mut cqe) } {
+            return false;
+        }
+
+        // SAFETY: With one of the two flags above, `cqe` is the first of two consecutive entries
+        // that are ours to fill until they are flushed. User space can access them all the time:
+        // they are only written to, a field at a time, and there is no reference to them.
+        unsafe {
+            (&raw mut (*cqe).user_data).write_volatile(user_data);
+            (&raw mut (*cqe).res).write_volatile(res);
+            (&raw mut (*cqe).flags).write_volatile(flags);
+
+            let second = cqe.add(1).cast::<bindings::io_uring_zcrx_cqe>();
+
+            (&raw mut (*second).off).write_volatile(off);
+            (&raw mut (*second).__pad).write_volatile(0);
+        }
+        true
+    }
+}

@@ -1,0 +1,414 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Packets, to be read from.
+//!
+//! [`SkBuff`] is a packet that somebody else owns, [`Piece`] a run of its bytes. The bytes of a
+//! packet may change while they are read, as their memory may be shared with user space or with
+//! copies of the packet, so there are no references to them: [`Piece::copy_to_page`] copies.
+//!
+//! Where packets come from is not here: see [`tcp`](super::tcp).
+//!
+//! C header: [`include/linux/skbuff.h`](srctree/include/linux/skbuff.h)
+
+#[cfg(any(CONFIG_RUST_IO_URING_KUNIT_TEST, CONFIG_IO_URING_RS_KUNIT_TEST))]
+pub mod owned;
+
+use crate::{
+    bindings,
+    io_uring::pinned::PinnedPage,
+    num::casts::u32_as_usize,
+    page::{
+        PAGE_MASK,
+        PAGE_SHIFT,
+        PAGE_SIZE, //
+    },
+    types::Opaque, //
+};
+use core::{
+    iter::successors,
+    marker::PhantomData,
+    ptr::NonNull, //
+};
+
+/// A packet.
+///
+/// Its bytes are those of [`Self::linear`], then those of [`Self::frags`], then those of the
+/// packets in [`Self::frag_list`].
+///
+/// Wraps the kernel's `struct sk_buff`.
+///
+/// # Invariants
+///
+/// For as long as there is a reference to it, the packet is valid, and nobody changes where its
+/// bytes are and how many there are, nor gives back their memory. The same holds for the packets of
+/// its list. The bytes themselves may change.
+#[repr(transparent)]
+pub struct SkBuff(Opaque<bindings::sk_buff>);
+
+impl SkBuff {
+    /// Makes a reference from the pointer that C passes.
+    ///
+    /// # Safety
+    ///
+    /// For the duration of `'a`, `skb` must point to a valid packet, and nobody may change its
+    /// lengths, its `data` pointer, its fragments or its list, nor release any of them. The same
+    /// must hold for the packets of its list, and theirs.
+    #[inline]
+    pub unsafe fn from_raw<'a>(skb: *const bindings::sk_buff) -> &'a Self {
+        // INVARIANT: The caller guarantees it.
+        // SAFETY: The caller guarantees validity, and `Self` is a transparent wrapper.
+        unsafe { &*skb.cast::<Self>() }
+    }
+
+    /// How many bytes the packet has, in all its parts.
+    #[inline]
+    pub fn len(&self) -> usize {
+        // SAFETY: By the type invariants, the packet is valid, and nobody changes its length.
+        u32_as_usize(unsafe { (*self.0.get()).len })
+    }
+
+    /// Whether the packet has no bytes.
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The bytes in front of all fragments. May be none.
+    ///
+    /// C counterpart: `skb->data` and `skb_headlen`.
+    #[inline]
+    pub fn linear(&self) -> Piece<'_> {
+        let skb = self.0.get();
+
+        // INVARIANT: By the type invariants, the packet is valid and stays as it is for the
+        // duration of the borrow, and a valid packet has that many bytes of kernel memory at
+        // `data`.
+        Piece {
+            // SAFETY: By the type invariants, the packet is valid.
+            source: Source::Memory(unsafe { (*skb).data }),
+            // SAFETY: As above.
+            len: u32_as_usize(unsafe { bindings::skb_headlen(skb) }),
+            packet: PhantomData,
+        }
+    }
+
+    /// What stands behind the end of the linear bytes.
+    ///
+    /// Copies of the packet share it, and others write to some of its fields: never make a
+    /// reference to the whole.
+    #[inline]
+    fn shared_info(&self) -> *const bindings::skb_shared_info {
+        // SAFETY: By the type invariants, the packet is valid.
+        unsafe { bindings::skb_shinfo(self.0.get()) }
+    }
+
+    /// The fragments: pages, and memory that only a device can reach (`net_iov`).
+    ///
+    /// C counterpart: `skb_shinfo(skb)->frags`.
+    #[inline]
+    pub fn frags(&self) -> impl Iterator<Item = Piece<'_>> {
+        let shared = self.shared_info();
+        // SAFETY: By the type invariants, the packet is valid, so that it has a shared info, and
+        // nobody changes the number of its fragments.
+        let count = usize::from(unsafe { (*shared).nr_frags });
+        // SAFETY: As above. This makes no reference.
+        let frags = unsafe { &raw const (*shared).frags }.cast::<bindings::skb_frag_t>();
+
+        // SAFETY: By the type invariants, the packet is valid, so that its first `nr_frags`
+        // fragments are, and they stay as they are for the duration of the borrow, which the
+        // iterator and its items do not outlive.
+        (0..count).map(move |index| unsafe { Piece::from_frag(frags.wrapping_add(index)) })
+    }
+
+    /// The packets of which the rest of this one is made up.
+    ///
+    /// C counterpart: `skb_walk_frags`.
+    #[inline]
+    pub fn frag_list(&self) -> impl Iterator<Item = &SkBuff> {
+        // SAFETY: By the type invariants, the packet is valid, so that it has a shared info, and
+        // nobody changes its list.
+        let first = unsafe { (*self.shared_info()).frag_list };
+
+        // SAFETY: A pointer that is not null is to a packet for which the type invariants hold as
+        // long as they hold for `self`, which is borrowed, and `SkBuff` is a transparent wrapper.
+        let first: Option<&SkBuff> = unsafe { first.cast::<SkBuff>().as_ref() };
+
+        successors(first, |skb| {
+            // SAFETY: By the type invariants, the packet is valid, and nobody changes the list that
+            // it is in. Packets in such a list are linked by `next`.
+            let next = unsafe { (*skb.0.get()).__bindgen_anon_1.__bindgen_anon_1.next };
+
+            // SAFETY: As for the first one.
+            unsafe { next.cast::<SkBuff>().as_ref() }
+        })
+    }
+}
+
+/// Where the bytes of a [`Piece`] are.
+#[derive(Clone)]
+enum Source {
+    /// In memory that the kernel has an address for, from this one on.
+    Memory(*const u8),
+    /// In pages that follow each other and have to be mapped. `start` is where the first byte is,
+    /// counted from the start of `page`, and may be in a later page.
+    Pages {
+        page: NonNull<bindings::page>,
+        start: usize,
+    },
+    /// In memory that has no pages, which the CPU may not read.
+    NetIov,
+}
+
+/// A run of bytes of a packet.
+///
+/// # Invariants
+///
+/// For the duration of `'a`, depending on `source`:
+///
+/// - `Source::Memory`: the memory is valid for reads of `len` bytes.
+/// - `Source::Pages`: the descriptors of all pages which the `len` bytes touch follow each other
+///   from `page` on, these pages are valid and can be mapped, and `start + len` does not overflow.
+///
+/// The bytes may change at any time.
+#[derive(Clone)]
+pub struct Piece<'a> {
+    source: Source,
+    len: usize,
+    packet: PhantomData<&'a SkBuff>,
+}
+
+impl Piece<'_> {
+    /// Makes a piece from a fragment.
+    ///
+    /// # Safety
+    ///
+    /// While the piece exists, `frag` must be a valid fragment of a packet that does not change.
+    #[inline]
+    unsafe fn from_frag(frag: *const bindings::skb_frag_t) -> Self {
+        // SAFETY: The caller guarantees that the fragment is valid.
+        let (page, start, len) = unsafe {
+            (
+                bindings::skb_frag_page(frag),
+                u32_as_usize(bindings::skb_frag_off(frag)),
+                bindings::skb_frag_size(frag),
+            )
+        };
+
+        // INVARIANT: The caller guarantees that the fragment is valid and does not change. One
+        // which has a page has its bytes in a run of pages with consecutive descriptors, which are
+        // in the same zone. If that is high memory, the kernel can map them, else it has them all
+        // at consecutive addresses. No such run reaches to the end of what a `usize` can count.
+        Self {
+            source: match NonNull::new(page) {
+                // SAFETY: The page is valid, as the fragment is.
+                Some(page) if unsafe { bindings::PageHighMem(page.as_ptr()) } != 0 => {
+                    Source::Pages { page, start }
+                }
+                Some(page) => {
+                    // SAFETY: As above, and it is not in high memory.
+                    let address = unsafe { bindings::lowmem_page_address(page.as_ptr()) };
+
+                    Source::Memory(address.cast_const().cast::<u8>().wrapping_add(start))
+                }
+                None => Source::NetIov,
+            },
+            len: u32_as_usize(len),
+            packet: PhantomData,
+        }
+    }
+
+    /// How many bytes there are.
+    #[inline]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there are no bytes.
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Whether the CPU may read the bytes: not those of a `net_iov`.
+    #[inline]
+    pub fn is_copyable(&self) -> bool {
+        !matches!(self.source, Source::NetIov)
+    }
+
+    /// Takes off the first `n` bytes, or all if there are fewer.
+    #[inline]
+    pub fn advance(&mut self, n: usize) {
+        let n = n.min(self.len);
+
+        // INVARIANT: What remains was part of it before. Nothing wraps around.
+        match &mut self.source {
+            Source::Memory(address) => *address = address.wrapping_add(n),
+            Source::Pages { start, .. } => *start = start.wrapping_add(n),
+            Source::NetIov => {}
+        }
+        self.len = self.len.wrapping_sub(n);
+    }
+
+    /// Takes off all but the first `len` bytes.
+    #[inline]
+    pub fn truncate(&mut self, len: usize) {
+        // INVARIANT: What remains was part of it before.
+        self.len = self.len.min(len);
+    }
+
+    /// Copies bytes to the beginning of `page`, as many as it has room for, and takes them off.
+    /// Returns how many that were.
+    ///
+    /// These are none if the piece is empty, or [`Self::is_copyable`] is false.
+    ///
+    /// If user space changes the bytes meanwhile, or the piece is in `page` itself and what is
+    /// written overlaps what is read, any mixture of old and new bytes may result.
+    ///
+    /// May be called in any context, and does not sleep.
+    ///
+    /// C counterpart: `io_copy_page` in [`io_uring/zcrx.c`](srctree/io_uring/zcrx.c).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use kernel::{
+    ///     io_uring::pinned::PinnedPage,
+    ///     net::skbuff::SkBuff, //
+    /// };
+    ///
+    /// /// Copies the first bytes behind the headers of a packet.
+    /// fn copy_start(skb: &SkBuff, headers: usize, page: PinnedPage<'_>) -> usize {
+    ///     let mut piece = skb.linear();
+    ///
+    ///     piece.advance(headers);
+    ///     piece.copy_to_page(page)
+    /// }
+    /// ```
+    #[inline]
+    pub fn copy_to_page(&mut self, page: PinnedPage<'_>) -> usize {
+        let len = self.len.min(PAGE_SIZE);
+
+        match self.source {
+            Source::Memory(data) => {
+                // SAFETY: By the type invariants, the memory is valid for reads of `self.len`
+                // bytes. `len` is at most `PAGE_SIZE`.
+                unsafe { copy_bytes(data, page, 0, len) };
+            }
+            Source::Pages { page: first, start } => {
+                let mut copied: usize = 0;
+
+                while copied < len {
+                    // By the type invariants, and as `len` is at most `self.len`, nothing wraps
+                    // around here.
+                    let (index, offset, rest) = locate(start.wrapping_add(copied));
+                    // Not zero, as neither of the two is.
+                    let n = rest.min(len.wrapping_sub(copied));
+
+                    // SAFETY: The byte at `offset` of this page is one of the piece's. By the type
+                    // invariants, the page is therefore valid, can be mapped, and has its
+                    // descriptor there.
+                    let src =
+                        unsafe { bindings::kmap_local_page(first.as_ptr().wrapping_add(index)) };
+
+                    // SAFETY:
+                    // - The page is mapped, and `offset + n` is at most `PAGE_SIZE`.
+                    // - `copied + n` is at most `len`, which is at most `PAGE_SIZE`.
+                    unsafe { copy_bytes(src.cast::<u8>().wrapping_add(offset), page, copied, n) };
+
+                    // SAFETY: This is the address that `kmap_local_page` returned. What was mapped
+                    // after it is no longer.
+                    unsafe { bindings::kunmap_local(src) };
+
+                    copied = copied.wrapping_add(n);
+                }
+            }
+            Source::NetIov => return 0,
+        }
+        self.advance(len);
+        len
+    }
+}
+
+/// Where the byte `at` of a run of pages is: the number of its page, where it is in that, and how
+/// many bytes the page has from there on, which is not zero.
+#[inline]
+fn locate(at: usize) -> (usize, usize, usize) {
+    let offset = at & !PAGE_MASK;
+
+    // `offset` is below `PAGE_SIZE`.
+    (at >> PAGE_SHIFT, offset, PAGE_SIZE.wrapping_sub(offset))
+}
+
+/// Copies `len` bytes from `src` to the byte `dst_offset` of `page` and on.
+///
+/// Others may write to both meanwhile, and the two may overlap.
+///
+/// # Safety
+///
+/// - `src` must be valid for reads of `len` bytes, by functions in C.
+/// - `dst_offset + len` must be at most [`PAGE_SIZE`].
+#[inline]
+unsafe fn copy_bytes(src: *const u8, page: PinnedPage<'_>, dst_offset: usize, len: usize) {
+    // SAFETY: A `PinnedPage` is a valid page while it exists.
+    let dst = unsafe { bindings::kmap_local_page(page.as_ptr()) };
+
+    // This is C's function, and not what `core` has, as user space may access the bytes meanwhile:
+    // to C, they are like volatile. A piece may be in the page that it is copied to, if user space
+    // sent from there, so that `memcpy` does not do.
+    //
+    // SAFETY:
+    // - The caller guarantees that `src` is valid for reads of `len` bytes.
+    // - The page is mapped and pinned for writing, there are no references to its bytes, and the
+    //   caller guarantees that the `len` bytes from `dst_offset` on are in it.
+    unsafe {
+        bindings::memmove(
+            dst.cast::<u8>().wrapping_add(dst_offset).cast(),
+            src.cast(),
+            len,
+        )
+    };
+
+    // SAFETY: This is the address that `kmap_local_page` returned. Nothing was mapped after it.
+    unsafe { bindings::kunmap_local(dst) };
+}
+
+#[cfg(CONFIG_RUST_IO_URING_KUNIT_TEST)]
+#[macros::kunit_tests(rust_kernel_net_skbuff)]
+mod tests {
+    use super::*;
+
+    /// Bytes in pages that have to be mapped, though these need not be.
+    fn piece(len: usize) -> Piece<'static> {
+        Piece {
+            source: Source::Pages {
+                page: NonNull::dangling(),
+                start: 5,
+            },
+            len,
+            packet: PhantomData,
+        }
+    }
+
+    #[test]
+    fn no_part_is_more_than_the_whole() {
+        let mut whole = piece(100);
+
+        whole.truncate(200);
+        assert_eq!(whole.len(), 100);
+        whole.advance(30);
+        whole.truncate(60);
+        assert_eq!(whole.len(), 60);
+        assert!(matches!(whole.source, Source::Pages { start: 35, .. }));
+        whole.advance(usize::MAX);
+        assert!(whole.is_empty());
+        assert!(matches!(whole.source, Source::Pages { start: 95, .. }));
+    }
+
+    #[test]
+    fn no_step_leaves_its_page() {
+        assert_eq!(locate(0), (0, 0, PAGE_SIZE));
+        assert_eq!(locate(PAGE_SIZE - 1), (0, PAGE_SIZE - 1, 1));
+        assert_eq!(locate(PAGE_SIZE), (1, 0, PAGE_SIZE));
+        assert_eq!(locate(3 * PAGE_SIZE + 5), (3, 5, PAGE_SIZE - 5));
+    }
+}

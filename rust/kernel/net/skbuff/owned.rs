@@ -1,0 +1,290 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Packets that are made here, for unit tests of who reads packets.
+//!
+//! C header: [`include/linux/skbuff.h`](srctree/include/linux/skbuff.h)
+
+use super::SkBuff;
+use crate::{
+    bindings,
+    prelude::*, //
+};
+use core::{
+    ops::Deref,
+    ptr::{
+        null_mut,
+        NonNull, //
+    }, //
+};
+
+/// A packet that is made piece by piece.
+///
+/// # Invariants
+///
+/// `skb` is a valid packet that is ours, and in its linear part there is room for `room` more
+/// bytes. Its fragments that are not pages are those of `net_iovs`.
+pub struct OwnedSkBuff {
+    skb: NonNull<bindings::sk_buff>,
+    room: usize,
+    net_iovs: KVec<KBox<bindings::net_iov>>,
+}
+
+impl OwnedSkBuff {
+    /// An empty packet, with room for so many linear bytes.
+    pub fn new(room: usize) -> Result<Self> {
+        // SAFETY: The function has no preconditions. -1 is any node.
+        let skb =
+            unsafe { bindings::__alloc_skb(u32::try_from(room)?, GFP_KERNEL.as_raw(), 0, -1) };
+
+        // INVARIANT: The packet is new, and has the room that was asked for.
+        Ok(Self {
+            skb: NonNull::new(skb).ok_or(ENOMEM)?,
+            room,
+            net_iovs: KVec::new(),
+        })
+    }
+
+    /// Appends linear bytes. To be done before there are others.
+    pub fn put(&mut self, bytes: &[u8]) -> Result {
+        self.room = self.room.checked_sub(bytes.len()).ok_or(ENOSPC)?;
+
+        // SAFETY: By the type invariants, the packet is valid and has the room.
+        let to = unsafe { bindings::skb_put(self.skb.as_ptr(), u32::try_from(bytes.len())?) };
+        // SAFETY: The bytes at `to` are the packet's now, and nobody else's.
+        unsafe { to.cast::<u8>().copy_from(bytes.as_ptr(), bytes.len()) };
+        Ok(())
+    }
+
+    /// The number of fragments that there are.
+    fn frags_len(&self) -> usize {
+        // SAFETY: By the type invariants, the packet is valid.
+        usize::from(unsafe { (*bindings::skb_shinfo(self.skb.as_ptr())).nr_frags })
+    }
+
+    /// Appends a fragment, whose pages or `net_iov` the packet owns afterwards.
+    ///
+    /// # Safety
+    ///
+    /// `netmem` must be valid, with `len` bytes from `offset` on, and have a reference.
+    unsafe fn add(&mut self, netmem: bindings::netmem_ref, offset: usize, len: usize) -> Result {
+        let index = self.frags_len();
+
+        if index >= bindings::MAX_SKB_FRAGS as usize {
+            return Err(ENOSPC);
+        }
+        // SAFETY: The caller guarantees that the memory is valid, there is a place for it, and by
+        // the type invariants, the packet is valid.
+        unsafe {
+            bindings::skb_add_rx_frag_netmem(
+                self.skb.as_ptr(),
+                index as i32,
+                netmem,
+                i32::try_from(offset)?,
+                i32::try_from(len)?,
+                u32::try_from(len)?,
+            )
+        };
+        Ok(())
+    }
+
+    /// Appends a fragment with these bytes, which begin at `offset` of its first page.
+    pub fn add_frag(&mut self, offset: usize, bytes: &[u8]) -> Result {
+        let len = offset.checked_add(bytes.len()).ok_or(EINVAL)?;
+        let mut frag: bindings::page_frag = pin_init::zeroed();
+
+        // SAFETY: The descriptor is valid and empty.
+        if !unsafe {
+            bindings::skb_page_frag_refill(u32::try_from(len)?, &mut frag, GFP_KERNEL.as_raw())
+        } {
+            return Err(ENOMEM);
+        }
+        if usize::try_from(frag.size)? < len {
+            // SAFETY: The page was just allocated, and is ours.
+            unsafe { bindings::put_page(frag.page) };
+            return Err(EINVAL);
+        }
+        // SAFETY: The pages were just allocated, are ours, and not of high memory. There are `len`
+        // bytes.
+        unsafe {
+            bindings::lowmem_page_address(frag.page)
+                .cast::<u8>()
+                .add(offset)
+                .copy_from(bytes.as_ptr(), bytes.len())
+        };
+        // SAFETY: The pages are valid, have the bytes, and their reference goes to the packet.
+        unsafe { self.add(frag.page as bindings::netmem_ref, offset, bytes.len()) }
+    }
+
+    /// Appends a fragment that only a device can reach.
+    pub fn add_net_iov(&mut self, len: usize) -> Result {
+        let mut net_iov: KBox<bindings::net_iov> = KBox::init(pin_init::init_zeroed(), GFP_KERNEL)?;
+        // The lowest bit tells these from pages.
+        let netmem = &raw mut *net_iov as bindings::netmem_ref | 1;
+
+        // Of this kind no reference is counted.
+        net_iov.type_ = bindings::net_iov_type_NET_IOV_IOURING;
+        self.net_iovs.push(net_iov, GFP_KERNEL)?;
+        // SAFETY: The object stays as long as the packet, and nobody looks at what is in it.
+        unsafe { self.add(netmem, 0, len) }
+    }
+
+    /// Appends another packet to the list.
+    pub fn append(&mut self, mut other: OwnedSkBuff) -> Result {
+        while let Some(net_iov) = other.net_iovs.pop() {
+            self.net_iovs.push(net_iov, GFP_KERNEL)?;
+        }
+        let other = core::mem::ManuallyDrop::new(other);
+
+        // SAFETY: By the type invariants, both packets are valid and ours. The list ends with a
+        // null pointer, which becomes one to the other packet.
+        unsafe {
+            let skb = self.skb.as_ptr();
+            let len = (*other.skb.as_ptr()).len;
+            let mut at = &raw mut (*bindings::skb_shinfo(skb)).frag_list;
+
+            while !(*at).is_null() {
+                at = &raw mut (**at).__bindgen_anon_1.__bindgen_anon_1.next;
+            }
+            *at = other.skb.as_ptr();
+            (*skb).len += len;
+            (*skb).data_len += len;
+        }
+        Ok(())
+    }
+}
+
+impl Deref for OwnedSkBuff {
+    type Target = SkBuff;
+
+    fn deref(&self) -> &SkBuff {
+        // SAFETY: By the type invariants, the packet is valid and ours, and all that changes it
+        // takes `&mut self`.
+        unsafe { SkBuff::from_raw(self.skb.as_ptr()) }
+    }
+}
+
+impl Drop for OwnedSkBuff {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariants, the packet is ours. It has no socket.
+        unsafe {
+            bindings::sk_skb_reason_drop(
+                null_mut(),
+                self.skb.as_ptr(),
+                bindings::skb_drop_reason_SKB_CONSUMED,
+            )
+        };
+    }
+}
+
+#[cfg(CONFIG_RUST_IO_URING_KUNIT_TEST)]
+#[macros::kunit_tests(rust_kernel_net_skbuff_owned)]
+mod tests {
+    use super::*;
+    use crate::{
+        io_uring::pinned::PinnedPage,
+        net::skbuff::Piece,
+        page::{
+            Page,
+            PAGE_SIZE, //
+        }, //
+    };
+
+    /// Bytes of which no two neighbours, nor the same ones of neighbouring pages, are the same.
+    fn pattern(from: usize, len: usize) -> Result<KVec<u8>> {
+        let mut bytes = KVec::with_capacity(len, GFP_KERNEL)?;
+
+        for at in from..from + len {
+            bytes.push((at ^ (at >> 8) ^ (at >> 12)) as u8, GFP_KERNEL)?;
+        }
+        Ok(bytes)
+    }
+
+    /// All bytes of a piece, page by page.
+    fn read(mut piece: Piece<'_>) -> Result<KVec<u8>> {
+        let page = Page::alloc_page(GFP_KERNEL)?;
+        let mut all = KVec::new();
+
+        let to = PinnedPage::of_page(&page).ok_or(EINVAL)?;
+
+        while !piece.is_empty() {
+            let len = piece.copy_to_page(to);
+            let mut bytes = KVec::from_elem(0, len, GFP_KERNEL)?;
+
+            assert!(len != 0 && len <= PAGE_SIZE);
+            // SAFETY: Nobody writes to the page, and the bytes are ours.
+            unsafe { page.read_raw(bytes.as_mut_ptr(), 0, len)? };
+            all.extend_from_slice(&bytes, GFP_KERNEL)?;
+        }
+        Ok(all)
+    }
+
+    #[test]
+    fn parts_in_their_order() -> Result {
+        let mut skb = OwnedSkBuff::new(200)?;
+
+        assert!(skb.is_empty());
+        skb.put(&[1; 100])?;
+        skb.put(&[2; 100])?;
+        assert_eq!(skb.put(&[3]), Err(ENOSPC));
+        skb.add_frag(0, &[4; 7])?;
+        skb.add_frag(5, &[5; 9])?;
+        for len in [30, 40] {
+            let mut other = OwnedSkBuff::new(0)?;
+
+            other.add_frag(0, &pattern(0, len)?)?;
+            skb.append(other)?;
+        }
+
+        assert_eq!(skb.len(), 286);
+        assert_eq!(read(skb.linear())?[99..101], [1, 2]);
+        assert!(skb.frags().map(|frag| frag.len()).eq([7, 9]));
+        assert!(skb.frag_list().map(|skb| skb.len()).eq([30, 40]));
+        assert!(skb.frag_list().all(|skb| skb.linear().is_empty()));
+        Ok(())
+    }
+
+    /// Wherever it begins, and whatever its pages are.
+    #[test]
+    fn fragments_are_copied() -> Result {
+        for (offset, len) in [
+            (0, 1),
+            (0, PAGE_SIZE),
+            (4000, 200),
+            (3, 3 * PAGE_SIZE),
+            (4095, 9000),
+        ] {
+            let mut skb = OwnedSkBuff::new(0)?;
+            let bytes = pattern(offset, len)?;
+
+            skb.add_frag(offset, &bytes)?;
+            let piece = skb.frags().next().ok_or(EINVAL)?;
+
+            assert!(piece.is_copyable());
+            assert_eq!(read(piece.clone())?[..], bytes[..]);
+
+            let mut part = piece;
+            part.advance(len / 3);
+            part.truncate(len / 2);
+            assert_eq!(read(part)?[..], bytes[len / 3..len / 3 + len / 2]);
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn memory_of_devices_is_not_copied() -> Result {
+        let mut skb = OwnedSkBuff::new(0)?;
+        let page = Page::alloc_page(GFP_KERNEL)?;
+
+        skb.add_net_iov(500)?;
+        let mut piece = skb.frags().next().ok_or(EINVAL)?;
+
+        assert_eq!(piece.len(), 500);
+        assert!(!piece.is_copyable());
+        assert_eq!(
+            piece.copy_to_page(PinnedPage::of_page(&page).ok_or(EINVAL)?),
+            0
+        );
+        assert_eq!(piece.len(), 500);
+        Ok(())
+    }
+}
