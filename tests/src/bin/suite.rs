@@ -27,6 +27,9 @@ struct Arguments {
     /// Runs one test in this process, as the runner does.
     #[arg(long, hide = true)]
     only: Option<String>,
+    /// Has that test be as thorough as it can, as in a soak.
+    #[arg(long, hide = true)]
+    long: bool,
     /// Does one NOP and exits with its negated result.
     #[arg(long, hide = true)]
     nop_probe: bool,

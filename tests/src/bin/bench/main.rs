@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! What filters cost, case by case, in nanoseconds of this machine's clock. Under
+//! What filters and zero-copy receive cost, case by case, in nanoseconds of this machine's clock. Under
 //! QEMU with `-icount shift=0` that is the number of instructions executed.
 //!
 //! Prints a line of JSON for each case. The exit status is 1 if a request did not
@@ -18,6 +18,8 @@ use io_uring_rs_tests::register::{self, TASK};
 use io_uring_rs_tests::ring::{self, IORING_ENTER_GETEVENTS, IORING_SETUP_SUBMIT_ALL, Ring};
 use io_uring_rs_tests::sandbox;
 use io_uring_rs_tests::sqe::{Sqe, op};
+
+mod zcrx;
 
 const ENTRIES: u32 = 64;
 const WARM_UP: usize = 10;
@@ -59,6 +61,8 @@ enum Work {
     Ring { filtered: bool },
     /// fork, exit and wait, in a task with or without a filter.
     Fork { filtered: bool },
+    /// what it says itself.
+    Zcrx(fn() -> anyhow::Result<f64>),
 }
 
 struct Requests {
@@ -184,6 +188,9 @@ fn cases() -> Vec<Case> {
         case("ring, task with a filter", None, None, Work::Ring { filtered: true }),
         case("fork, exit, wait", None, None, Work::Fork { filtered: false }),
         case("fork, task with a filter", None, None, Work::Fork { filtered: true }),
+        case("zcrx: 4 KiB received", None, Some(1.0), Work::Zcrx(zcrx::receiving)),
+        case("zcrx: buffer given back", None, Some(0.9), Work::Zcrx(zcrx::giving_back)),
+        case("zcrx: register 64 MiB", None, Some(0.5), Work::Zcrx(zcrx::registering)),
     ];
     cases
 }
@@ -210,6 +217,7 @@ impl Case {
             Work::RegisterTask => registering_task()?,
             Work::Ring { filtered } => ring_life(*filtered)?,
             Work::Fork { filtered } => child_life(*filtered)?,
+            Work::Zcrx(measure) => measure()?,
         };
         let base = self.base.map_or("null".to_string(), |b| format!("{b:?}"));
         let target = self.target.map_or("null".to_string(), |t| t.to_string());

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The demonstration: a task gives itself filters and starts programs, whose
-//! requests are then allowed or refused. Every line says what was asked, which
-//! filter decided, and what came of it; the exit status is 1 if any line is not
-//! as it should be.
+//! requests are then allowed or refused; and a file is received into memory that
+//! was lent. Every line says what was asked, what decided, and what came of it;
+//! the exit status is 1 if any line is not as it should be.
 
 use std::io::Write;
 use std::net::TcpListener;
@@ -18,6 +18,8 @@ use io_uring_rs_tests::register::{DENY_REST, Registration, TASK};
 use io_uring_rs_tests::requests::{self, PORT};
 use io_uring_rs_tests::sandbox;
 use io_uring_rs_tests::sqe::op;
+
+mod zcrx;
 
 /// Shows io_uring's filters at work.
 #[derive(Parser)]
@@ -217,8 +219,9 @@ fn tell() -> anyhow::Result<bool> {
         .to_string_lossy()
         .into_owned();
     println!(
-        "Linux {release}: io_uring filters, implemented in {}",
-        kernel::implementation()
+        "Linux {release}: io_uring filters implemented in {}, zero-copy receive in {}",
+        kernel::implementation(),
+        kernel::zcrx_implementation()
     );
     let folder = "/tmp/demo";
     std::fs::create_dir_all(folder)?;
@@ -237,6 +240,7 @@ fn tell() -> anyhow::Result<bool> {
     inheritance(&mut story)?;
     stacking(&mut story)?;
     fio(&mut story)?;
+    zcrx::tell(&mut story)?;
 
     println!();
     match story.wrong {

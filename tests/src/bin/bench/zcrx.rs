@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: GPL-2.0
+//! What zero-copy receive costs that copies: receiving, giving buffers back, and
+//! registering memory.
+
+use std::os::fd::AsRawFd;
+
+use anyhow::ensure;
+use nix::sys::socket::{setsockopt, sockopt};
+
+use io_uring_rs_tests::kernel::expect_result;
+use io_uring_rs_tests::register::PAGE_SIZE;
+use io_uring_rs_tests::ring::IORING_CQE_F_MORE;
+use io_uring_rs_tests::stream::Stream;
+use io_uring_rs_tests::wide::{Mapping, WideRing, ZCRX_SETUP};
+use io_uring_rs_tests::zcrx::{Ifq, Registration, memory};
+
+use crate::{WARM_UP, median, timed};
+
+/// Pages that are received at once.
+const PAGES: usize = 32;
+const ROUNDS: usize = 200;
+/// Buffers, and entries of the refill queue: as many as completions can be, each
+/// with less than a page.
+const BUFFERS: usize = 128;
+
+/// Bytes of the memory that is registered, and how often it is.
+const REGISTERED: usize = 64 << 20;
+const REGISTRATIONS: usize = 20;
+
+/// Nanoseconds per 4 KiB received, and per buffer given back.
+fn transfer() -> anyhow::Result<(f64, f64)> {
+    // A place for each completion, so that the request is not put off.
+    let mut ring = WideRing::with(8, 2 * BUFFERS as u32, ZCRX_SETUP)?;
+    let ifq = Ifq::new(ring.fd(), BUFFERS as u32, BUFFERS)?;
+    let mut stream = Stream::new()?;
+    let len = PAGES * PAGE_SIZE;
+    setsockopt(&stream.receiver, sockopt::RcvBuf, &(4 * len))?;
+    setsockopt(&stream.sender, sockopt::SndBuf, &(4 * len))?;
+
+    let (mut received, mut returned) = (Vec::new(), Vec::new());
+    for _ in 0..WARM_UP + ROUNDS {
+        stream.send(len)?;
+        ring.push(stream.recv(&ifq, len))?;
+        let mut submitted = Ok(0);
+        received.push(timed(|| submitted = ring.submit_and_wait(1))?);
+        ensure!(submitted? == 1, "the request was not taken");
+
+        let mut buffers = 0;
+        let last = loop {
+            let cqe = ring.cqe()?;
+            if cqe.flags & IORING_CQE_F_MORE == 0 {
+                break cqe;
+            }
+            ifq.give_back(stream.take(&ifq, &cqe)?);
+            buffers += 1;
+        };
+        expect_result("the end of a receive", last.res, 0)?;
+        ensure!(stream.left() == 0, "{} bytes are left", stream.left());
+
+        let mut result = 0;
+        let took = timed(|| result = ifq.flush(ring.fd()))?;
+        expect_result("giving back", result, 0)?;
+        ensure!(ifq.unread() == 0, "{} entries are left", ifq.unread());
+        returned.push(took / f64::from(buffers));
+    }
+    let received = median(received.split_off(WARM_UP)) / PAGES as f64;
+    Ok((received, median(returned.split_off(WARM_UP))))
+}
+
+/// Nanoseconds per 4 KiB received.
+pub fn receiving() -> anyhow::Result<f64> {
+    Ok(transfer()?.0)
+}
+
+/// Nanoseconds per buffer given back.
+pub fn giving_back() -> anyhow::Result<f64> {
+    Ok(transfer()?.1)
+}
+
+/// Nanoseconds for registering a queue with much memory.
+pub fn registering() -> anyhow::Result<f64> {
+    let area: Mapping = memory(REGISTERED / PAGE_SIZE)?;
+    for page in 0..REGISTERED / PAGE_SIZE {
+        area.write(page * PAGE_SIZE, 1u8);
+    }
+    let mut samples = Vec::new();
+    for _ in 0..REGISTRATIONS {
+        let ring = WideRing::new(8)?;
+        let mut registration = Registration::new(BUFFERS as u32, &area);
+        let (fd, mut result) = (ring.fd().as_raw_fd(), 0);
+        samples.push(timed(|| result = registration.register(fd))?);
+        expect_result("registering", result, 0)?;
+    }
+    Ok(median(samples))
+}
