@@ -23,7 +23,7 @@ pub const CHAIN_BOUND: usize = 32768;
 /// What every filter of a chain counts for on top of its instructions.
 pub const CHAIN_OVERHEAD: usize = 4;
 
-/// Who implements the filters in the running kernel.
+/// Who implements a part of io_uring in the running kernel.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Implementation {
     C,
@@ -63,6 +63,15 @@ pub fn has_option(option: &str) -> bool {
 /// Who implements the filters here.
 pub fn implementation() -> Implementation {
     if has_option("CONFIG_IO_URING_BPF_RUST") {
+        Implementation::Rust
+    } else {
+        Implementation::C
+    }
+}
+
+/// Who implements zero-copy receive here.
+pub fn zcrx_implementation() -> Implementation {
+    if has_option("CONFIG_IO_URING_ZCRX_RUST") {
         Implementation::Rust
     } else {
         Implementation::C

@@ -3,7 +3,7 @@
 //! `CQE_MIXED`, where each says so. It is driven by hand, as zero-copy receive
 //! is used: `DEFER_TASKRUN` and a single issuer.
 
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context, ensure};
@@ -53,6 +53,13 @@ pub struct Mapping {
     address: *mut u8,
     len: usize,
 }
+
+// SAFETY: it is plain memory, which any thread can use and unmap.
+unsafe impl Send for Mapping {}
+
+// SAFETY: what is in it changes under every reader anyhow, as the kernel uses it
+// too; all access is atomic or volatile.
+unsafe impl Sync for Mapping {}
 
 impl Mapping {
     /// Maps `len` bytes of a file at `offset`.
@@ -134,6 +141,12 @@ pub struct WideRing {
     rings: Mapping,
     sqes: Mapping,
     sq_tail: u32,
+}
+
+impl AsFd for WideRing {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
 }
 
 impl WideRing {

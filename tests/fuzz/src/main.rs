@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Gives libFuzzer what the host's tests also have: `judge`. `make fuzz` builds
-//! this with the instrumentation that shows libFuzzer where it has been.
+//! Gives libFuzzer what the host's tests also have, of filters and of refill
+//! queues: `judge`. `make fuzz` builds this with the instrumentation that shows
+//! libFuzzer where it has been.
 
 #![no_main]
 
@@ -10,5 +11,10 @@ extern crate self as kernel;
 pub use classic::bpf;
 #[path = "../../tests/classic/mod.rs"]
 mod classic;
+#[path = "../../tests/refill/mod.rs"]
+mod refill;
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| classic::judge::judge(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| {
+    classic::judge::judge(data);
+    refill::judge(data);
+});

@@ -22,6 +22,7 @@ mod stress;
 mod stress_rings;
 mod submission;
 mod task_restrictions;
+mod zcrx_churn;
 mod zcrx_control;
 mod zcrx_events;
 mod zcrx_export;
@@ -32,6 +33,7 @@ mod zcrx_registration;
 mod zcrx_returns;
 mod zcrx_sharing;
 mod zcrx_stream;
+mod zcrx_stress;
 
 use std::process::Command;
 
@@ -158,7 +160,13 @@ const GROUPS: &[Group] = &[
     },
     Group {
         name: "ST stress",
-        tests: &[stress::TESTS, stress_rings::TESTS, random::TESTS],
+        tests: &[
+            stress::TESTS,
+            stress_rings::TESTS,
+            zcrx_stress::TESTS,
+            zcrx_churn::TESTS,
+            random::TESTS,
+        ],
     },
 ];
 
@@ -190,14 +198,18 @@ pub fn run(prefixes: &[String], seed: u64) -> anyhow::Result<usize> {
     ktap::plan(0, groups.len());
     ktap::diagnostic(
         0,
-        &format!("filters by {}, seed {seed}", kernel::implementation()),
+        &format!(
+            "filters by {}, zero-copy receive by {}, seed {seed}",
+            kernel::implementation(),
+            kernel::zcrx_implementation()
+        ),
     );
     let mut failures = 0;
     for (number, (name, tests)) in groups.iter().enumerate() {
         ktap::subtest(4, name, tests.len());
         let mut failed = 0;
         for (index, test) in tests.iter().enumerate() {
-            let verdict = run_one(test, seed)?;
+            let verdict = run_one(test, seed, false)?;
             failed += usize::from(matches!(verdict, Verdict::Failed(_)));
             ktap::result(4, index + 1, test.name, &verdict);
         }
@@ -211,10 +223,14 @@ pub fn run(prefixes: &[String], seed: u64) -> anyhow::Result<usize> {
     Ok(failures)
 }
 
-/// Runs one test in a process of its own and shows what it had to say.
-fn run_one(test: &Test, seed: u64) -> anyhow::Result<Verdict> {
+/// Runs one test in a process of its own, at its full length if `long`, and shows
+/// what it had to say.
+fn run_one(test: &Test, seed: u64, long: bool) -> anyhow::Result<Verdict> {
     let mut command = Command::new("/proc/self/exe");
     command.args(["--only", test.id(), "--seed", &seed.to_string()]);
+    if long {
+        command.arg("--long");
+    }
     let finished = ktap::run(&mut command, kernel::limit(test.limit))
         .with_context(|| format!("running {}", test.name))?;
     let verdict = finished.verdict();
@@ -253,4 +269,10 @@ pub fn seed() -> u64 {
             .and_then(|seed| seed.parse().ok())
             .unwrap_or(1)
     })
+}
+
+/// Whether a test may take as long as it would be thorough, which is a minute or
+/// two.
+pub fn is_long() -> bool {
+    std::env::args().any(|argument| argument == "--long")
 }

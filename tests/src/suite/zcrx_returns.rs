@@ -5,8 +5,8 @@
 use anyhow::{Context, ensure};
 
 use super::zcrx_receive::{expect_end, roomy_ring};
-use super::{Outcome, Test, TestResult, seed, slow, test};
-use crate::kernel::{expect_eq, expect_result};
+use super::{NOTE, Outcome, Test, TestResult, is_long, seed, slow, test};
+use crate::kernel::{self, expect_eq, expect_result};
 use crate::register::PAGE_SIZE;
 use crate::ring::IORING_CQE_F_MORE;
 use crate::stream::{Stream, ended, expect_free};
@@ -21,6 +21,7 @@ pub const TESTS: &[Test] = &[
     slow("ZB02 64 MiB, returned when all is used up", 60, zb02),
     slow("ZB03 64 MiB, returned in random order", 60, zb03),
     slow("ZB04 64 MiB, returned among bad entries", 60, zb04),
+    slow("ZB05 a GiB in a soak, returned in every way", 300, zb05),
 ];
 
 fn zv09() -> TestResult {
@@ -372,5 +373,29 @@ fn zb03() -> TestResult {
 
 fn zb04() -> TestResult {
     Transfer::run(ENTRIES, LARGE, Returns::Adversarial)?;
+    Ok(Outcome::Passed)
+}
+
+fn zb05() -> TestResult {
+    // A quarter of it each way. Half of it takes 20 s in an emulator.
+    let each = match (is_long(), kernel::is_debug()) {
+        (true, false) => 256 << 20,
+        (false, false) => 128 << 20,
+        (true, true) => 32 << 20,
+        (false, true) => 8 << 20,
+    };
+    println!("{NOTE}seed {}, {} MiB", seed(), (4 * each) >> 20);
+    for returns in [
+        Returns::Eager,
+        Returns::Lazy,
+        Returns::Random,
+        Returns::Adversarial,
+    ] {
+        let start = std::time::Instant::now();
+        let requests =
+            Transfer::run(ENTRIES / 2, each, returns).with_context(|| format!("{returns:?}"))?;
+        let seconds = start.elapsed().as_secs_f32();
+        println!("{NOTE}{returns:?}: {requests} requests, {seconds:.1} s");
+    }
     Ok(Outcome::Passed)
 }

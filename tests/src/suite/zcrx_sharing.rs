@@ -54,14 +54,18 @@ pub(super) fn export_ctrl(id: u32) -> Ctrl {
 
 /// Exports a queue.
 pub(super) fn export(consumer: &Consumer) -> anyhow::Result<OwnedFd> {
-    let mut ctrl = export_ctrl(consumer.id);
-    let got = control(consumer.ring.fd(), &mut ctrl);
-    expect_result("export", got, 0)?;
+    export_of(&consumer.ring, consumer.id)
+}
+
+/// Exports the queue that a ring has under an id.
+pub(super) fn export_of(ring: &WideRing, id: u32) -> anyhow::Result<OwnedFd> {
+    let mut ctrl = export_ctrl(id);
+    expect_result("export", control(ring.fd(), &mut ctrl), 0)?;
     let fd = ctrl.union[0] as RawFd;
     ensure!(fd > 2, "the file is {fd}");
     // SAFETY: just made, and nobody else has it.
     let file = unsafe { OwnedFd::from_raw_fd(fd) };
-    let mut want = export_ctrl(consumer.id);
+    let mut want = export_ctrl(id);
     want.union[0] = fd as u64;
     expect_eq("what an export writes", ctrl, want)?;
     Ok(file)
@@ -351,7 +355,7 @@ fn zx13() -> TestResult {
 }
 
 /// Sends a file to another process.
-fn send_file(socket: &UnixStream, file: &OwnedFd) -> anyhow::Result<()> {
+pub(super) fn send_file(socket: &UnixStream, file: &OwnedFd) -> anyhow::Result<()> {
     let files = [file.as_raw_fd()];
     let rights = [ControlMessage::ScmRights(&files)];
     let byte = [IoSlice::new(&[0])];
@@ -361,7 +365,7 @@ fn send_file(socket: &UnixStream, file: &OwnedFd) -> anyhow::Result<()> {
 }
 
 /// Takes a file that another process sent.
-fn receive_file(socket: &UnixStream) -> anyhow::Result<OwnedFd> {
+pub(super) fn receive_file(socket: &UnixStream) -> anyhow::Result<OwnedFd> {
     let (mut byte, mut space) = ([0], nix::cmsg_space!(RawFd));
     let mut bytes = [IoSliceMut::new(&mut byte)];
     let fd = socket.as_raw_fd();

@@ -1,0 +1,533 @@
+// SPDX-License-Identifier: GPL-2.0
+//! D12: threads that use one interface queue at the same time: buffers that are
+//! handed out and given back, a refill queue that is overwritten, and events
+//! that never stop. What comes and goes is in `zcrx_churn`.
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::Ordering::SeqCst;
+use std::sync::atomic::{AtomicBool, AtomicU32};
+use std::sync::{Mutex, mpsc};
+use std::thread;
+use std::time::Instant;
+
+use anyhow::{Context, ensure};
+use fastrand::Rng;
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+
+use super::zcrx_events::{EVENT, arm, with_events};
+use super::zcrx_sharing::{export_of, import_into};
+use super::{NOTE, Outcome, Test, TestResult, seed, slow};
+use crate::buffers::Held;
+use crate::kernel::{self, describe, expect_eq, expect_result};
+use crate::register::{IORING_REGISTER_EVENTFD, PAGE_SIZE, register};
+use crate::ring::IORING_CQE_F_MORE;
+use crate::sqe::Sqe;
+use crate::stream::{Stream, ended, expect_free};
+use crate::wide::{Mapping, WideCqe, WideRing, ZCRX_SETUP};
+use crate::zcrx::{
+    IORING_MEM_REGION_TYPE_USER, Ifq, RQES, RefillQueue, Registration, Rqe, TAIL, ZCRX_EVENT_COPY,
+    memory,
+};
+
+pub const TESTS: &[Test] = &[
+    slow("ST06 threads receive, give back and flush", 30, st06),
+    slow(
+        "ST12 a refill queue that is overwritten all the time",
+        30,
+        st12,
+    ),
+    slow("ST13 events that are asked for at once", 30, st13),
+];
+
+/// Does what a thread has to do. Should it fail, that ends the test: the others
+/// would wait for it for ever.
+pub(super) fn part(what: &str, body: impl FnOnce() -> anyhow::Result<()>) {
+    if let Err(error) = body() {
+        println!("{what}: {error:#}");
+        std::process::exit(1);
+    }
+}
+
+/// So many bytes, or a part of them with checkers, which slow all down.
+fn bytes(plain: usize) -> usize {
+    if kernel::is_debug() { plain / 8 } else { plain }
+}
+
+/// A ring of the calling thread that takes part in a queue.
+pub(super) fn importing_ring(file: &OwnedFd) -> anyhow::Result<WideRing> {
+    let ring = WideRing::with(8, 64, ZCRX_SETUP)?;
+    import_into(&ring, file, 0)?;
+    Ok(ring)
+}
+
+/// Which buffers are with user space.
+struct Owned(Vec<AtomicBool>);
+
+impl Owned {
+    fn none(pages: usize) -> Self {
+        Owned((0..pages).map(|_| AtomicBool::new(false)).collect())
+    }
+
+    fn of(&self, offset: u64) -> &AtomicBool {
+        &self.0[offset as usize / PAGE_SIZE]
+    }
+
+    /// It was handed out.
+    fn take(&self, offset: u64) -> anyhow::Result<()> {
+        let had = self.of(offset).swap(true, SeqCst);
+        ensure!(!had, "{offset:#x} is handed out a second time");
+        Ok(())
+    }
+
+    /// It will be given back.
+    fn give(&self, offset: u64) -> anyhow::Result<()> {
+        let had = self.of(offset).swap(false, SeqCst);
+        ensure!(had, "{offset:#x} is given back a second time");
+        Ok(())
+    }
+}
+
+/// Receives all of a stream, and keeps each buffer for a while. Returns how often
+/// it had to ask because there was none.
+fn receive(
+    ring: &mut WideRing,
+    ifq: &Ifq,
+    stream: &mut Stream,
+    owned: &Owned,
+    back: &mpsc::Sender<u64>,
+) -> anyhow::Result<u32> {
+    let mut rng = Rng::with_seed(seed() ^ stream.user_data);
+    let mut held: Vec<(WideCqe, Vec<u8>)> = Vec::new();
+    let mut used_up = 0;
+    ring.push(stream.recv(ifq, 0))?;
+    loop {
+        let cqe = ring.cqe()?;
+        let keep = if cqe.flags & IORING_CQE_F_MORE != 0 {
+            owned.take(stream.take(ifq, &cqe)?)?;
+            held.push((cqe, ifq.data(&cqe)?.to_vec()));
+            rng.usize(..8)
+        } else {
+            0
+        };
+        while held.len() > keep {
+            let (cqe, bytes) = held.swap_remove(rng.usize(..held.len()));
+            ensure!(ifq.data(&cqe)? == bytes, "a buffer in use changed");
+            back.send(cqe.offset()?)?;
+        }
+        if cqe == ended(stream.user_data, 0) {
+            expect_eq("bytes left", stream.left(), 0)?;
+            return Ok(used_up);
+        }
+        if cqe.flags & IORING_CQE_F_MORE == 0 {
+            expect_eq("the end", cqe, ended(stream.user_data, -libc::ENOMEM))?;
+            used_up += 1;
+            thread::yield_now();
+            ring.push(stream.recv(ifq, 0))?;
+        }
+    }
+}
+
+fn st06() -> TestResult {
+    const PAGES: usize = 16;
+    const ENTRIES: u32 = 8;
+    println!("{NOTE}seed {}", seed());
+    let before = Held::now()?;
+    let mut ring = WideRing::with(8, 64, ZCRX_SETUP)?;
+    let ifq = Ifq::new(ring.fd(), ENTRIES, PAGES)?;
+    let file = export_of(&ring, ifq.id)?;
+    let owned = Owned::none(PAGES);
+    let (finished, flushes) = (AtomicBool::new(false), AtomicU32::new(0));
+    let (back, returned) = mpsc::channel();
+
+    let flush = || -> anyhow::Result<()> {
+        let ring = importing_ring(&file)?;
+        let mut rng = Rng::with_seed(seed());
+        while !finished.load(SeqCst) {
+            expect_result("flush", ifq.flush(ring.fd()), 0)?;
+            flushes.fetch_add(1, SeqCst);
+            if rng.bool() {
+                thread::yield_now();
+            }
+        }
+        Ok(())
+    };
+    let produce = || -> anyhow::Result<()> {
+        for offset in returned {
+            while ifq.unread() == ENTRIES {
+                thread::yield_now();
+            }
+            // From now on it may be handed out again.
+            owned.give(offset)?;
+            ifq.give_back(offset);
+        }
+        Ok(())
+    };
+    let run = |ring: &mut WideRing, stream: usize, back: &mpsc::Sender<u64>| {
+        let mut stream = Stream::starting_at(70_000 * stream, stream as u64)?;
+        let sender = stream.send_later(bytes(24 << 20))?;
+        let used_up = receive(ring, &ifq, &mut stream, &owned, back)?;
+        sender.join().ok().context("the sender panicked")??;
+        let number = stream.user_data;
+        println!("{NOTE}stream {number} found no buffer {used_up} times");
+        anyhow::Ok(())
+    };
+    thread::scope(|scope| {
+        scope.spawn(|| part("flushing", flush));
+        let producer = scope.spawn(|| part("giving back", produce));
+        let other = back.clone();
+        let importer = scope.spawn(|| {
+            let other = other;
+            part("importer", || run(&mut importing_ring(&file)?, 2, &other));
+        });
+        part("exporter", || run(&mut ring, 1, &back));
+        drop(back);
+        for thread in [importer, producer] {
+            thread.join().expect("a thread that fails ends the test");
+        }
+        finished.store(true, SeqCst);
+    });
+    println!("{NOTE}{} flushes", flushes.load(SeqCst));
+    // No buffer was lost, none is there twice.
+    ifq.flush_all(ring.fd())?;
+    expect_free(&mut ring, &ifq, PAGES)?;
+    drop((ring, ifq, file));
+    before.wait("closing")?;
+    Ok(Outcome::Passed)
+}
+
+/// Buffers of ST12.
+const PAGES: usize = 16;
+/// Entries in its refill queue.
+const ENTRIES: u32 = 256;
+
+/// Writes whatever into a refill queue.
+fn scribble(refill: &RefillQueue, seed: u64, stop: &AtomicBool) {
+    let mut rng = Rng::with_seed(seed);
+    while !stop.load(SeqCst) {
+        match rng.u32(..8) {
+            0 => {
+                let word = refill.memory.word(4 * rng.usize(..RQES / 4));
+                word.store(rng.u32(..), SeqCst);
+            }
+            1 => refill.memory.word(0).store(rng.u32(..), SeqCst),
+            2 => refill.memory.word(TAIL).store(rng.u32(..), SeqCst),
+            3 => refill.set_tail(refill.head().wrapping_add(rng.u32(..64))),
+            _ => {
+                let rqe = Rqe {
+                    // Mostly such as may be in use.
+                    off: match rng.u32(..8) {
+                        0 => rng.u64(..),
+                        _ => rng.u64(..(PAGES * PAGE_SIZE) as u64),
+                    },
+                    len: rng.u32(..),
+                    pad: u32::from(rng.u32(..16) == 0),
+                };
+                let slot = rng.usize(..refill.entries as usize);
+                refill.memory.write(RQES + 16 * slot, rqe);
+            }
+        }
+    }
+}
+
+/// Flushes until told to stop; `longest` is how many microseconds that took at
+/// most.
+fn flush_until(
+    ifq: &Ifq,
+    ring: &WideRing,
+    stop: &AtomicBool,
+    longest: &AtomicU32,
+) -> anyhow::Result<()> {
+    while !stop.load(SeqCst) {
+        let start = Instant::now();
+        expect_result("flush", ifq.flush(ring.fd()), 0)?;
+        let took = start.elapsed();
+        ensure!(took < kernel::limit(2), "a flush took {took:?}");
+        longest.fetch_max(took.as_micros() as u32, SeqCst);
+    }
+    Ok(())
+}
+
+/// Receives `len` bytes. What they are is not looked at, as a buffer may be given
+/// back, and used again, at any time.
+fn receive_any(ring: &mut WideRing, ifq: &Ifq, stream: &Stream, len: usize) -> anyhow::Result<()> {
+    let mut taken = 0;
+    ring.push(stream.recv(ifq, len))?;
+    while taken < len {
+        let cqe = ring.cqe()?;
+        if cqe.flags & IORING_CQE_F_MORE != 0 {
+            taken += ifq.data(&cqe)?.len();
+        } else {
+            let what = format!("the end, {}", describe(cqe.res));
+            // There is room for as many completions as there are buffers, but
+            // these may be given back before their completion is seen.
+            let enospc = cqe == ended(stream.user_data, -libc::ENOSPC);
+            let used_up = cqe == ended(stream.user_data, -libc::ENOMEM);
+            ensure!(enospc || used_up, "{what}, after {taken} bytes");
+            thread::yield_now();
+            ring.push(stream.recv(ifq, len - taken))?;
+        }
+    }
+    expect_eq("bytes", taken, len)?;
+    expect_eq("the end", ring.cqe()?, ended(stream.user_data, 0))
+}
+
+/// Registers a queue, its refill queue in memory of ours if `user`.
+fn queue(ring: &WideRing, user: bool) -> anyhow::Result<Ifq> {
+    let area = memory(PAGES)?;
+    let mut registration = Registration::new(ENTRIES, &area);
+    if !user {
+        expect_result("registering", registration.register(ring.fd()), 0)?;
+        return Ifq::attach(ring.fd(), registration, area);
+    }
+    let memory = Mapping::anonymous(registration.region.size as usize, 0)?;
+    registration.region.flags = IORING_MEM_REGION_TYPE_USER;
+    registration.region.user_addr = memory.address() as u64;
+    expect_result("registering", registration.register(ring.fd()), 0)?;
+    let refill = RefillQueue {
+        id: registration.reg.zcrx_id,
+        entries: ENTRIES,
+        memory,
+    };
+    Ok(Ifq {
+        area,
+        token: registration.area.rq_area_token,
+        refill,
+    })
+}
+
+/// One round of ST12: receives all, or closes in the midst of it.
+fn overwritten(round: u64, close: bool, longest: &AtomicU32) -> anyhow::Result<()> {
+    let before = Held::now()?;
+    let mut ring = WideRing::with(8, 64, ZCRX_SETUP)?;
+    // Memory that is mapped from a ring would keep that from being closed.
+    let ifq = queue(&ring, close)?;
+    let (flushed, scribbled) = (AtomicBool::new(false), AtomicBool::new(false));
+    let file = export_of(&ring, ifq.id)?;
+    let mut stream = Stream::new()?;
+    let len = bytes(2 << 20);
+    let sender = stream.send_later(len)?;
+
+    thread::scope(|scope| {
+        scope.spawn(|| scribble(&ifq.refill, seed() ^ round, &scribbled));
+        let flusher = scope.spawn(|| {
+            part("flushing", || {
+                let ring = importing_ring(&file)?;
+                drop(file);
+                flush_until(&ifq, &ring, &flushed, longest)
+            });
+        });
+        let stop_flushing = || {
+            flushed.store(true, SeqCst);
+            flusher.join().expect("a thread that fails ends the test");
+        };
+        part("receiving", || {
+            if close {
+                receive_any(&mut ring, &ifq, &stream, len / 2)?;
+                ring.push(stream.recv(&ifq, 0))?;
+                ring.submit()?;
+                drop((ring, stream));
+                // It cannot send what nobody takes.
+                let _ = sender.join();
+                stop_flushing();
+                before.wait("closing")?;
+                scribbled.store(true, SeqCst);
+                return Ok(());
+            }
+            receive_any(&mut ring, &ifq, &stream, len)?;
+            sender.join().ok().context("the sender panicked")??;
+            scribbled.store(true, SeqCst);
+            stop_flushing();
+            everything_is_there(&mut ring, &ifq)
+        });
+    });
+    Ok(())
+}
+
+/// That every buffer comes back, once, when nobody interferes any more.
+fn everything_is_there(ring: &mut WideRing, ifq: &Ifq) -> anyhow::Result<()> {
+    // The first may find nothing to read, and leave the position as it is; the
+    // second goes by that, and tells the right one if it was wrong.
+    for _ in 0..2 {
+        expect_result("flush", ifq.flush(ring.fd()), 0)?;
+        ifq.set_tail(ifq.head());
+    }
+    for page in 0..PAGES {
+        ifq.give_back((page * PAGE_SIZE) as u64);
+    }
+    ifq.flush_all(ring.fd())?;
+    expect_free(ring, ifq, PAGES)
+}
+
+fn st12() -> TestResult {
+    println!("{NOTE}seed {}", seed());
+    let before = Held::now()?;
+    let longest = AtomicU32::new(0);
+    for round in 0..8 {
+        let close = round % 2 == 1;
+        overwritten(round, close, &longest).with_context(|| format!("round {round}"))?;
+        before.wait("a round")?;
+    }
+    println!("{NOTE}a flush took {} us at most", longest.load(SeqCst));
+    Ok(Outcome::Passed)
+}
+
+/// Of requests that wait for a file.
+const POLL: u64 = 0x706f_6c6c;
+
+/// What the rings of ST13 have in common.
+struct Storm {
+    ifq: Ifq,
+    /// Which ring fills the refill queue.
+    filling: Mutex<()>,
+    /// How often the event happened, and how often it was asked for again.
+    fired: AtomicU32,
+    armed: AtomicU32,
+}
+
+impl Storm {
+    fn arm(&self, ring: &WideRing) -> anyhow::Result<bool> {
+        match arm(ring, &self.ifq, ZCRX_EVENT_COPY) {
+            0 => {
+                self.armed.fetch_add(1, SeqCst);
+                Ok(true)
+            }
+            // It has not happened since.
+            error => expect_result("arming", error, -libc::EINVAL).map(|()| false),
+        }
+    }
+
+    /// Takes all of a stream, asks for the next event after each completion, and
+    /// has the ring wait for `polled` again and again.
+    fn take(
+        &self,
+        ring: &mut WideRing,
+        stream: &mut Stream,
+        polled: BorrowedFd,
+    ) -> anyhow::Result<()> {
+        let poll = Sqe::poll(polled.as_raw_fd(), libc::POLLIN).user_data(POLL);
+        let event = ended(EVENT, ZCRX_EVENT_COPY as i32);
+        let (mut waits, mut over) = (false, false);
+        ring.push(stream.recv(&self.ifq, 0))?;
+        while !over {
+            let cqe = ring.cqe()?;
+            if cqe == event {
+                self.fired.fetch_add(1, SeqCst);
+            } else if cqe.user_data == POLL {
+                expect_eq(
+                    "what a file is ready for",
+                    cqe,
+                    ended(POLL, libc::POLLIN.into()),
+                )?;
+                waits = false;
+            } else if cqe.flags & IORING_CQE_F_MORE != 0 {
+                let offset = stream.take(&self.ifq, &cqe)?;
+                let _filling = self.filling.lock().expect("no thread panics");
+                self.ifq.give_back(offset);
+                self.ifq.flush_all(ring.fd())?;
+                if !waits {
+                    ring.push(poll)?;
+                    waits = true;
+                }
+            } else {
+                over = cqe == ended(stream.user_data, 0);
+                if !over {
+                    let full = [-libc::ENOMEM, -libc::ENOSPC].contains(&cqe.res);
+                    ensure!(full, "the end is {cqe:x?}, {}", describe(cqe.res));
+                    ring.push(stream.recv(&self.ifq, 0))?;
+                }
+            }
+            self.arm(ring)?;
+        }
+        expect_eq("bytes left", stream.left(), 0)
+    }
+}
+
+/// Waits for two rings and the eventfd of one of them, as an event loop does.
+fn watch(rings: [OwnedFd; 2], events: &EventFd, stop: &AtomicBool) -> anyhow::Result<()> {
+    let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+    let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLET;
+    for ring in &rings {
+        epoll.add(ring, EpollEvent::new(flags, 0))?;
+    }
+    epoll.add(events, EpollEvent::new(flags, 1))?;
+    let mut ready = [EpollEvent::empty(); 4];
+    while !stop.load(SeqCst) {
+        let count = epoll.wait(&mut ready, 10u16)?;
+        if ready[..count].iter().any(|event| event.data() == 1) {
+            events.read()?;
+        }
+    }
+    Ok(())
+}
+
+fn st13() -> TestResult {
+    let before = Held::now()?;
+    let mut ring = WideRing::with(8, 256, ZCRX_SETUP)?;
+    let (ifq, _) = with_events(&ring, 1 << ZCRX_EVENT_COPY)?;
+    let file = export_of(&ring, ifq.id)?;
+    let events = EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?;
+    let fd = events.as_raw_fd();
+    let got = register(
+        ring.fd(),
+        IORING_REGISTER_EVENTFD,
+        (&raw const fd).cast(),
+        1,
+    );
+    expect_result("registering an eventfd", got, 0)?;
+    let storm = Storm {
+        ifq,
+        filling: Mutex::new(()),
+        fired: AtomicU32::new(0),
+        armed: AtomicU32::new(0),
+    };
+    let stop = AtomicBool::new(false);
+    let len = bytes(16 << 20);
+
+    let run = |ring: &mut WideRing, number: u64, polled: BorrowedFd| {
+        let mut stream = Stream::starting_at(0, number)?;
+        let sender = stream.send_later(len)?;
+        storm.take(ring, &mut stream, polled)?;
+        sender.join().ok().context("the sender panicked")??;
+        anyhow::Ok(())
+    };
+    let master = ring.as_fd().try_clone_to_owned()?;
+    thread::scope(|scope| {
+        let importer = scope.spawn(|| {
+            part("importer", || {
+                let mut ring = importing_ring(&file)?;
+                let rings = [master.try_clone()?, ring.as_fd().try_clone_to_owned()?];
+                scope.spawn(|| part("watching", || watch(rings, &events, &stop)));
+                run(&mut ring, 2, master.as_fd())
+            });
+        });
+        part("exporter", || run(&mut ring, 1, events.as_fd()));
+        importer.join().expect("a thread that fails ends the test");
+        stop.store(true, SeqCst);
+    });
+
+    // What is left to be posted. After that, the event happened as often as it
+    // was asked for, or once more.
+    let (mut fired, armed) = (storm.fired.load(SeqCst), storm.armed.load(SeqCst));
+    for _ in 0..2 {
+        ring.submit()?;
+        while let Some(cqe) = ring.try_cqe() {
+            if cqe.user_data == EVENT {
+                fired += 1;
+            }
+        }
+    }
+    println!("{NOTE}{fired} events, asked for {armed} times");
+    expect_eq("lost completions", ring.overflow(), 0)?;
+    ensure!(fired > 1, "hardly an event");
+    let happened = storm.arm(&ring)?;
+    expect_eq("events", fired, armed + u32::from(happened))?;
+
+    // Where no event comes in between.
+    let mut other = WideRing::with(8, 256, ZCRX_SETUP)?;
+    import_into(&other, &file, 0)?;
+    expect_free(&mut other, &storm.ifq, 64)?;
+    drop((ring, other, storm, file, master, events));
+    before.wait("closing")?;
+    Ok(Outcome::Passed)
+}

@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Property tests of positions in a refill queue and of its entries.
+
+mod refill;
+
+use proptest::prelude::*;
+use refill::cursor::{AREA_SHIFT, Cursor};
+use refill::{check_entry, judge};
+
+fn cases(cases: u32) -> ProptestConfig {
+    ProptestConfig {
+        cases,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    }
+}
+
+proptest! {
+    #![proptest_config(cases(20_000))]
+
+    /// Any moves of user space.
+    #[test]
+    fn positions_hold(data in prop::collection::vec(any::<u8>(), 0..400)) {
+        judge(&data);
+    }
+
+    /// Any entry, for buffers of any size.
+    #[test]
+    fn entries_hold(offset: u64, padding in prop_oneof![4 => Just(0), 1 => any::<u32>()], shift in 12..31u32) {
+        check_entry(offset, padding, shift);
+    }
+
+    /// Offsets of which few bits are set.
+    #[test]
+    fn single_bits_hold(bits in prop::collection::vec(0..64u32, 0..4), shift in 12..31u32) {
+        check_entry(bits.iter().fold(0, |offset, bit| offset | 1 << bit), 0, shift);
+    }
+}
+
+/// Round and round a queue of each size, always full.
+#[test]
+fn full_queues() {
+    for bits in 0..16 {
+        let entries = 1u32 << bits;
+        let mut cursor = Cursor::new(entries);
+
+        for round in 0..3 {
+            let head = round * entries;
+            assert_eq!(cursor.available(head), 0);
+            assert_eq!(cursor.available(head + entries), entries);
+            assert_eq!(cursor.available(head + entries + 1), entries);
+            assert_eq!(cursor.available(head.wrapping_sub(1)), entries);
+            for slot in 0..entries {
+                assert_eq!(cursor.take(), slot);
+            }
+            assert_eq!(cursor.head(), head + entries);
+        }
+    }
+    assert_eq!(AREA_SHIFT, 48);
+}
+
+/// What `make fuzz` found worth keeping.
+#[test]
+fn corpus_holds() {
+    let corpus = concat!(env!("CARGO_MANIFEST_DIR"), "/fuzz/corpus");
+    for file in std::fs::read_dir(corpus).unwrap() {
+        judge(&std::fs::read(file.unwrap().path()).unwrap());
+    }
+}
