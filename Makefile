@@ -20,16 +20,16 @@ guest = --impl $(IMPL) $(if $(DEBUG),--debug) $(if $(TIMEOUT),--timeout $(TIMEOU
 
 # One thing at a time: what can be done at once, each of them does.
 .NOTPARALLEL:
-.PHONY: help run test soak bench bench-um fuzz lint external kernel boot shell minutes host-tests apply unapply series series-check doc deb toolchain \
+.PHONY: help run test soak bench bench-um fuzz lint external kernel boot shell minutes host-tests apply unapply series series-check kconfig-matrix doc deb toolchain \
 	tree guest clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 	@echo
-	@echo '  IMPL=rust|c chooses who implements the filters, DEBUG=1 the kernel with all checkers,'
+	@echo '  IMPL=rust|c chooses who implements the parts, DEBUG=1 the kernel with all checkers,'
 	@echo '  LINUX=/path another Linux 7.3 tree, TIMEOUT=seconds how long a guest may take.'
 
-run: kernel guest ## build everything, boot, and see filters refuse real requests
+run: kernel guest ## build everything, boot, and see it filter and receive
 	@$(enter) python3 scripts/run-demo $(guest) build/guest.cpio
 
 test: kernel guest host-tests ## KUnit and user-space tests in QEMU; IMPL=c, DEBUG=1, ONLY=D1
@@ -44,7 +44,7 @@ lint: kernel ## licences, format, clippy, rustdoc, C, patches, scripts: [ONLY="c
 soak: minutes kernel guest ## the stress tests for long: MINUTES=60 [SEED=1] [IMPL=c] [DEBUG=1]
 	@$(enter) python3 scripts/run-tests $(guest) --soak $(MINUTES) $(SEED) -- build/guest.cpio
 
-bench: tree guest ## instructions that filters take, C against Rust, in build/bench
+bench: tree guest ## instructions of filters and zcrx, C against Rust, in build/bench
 	@scripts/kernel c
 	@scripts/kernel rust
 	@$(enter) python3 scripts/run-bench $(if $(TIMEOUT),--timeout $(TIMEOUT)) build/guest.cpio
@@ -91,6 +91,9 @@ series: tree ## write the patches for review to build/series
 series-check: series ## apply the patches one by one and build after each; takes long
 	@scripts/series-check
 
+kconfig-matrix: tree ## build io_uring with every combination of its options; takes long
+	@scripts/kconfig-matrix
+
 doc: kernel ## documents and the pages of the Rust code, in build/doc/index.html
 	@scripts/doc
 
@@ -111,4 +114,4 @@ host-tests: toolchain ## property tests of what needs no kernel
 
 clean: ## remove kernels, tree and packed programs; keep toolchain, base and cache
 	@rm -rf build/kernel-* build/linux build/linux.* build/*.cpio build/external build/guest-programs \
-		build/tests-target build/log build/kvm-probe build/series build/series-check build/bench build/fuzz/target build/doc build/lint build/deb
+		build/tests-target build/log build/kvm-probe build/series build/series-check build/kconfig-matrix build/bench build/fuzz/target build/doc build/lint build/deb
