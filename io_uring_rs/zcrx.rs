@@ -1,0 +1,128 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Zero-copy receive: interface queues.
+//!
+//! - `cursor`: positions in a refill queue, and what its entries mean.
+//! - `area`, `buffers`: memory that is received into, and who has its buffers.
+//! - `refill`: the queue through which user space gives buffers back.
+//! - `event`: telling user space that something happened.
+//! - `recv`, `walk`: taking what a socket has.
+//! - `register`, `control`: what user space asks for.
+//!
+//! Two counts keep a queue. Memory lives until the last `Arc` is gone. Who may still receive into
+//! it, rings and exported files, are its users; when the last of them goes, buffers that user space
+//! has are taken back.
+//!
+//! C counterpart: `io_uring/zcrx.c`.
+
+mod area;
+mod buffers;
+mod control;
+mod cursor;
+mod event;
+mod recv;
+mod refill;
+mod register;
+mod walk;
+
+pub(crate) use self::{
+    control::control,
+    recv::{
+        receive,
+        Received, //
+    },
+    register::register, //
+};
+
+use self::{
+    area::Areas,
+    event::Events,
+    refill::Refill, //
+};
+use kernel::{
+    fs::anon_inode::AnonFile,
+    io_uring::{
+        account::Account,
+        queues::Queues,
+        region::Region, //
+    },
+    prelude::*,
+    sync::{
+        atomic::Acquire,
+        Arc,
+        Refcount, //
+    }, //
+};
+
+/// An interface queue.
+#[pin_data]
+pub(crate) struct Ifq {
+    account: Account,
+    #[pin]
+    areas: Areas,
+    users: Refcount,
+    #[pin]
+    events: Events,
+    #[pin]
+    refill: Refill,
+}
+
+impl Ifq {
+    /// The memory of the refill queue, for who maps it.
+    pub(crate) fn region(&self) -> &Region {
+        self.refill.region()
+    }
+
+    /// One user less. The last one leaves no buffer to user space.
+    fn drop_user(&self) {
+        if self.users.dec_and_test() {
+            self.areas.scrub();
+        }
+    }
+}
+
+/// A user of a queue that is not a ring: an exported file.
+pub(crate) struct User(Arc<Ifq>);
+
+impl User {
+    /// One user more.
+    fn new(ifq: Arc<Ifq>) -> Self {
+        ifq.users.inc();
+        Self(ifq)
+    }
+
+    /// Leaves the user's place to a ring that has got the queue.
+    fn leave(self) {
+        self.0.users.inc();
+    }
+}
+
+impl Drop for User {
+    fn drop(&mut self) {
+        self.0.drop_user();
+    }
+}
+
+impl AnonFile for User {
+    const NAME: &'static CStr = c"[zcrx]";
+
+    type Data = KBox<User>;
+}
+
+/// The ring goes away: it uses its queues no more. They stay for the requests that are left.
+pub(crate) fn terminate(queues: &Queues<'_, Ifq>) {
+    queues.terminate(|ifq| {
+        ifq.events.disconnect(queues);
+        ifq.drop_user();
+    });
+}
+
+/// The ring has gone away, with all its requests: they may have taken buffers since.
+pub(crate) fn unregister(mut queues: Queues<'_, Ifq>) {
+    while let Some(ifq) = queues.take() {
+        if ifq.users.as_atomic().load(Acquire) == 0 {
+            ifq.areas.scrub();
+        }
+    }
+    queues.destroy();
+}

@@ -1,0 +1,279 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Who has which buffer of an area.
+//!
+//! A buffer is in one place: on the free list, or with user space, which was told of it by a
+//! completion and gives it back through the refill queue. How often user space was told is counted,
+//! so that it can give back no more than it got.
+//!
+//! Lock: the free list has one, which disables bottom halves; nothing is locked under it.
+
+use super::cursor::Place;
+use kernel::{
+    nospec,
+    prelude::*,
+    sched,
+    sync::{
+        atomic::{
+            Atomic,
+            Full,
+            Relaxed, //
+        },
+        lock::spinlock_bh::SpinLockBh,
+        new_spinlock_bh, //
+    }, //
+};
+
+/// After how many buffers that are scrubbed others may run.
+const SCRUB_BATCH: u32 = 4096;
+
+/// The buffers of an area, by their numbers.
+#[pin_data]
+pub(super) struct Buffers {
+    /// Those that nobody has.
+    #[pin]
+    free: SpinLockBh<KVVec<u32>>,
+    /// How often user space has been told of each and has not given it back.
+    granted: KVVec<Atomic<i32>>,
+}
+
+impl Buffers {
+    /// So many buffers, all of them free.
+    ///
+    /// # Errors
+    ///
+    /// [`ENOMEM`] if memory is short.
+    pub(super) fn new(count: u32) -> Result<impl PinInit<Self>> {
+        let capacity = count as usize;
+        let mut free = KVVec::with_capacity(capacity, GFP_KERNEL_ACCOUNT)?;
+        let mut granted = KVVec::with_capacity(capacity, GFP_KERNEL_ACCOUNT)?;
+
+        for buffer in 0..count {
+            free.push(buffer, GFP_KERNEL_ACCOUNT)?;
+            granted.push(Atomic::new(0), GFP_KERNEL_ACCOUNT)?;
+        }
+        Ok(pin_init!(Self {
+            free <- new_spinlock_bh!(free, "zcrx_buffers"),
+            granted,
+        }))
+    }
+
+    /// Takes up to `buffers.len()` buffers off the free list: how many. The one to be used first
+    /// comes last, as it was freed last and is still warm.
+    pub(super) fn take(&self, buffers: &mut [u32]) -> usize {
+        let mut free = self.free.lock();
+        let left = free.len().saturating_sub(buffers.len());
+        let taken = free.get(left..).unwrap_or(&[]);
+        let count = taken.len();
+
+        for (to, from) in buffers.iter_mut().zip(taken) {
+            *to = *from;
+        }
+        free.truncate(left);
+        count
+    }
+
+    /// Puts buffers that [`Self::take`] took back where they were.
+    pub(super) fn put(&self, buffers: &[u32]) {
+        let mut free = self.free.lock();
+
+        for &buffer in buffers {
+            // There is room for all buffers that there are.
+            let _ = free.push_within_capacity(buffer);
+        }
+    }
+
+    /// Counts that user space was told of a buffer.
+    pub(super) fn grant(&self, buffer: u32) {
+        if let Some(granted) = self.granted.get(buffer as usize) {
+            granted.add(1, Relaxed);
+        }
+    }
+
+    /// Takes buffers back that user space names. Those that it does not have are passed over.
+    pub(super) fn give_back(&self, places: &[Place]) {
+        let mut free = None;
+
+        for place in places {
+            let Some(buffer) = self.ungrant(place.buffer) else {
+                continue;
+            };
+            // There is room for all buffers that there are.
+            let _ = free
+                .get_or_insert_with(|| self.free.lock())
+                .push_within_capacity(buffer);
+        }
+    }
+
+    /// Counts that user space gives a buffer back. Returns its number if user space has it no more.
+    fn ungrant(&self, buffer: u64) -> Option<u32> {
+        let index = nospec::checked_index(usize::try_from(buffer).ok()?, self.granted.len())?;
+        let granted = self.granted.get(index)?;
+        let mut old = granted.load(Relaxed);
+
+        while old > 0 {
+            match granted.cmpxchg(old, old - 1, Full) {
+                Ok(1) => return u32::try_from(index).ok(),
+                Ok(_) => return None,
+                Err(now) => old = now,
+            }
+        }
+        None
+    }
+
+    /// Takes all buffers back that user space has. May sleep.
+    pub(super) fn scrub(&self) {
+        for (buffer, granted) in (0u32..).zip(self.granted.iter()) {
+            if granted.load(Relaxed) != 0 && granted.xchg(0, Full) != 0 {
+                self.put(&[buffer]);
+            }
+            if buffer % SCRUB_BATCH == 0 {
+                sched::cond_resched();
+            }
+        }
+    }
+}
+
+#[cfg(CONFIG_IO_URING_RS_KUNIT_TEST)]
+#[kernel::macros::kunit_tests(io_uring_zcrx_buffers)]
+mod tests {
+    use super::*;
+
+    fn buffers(count: u32) -> Result<Pin<KBox<Buffers>>> {
+        KBox::pin_init(Buffers::new(count)?, GFP_KERNEL)
+    }
+
+    /// What user space would say of buffers of this area.
+    fn places<const N: usize>(buffers: [u64; N]) -> [Place; N] {
+        buffers.map(|buffer| Place { area: 0, buffer })
+    }
+
+    /// All free buffers, the next to be used first. They are taken.
+    fn drain(buffers: &Buffers) -> Result<KVec<u32>> {
+        let mut all = KVec::new();
+        let mut one = [0];
+
+        while buffers.take(&mut one) != 0 {
+            all.push(one[0], GFP_KERNEL)?;
+        }
+        Ok(all)
+    }
+
+    #[test]
+    fn last_in_first_out() -> Result {
+        let buffers = buffers(6)?;
+        let mut taken = [99; 4];
+
+        assert_eq!(buffers.take(&mut taken), 4);
+        assert_eq!(taken, [2, 3, 4, 5]);
+        buffers.put(&taken[..3]);
+        assert_eq!(drain(&buffers)?[..], [4, 3, 2, 1, 0]);
+        assert_eq!(buffers.take(&mut taken), 0);
+
+        buffers.put(&[1]);
+        assert_eq!(buffers.take(&mut taken), 1);
+        assert_eq!(taken[0], 1);
+        Ok(())
+    }
+
+    /// Only what was granted, and only as often.
+    #[test]
+    fn what_is_given_back() -> Result {
+        let buffers = buffers(4)?;
+
+        assert_eq!(drain(&buffers)?.len(), 4);
+        buffers.give_back(&places([0, 1, 2, 3]));
+        assert_eq!(drain(&buffers)?.len(), 0);
+
+        buffers.grant(2);
+        buffers.grant(0);
+        buffers.give_back(&places([2, 2, 4, u64::MAX, 1 << 32 | 3, 3, 0]));
+        assert_eq!(drain(&buffers)?[..], [0, 2]);
+
+        // Twice with user space: it is free when both are back.
+        buffers.grant(1);
+        buffers.grant(1);
+        buffers.give_back(&places([1]));
+        assert_eq!(drain(&buffers)?.len(), 0);
+        buffers.give_back(&places([1, 1]));
+        assert_eq!(drain(&buffers)?[..], [1]);
+
+        // No such buffer.
+        buffers.grant(4);
+        Ok(())
+    }
+
+    #[test]
+    fn scrubbing() -> Result {
+        let buffers = buffers(SCRUB_BATCH + 3)?;
+
+        assert_eq!(drain(&buffers)?.len(), 4099);
+        for granted in [0, 7, 4096, 4098] {
+            buffers.grant(granted);
+        }
+        buffers.grant(7);
+        buffers.scrub();
+        assert_eq!(drain(&buffers)?[..], [4098, 4096, 7, 0]);
+        // They are with user space no more.
+        buffers.give_back(&places([0, 7, 4096, 4098]));
+        buffers.scrub();
+        assert_eq!(drain(&buffers)?.len(), 0);
+        Ok(())
+    }
+
+    /// Any sequence, held against one place for each buffer.
+    #[test]
+    fn follow_the_model() -> Result {
+        const COUNT: u32 = 37;
+        let buffers = buffers(COUNT)?;
+        // How often each is with user space; none that is taken or granted is free.
+        let mut granted = [0; COUNT as usize];
+        let mut free = COUNT as usize;
+        let mut seed = 0x2545_f491_u32;
+        let mut random = |below: u32| {
+            seed ^= seed << 13;
+            seed ^= seed >> 17;
+            seed ^= seed << 5;
+            seed % below
+        };
+
+        for _ in 0..20_000 {
+            match random(3) {
+                0 => {
+                    let mut taken = [0; 5];
+                    let wanted = 1 + random(5) as usize;
+                    let count = buffers.take(&mut taken[..wanted]);
+
+                    assert_eq!(count, wanted.min(free));
+                    for &buffer in &taken[..count] {
+                        assert_eq!(granted[buffer as usize], 0);
+                        granted[buffer as usize] = 1;
+                        buffers.grant(buffer);
+                    }
+                    free -= count;
+                }
+                1 => {
+                    // May be free, and may not be there.
+                    let named = [(); 3].map(|()| random(COUNT + 4));
+
+                    buffers.give_back(&places(named.map(u64::from)));
+                    for buffer in named {
+                        if let Some(granted @ 1) = granted.get_mut(buffer as usize) {
+                            *granted = 0;
+                            free += 1;
+                        }
+                    }
+                }
+                _ => {
+                    let mut taken = [0; 2];
+                    let count = buffers.take(&mut taken);
+
+                    assert_eq!(count, free.min(2));
+                    buffers.put(&taken[..count]);
+                }
+            }
+        }
+        assert_eq!(drain(&buffers)?.len(), free);
+        Ok(())
+    }
+}

@@ -1,0 +1,121 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Positions in a refill queue, and what its entries mean.
+//!
+//! User space produces, the kernel consumes. What user space says of its position is not trusted:
+//! it only decides how many entries are looked at, and that is never more than there are.
+//!
+//! Pure: uses nothing but `core`.
+
+/// The bit of an offset from which on it names the area: `IORING_ZCRX_AREA_SHIFT`.
+pub(crate) const AREA_SHIFT: u32 = 48;
+
+/// The kernel's position in a refill queue.
+///
+/// # Invariants
+///
+/// `mask` is a power of two less one.
+pub(crate) struct Cursor {
+    head: u32,
+    mask: u32,
+}
+
+impl Cursor {
+    /// A cursor at the beginning of a queue with so many entries, rounded up to a power of two;
+    /// 2^31 at most.
+    pub(crate) fn new(entries: u32) -> Self {
+        // INVARIANT: A power of two less one.
+        Self {
+            head: 0,
+            mask: entries
+                .checked_next_power_of_two()
+                .map_or(0, |entries| entries - 1),
+        }
+    }
+
+    /// How many entries can be taken when user space is at `tail`.
+    pub(crate) fn available(&self, tail: u32) -> u32 {
+        tail.wrapping_sub(self.head).min(self.mask.wrapping_add(1))
+    }
+
+    /// Takes an entry: which one.
+    pub(crate) fn take(&mut self) -> u32 {
+        let slot = self.head & self.mask;
+
+        self.head = self.head.wrapping_add(1);
+        slot
+    }
+
+    /// The position, to be shown to user space.
+    pub(crate) fn head(&self) -> u32 {
+        self.head
+    }
+}
+
+/// A buffer, as an entry names it.
+#[derive(Clone, Copy, Default, Debug, PartialEq, Eq)]
+pub(crate) struct Place {
+    /// Which area.
+    pub(crate) area: u32,
+    /// Which buffer of the area. Not narrowed, so that an offset past the area's end is seen to be.
+    pub(crate) buffer: u64,
+}
+
+impl Place {
+    /// Of the entry with this `offset` and padding, where buffers have `1 << shift` bytes. Returns
+    /// [`None`] if the padding is not zero.
+    pub(crate) fn of_entry(offset: u64, padding: u32, shift: u32) -> Option<Self> {
+        const WITHIN: u64 = (1 << AREA_SHIFT) - 1;
+
+        (padding == 0).then(|| Self {
+            // 16 bits are left.
+            area: (offset >> AREA_SHIFT) as u32,
+            buffer: (offset & WITHIN).checked_shr(shift).unwrap_or(0),
+        })
+    }
+
+    /// The offset of the buffer's first byte.
+    pub(crate) fn offset(self, shift: u32) -> u64 {
+        u64::from(self.area) << AREA_SHIFT | self.buffer.checked_shl(shift).unwrap_or(0)
+    }
+}
+
+#[cfg(CONFIG_IO_URING_RS_KUNIT_TEST)]
+#[kernel::macros::kunit_tests(io_uring_zcrx_cursor)]
+mod tests {
+    use super::*;
+
+    /// A full queue, an empty one, and nonsense, also where numbers wrap.
+    #[test]
+    fn never_more_than_there_are() {
+        for head in [0, 1, 255, 256, u32::MAX - 3, u32::MAX] {
+            let mut cursor = Cursor { head, mask: 255 };
+
+            assert_eq!(cursor.available(head), 0);
+            assert_eq!(cursor.available(head.wrapping_add(1)), 1);
+            assert_eq!(cursor.available(head.wrapping_add(256)), 256);
+            assert_eq!(cursor.available(head.wrapping_add(257)), 256);
+            assert_eq!(cursor.available(head.wrapping_sub(1)), 256);
+            assert_eq!(cursor.take(), head & 255);
+            assert_eq!(cursor.head(), head.wrapping_add(1));
+            assert_eq!(cursor.available(head.wrapping_add(256)), 255);
+        }
+    }
+
+    #[test]
+    fn entries_name_buffers() {
+        let place = |area, buffer| Some(Place { area, buffer });
+
+        assert_eq!(Place::of_entry(0, 0, 12), place(0, 0));
+        assert_eq!(Place::of_entry(0, 1, 12), None);
+        assert_eq!(Place::of_entry(0x5fff, 0, 12), place(0, 5));
+        assert_eq!(Place::of_entry(3 << 48 | 0x5000, 0, 12), place(3, 5));
+        assert_eq!(
+            Place::of_entry(u64::MAX, 0, 12),
+            place(0xffff, (1 << 36) - 1)
+        );
+        // C drops the upper bits of this one.
+        assert_eq!(Place::of_entry(1 << 44, 0, 12), place(0, 1 << 32));
+        assert_eq!(Place { area: 3, buffer: 5 }.offset(12), 3 << 48 | 0x5000);
+    }
+}

@@ -1,0 +1,119 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Telling user space that something happened, once until it asks again.
+//!
+//! Locks: one, which disables bottom halves; what wakes the ring's task is locked under it.
+
+use super::Ifq;
+use kernel::{
+    io_uring::{
+        event::RingRef,
+        queues::Queues,
+        zcrx::{
+            EventDesc,
+            EVENTS,
+            EVENT_DESC_STATS, //
+        }, //
+    },
+    prelude::*,
+    sync::{
+        lock::spinlock_bh::SpinLockBh,
+        new_spinlock_bh, //
+    }, //
+};
+
+/// What changes.
+struct State {
+    /// The ring that events go to, while it takes any.
+    ring: Option<RingRef>,
+    /// Which have happened, a bit each.
+    fired: u32,
+}
+
+/// The events of a queue.
+#[pin_data]
+pub(super) struct Events {
+    /// Which are wanted, a bit each.
+    wanted: u32,
+    user_data: u64,
+    #[pin]
+    state: SpinLockBh<State>,
+}
+
+/// Checks what user space says of events.
+///
+/// # Errors
+///
+/// [`EINVAL`] for unknown events or flags, values that must be zero, and a place of statistics
+/// where none are wanted.
+pub(super) fn check(desc: &EventDesc) -> Result {
+    if desc.type_mask >> EVENTS != 0
+        || desc.flags & !EVENT_DESC_STATS != 0
+        || (desc.flags & EVENT_DESC_STATS == 0 && desc.stats_offset != 0)
+        || desc.reserved != [0; 9]
+    {
+        return Err(EINVAL);
+    }
+    Ok(())
+}
+
+impl Events {
+    /// As `desc`, which was checked, has them. None happens until [`Events::connect`].
+    pub(super) fn new(desc: &EventDesc) -> impl PinInit<Self> + use<> {
+        let (wanted, user_data) = (desc.type_mask, desc.user_data);
+
+        pin_init!(Self {
+            wanted,
+            user_data,
+            state <- new_spinlock_bh!(State { ring: None, fired: 0 }, "zcrx_events"),
+        })
+    }
+
+    /// Has events go to `ring`, if any are wanted.
+    pub(super) fn connect(&self, ring: Option<RingRef>) {
+        if self.wanted != 0 {
+            self.state.lock().ring = ring;
+        }
+    }
+
+    /// Has no more events go to the ring of `queues`.
+    pub(super) fn disconnect(&self, queues: &Queues<'_, Ifq>) {
+        drop(self.state.lock().ring.take_if(|ring| queues.is_of(ring)));
+    }
+
+    /// An event happened.
+    pub(super) fn send(&self, event: u32) {
+        let bit = 1u32.checked_shl(event).unwrap_or(0);
+
+        if self.wanted & bit == 0 {
+            return;
+        }
+        let mut state = self.state.lock();
+        if state.fired & bit != 0 {
+            return;
+        }
+        // A ring that is disabled has no task that could be woken.
+        let posted =
+            |ring: &RingRef| !ring.is_disabled() && ring.post_later(self.user_data, event as i32);
+
+        if state.ring.as_ref().is_some_and(posted) {
+            state.fired |= bit;
+        }
+    }
+
+    /// Lets an event that happened happen again.
+    ///
+    /// # Errors
+    ///
+    /// [`EINVAL`] if there is no such event, or it did not happen.
+    pub(super) fn arm(&self, event: u32) -> Result {
+        let bit = (event < EVENTS).then(|| 1 << event).ok_or(EINVAL)?;
+        let mut state = self.state.lock();
+
+        if state.fired & bit == 0 {
+            return Err(EINVAL);
+        }
+        state.fired &= !bit;
+        Ok(())
+    }
+}

@@ -1,0 +1,168 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The functions of zero-copy receive that C calls.
+//!
+//! Each takes raw pointers in, makes safe types of them, makes one call, and gives an errno out.
+//!
+//! All queues of rings are registered by functions of this file, so that the entries of
+//! `zcrx_ctxs` are `Ifq`s. C has pointers to them that it takes for a `struct io_zcrx_ifq`, and
+//! does no more with them than to hand them back.
+
+use crate::zcrx::{
+    self,
+    Ifq,
+    Received, //
+};
+use core::ptr::{
+    null_mut,
+    NonNull, //
+};
+use kernel::{
+    bindings,
+    error::from_result,
+    ffi::{
+        c_int,
+        c_uint,
+        c_void, //
+    },
+    io_uring::{
+        queues::{
+            self,
+            Queues, //
+        },
+        receive::Receive, //
+    },
+    net::tcp::TcpSocket,
+    prelude::*,
+    uaccess::UserPtr, //
+};
+
+/// Registers an interface queue with a ring.
+///
+/// # Safety
+///
+/// `ctx` must be a valid ring, not null, whose `uring_lock` is held.
+#[export]
+pub unsafe extern "C" fn io_register_zcrx(
+    ctx: *mut bindings::io_ring_ctx,
+    arg: *mut bindings::io_uring_zcrx_ifq_reg,
+) -> c_int {
+    from_result(|| {
+        let ctx = NonNull::new(ctx).ok_or(EINVAL)?;
+        // SAFETY: The caller guarantees that the ring is valid and its lock held. Its queues are
+        // `Ifq`s.
+        let mut queues = unsafe { Queues::<Ifq>::from_raw(ctx) };
+
+        zcrx::register(&mut queues, UserPtr::from_ptr(arg.cast())).map(|()| 0)
+    })
+}
+
+/// Does what user space asks of a queue.
+///
+/// # Safety
+///
+/// As for [`io_register_zcrx`].
+#[export]
+pub unsafe extern "C" fn io_zcrx_ctrl(
+    ctx: *mut bindings::io_ring_ctx,
+    arg: *mut c_void,
+    nr_args: c_uint,
+) -> c_int {
+    from_result(|| {
+        let ctx = NonNull::new(ctx).ok_or(EINVAL)?;
+        // SAFETY: The caller guarantees that the ring is valid and its lock held. Its queues are
+        // `Ifq`s.
+        let queues = unsafe { Queues::<Ifq>::from_raw(ctx) };
+
+        if nr_args != 0 {
+            return Err(EINVAL);
+        }
+        zcrx::control(&queues, UserPtr::from_ptr(arg)).map(|()| 0)
+    })
+}
+
+/// Has a ring that is being closed use its queues no more. Requests that are left still may.
+///
+/// # Safety
+///
+/// As for [`io_register_zcrx`].
+#[export]
+pub unsafe extern "C" fn io_terminate_zcrx(ctx: *mut bindings::io_ring_ctx) {
+    if let Some(ctx) = NonNull::new(ctx) {
+        // SAFETY: The caller guarantees that the ring is valid and its lock held. Its queues are
+        // `Ifq`s.
+        zcrx::terminate(&unsafe { Queues::from_raw(ctx) });
+    }
+}
+
+/// Takes the queues from a ring that is about to be freed and has no requests left.
+///
+/// # Safety
+///
+/// As for [`io_register_zcrx`], and no request of the ring may exist any more.
+#[export]
+pub unsafe extern "C" fn io_unregister_zcrx(ctx: *mut bindings::io_ring_ctx) {
+    if let Some(ctx) = NonNull::new(ctx) {
+        // SAFETY: The caller guarantees that the ring is valid and its lock held. Its queues are
+        // `Ifq`s.
+        zcrx::unregister(unsafe { Queues::from_raw(ctx) });
+    }
+}
+
+/// Receives what a socket has into buffers of a queue. Returns the number of bytes, zero at the end
+/// of the stream, `IOU_REQUEUE`, or an errno. Takes what was received off `len`, unless that is
+/// zero.
+///
+/// # Safety
+///
+/// - `req` must be a request that is being issued to receive from `sock`, which is open, and hold
+///   in its ring a queue that `ifq` came from.
+/// - `len` must be valid for reads and writes, and accessed by nobody else.
+/// - The ring must have deferred task work, of the current task, its `uring_lock` be held, and its
+///   completions be flushed later.
+#[export]
+pub unsafe extern "C" fn io_zcrx_recv(
+    req: *mut bindings::io_kiocb,
+    ifq: *mut bindings::io_zcrx_ifq,
+    sock: *mut bindings::socket,
+    _flags: c_uint,
+    issue_flags: c_uint,
+    len: *mut c_uint,
+) -> c_int {
+    // SAFETY: The caller guarantees that the pointer came from the ring's array, where queues stay
+    // as long as there are requests.
+    let ifq = unsafe { &*ifq.cast::<Ifq>() };
+    // SAFETY: The caller guarantees it.
+    let request = unsafe { Receive::from_raw(req, issue_flags) };
+    // SAFETY: The caller guarantees it.
+    let len = unsafe { &mut *len };
+
+    from_result(|| {
+        // SAFETY: The caller guarantees that the socket is open, as the request keeps it.
+        let socket = unsafe { TcpSocket::from_raw(sock) }.ok_or(EPROTONOSUPPORT)?;
+
+        match zcrx::receive(ifq, &request, &socket, len)? {
+            Received::Bytes(bytes) => Ok(c_int::try_from(bytes)?),
+            Received::Requeue => Ok(bindings::IOU_REQUEUE),
+        }
+    })
+}
+
+/// The memory of a ring's refill queue, or null, valid as long as `mmap_lock` is held.
+///
+/// # Safety
+///
+/// `ctx` must be a valid ring, not null, whose `mmap_lock` is held.
+#[export]
+pub unsafe extern "C" fn io_zcrx_get_region(
+    ctx: *mut bindings::io_ring_ctx,
+    id: c_uint,
+) -> *mut bindings::io_mapped_region {
+    NonNull::new(ctx)
+        .and_then(|ctx| {
+            // SAFETY: The caller guarantees that the ring is valid and the lock held. Its queues
+            // are `Ifq`s.
+            unsafe { queues::with_entry(ctx, id, |ifq: &Ifq| ifq.region().as_raw()) }
+        })
+        .unwrap_or(null_mut())
+}

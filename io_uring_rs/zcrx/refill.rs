@@ -1,0 +1,195 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The refill queue: a ring in memory that user space maps, through which it gives buffers back.
+//!
+//! Locks: one, which disables bottom halves. It protects the kernel's position; buffers are given
+//! back after it was released.
+
+use super::{
+    area::Areas,
+    cursor::{
+        Cursor,
+        Place, //
+    }, //
+};
+use kernel::{
+    io_uring::{
+        region::Region,
+        zcrx::{
+            RQE_PAD,
+            RQE_SIZE,
+            RQ_ENTRIES,
+            RQ_HEAD,
+            RQ_HEADER,
+            RQ_TAIL,
+            STATS_ALIGN,
+            STATS_BYTES,
+            STATS_SIZE, //
+        }, //
+    },
+    page::PAGE_SHIFT,
+    prelude::*,
+    sched,
+    sync::{
+        lock::spinlock_bh::SpinLockBh,
+        new_spinlock_bh, //
+    }, //
+};
+
+/// How many entries are read at once.
+const BATCH: usize = 32;
+
+/// Bytes that a queue of so many entries takes.
+pub(super) fn size(entries: u32) -> Option<usize> {
+    RQE_SIZE
+        .checked_mul(entries as usize)?
+        .checked_add(RQ_ENTRIES)
+}
+
+/// Where the statistics are that user space wants at `offset` of a region of `size` bytes, behind
+/// the queue.
+///
+/// # Errors
+///
+/// [`EINVAL`] if they are not aligned, [`ERANGE`] if they are not behind the entries, or not inside
+/// the region.
+fn stats(offset: u64, entries: u32, size: usize) -> Result<usize> {
+    let offset = usize::try_from(offset).map_err(|_| ERANGE)?;
+    let used = self::size(entries).ok_or(ERANGE)?;
+
+    if !offset.is_multiple_of(STATS_ALIGN) {
+        return Err(EINVAL);
+    }
+    let end = offset.checked_add(STATS_SIZE).ok_or(ERANGE)?;
+
+    if offset < used || end > size {
+        return Err(ERANGE);
+    }
+    Ok(offset)
+}
+
+/// A refill queue, and the statistics that user space may have asked for behind it.
+#[pin_data]
+pub(super) struct Refill {
+    region: Region,
+    entries: u32,
+    /// Where the statistics are, in bytes.
+    stats: Option<usize>,
+    #[pin]
+    cursor: SpinLockBh<Cursor>,
+}
+
+impl Refill {
+    /// A queue of `entries`, a power of two, in `region`, which is large enough for it.
+    ///
+    /// # Errors
+    ///
+    /// [`EINVAL`] for statistics that are not aligned, [`ERANGE`] for such that are not between the
+    /// entries and the end of the region.
+    pub(super) fn new(
+        region: Region,
+        entries: u32,
+        stats_offset: Option<u64>,
+    ) -> Result<impl PinInit<Self>> {
+        let stats = stats_offset
+            .map(|offset| stats(offset, entries, region.size()))
+            .transpose()?;
+
+        if let Some(stats) = stats {
+            region.zero(stats, STATS_SIZE)?;
+        }
+        region.zero(0, RQ_HEADER)?;
+        let cursor = Cursor::new(entries);
+
+        Ok(pin_init!(Self {
+            region,
+            entries,
+            stats,
+            cursor <- new_spinlock_bh!(cursor, "zcrx_refill"),
+        }))
+    }
+
+    /// The memory, for those who map it.
+    pub(super) fn region(&self) -> &Region {
+        &self.region
+    }
+
+    /// Counts a completion of so many bytes that were copied.
+    pub(super) fn count_copy(&self, bytes: u64) {
+        if let Some(stats) = self.stats {
+            self.region.add_u64(stats, 1);
+            self.region.add_u64(stats + STATS_BYTES, bytes);
+        }
+    }
+
+    /// Reads entries: how many, and how many of these name a buffer, which are in `places` then.
+    fn read(&self, places: &mut [Place; BATCH]) -> (usize, usize) {
+        let mut cursor = self.cursor.lock();
+        let tail = self.region.load_acquire_u32(RQ_TAIL);
+        let taken = BATCH.min(cursor.available(tail) as usize);
+        let mut named = 0;
+
+        for _ in 0..taken {
+            // 2^15 entries at most.
+            let at = RQ_ENTRIES + RQE_SIZE * cursor.take() as usize;
+            let offset = self.region.read_u64(at);
+            let padding = self.region.read_u32(at + RQE_PAD);
+            let place = Place::of_entry(offset, padding, PAGE_SHIFT as u32);
+
+            if let (Some(place), Some(slot)) = (place, places.get_mut(named)) {
+                *slot = place;
+                named += 1;
+            }
+        }
+        self.region.store_release_u32(RQ_HEAD, cursor.head());
+        (taken, named)
+    }
+
+    /// Reads what there is, and gives back the buffers that it names. Looks at no more entries than
+    /// the queue has, so that user space cannot keep the kernel at it.
+    pub(super) fn flush(&self, areas: &Areas) {
+        let mut places = [Place::default(); BATCH];
+        let mut total = 0;
+
+        while total < self.entries as usize {
+            let (taken, named) = self.read(&mut places);
+
+            areas.give_back(places.get(..named).unwrap_or(&[]));
+            total += taken;
+            if taken < BATCH || sched::fatal_signal_pending() {
+                break;
+            }
+            sched::cond_resched();
+        }
+    }
+}
+
+#[cfg(CONFIG_IO_URING_RS_KUNIT_TEST)]
+#[kernel::macros::kunit_tests(io_uring_zcrx_refill)]
+mod tests {
+    use super::*;
+    use kernel::page::PAGE_SIZE;
+
+    #[test]
+    fn sizes() {
+        assert_eq!(size(1), Some(RQ_ENTRIES + 16));
+        assert_eq!(size(32768), Some(RQ_ENTRIES + (1 << 19)));
+    }
+
+    #[test]
+    fn where_statistics_may_be() {
+        let used = (RQ_ENTRIES + 4 * RQE_SIZE) as u64;
+        let last = (PAGE_SIZE - STATS_SIZE) as u64;
+        let stats = |offset| stats(offset, 4, PAGE_SIZE);
+
+        assert_eq!(stats(used), Ok(used as usize));
+        assert_eq!(stats(last), Ok(last as usize));
+        assert_eq!(stats(0), Err(ERANGE));
+        assert_eq!(stats(used - 8), Err(ERANGE));
+        assert_eq!(stats(last + 8), Err(ERANGE));
+        assert_eq!(stats(u64::MAX - 7), Err(ERANGE));
+        // What is wrong in both ways.
+        assert_eq!(stats(4), Err(EINVAL));
+        assert_eq!(stats(u64::MAX), Err(EINVAL));
+    }
+}

@@ -1,0 +1,284 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Registering interface queues with rings, and taking over those of others.
+
+use super::{
+    area::{
+        Area,
+        Areas, //
+    },
+    cursor::AREA_SHIFT,
+    event::{
+        self,
+        Events, //
+    },
+    refill::{
+        self,
+        Refill, //
+    },
+    Ifq,
+    User, //
+};
+use kernel::{
+    capability::{
+        self,
+        Capability, //
+    },
+    fs::anon_inode,
+    io_uring::{
+        queues::Queues,
+        region::{
+            Region,
+            RegionDesc, //
+        },
+        zcrx::{
+            AreaReg,
+            EventDesc,
+            IfqReg,
+            Offsets,
+            EVENT_DESC_STATS,
+            MAP_OFFSET,
+            MAP_SHIFT,
+            REG_IMPORT,
+            REG_NODEV,
+            RQ_ENTRIES,
+            RQ_HEAD,
+            RQ_TAIL,
+            SETUP_CLAMP,
+            SETUP_CQE32,
+            SETUP_CQE_MIXED,
+            SETUP_DEFER_TASKRUN, //
+        }, //
+    },
+    page::PAGE_SIZE,
+    prelude::*,
+    sync::{
+        Arc,
+        Refcount, //
+    },
+    transmute::{
+        AsBytes,
+        FromBytes, //
+    },
+    uaccess::{
+        UserPtr,
+        UserSlice, //
+    }, //
+};
+
+/// Most entries that a refill queue has: `IO_RQ_MAX_ENTRIES`.
+const MAX_ENTRIES: u32 = 32768;
+
+/// The highest id: offsets of maps have no room for more.
+const MAX_ID: u32 = 2047;
+
+pub(super) fn read<T: FromBytes>(from: u64) -> Result<T> {
+    // On 32-bit machines the upper half is dropped, as `u64_to_user_ptr` does.
+    UserSlice::new(UserPtr::from_addr(from as usize), size_of::<T>())
+        .reader()
+        .read()
+}
+
+pub(super) fn write<T: AsBytes>(to: u64, value: &T) -> Result {
+    UserSlice::new(UserPtr::from_addr(to as usize), size_of::<T>())
+        .writer()
+        .write(value)
+}
+
+/// Tells user space where things are in the refill queue.
+fn fill_in(offsets: &mut Offsets) {
+    offsets.head = RQ_HEAD as u32;
+    offsets.tail = RQ_TAIL as u32;
+    offsets.rqes = RQ_ENTRIES as u32;
+}
+
+/// How many entries the refill queue gets.
+fn entries(wanted: u32, clamp: bool) -> Result<u32> {
+    match wanted {
+        0 => Err(EINVAL),
+        1..=MAX_ENTRIES => Ok(wanted.next_power_of_two()),
+        _ if clamp => Ok(MAX_ENTRIES),
+        _ => Err(EINVAL),
+    }
+}
+
+/// Checks the size that buffers shall have, in bytes; zero is any.
+fn check_buffer_size(bytes: u32) -> Result {
+    let bytes = bytes as usize;
+
+    match bytes {
+        0 | PAGE_SIZE => Ok(()),
+        _ if !bytes.is_power_of_two() || bytes < PAGE_SIZE => Err(EINVAL),
+        // Only devices can be asked for larger ones.
+        _ => Err(EOPNOTSUPP),
+    }
+}
+
+/// Whether the ring can have queues.
+fn ring_is_fit(queues: &Queues<'_, Ifq>) -> bool {
+    let flags = queues.ring_flags();
+
+    flags & SETUP_DEFER_TASKRUN != 0 && flags & (SETUP_CQE32 | SETUP_CQE_MIXED) != 0
+}
+
+/// Registers the queue that `arg` describes, a `struct io_uring_zcrx_ifq_reg` in user space.
+///
+/// # Errors
+///
+/// - [`EPERM`] without `CAP_NET_ADMIN`.
+/// - [`EINVAL`] for a ring that cannot have queues, and for values that are unknown, reserved or
+///   out of range; [`ERANGE`] for statistics that do not fit.
+/// - [`EFAULT`] if user space cannot be read or written.
+/// - [`EBADF`] if the file to import is no queue.
+/// - [`EOPNOTSUPP`] for a queue of a device, and for larger buffers than a page.
+/// - [`ENOMEM`] if memory is short, or the limit on locked memory is reached.
+/// - [`EBUSY`] if the ring has as many queues as can be.
+pub(crate) fn register(queues: &mut Queues<'_, Ifq>, arg: UserPtr) -> Result {
+    if !capability::current_has(Capability::NET_ADMIN) {
+        return Err(EPERM);
+    }
+    if !ring_is_fit(queues) {
+        return Err(EINVAL);
+    }
+    let to = arg.as_mut_ptr() as usize as u64;
+    let mut reg: IfqReg = read(to)?;
+
+    if reg.reserved != [0; 2] || reg.zcrx_id != 0 || reg.flags & !(REG_IMPORT | REG_NODEV) != 0 {
+        return Err(EINVAL);
+    }
+    if reg.flags & REG_IMPORT != 0 {
+        return import(queues, to, reg);
+    }
+    let mut desc: RegionDesc = read(reg.region_ptr)?;
+
+    if reg.if_rxq == u32::MAX || reg.rq_entries == 0 {
+        return Err(EINVAL);
+    }
+    let no_device = reg.flags & REG_NODEV != 0;
+    if no_device && (reg.if_rxq != 0 || reg.if_idx != 0) {
+        return Err(EINVAL);
+    }
+    reg.rq_entries = entries(reg.rq_entries, queues.ring_flags() & SETUP_CLAMP != 0)?;
+    let mut area_reg: AreaReg = read(reg.area_ptr)?;
+    if area_reg.rq_area_token != 0 {
+        return Err(EINVAL);
+    }
+    let mut wanted = EventDesc::default();
+    if reg.event_desc != 0 {
+        wanted = read(reg.event_desc)?;
+    }
+    event::check(&wanted)?;
+
+    let account = queues.account();
+    let ring = queues.ring();
+    let reservation = queues.reserve(MAX_ID)?;
+    let id = reservation.id();
+
+    if refill::size(reg.rq_entries).is_none_or(|size| size as u64 > desc.size()) {
+        return Err(EINVAL);
+    }
+    let region = Region::new(
+        account.clone(),
+        &mut desc,
+        MAP_OFFSET + (u64::from(id) << MAP_SHIFT),
+    )?;
+    let stats = (wanted.flags & EVENT_DESC_STATS != 0).then_some(wanted.stats_offset);
+    let refill = Refill::new(region, reg.rq_entries, stats)?;
+
+    if !no_device {
+        return Err(EOPNOTSUPP);
+    }
+    check_buffer_size(reg.rx_buf_len)?;
+    let area = Area::new(&account, &area_reg)?;
+    let ifq = Arc::pin_init(
+        pin_init!(Ifq {
+            account,
+            areas <- Areas::new(),
+            users: Refcount::new(1),
+            events <- Events::new(&wanted),
+            refill <- refill,
+        }),
+        GFP_KERNEL,
+    )?;
+
+    area_reg.rq_area_token = token(ifq.areas.push(area)?);
+    reg.zcrx_id = id;
+    reg.rx_buf_len = PAGE_SIZE as u32;
+    fill_in(&mut reg.offsets);
+
+    let published = reservation.publish(ifq.clone())?;
+
+    write(to, &reg)?;
+    write(reg.region_ptr, &desc)?;
+    write(reg.area_ptr, &area_reg)?;
+    published.keep();
+    ifq.events.connect(ring);
+    Ok(())
+}
+
+/// What offsets into an area begin with.
+pub(super) fn token(area: u32) -> u64 {
+    u64::from(area) << AREA_SHIFT
+}
+
+/// Gives the ring a queue of another one, which was exported as a file.
+fn import(queues: &mut Queues<'_, Ifq>, to: u64, mut reg: IfqReg) -> Result {
+    if reg.if_rxq != 0 || reg.rq_entries != 0 || reg.area_ptr != 0 || reg.region_ptr != 0 {
+        return Err(EINVAL);
+    }
+    if reg.event_desc != 0 || reg.flags != REG_IMPORT {
+        return Err(EINVAL);
+    }
+    // A user for the time being, lest the last one closes the queue meanwhile.
+    let user = anon_inode::with::<User, _>(reg.if_idx, |user| User::new(user.0.clone()))?;
+    let reservation = queues.reserve(MAX_ID)?;
+
+    reg.zcrx_id = reservation.id();
+    fill_in(&mut reg.offsets);
+    write(to, &reg)?;
+    reservation.publish(user.0.clone())?.keep();
+    user.leave();
+    Ok(())
+}
+
+#[cfg(CONFIG_IO_URING_RS_KUNIT_TEST)]
+#[kernel::macros::kunit_tests(io_uring_zcrx_register)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_of_entries() {
+        for clamp in [false, true] {
+            assert_eq!(entries(0, clamp), Err(EINVAL));
+            assert_eq!(entries(1, clamp), Ok(1));
+            assert_eq!(entries(3, clamp), Ok(4));
+            assert_eq!(entries(16385, clamp), Ok(32768));
+            assert_eq!(entries(32768, clamp), Ok(32768));
+        }
+        for many in [32769, 1 << 31, u32::MAX] {
+            assert_eq!(entries(many, false), Err(EINVAL));
+            assert_eq!(entries(many, true), Ok(32768));
+        }
+    }
+
+    #[test]
+    fn sizes_of_buffers() {
+        let page = PAGE_SIZE as u32;
+
+        assert_eq!(check_buffer_size(0), Ok(()));
+        assert_eq!(check_buffer_size(page), Ok(()));
+        for none in [1, page / 2, page - 1, page + 1, 3 * page, u32::MAX] {
+            assert_eq!(check_buffer_size(none), Err(EINVAL));
+        }
+        for larger in [2 * page, 1 << 31] {
+            assert_eq!(check_buffer_size(larger), Err(EOPNOTSUPP));
+        }
+    }
+
+    #[test]
+    fn tokens() {
+        assert_eq!(token(0), 0);
+        assert_eq!(token(1), 1 << 48);
+        assert_eq!(token(1023), 1023 << 48);
+    }
+}
