@@ -2,7 +2,7 @@
 
 //! Memory that is received into, buffer by buffer.
 //!
-//! Lock: `Areas::adding`, held by who adds an area.
+//! Lock: `Areas::adding`, held by who reserves the id of an area.
 
 use super::{
     buffers::Buffers,
@@ -168,7 +168,7 @@ impl<'a> Batch<'a> {
         for id in 0..self.areas.len() {
             let (Some(area), Some(buffers)) = (self.areas.get(id), self.buffers.get_mut(..wanted))
             else {
-                return;
+                continue;
             };
 
             self.len = area.buffers.take(buffers);
@@ -193,14 +193,14 @@ const PART: usize = 32;
 
 type Part = [SetOnce<Pin<KBox<Area>>>; PART];
 
-/// All areas of a queue: `ZCRX_MAX_AREAS`, 1,024 at most. There are only ever more, so that looking
-/// one up takes no lock.
+/// All areas of a queue: `ZCRX_MAX_AREAS`, 1,024 at most. None goes before the queue does, so that
+/// looking one up takes no lock.
 #[pin_data]
 pub(super) struct Areas {
     parts: [SetOnce<KBox<Part>>; PART],
-    /// How many there are.
+    /// How many ids are in use. There may not be an area yet.
     len: Atomic<u32>,
-    /// Held by who adds one.
+    /// Held by who changes that.
     #[pin]
     adding: Mutex<()>,
 }
@@ -215,7 +215,7 @@ impl Areas {
         })
     }
 
-    /// How many there are.
+    /// How many ids are in use.
     fn len(&self) -> u32 {
         self.len.load(Acquire)
     }
@@ -227,12 +227,12 @@ impl Areas {
         Some(part.get(id % PART)?.as_ref()?)
     }
 
-    /// Adds an area, which gets the id that is returned.
+    /// Reserves the next id.
     ///
     /// # Errors
     ///
     /// [`EINVAL`] if there are as many as can be, [`ENOMEM`] if memory is short.
-    pub(super) fn push(&self, area: Pin<KBox<Area>>) -> Result<u32> {
+    pub(super) fn reserve(&self) -> Result<Reservation<'_>> {
         let _guard = self.adding.lock();
         let id = self.len();
         let part = self.parts.get(id as usize / PART).ok_or(EINVAL)?;
@@ -244,11 +244,15 @@ impl Areas {
             )?);
         }
         let slot = part.as_ref().and_then(|part| part.get(id as usize % PART));
+        let slot = slot.ok_or(EINVAL)?;
 
-        slot.ok_or(EINVAL)?.populate(area);
         // Below 1,024.
         self.len.store(id.wrapping_add(1), Release);
-        Ok(id)
+        Ok(Reservation {
+            areas: self,
+            id,
+            slot,
+        })
     }
 
     /// Gives buffers back that user space names. Those that it does not have are passed over.
@@ -267,6 +271,36 @@ impl Areas {
             if let Some(area) = self.get(id) {
                 area.buffers.scrub();
             }
+        }
+    }
+}
+
+/// An id that is reserved for an area. Dropping it gives the id up.
+pub(super) struct Reservation<'a> {
+    areas: &'a Areas,
+    id: u32,
+    slot: &'a SetOnce<Pin<KBox<Area>>>,
+}
+
+impl Reservation<'_> {
+    /// The id.
+    pub(super) fn id(&self) -> u32 {
+        self.id
+    }
+
+    /// Makes the area one of the queue.
+    pub(super) fn fill(self, area: Pin<KBox<Area>>) {
+        self.slot.populate(area);
+    }
+}
+
+impl Drop for Reservation<'_> {
+    fn drop(&mut self) {
+        let _guard = self.areas.adding.lock();
+
+        // An id that is not the last one stays unused.
+        if self.slot.as_ref().is_none() && self.areas.len() == self.id.wrapping_add(1) {
+            self.areas.len.store(self.id, Release);
         }
     }
 }

@@ -99,7 +99,8 @@ fn export(ifq: Arc<Ifq>, ctrl: &mut Ctrl, arg: UserPtr) -> Result {
 /// Adds memory.
 ///
 /// Memory is pinned, and user space written to, while nothing is locked that others need to go on.
-/// The descriptor is written twice: the first time, with what is in it, sees to it that it can be.
+/// The descriptor is written twice: that it cannot be written at all comes before whatever else is
+/// wrong, as in C.
 fn add_area(ifq: &Ifq, ctrl: &Ctrl) -> Result {
     let [low, high, reserved @ ..] = ctrl.arguments;
     // As the uapi has them: an address of eight bytes.
@@ -112,10 +113,12 @@ fn add_area(ifq: &Ifq, ctrl: &Ctrl) -> Result {
     register::write(to, &reg)?;
 
     let area = Area::new(&ifq.account, &reg)?;
-    let id = ifq.areas.push(area)?;
+    let reservation = ifq.areas.reserve()?;
 
-    reg.rq_area_token = token(id);
-    register::write(to, &reg)
+    reg.rq_area_token = token(reservation.id());
+    register::write(to, &reg)?;
+    reservation.fill(area);
+    Ok(())
 }
 
 /// The bytes of two words as they stand in memory.

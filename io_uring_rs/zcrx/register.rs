@@ -201,7 +201,9 @@ pub(crate) fn register(queues: &mut Queues<'_, Ifq>, arg: UserPtr) -> Result {
         GFP_KERNEL,
     )?;
 
-    area_reg.rq_area_token = token(ifq.areas.push(area)?);
+    let first = ifq.areas.reserve()?;
+    area_reg.rq_area_token = token(first.id());
+    first.fill(area);
     reg.zcrx_id = id;
     reg.rx_buf_len = PAGE_SIZE as u32;
     fill_in(&mut reg.offsets);

@@ -26,6 +26,7 @@ mod zcrx_churn;
 mod zcrx_control;
 mod zcrx_events;
 mod zcrx_export;
+mod zcrx_fault;
 mod zcrx_flush;
 mod zcrx_memory;
 mod zcrx_receive;
@@ -152,7 +153,7 @@ const GROUPS: &[Group] = &[
     },
     Group {
         name: "D11 fault injection",
-        tests: &[fault::TESTS, fault_tasks::TESTS],
+        tests: &[fault::TESTS, fault_tasks::TESTS, zcrx_fault::TESTS],
     },
     Group {
         name: "BD length of chains",
