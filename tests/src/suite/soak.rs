@@ -50,10 +50,13 @@ pub fn run(minutes: u64, seed: u64) -> anyhow::Result<usize> {
         }
     }
     ktap::plan(0, tallies.len() + 1);
-    let by = kernel::implementation();
     ktap::diagnostic(
         0,
-        &format!("{minutes} minutes, filters by {by}, seed {seed}"),
+        &format!(
+            "{minutes} minutes, filters by {}, zero-copy receive by {}, seed {seed}",
+            kernel::implementation(),
+            kernel::zcrx_implementation()
+        ),
     );
 
     let (start, limit) = (Instant::now(), Duration::from_secs(60 * minutes));
