@@ -42,13 +42,22 @@ pub fn count_locked_memory() -> anyhow::Result<()> {
     // SAFETY: the third version has two times three words, for the calling thread.
     let got = unsafe { libc::syscall(libc::SYS_capget, header.as_ptr(), sets.as_mut_ptr()) };
     ensure!(got == 0, "capget: {}", std::io::Error::last_os_error());
-    // Effective and permitted.
-    sets[0] &= !(1 << CAP_IPC_LOCK);
+    // Permitted, and effective: a change of user may have cleared that.
     sets[1] &= !(1 << CAP_IPC_LOCK);
+    sets[0] = sets[1];
     // SAFETY: as above.
     let got = unsafe { libc::syscall(libc::SYS_capset, header.as_ptr(), sets.as_ptr()) };
     ensure!(got == 0, "capset: {}", std::io::Error::last_os_error());
     Ok(())
+}
+
+/// Becomes a user who has no other process, with every capability but
+/// `CAP_IPC_LOCK`: the memory of rings is counted, and nobody else's with it.
+pub fn be_counted_alone() -> anyhow::Result<()> {
+    let uid = Uid::from_raw(100_000 + std::process::id());
+    nix::sys::prctl::set_keepcaps(true).context("PR_SET_KEEPCAPS")?;
+    setresuid(uid, uid, uid).context("setresuid")?;
+    count_locked_memory()
 }
 
 /// A user namespace of one's own, in which one has every capability.
@@ -286,6 +295,19 @@ pub fn meminfo(name: &str) -> anyhow::Result<u64> {
 /// A line of `/proc/self/status` that tells of memory, in bytes.
 pub fn own_memory(name: &str) -> anyhow::Result<u64> {
     bytes_of("/proc/self/status", name)
+}
+
+/// How many pins of pages there are, whoever has them. Only root can ask.
+pub fn pins() -> anyhow::Result<i64> {
+    // Has every CPU add what it has counted on its own.
+    fs::read("/proc/sys/vm/stat_refresh").context("stat_refresh")?;
+    let text = fs::read_to_string("/proc/vmstat")?;
+    let count = |name: &str| -> anyhow::Result<i64> {
+        let line = text.lines().find_map(|line| line.strip_prefix(name));
+        let number = line.with_context(|| format!("no {name} in /proc/vmstat"))?;
+        Ok(number.trim().parse()?)
+    };
+    Ok(count("nr_foll_pin_acquired ")? - count("nr_foll_pin_released ")?)
 }
 
 /// What a file says of `name`, in KiB, in bytes.

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Makes every allocation and user copy of a system call fail, one after the
-//! other, through `/proc/self/fail-nth`. Each failure must return its error and
-//! change nothing; the same call must succeed right afterwards.
+//! other, through `/proc/self/fail-nth`; or every allocation from one on, as some
+//! are tried again. Each failure must return its error and change nothing; the
+//! same call must succeed right afterwards.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -48,6 +49,29 @@ impl FailNth {
         // The same goes for switching it off.
         while self.0.write_all_at(b"0", 0).is_err() {}
         Ok((ret, hit))
+    }
+}
+
+/// Where the kernel has how many bytes may still be allocated.
+const BYTES: &str = "/sys/kernel/debug/failslab/space";
+
+/// Leaves this process so much memory for the kernel's objects, and then none.
+struct Budget(File);
+
+impl Budget {
+    fn open() -> anyhow::Result<Self> {
+        let file = File::options().write(true).open("/proc/self/make-it-fail");
+        Ok(Budget(file.context("/proc/self/make-it-fail")?))
+    }
+
+    /// Runs `body` with so many bytes: its result, and how many were used.
+    fn during(&self, bytes: u32, body: impl FnOnce() -> i32) -> anyhow::Result<(i32, u32)> {
+        fs::write(BYTES, bytes.to_string()).context(BYTES)?;
+        self.0.write_all_at(b"1", 0).context("make-it-fail")?;
+        let ret = body();
+        self.0.write_all_at(b"0", 0).context("make-it-fail")?;
+        let left: u32 = fs::read_to_string(BYTES)?.trim().parse()?;
+        Ok((ret, bytes - left))
     }
 }
 
@@ -155,12 +179,58 @@ fn attempt<S: Scenario>(n: usize) -> anyhow::Result<u32> {
         (errno, true) if errno == -libc::EFAULT => FAULT,
         (other, hit) => bail!("result {}, fault point hit: {hit}", describe(other)),
     };
+    finish(scenario, ret)?;
+    Ok(outcome)
+}
+
+/// What must be true after a call, whether it failed or not.
+fn finish<S: Scenario>(mut scenario: S, ret: i32) -> anyhow::Result<()> {
     if ret != 0 {
         scenario.unchanged().context("after the failure")?;
         expect_result("again, without failure", scenario.act(), 0)?;
     }
-    scenario.done().context("after success")?;
-    Ok(outcome)
+    scenario.done().context("after success")
+}
+
+/// Lets a scenario have more and more memory, each time in a fresh child, until
+/// it has enough: at how many points it was refused. Finer steps would find more
+/// of them; they are for [`sweep`].
+pub fn exhaust<S: Scenario>(what: &str) -> anyhow::Result<u32> {
+    const STEP: usize = 128;
+    const MOST: u32 = 1 << 18;
+    // For those only who say so, at every allocation that is past the budget.
+    for (knob, value) in [
+        ("task-filter", "Y"),
+        ("times", "-1"),
+        ("probability", "100"),
+    ] {
+        let path = format!("/sys/kernel/debug/failslab/{knob}");
+        fs::write(&path, value).with_context(|| format!("{value} > {path}"))?;
+    }
+    let shared = Shared::<[AtomicU32; 2]>::new()?;
+    let [result, used] = &*shared;
+    let (mut points, mut last) = (0, None);
+    for bytes in (0..MOST).step_by(STEP) {
+        sandbox::in_child(|| {
+            let budget = Budget::open()?;
+            let mut scenario = S::setup().context("setup")?;
+            let (ret, consumed) = budget.during(bytes, || scenario.act())?;
+            result.store(ret as u32, SeqCst);
+            used.store(consumed, SeqCst);
+            finish(scenario, ret)
+        })
+        .with_context(|| format!("{what}: {bytes} bytes"))?;
+        match result.load(SeqCst) as i32 {
+            0 => {
+                println!("{NOTE}{what}: refused at {points} points, {bytes} bytes will do");
+                return Ok(points);
+            }
+            got => expect_result(what, got, -libc::ENOMEM)?,
+        }
+        let consumed = used.load(SeqCst);
+        points += u32::from(last.replace(consumed) != Some(consumed));
+    }
+    bail!("{what}: {MOST} bytes are not enough")
 }
 
 /// Results of NOP 0 to 3 and of CLOSE on a ring.

@@ -27,6 +27,7 @@ mod zcrx_control;
 mod zcrx_events;
 mod zcrx_export;
 mod zcrx_fault;
+mod zcrx_fault_sharing;
 mod zcrx_flush;
 mod zcrx_memory;
 mod zcrx_receive;
@@ -153,7 +154,12 @@ const GROUPS: &[Group] = &[
     },
     Group {
         name: "D11 fault injection",
-        tests: &[fault::TESTS, fault_tasks::TESTS, zcrx_fault::TESTS],
+        tests: &[
+            fault::TESTS,
+            fault_tasks::TESTS,
+            zcrx_fault::TESTS,
+            zcrx_fault_sharing::TESTS,
+        ],
     },
     Group {
         name: "BD length of chains",

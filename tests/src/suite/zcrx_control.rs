@@ -471,7 +471,7 @@ fn zx25() -> TestResult {
 }
 
 /// Limits the memory of rings to so many pages.
-fn limit_pages(pages: usize) -> anyhow::Result<()> {
+pub(super) fn limit_pages(pages: usize) -> anyhow::Result<()> {
     let (bytes, most) = ((pages * PAGE_SIZE) as u64, libc::RLIM_INFINITY);
     Ok(setrlimit(Resource::RLIMIT_MEMLOCK, bytes, most)?)
 }

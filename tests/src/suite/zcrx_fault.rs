@@ -1,296 +1,536 @@
 // SPDX-License-Identifier: GPL-2.0
 //! D11: interface queues while memory runs out and user memory goes away:
-//! registering, adding areas, exporting, importing.
+//! registering them, and adding areas. Sharing them is in `zcrx_fault_sharing`.
+//!
+//! A queue is published where its id was reserved before, which takes no memory:
+//! FI14 is that nothing fails there.
 
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::RawFd;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 
-use super::fault_points::{Met, Points, Scenario, prepare, sweep};
-use super::zcrx_sharing::{export, export_ctrl, import_reg};
+use super::fault_points::{FailNth, Met, Points, Scenario, exhaust, prepare, sweep};
+use super::zcrx_control::limit_pages;
+use super::zcrx_registration::map_error;
 use super::{Outcome, Test, TestResult, slow, test};
 use crate::buffers::{Consumer, Held, offset};
-use crate::kernel::{Implementation, expect_eq, expect_result, zcrx_implementation};
+use crate::kernel::{Implementation, expect_eq, expect_result, limit, zcrx_implementation};
 use crate::register::PAGE_SIZE;
+use crate::sandbox::{self, pins};
 use crate::wide::{Mapping, WideRing};
 use crate::zcrx::{
-    AREA_SHIFT, AreaReg, Ctrl, Ifq, Registration, ZCRX_CTRL_ADD_AREA, ZCRX_CTRL_FLUSH_RQ, control,
-    memory, register_ifq, transfer,
+    AREA_SHIFT, AreaReg, Ctrl, EventDesc, IORING_MEM_REGION_TYPE_USER, Ifq, IfqReg, Offsets, RQES,
+    RefillQueue, Registration, TAIL, ZCRX_CTRL_ADD_AREA, ZCRX_CTRL_FLUSH_RQ, ZCRX_EVENT_ALLOC_FAIL,
+    ZCRX_EVENT_DESC_FLAG_STATS, control, map_offset, memory, transfer,
 };
 
 pub const TESTS: &[Test] = &[
-    slow("FI10 FI11 FI14 FI15 a queue and its area", 60, fi10),
-    slow("FI11 one more area", 60, fi11),
-    test("FI12 an area with a hole", fi12),
-    slow("FI16 an export", 60, fi16),
-    slow("FI17 an import", 60, fi17),
+    slow("FI10 FI14 a queue, and one in own memory", 120, fi10),
+    slow("FI11 one more area", 120, fi11),
+    test("FI12 memory with a hole", fi12),
+    slow("FI15 user copies of a registration", 30, fi15),
 ];
 
-const ENTRIES: u32 = 64;
-const PAGES: usize = 8;
+pub(super) const ENTRIES: u32 = 64;
+pub(super) const PAGES: usize = 8;
+/// Entries, statistics, and room for more.
+const REGION_PAGES: usize = 3;
+/// Where the statistics are in it.
+const STATS: usize = RQES + 16 * ENTRIES as usize;
 
-/// That a ring has no queue with this id.
-fn none(ring: &WideRing, id: u32) -> anyhow::Result<()> {
+/// That a ring has no queue: nothing to control, nothing to map.
+pub(super) fn none(ring: &WideRing) -> anyhow::Result<()> {
     let mut ctrl = Ctrl {
-        zcrx_id: id,
         op: ZCRX_CTRL_FLUSH_RQ,
         ..Default::default()
     };
-    expect_result("no queue", control(ring.fd(), &mut ctrl), -libc::ENXIO)
+    expect_result("no queue", control(ring.fd(), &mut ctrl), -libc::ENXIO)?;
+    let error = map_error(ring, 0, map_offset(0), PAGE_SIZE);
+    expect_eq("mapping no queue", error, Some(libc::EINVAL))
 }
 
-/// The first queue of a ring.
-struct Register {
-    ring: WideRing,
+/// How many descriptions were written back, of the queue and of the region, in
+/// this order; that of the first area looks the same before and after. There is
+/// no other difference to what was offered, but for the pointers, which are not
+/// the kernel's.
+fn written(now: &Registration, before: &Registration) -> anyhow::Result<usize> {
+    let before_reg = IfqReg {
+        area_ptr: now.reg.area_ptr,
+        region_ptr: now.reg.region_ptr,
+        event_desc: now.reg.event_desc,
+        ..before.reg
+    };
+    expect_eq("the area's description", now.area, before.area)?;
+    expect_eq("the events' description", now.event, before.event)?;
+    let reg = IfqReg {
+        offsets: Offsets {
+            tail: TAIL as u32,
+            rqes: RQES as u32,
+            ..Default::default()
+        },
+        rx_buf_len: PAGE_SIZE as u32,
+        ..before_reg
+    };
+    let mut region = before.region;
+    if region.user_addr == 0 {
+        region.mmap_offset = map_offset(0) as u64;
+    }
+    if (now.reg, now.region) == (before_reg, before.region) {
+        return Ok(0);
+    }
+    expect_eq("the queue's description", now.reg, reg)?;
+    if now.region == before.region {
+        return Ok(1);
+    }
+    expect_eq("the region's description", now.region, region)?;
+    Ok(2)
+}
+
+/// The first queue of a ring, its refill queue in memory of the user's own or
+/// not. The user may not have locked more than it takes.
+struct Register<const OWN: bool> {
+    begin: Held,
+    ring: Option<WideRing>,
     area: Option<Mapping>,
-    registration: Option<Registration>,
+    own: Option<Mapping>,
+    offered: Registration,
+    registration: Registration,
+    got: i32,
     held: Held,
 }
 
-impl Scenario for Register {
+impl<const OWN: bool> Register<OWN> {
+    const REGION: usize = if OWN { REGION_PAGES } else { 1 };
+    const LOCKED: usize = Self::REGION + PAGES;
+
+    fn offer(area: &Mapping, own: &Mapping) -> Registration {
+        let mut registration = Registration::new(ENTRIES, area);
+        if OWN {
+            registration.region.flags = IORING_MEM_REGION_TYPE_USER;
+            registration.region.user_addr = own.address() as u64;
+            registration.region.size = own.len() as u64;
+            registration.with_event = true;
+            registration.event = EventDesc {
+                // Without a device, it never happens.
+                type_mask: 1 << ZCRX_EVENT_ALLOC_FAIL,
+                flags: ZCRX_EVENT_DESC_FLAG_STATS,
+                stats_offset: STATS as u64,
+                ..Default::default()
+            };
+        }
+        registration
+    }
+
+    fn fd(&self) -> RawFd {
+        self.ring.as_ref().map_or(-1, WideRing::fd)
+    }
+
+    /// Of the user's own memory, only what the kernel shares may be zeroed, and
+    /// must be if `zeroed`: all of that, or nothing.
+    fn expect_own(&self, zeroed: bool) -> anyhow::Result<()> {
+        let own = self.own.as_ref().context("no memory")?;
+        let zeroed = zeroed || own.read::<u64>(0) == 0;
+        for at in (0..own.len()).step_by(8) {
+            let shared = OWN && (at < RQES || (STATS..STATS + 16).contains(&at));
+            let want = if shared && zeroed { 0 } else { u64::MAX };
+            expect_eq(&format!("8 bytes at {at}"), own.read::<u64>(at), want)?;
+        }
+        Ok(())
+    }
+
+    /// That the same can be done again, as soon as the user has nothing locked.
+    fn again(&self) -> anyhow::Result<()> {
+        let (area, own) = (memory(PAGES)?, memory(REGION_PAGES)?);
+        let start = Instant::now();
+        loop {
+            // Keeps what it has until it is known that this is all.
+            if let Ok(ring) = WideRing::new(8) {
+                let got = Self::offer(&area, &own).register(ring.fd());
+                if got == 0 {
+                    return Ok(());
+                }
+                expect_result("the same again", got, -libc::ENOMEM)?;
+            }
+            ensure!(start.elapsed() < limit(3), "pages stay charged");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+impl<const OWN: bool> Scenario for Register<OWN> {
     fn setup() -> anyhow::Result<Self> {
+        sandbox::be_counted_alone()?;
+        limit_pages(Self::LOCKED)?;
+        let begin = Held::now()?;
+        let ring = WideRing::new(8)?;
+        let (area, own) = (memory(PAGES)?, memory(REGION_PAGES)?);
+        for at in (0..own.len()).step_by(8) {
+            own.write(at, u64::MAX);
+        }
         Ok(Register {
-            ring: WideRing::new(8)?,
-            area: Some(memory(PAGES)?),
-            registration: None,
+            begin,
+            ring: Some(ring),
+            offered: Self::offer(&area, &own),
+            registration: Self::offer(&area, &own),
+            area: Some(area),
+            own: Some(own),
+            got: 0,
             held: Held::now()?,
         })
     }
     fn act(&mut self) -> i32 {
-        let Some(area) = &self.area else {
+        let (Some(area), Some(own)) = (&self.area, &self.own) else {
             return -libc::EINVAL;
         };
-        // What was written to an earlier one does not count.
-        let registration = self.registration.insert(Registration::new(ENTRIES, area));
-        registration.register(self.ring.fd())
+        self.registration = Self::offer(area, own);
+        self.got = self.registration.register(self.fd());
+        self.got
     }
     fn unchanged(&mut self) -> anyhow::Result<()> {
-        none(&self.ring, 0)?;
-        self.held.expect("failing")
+        none(self.ring.as_ref().context("no ring")?)?;
+        self.held.expect("failing")?;
+        let written = written(&self.registration, &self.offered)?;
+        // Which copy leaves what is for FI15.
+        ensure!(
+            written == 0 || self.got == -libc::EFAULT,
+            "{written} descriptions were written before memory was short"
+        );
+        self.expect_own(false)
     }
     fn done(&mut self) -> anyhow::Result<()> {
-        let registration = self.registration.take().context("not registered")?;
-        let area = self.area.take().context("no area")?;
-        expect_eq("id", registration.reg.zcrx_id, 0)?;
+        let written = written(&self.registration, &self.offered)?;
+        // That of the user's own region looks the same, too.
+        expect_eq("descriptions written", written, if OWN { 1 } else { 2 })?;
+        self.expect_own(OWN)?;
         self.held.with_pages(PAGES).expect("registering")?;
-        let ifq = Ifq::attach(self.ring.fd(), registration, area)?;
-        transfer(&mut self.ring, &ifq, 3 * PAGE_SIZE + 1)
+        // All of it is charged: there is no room for a page more.
+        let more = memory(1)?;
+        let got = Registration::new(1, &more).register(self.fd());
+        expect_result("one more", got, -libc::ENOMEM)?;
+        self.held.with_pages(PAGES).expect("one more")?;
+
+        let mut ring = self.ring.take().context("no ring")?;
+        let own = self.own.take().context("no memory")?;
+        let refill = if OWN {
+            RefillQueue {
+                id: 0,
+                entries: ENTRIES,
+                memory: own,
+            }
+        } else {
+            RefillQueue::map(ring.fd(), 0, ENTRIES)?
+        };
+        let ifq = Ifq {
+            area: self.area.take().context("no area")?,
+            token: 0,
+            refill,
+        };
+        transfer(&mut ring, &ifq, 3 * PAGE_SIZE + 1)?;
+        drop((ifq, ring));
+        self.begin.wait("closing")?;
+        self.again()
     }
 }
 
-/// A second area.
+/// The token of the area with this number.
+fn token(area: usize) -> u64 {
+    (area as u64) << AREA_SHIFT
+}
+
+/// One area more than there are in the first part of the table that Rust has of
+/// them. The user may not have locked more than it takes.
 struct AddArea {
-    consumer: Consumer,
+    begin: Held,
+    consumer: Option<Consumer>,
+    /// Those that are there, a page each.
     first: Mapping,
     second: Mapping,
     description: AreaReg,
+    got: i32,
     held: Held,
+}
+
+impl AddArea {
+    const EARLIER: usize = 32;
+    const LOCKED: usize = 1 + Self::EARLIER + PAGES;
+
+    fn offer(area: &Mapping) -> AreaReg {
+        AreaReg {
+            addr: area.address() as u64,
+            len: area.len() as u64,
+            ..Default::default()
+        }
+    }
+}
+
+/// Adds an area to a queue.
+fn add(consumer: &Consumer, area: &mut AreaReg) -> i32 {
+    let mut ctrl = Ctrl {
+        zcrx_id: consumer.id,
+        op: ZCRX_CTRL_ADD_AREA,
+        ..Default::default()
+    };
+    ctrl.union[0] = &raw mut *area as u64;
+    control(consumer.ring.fd(), &mut ctrl)
+}
+
+/// What a description that was offered has become when adding it failed: C has
+/// written the token by then, unless that is what failed.
+fn after_failure(offered: AreaReg, number: usize, copied: bool) -> AreaReg {
+    let written = copied && zcrx_implementation() == Implementation::C;
+    AreaReg {
+        rq_area_token: if written { token(number) } else { 0 },
+        ..offered
+    }
 }
 
 impl Scenario for AddArea {
     fn setup() -> anyhow::Result<Self> {
-        let (consumer, first) = Consumer::new(ENTRIES, 1)?;
+        sandbox::be_counted_alone()?;
+        limit_pages(Self::LOCKED)?;
+        let begin = Held::now()?;
+        let first = memory(Self::EARLIER)?;
+        let nth = |number: usize| AreaReg {
+            addr: first.address() as u64 + offset(number),
+            len: PAGE_SIZE as u64,
+            ..Default::default()
+        };
+        let mut registration = Registration::new(ENTRIES, &first);
+        registration.area = nth(0);
+        let consumer = Consumer::register(registration)?;
+        for number in 1..Self::EARLIER {
+            let got = add(&consumer, &mut nth(number));
+            expect_result("adding earlier ones", got, 0)?;
+        }
         Ok(AddArea {
-            consumer,
+            begin,
+            consumer: Some(consumer),
             first,
             second: memory(PAGES)?,
             description: AreaReg::default(),
+            got: 0,
             held: Held::now()?,
         })
     }
     fn act(&mut self) -> i32 {
-        self.description = AreaReg {
-            addr: self.second.address() as u64,
-            len: self.second.len() as u64,
-            ..Default::default()
+        let Some(consumer) = &self.consumer else {
+            return -libc::EINVAL;
         };
-        let mut ctrl = Ctrl {
-            zcrx_id: self.consumer.id,
-            op: ZCRX_CTRL_ADD_AREA,
-            ..Default::default()
-        };
-        ctrl.union[0] = &raw mut self.description as u64;
-        control(self.consumer.ring.fd(), &mut ctrl)
+        self.description = Self::offer(&self.second);
+        self.got = add(consumer, &mut self.description);
+        self.got
     }
     fn unchanged(&mut self) -> anyhow::Result<()> {
         self.held.expect("failing")?;
-        // No buffer but the one of the first area, which is free again then.
-        self.consumer.expect_free("of the first area", &[0])?;
-        self.consumer.push_offsets(&[0]);
-        self.consumer.flush()
+        let offered = Self::offer(&self.second);
+        let copied = self.got == -libc::ENOMEM;
+        let want = after_failure(offered, Self::EARLIER, copied);
+        expect_eq("description", self.description, want)?;
+        // The others are still received into.
+        let consumer = self.consumer.as_mut().context("no queue")?;
+        let taken = consumer.take()?;
+        taken.check(&[&self.first])?;
+        consumer.push_offsets(&[taken.offset]);
+        consumer.flush()
     }
     fn done(&mut self) -> anyhow::Result<()> {
-        let token = 1u64 << AREA_SHIFT;
-        expect_eq("token", self.description.rq_area_token, token)?;
+        let offered = Self::offer(&self.second);
+        let want = AreaReg {
+            rq_area_token: token(Self::EARLIER),
+            ..offered
+        };
+        expect_eq("description", self.description, want)?;
         self.held.with_pages(PAGES).expect("adding")?;
-        let mut all: Vec<u64> = (0..PAGES).map(|index| token + offset(index)).collect();
-        all.push(0);
-        for taken in self.consumer.expect_free("of both areas", &all)? {
-            taken.check(&[&self.first, &self.second])?;
+        let mut consumer = self.consumer.take().context("no queue")?;
+        // All of it is charged: there is no room for a page more.
+        let more = memory(1)?;
+        let got = add(&consumer, &mut Self::offer(&more));
+        expect_result("one more", got, -libc::ENOMEM)?;
+        self.held.with_pages(PAGES).expect("one more")?;
+
+        let mut all: Vec<u64> = (0..Self::EARLIER).map(token).collect();
+        all.extend((0..PAGES).map(|index| token(Self::EARLIER) + offset(index)));
+        for taken in consumer.expect_free("of all areas", &all)? {
+            let byte: u8 = match (taken.offset >> AREA_SHIFT) as usize {
+                Self::EARLIER => {
+                    let at = taken.offset - token(Self::EARLIER);
+                    self.second.read(at as usize)
+                }
+                number => self.first.read(number * PAGE_SIZE),
+            };
+            expect_eq("a byte in its area", byte, taken.byte)?;
         }
-        Ok(())
+        drop(consumer);
+        self.begin.wait("closing")
     }
 }
 
-/// A file of a queue.
-struct Export {
-    consumer: Consumer,
-    _area: Mapping,
-    file: Option<OwnedFd>,
-    held: Held,
+/// Waits until there are as many pins as there were: rings are taken down later
+/// than their processes.
+fn expect_pins(before: i64, what: &str) -> anyhow::Result<()> {
+    let start = Instant::now();
+    while pins()? != before && start.elapsed() < limit(3) {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    expect_eq(&format!("pins after {what}"), pins()?, before)
 }
 
-impl Scenario for Export {
-    fn setup() -> anyhow::Result<Self> {
-        let (consumer, area) = Consumer::new(ENTRIES, PAGES)?;
-        Ok(Export {
-            consumer,
-            _area: area,
-            file: None,
-            held: Held::now()?,
-        })
-    }
-    fn act(&mut self) -> i32 {
-        let mut ctrl = export_ctrl(self.consumer.id);
-        let got = control(self.consumer.ring.fd(), &mut ctrl);
-        if got == 0 {
-            // SAFETY: the kernel has just made it, and nobody else has it.
-            self.file = Some(unsafe { OwnedFd::from_raw_fd(ctrl.union[0] as i32) });
-        }
-        got
-    }
-    fn unchanged(&mut self) -> anyhow::Result<()> {
-        self.held.expect("failing")
-    }
-    fn done(&mut self) -> anyhow::Result<()> {
-        self.held.with_files(1).expect("exporting")?;
-        let file = self.file.take().context("no file")?;
-        let ring = WideRing::new(8)?;
-        let mut reg = import_reg(file.as_raw_fd());
-        expect_result("importing", register_ifq(ring.fd(), &mut reg), 0)?;
-        let mut importer = Consumer::attach(ring, reg.zcrx_id, ENTRIES)?;
-        importer.take().map(|_| ())
+/// One number for each implementation.
+pub(super) fn either(c: u32, rust: u32) -> u32 {
+    match zcrx_implementation() {
+        Implementation::C => c,
+        Implementation::Rust => rust,
     }
 }
 
-/// Another ring's queue.
-struct Import {
-    consumer: Consumer,
-    _area: Mapping,
-    file: OwnedFd,
-    ring: Option<WideRing>,
-    held: Held,
-}
-
-impl Scenario for Import {
-    fn setup() -> anyhow::Result<Self> {
-        let (consumer, area) = Consumer::new(ENTRIES, PAGES)?;
-        let file = export(&consumer)?;
-        Ok(Import {
-            consumer,
-            _area: area,
-            file,
-            ring: Some(WideRing::new(8)?),
-            held: Held::now()?,
-        })
-    }
-    fn act(&mut self) -> i32 {
-        let mut reg = import_reg(self.file.as_raw_fd());
-        let fd = self.ring.as_ref().map_or(-1, WideRing::fd);
-        register_ifq(fd, &mut reg)
-    }
-    fn unchanged(&mut self) -> anyhow::Result<()> {
-        none(self.ring.as_ref().context("no ring")?, 0)?;
-        self.held.expect("failing")
-    }
-    fn done(&mut self) -> anyhow::Result<()> {
-        self.held.expect("importing")?;
-        let ring = self.ring.take().context("no ring")?;
-        let mut importer = Consumer::attach(ring, 0, ENTRIES)?;
-        // What one takes is not there for the other.
-        let mut offsets = Vec::new();
-        for taken in [importer.take()?, self.consumer.take()?, importer.take()?] {
-            offsets.push(taken.offset);
-        }
-        offsets.sort_unstable();
-        offsets.dedup();
-        expect_eq("different buffers", offsets.len(), 3)
-    }
-}
-
-/// Sweeps what a scenario has of fault points: so many allocations at least, of
-/// which some are tried again and then succeed, and just so many user copies.
-fn swept<S: Scenario>(what: &str, allocations: u32, copies: u32) -> TestResult {
-    if let Some(skipped) = prepare(Points::All)? {
-        return Ok(skipped);
-    }
-    let before = Held::now()?;
+/// Sweeps the fault points of a scenario: so many allocations at least that are
+/// not tried again, and just so many user copies, if that can be told. Then has
+/// memory run out for good, which those meet that are tried again.
+pub(super) fn swept<S: Scenario>(
+    what: &str,
+    allocations: u32,
+    copies: Option<u32>,
+) -> anyhow::Result<()> {
+    let before = pins()?;
     let met: Met = sweep::<S>(what)?;
     ensure!(
-        met.no_memory + met.absorbed >= allocations,
+        met.no_memory >= allocations,
         "too few allocations failed: {met:?}"
     );
-    expect_eq("user copies that failed", met.fault, copies)?;
-    before.expect("all of them")?;
-    Ok(Outcome::Passed)
+    if let Some(copies) = copies {
+        expect_eq("user copies that failed", met.fault, copies)?;
+    }
+    expect_pins(before, "single failures")?;
+    let refused = exhaust::<S>(what)?;
+    ensure!(
+        refused >= allocations.max(1),
+        "refused at {refused} points only"
+    );
+    expect_pins(before, "the end of memory")
 }
 
 fn fi10() -> TestResult {
+    if let Some(skipped) = prepare(Points::All)? {
+        return Ok(skipped);
+    }
     // In: the queue, the region, the area; out: the same.
-    swept::<Register>("a queue and its area", 15, 6)
+    swept::<Register<false>>("a queue", either(9, 5), Some(6))?;
+    // Pages that are not in a row are mapped, for which the kernel keeps objects
+    // that were freed: the points are not always the same. FI15 counts copies.
+    swept::<Register<true>>("a queue in own memory", either(9, 5), None)?;
+    Ok(Outcome::Passed)
 }
 
 fn fi11() -> TestResult {
+    if let Some(skipped) = prepare(Points::All)? {
+        return Ok(skipped);
+    }
     // In: the operation, the description. Out: the description, in Rust twice.
-    let copies = match zcrx_implementation() {
-        Implementation::C => 3,
-        Implementation::Rust => 4,
-    };
-    swept::<AddArea>("one more area", 8, copies)
+    swept::<AddArea>("one more area", either(9, 5), Some(either(3, 4)))?;
+    Ok(Outcome::Passed)
 }
 
 fn fi12() -> TestResult {
     let ring = WideRing::new(8)?;
+    let unpinned = pins()?;
     let (mut consumer, area) = Consumer::new(ENTRIES, 1)?;
-    let held = Held::now()?;
-    let holed = memory(5)?;
-    let hole = holed.address().wrapping_add(2 * PAGE_SIZE);
-    // SAFETY: our own mapping; nobody touches the page.
-    let got = unsafe { libc::munmap(hole.cast(), PAGE_SIZE) };
-    ensure!(got == 0, "munmap: {}", std::io::Error::last_os_error());
-    let mut description = AreaReg {
-        addr: holed.address() as u64,
-        len: holed.len() as u64,
-        ..Default::default()
-    };
-
-    for _ in 0..10 {
-        let mut registration = Registration::new(ENTRIES, &holed);
-        let got = registration.register(ring.fd());
-        expect_result("registering", got, -libc::EFAULT)?;
-        none(&ring, 0)?;
-        held.expect("registering")?;
-
-        let mut ctrl = Ctrl {
-            zcrx_id: consumer.id,
-            op: ZCRX_CTRL_ADD_AREA,
-            ..Default::default()
+    let (held, pinned) = (Held::now()?, pins()?);
+    expect_eq("pins of an area", pinned, unpinned + 1)?;
+    const HOLED: usize = 5;
+    for hole in 0..HOLED {
+        let holed = memory(HOLED)?;
+        for page in 0..HOLED {
+            holed.write(page * PAGE_SIZE, page as u8 + 1);
+        }
+        let at = holed.address().wrapping_add(hole * PAGE_SIZE);
+        // SAFETY: our own mapping; nobody touches the page.
+        let got = unsafe { libc::mprotect(at.cast(), PAGE_SIZE, libc::PROT_READ) };
+        ensure!(got == 0, "mprotect: {}", std::io::Error::last_os_error());
+        let unchanged = |what: &str| -> anyhow::Result<()> {
+            held.expect(what)?;
+            expect_eq(&format!("pins after {what}"), pins()?, pinned)?;
+            for page in 0..HOLED {
+                let byte: u8 = holed.read(page * PAGE_SIZE);
+                expect_eq("a byte of the memory", byte, page as u8 + 1)?;
+            }
+            Ok(())
         };
-        ctrl.union[0] = &raw mut description as u64;
-        let got = control(consumer.ring.fd(), &mut ctrl);
-        expect_result("adding", got, -libc::EFAULT)?;
-        description.rq_area_token = 0;
-        held.expect("adding")?;
+
+        let mut registration = Registration::new(ENTRIES, &holed);
+        let offered = registration.area;
+        let got = registration.register(ring.fd());
+        expect_result("an area", got, -libc::EFAULT)?;
+        expect_eq("description", registration.area, offered)?;
+        none(&ring)?;
+        unchanged("an area")?;
+
+        let mut registration = Registration::new(ENTRIES, &area);
+        registration.region.flags = IORING_MEM_REGION_TYPE_USER;
+        registration.region.user_addr = holed.address() as u64;
+        registration.region.size = holed.len() as u64;
+        let offered = registration.region;
+        let got = registration.register(ring.fd());
+        expect_result("a region", got, -libc::EFAULT)?;
+        expect_eq("description", registration.region, offered)?;
+        none(&ring)?;
+        unchanged("a region")?;
+
+        let offered = AddArea::offer(&holed);
+        let mut description = offered;
+        let got = add(&consumer, &mut description);
+        expect_result("one more area", got, -libc::EFAULT)?;
+        let want = after_failure(offered, 1, true);
+        expect_eq("description", description, want)?;
+        unchanged("one more area")?;
     }
     consumer.expect_free("of the first area", &[0])?;
-    drop(area);
     Ok(Outcome::Passed)
 }
 
-fn fi16() -> TestResult {
-    swept::<Export>("an export", 6, 2)
-}
+fn fi15() -> TestResult {
+    if let Some(skipped) = prepare(Points::UserCopies)? {
+        return Ok(skipped);
+    }
+    let fail = FailNth::open()?;
+    // Queue, region, area, events are read; queue, region, area are written.
+    const COPIES: usize = 7;
+    let offer = |ring: &WideRing, area: &Mapping, copy| {
+        let mut registration = Registration::new(ENTRIES, area);
+        registration.with_event = true;
+        registration.event.type_mask = 1 << ZCRX_EVENT_ALLOC_FAIL;
+        let mut offered = Registration::new(ENTRIES, area);
+        offered.event = registration.event;
+        let (ret, hit) = fail.during(copy, || registration.register(ring.fd()))?;
+        anyhow::Ok((ret, hit, written(&registration, &offered)?))
+    };
+    for copy in 1..=COPIES {
+        let what = format!("copy {copy}");
+        let begin = Held::now()?;
+        let (mut ring, area) = (WideRing::new(8)?, memory(PAGES)?);
+        let held = Held::now()?;
+        let before = copy.saturating_sub(COPIES - 2);
+        let got = offer(&ring, &area, copy)?;
+        expect_eq(&what, got, (-libc::EFAULT, true, before))?;
+        none(&ring)?;
+        held.expect(&what)?;
 
-fn fi17() -> TestResult {
-    swept::<Import>("an import", 2, 2)
+        // There is no copy more than these.
+        let got = offer(&ring, &area, COPIES + 1)?;
+        expect_eq("result, failure, written", got, (0, false, 2))?;
+        held.with_pages(PAGES).expect("registering")?;
+        let refill = RefillQueue::map(ring.fd(), 0, ENTRIES)?;
+        let ifq = Ifq {
+            area,
+            token: 0,
+            refill,
+        };
+        transfer(&mut ring, &ifq, 2 * PAGE_SIZE)?;
+        drop((ifq, ring));
+        begin.wait("closing")?;
+    }
+    let met = sweep::<Register<true>>("user copies, own memory")?;
+    let got = [met.fault, met.no_memory, met.absorbed];
+    expect_eq("EFAULT, ENOMEM, absorbed", got, [COPIES as u32, 0, 0])?;
+    Ok(Outcome::Passed)
 }

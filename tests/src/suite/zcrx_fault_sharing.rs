@@ -1,0 +1,164 @@
+// SPDX-License-Identifier: GPL-2.0
+//! D11: interface queues that are exported and imported while memory runs out and
+//! user memory goes away. That there is no descriptor left is ZX06.
+
+use std::fs::File;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+
+use anyhow::{Context, ensure};
+
+use super::fault_points::{Points, Scenario, prepare};
+use super::zcrx_fault::{ENTRIES, PAGES, either, none, swept};
+use super::zcrx_sharing::{export, export_ctrl, import_reg};
+use super::{Outcome, Test, TestResult, slow};
+use crate::buffers::{Consumer, Held, offset};
+use crate::kernel::{expect_eq, expect_result};
+use crate::wide::WideRing;
+use crate::zcrx::{Ctrl, IfqReg, control, register_ifq};
+
+pub const TESTS: &[Test] = &[
+    slow("FI16 an export", 60, fi16),
+    slow("FI17 an import", 60, fi17),
+];
+
+/// A file of a queue, for which the table of files must grow.
+struct Export {
+    begin: Held,
+    consumer: Option<Consumer>,
+    files: Vec<File>,
+    ctrl: Ctrl,
+    held: Held,
+}
+
+impl Scenario for Export {
+    fn setup() -> anyhow::Result<Self> {
+        const TABLE: RawFd = 64;
+        let begin = Held::now()?;
+        // The area is kept by the queue alone.
+        let (consumer, _) = Consumer::new(ENTRIES, PAGES)?;
+        let mut files = vec![File::open("/dev/null")?];
+        while files
+            .last()
+            .is_some_and(|file| file.as_raw_fd() < TABLE - 1)
+        {
+            files.push(files[0].try_clone()?);
+        }
+        Ok(Export {
+            begin,
+            ctrl: export_ctrl(consumer.id),
+            consumer: Some(consumer),
+            files,
+            held: Held::now()?,
+        })
+    }
+    fn act(&mut self) -> i32 {
+        let Some(consumer) = &self.consumer else {
+            return -libc::EINVAL;
+        };
+        self.ctrl = export_ctrl(consumer.id);
+        control(consumer.ring.fd(), &mut self.ctrl)
+    }
+    fn unchanged(&mut self) -> anyhow::Result<()> {
+        let consumer = self.consumer.as_ref().context("no queue")?;
+        expect_eq("what is written", self.ctrl, export_ctrl(consumer.id))?;
+        self.held.expect("failing")
+    }
+    fn done(&mut self) -> anyhow::Result<()> {
+        self.held.with_files(1).expect("exporting")?;
+        let mut consumer = self.consumer.take().context("no queue")?;
+        let fd = self.ctrl.union[0] as RawFd;
+        let mut want = export_ctrl(consumer.id);
+        want.union[0] = fd as u64;
+        expect_eq("what is written", self.ctrl, want)?;
+        ensure!(fd > 2, "the file is {fd}");
+        // SAFETY: the kernel has just made it, and nobody else has it.
+        let file = unsafe { OwnedFd::from_raw_fd(fd) };
+        let taken = consumer.take()?;
+        drop(consumer);
+
+        let ring = WideRing::new(8)?;
+        let mut reg = import_reg(file.as_raw_fd());
+        expect_result("importing", register_ifq(ring.fd(), &mut reg), 0)?;
+        let mut importer = Consumer::attach(ring, reg.zcrx_id, ENTRIES)?;
+        // What is taken stays so, as the file has kept the queue.
+        let free = (0..PAGES).map(offset).filter(|at| *at != taken.offset);
+        importer.expect_free("free ones", &free.collect::<Vec<u64>>())?;
+        drop((importer, file));
+        self.files.clear();
+        self.begin.wait("closing")
+    }
+}
+
+/// Another ring's queue.
+struct Import {
+    begin: Held,
+    consumer: Option<Consumer>,
+    taken: u64,
+    file: Option<OwnedFd>,
+    ring: Option<WideRing>,
+    reg: IfqReg,
+    held: Held,
+}
+
+impl Scenario for Import {
+    fn setup() -> anyhow::Result<Self> {
+        let begin = Held::now()?;
+        let (mut consumer, _) = Consumer::new(ENTRIES, PAGES)?;
+        let file = export(&consumer)?;
+        Ok(Import {
+            begin,
+            taken: consumer.take()?.offset,
+            consumer: Some(consumer),
+            reg: import_reg(file.as_raw_fd()),
+            file: Some(file),
+            ring: Some(WideRing::new(8)?),
+            held: Held::now()?,
+        })
+    }
+    fn act(&mut self) -> i32 {
+        let (Some(file), Some(ring)) = (&self.file, &self.ring) else {
+            return -libc::EINVAL;
+        };
+        self.reg = import_reg(file.as_raw_fd());
+        register_ifq(ring.fd(), &mut self.reg)
+    }
+    fn unchanged(&mut self) -> anyhow::Result<()> {
+        let file = self.file.as_ref().context("no file")?;
+        expect_eq("what is written", self.reg, import_reg(file.as_raw_fd()))?;
+        none(self.ring.as_ref().context("no ring")?)?;
+        self.held.expect("failing")
+    }
+    fn done(&mut self) -> anyhow::Result<()> {
+        expect_eq("id", self.reg.zcrx_id, 0)?;
+        self.held.expect("importing")?;
+        let mut consumer = self.consumer.take().context("no queue")?;
+        let ring = self.ring.take().context("no ring")?;
+        let mut importer = Consumer::attach(ring, 0, ENTRIES)?;
+        // What one takes is not there for the other, and no failure was the end
+        // of the queue's last user, which would have taken all back.
+        let mut taken = vec![self.taken, importer.take()?.offset];
+        taken.push(consumer.take()?.offset);
+        drop((consumer, self.file.take()));
+        let free = (0..PAGES).map(offset).filter(|at| !taken.contains(at));
+        importer.expect_free("free ones", &free.collect::<Vec<u64>>())?;
+        drop(importer);
+        self.begin.wait("closing")
+    }
+}
+
+fn fi16() -> TestResult {
+    if let Some(skipped) = prepare(Points::All)? {
+        return Ok(skipped);
+    }
+    swept::<Export>("an export", either(3, 5), Some(2))?;
+    Ok(Outcome::Passed)
+}
+
+fn fi17() -> TestResult {
+    if let Some(skipped) = prepare(Points::All)? {
+        return Ok(skipped);
+    }
+    // Only the node of the array of queues is allocated, and tried again.
+    swept::<Import>("an import", 0, Some(2))?;
+    Ok(Outcome::Passed)
+}
