@@ -161,24 +161,35 @@ fn zx17() -> TestResult {
 fn zx18() -> TestResult {
     let mut consumer = exhausted()?;
     let valid = [offset(1), offset(6)];
-    let invalid = 1 << AREA_SHIFT;
-    consumer.push_offsets(&[valid[0], invalid, valid[1]]);
-    match zcrx_implementation() {
-        Implementation::C => {
-            // The invalid one ends it.
-            consumer.flush_to(2)?;
-            consumer.expect_free("up to the invalid one", &valid[..1])?;
-            consumer.flush_to(3)?;
-            consumer.expect_free("after the invalid one", &valid[1..])?;
-        }
-        Implementation::Rust => {
-            consumer.flush_to(3)?;
-            consumer.expect_free("around the invalid one", &valid)?;
+    let area = Rqe {
+        off: 1 << AREA_SHIFT,
+        ..Default::default()
+    };
+    let padding = Rqe {
+        pad: 1,
+        ..Default::default()
+    };
+    for (start, invalid) in [(0, area), (3, padding)] {
+        consumer.push_offsets(&valid[..1]);
+        consumer.push(invalid);
+        consumer.push_offsets(&valid[1..]);
+        match zcrx_implementation() {
+            Implementation::C => {
+                // The invalid one ends it.
+                consumer.flush_to(start + 2)?;
+                consumer.expect_free("up to the invalid one", &valid[..1])?;
+                consumer.flush_to(start + 3)?;
+                consumer.expect_free("after the invalid one", &valid[1..])?;
+            }
+            Implementation::Rust => {
+                consumer.flush_to(start + 3)?;
+                consumer.expect_free("around the invalid one", &valid)?;
+            }
         }
     }
     // A valid entry of a buffer that nobody has stops nothing.
     consumer.push_offsets(&[valid[0], valid[0], valid[1]]);
-    consumer.flush_to(6)?;
+    consumer.flush_to(9)?;
     consumer.expect_free("around one too many", &valid)?;
     Ok(Outcome::Passed)
 }
