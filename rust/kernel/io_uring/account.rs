@@ -149,13 +149,6 @@ pub struct Charge {
     pages: usize,
 }
 
-impl Charge {
-    /// How many pages were charged.
-    pub fn pages(&self) -> usize {
-        self.pages
-    }
-}
-
 impl Drop for Charge {
     fn drop(&mut self) {
         // SAFETY:

@@ -62,12 +62,6 @@ impl RingRef {
         self.0 == ctx
     }
 
-    /// Whether both are references to the same ring.
-    #[inline]
-    pub fn is_same(&self, other: &RingRef) -> bool {
-        self.same(other.0)
-    }
-
     /// The ring's flags, `IORING_SETUP_*`.
     ///
     /// What was written before `IORING_SETUP_R_DISABLED` was cleared is seen after the flag is seen
@@ -136,15 +130,6 @@ impl RingRef {
         // - `self` keeps the ring also if `post` is called before this returns.
         unsafe { bindings::io_req_task_work_add(req) };
         true
-    }
-}
-
-impl Clone for RingRef {
-    fn clone(&self) -> Self {
-        // INVARIANT: The reference taken below is the new object's.
-        // SAFETY: By the type invariants, there is a reference to the ring.
-        unsafe { bindings::percpu_ref_get(refs(self.0)) };
-        Self(self.0)
     }
 }
 

@@ -4,9 +4,11 @@
 use anyhow::ensure;
 
 use super::zcrx_receive::restore;
+use super::zcrx_sharing::{export_of, import_into};
 use super::{Outcome, Test, TestResult, test};
 use crate::kernel::{Implementation, expect_eq, expect_result, zcrx_implementation};
-use crate::register::PAGE_SIZE;
+use crate::register::{self, PAGE_SIZE};
+use crate::ring::IORING_SETUP_R_DISABLED;
 use crate::stream::{Stream, ended, expect_free};
 use crate::wide::{WideCqe, WideRing, ZCRX_SETUP};
 use crate::zcrx::{
@@ -16,6 +18,7 @@ use crate::zcrx::{
 
 pub const TESTS: &[Test] = &[
     test("ZV22 the event that tells of copying", zv22),
+    test("ZV22disabled an event of a disabled ring", zv22disabled),
     test("ZV23 statistics of what is copied", zv23),
     test("ZV24 statistics that user space overwrites", zv24),
 ];
@@ -161,6 +164,40 @@ fn linear_event() -> anyhow::Result<()> {
     )?;
     let what = "completions, events, statistics with a fragment";
     expect_eq(what, both, want_both)
+}
+
+/// A ring that is disabled has no task to be told: C keeps an event for it, and
+/// may follow a null pointer; Rust drops it.
+fn zv22disabled() -> TestResult {
+    let mut ring = WideRing::with(8, 256, ZCRX_SETUP | IORING_SETUP_R_DISABLED)?;
+    let (ifq, _) = with_events(&ring, 1 << ZCRX_EVENT_COPY)?;
+    let mut other = WideRing::with(8, 256, ZCRX_SETUP)?;
+    import_into(&other, &export_of(&ring, ifq.id)?, ifq.id)?;
+    let mut stream = Stream::new()?;
+    let event = ended(EVENT, ZCRX_EVENT_COPY as i32);
+
+    stream.send(20_000)?;
+    other.push(stream.recv(&ifq, 0))?;
+    let (_, events) = receive(&mut other, &ifq, &mut stream)?;
+    expect_eq("events of the other ring", events, vec![])?;
+    expect_result("enabling", register::enable(ring.fd()), 0)?;
+    ring.submit()?;
+    let (kept, armed) = match zcrx_implementation() {
+        Implementation::C => (Some(event), 0),
+        Implementation::Rust => (None, -libc::EINVAL),
+    };
+    expect_eq("the event from before", ring.try_cqe(), kept)?;
+    let got = arm(&ring, &ifq, ZCRX_EVENT_COPY);
+    expect_result("arming what fired before", got, armed)?;
+
+    // From now on all is as with any ring.
+    stream.send(20_000)?;
+    let (_, events) = receive(&mut other, &ifq, &mut stream)?;
+    expect_eq("events of the other ring", events, vec![])?;
+    ring.submit()?;
+    expect_eq("the event", ring.try_cqe(), Some(event))?;
+    expect_eq("one event", ring.try_cqe(), None)?;
+    Ok(Outcome::Passed)
 }
 
 fn zv23() -> TestResult {

@@ -44,52 +44,65 @@ impl OwnedSkBuff {
         })
     }
 
-    /// Appends linear bytes. To be done before there are others.
+    /// Appends linear bytes, as long as there are no others.
     pub fn put(&mut self, bytes: &[u8]) -> Result {
+        if self.len() != self.linear().len() {
+            return Err(EINVAL);
+        }
         self.room = self.room.checked_sub(bytes.len()).ok_or(ENOSPC)?;
 
-        // SAFETY: By the type invariants, the packet is valid and has the room.
+        // SAFETY: By the type invariants, the packet is valid and has the room. All that it has is
+        // linear.
         let to = unsafe { bindings::skb_put(self.skb.as_ptr(), u32::try_from(bytes.len())?) };
         // SAFETY: The bytes at `to` are the packet's now, and nobody else's.
         unsafe { to.cast::<u8>().copy_from(bytes.as_ptr(), bytes.len()) };
         Ok(())
     }
 
-    /// The number of fragments that there are.
-    fn frags_len(&self) -> usize {
+    /// The place of the next fragment, if there is one.
+    fn next_frag(&self) -> Result<c_int> {
         // SAFETY: By the type invariants, the packet is valid.
-        usize::from(unsafe { (*bindings::skb_shinfo(self.skb.as_ptr())).nr_frags })
+        let index = u32::from(unsafe { (*bindings::skb_shinfo(self.skb.as_ptr())).nr_frags });
+
+        if index >= bindings::MAX_SKB_FRAGS {
+            return Err(ENOSPC);
+        }
+        Ok(c_int::try_from(index)?)
     }
 
-    /// Appends a fragment, whose pages or `net_iov` the packet owns afterwards.
+    /// Puts a fragment at `index`, whose pages or `net_iov` the packet owns afterwards.
     ///
     /// # Safety
     ///
-    /// `netmem` must be valid, with `len` bytes from `offset` on, and have a reference.
-    unsafe fn add(&mut self, netmem: bindings::netmem_ref, offset: usize, len: usize) -> Result {
-        let index = self.frags_len();
-
-        if index >= bindings::MAX_SKB_FRAGS as usize {
-            return Err(ENOSPC);
-        }
-        // SAFETY: The caller guarantees that the memory is valid, there is a place for it, and by
-        // the type invariants, the packet is valid.
+    /// - `index` must be what [`Self::next_frag`] returned.
+    /// - `netmem` must be valid, with `len` bytes from `offset` on, and have a reference.
+    unsafe fn add(
+        &mut self,
+        index: c_int,
+        netmem: bindings::netmem_ref,
+        offset: c_int,
+        len: c_int,
+    ) {
+        // SAFETY: The caller guarantees that the memory is valid and that there is a place for it,
+        // and by the type invariants, the packet is valid.
         unsafe {
             bindings::skb_add_rx_frag_netmem(
                 self.skb.as_ptr(),
-                index as i32,
+                index,
                 netmem,
-                i32::try_from(offset)?,
-                i32::try_from(len)?,
-                u32::try_from(len)?,
+                offset,
+                len,
+                len.unsigned_abs(),
             )
         };
-        Ok(())
     }
 
     /// Appends a fragment with these bytes, which begin at `offset` of its first page.
     pub fn add_frag(&mut self, offset: usize, bytes: &[u8]) -> Result {
         let len = offset.checked_add(bytes.len()).ok_or(EINVAL)?;
+        // Nothing fails once there are pages.
+        let index = self.next_frag()?;
+        let (start, count) = (c_int::try_from(offset)?, c_int::try_from(bytes.len())?);
         let mut frag: bindings::page_frag = pin_init::zeroed();
 
         // SAFETY: The descriptor is valid and empty.
@@ -98,7 +111,7 @@ impl OwnedSkBuff {
         } {
             return Err(ENOMEM);
         }
-        if usize::try_from(frag.size)? < len {
+        if (frag.size as usize) < len {
             // SAFETY: The page was just allocated, and is ours.
             unsafe { bindings::put_page(frag.page) };
             return Err(EINVAL);
@@ -112,11 +125,14 @@ impl OwnedSkBuff {
                 .copy_from(bytes.as_ptr(), bytes.len())
         };
         // SAFETY: The pages are valid, have the bytes, and their reference goes to the packet.
-        unsafe { self.add(frag.page as bindings::netmem_ref, offset, bytes.len()) }
+        unsafe { self.add(index, frag.page as bindings::netmem_ref, start, count) };
+        Ok(())
     }
 
     /// Appends a fragment that only a device can reach.
     pub fn add_net_iov(&mut self, len: usize) -> Result {
+        let index = self.next_frag()?;
+        let len = c_int::try_from(len)?;
         let mut net_iov: KBox<bindings::net_iov> = KBox::init(pin_init::init_zeroed(), GFP_KERNEL)?;
         // The lowest bit tells these from pages.
         let netmem = &raw mut *net_iov as bindings::netmem_ref | 1;
@@ -125,12 +141,15 @@ impl OwnedSkBuff {
         net_iov.type_ = bindings::net_iov_type_NET_IOV_IOURING;
         self.net_iovs.push(net_iov, GFP_KERNEL)?;
         // SAFETY: The object stays as long as the packet, and nobody looks at what is in it.
-        unsafe { self.add(netmem, 0, len) }
+        unsafe { self.add(index, netmem, 0, len) };
+        Ok(())
     }
 
     /// Appends another packet to the list.
     pub fn append(&mut self, mut other: OwnedSkBuff) -> Result {
-        while let Some(net_iov) = other.net_iovs.pop() {
+        // Nothing fails once one of them has moved.
+        self.net_iovs.reserve(other.net_iovs.len(), GFP_KERNEL)?;
+        for net_iov in core::mem::take(&mut other.net_iovs) {
             self.net_iovs.push(net_iov, GFP_KERNEL)?;
         }
         let other = core::mem::ManuallyDrop::new(other);

@@ -2,8 +2,6 @@
 //! What zero-copy receive costs that copies: receiving, giving buffers back, and
 //! registering memory.
 
-use std::os::fd::AsRawFd;
-
 use anyhow::ensure;
 use nix::sys::socket::{setsockopt, sockopt};
 
@@ -87,7 +85,7 @@ pub fn registering() -> anyhow::Result<f64> {
     for _ in 0..REGISTRATIONS {
         let ring = WideRing::new(8)?;
         let mut registration = Registration::new(BUFFERS as u32, &area);
-        let (fd, mut result) = (ring.fd().as_raw_fd(), 0);
+        let (fd, mut result) = (ring.fd(), 0);
         samples.push(timed(|| result = registration.register(fd))?);
         expect_result("registering", result, 0)?;
     }
