@@ -3,15 +3,16 @@
 //! Zero-copy receive: interface queues.
 //!
 //! - `cursor`: positions in a refill queue, and what its entries mean.
-//! - `area`, `buffers`: memory that is received into, and who has its buffers.
+//! - `area`, `buffers`, `memory`: what is received into, and who has its buffers.
 //! - `refill`: the queue through which user space gives buffers back.
+//! - `provider`: the device that receives, and the buffers that its page pools get.
 //! - `event`: telling user space that something happened.
 //! - `recv`, `walk`: taking what a socket has.
 //! - `register`, `control`: what user space asks for.
 //!
-//! Two counts keep a queue. Memory lives until the last `Arc` is gone. Who may still receive into
-//! it, rings and exported files, are its users; when the last of them goes, buffers that user space
-//! has are taken back.
+//! Two counts keep a queue. Memory lives until the last `Arc` is gone; page pools have one each.
+//! Who may still receive into it, rings and exported files, are its users; when the last of them
+//! goes, the device gets its queue back, and buffers that user space has are taken back.
 //!
 //! C counterpart: `io_uring/zcrx.c`.
 
@@ -20,6 +21,8 @@ mod buffers;
 mod control;
 mod cursor;
 mod event;
+mod memory;
+mod provider;
 mod recv;
 mod refill;
 mod register;
@@ -40,14 +43,17 @@ use self::{
     refill::Refill, //
 };
 use kernel::{
+    device::Device,
     fs::anon_inode::AnonFile,
     io_uring::{
         account::Account,
         queues::Queues,
         region::Region, //
     },
+    net::page_pool::ProvidedQueue,
     prelude::*,
     sync::{
+        aref::ARef,
         atomic::Acquire,
         Arc,
         Refcount, //
@@ -65,6 +71,13 @@ pub(crate) struct Ifq {
     events: Events,
     #[pin]
     refill: Refill,
+    /// Whether the kernel can write to the areas.
+    writable: bool,
+    /// Who else does, if anybody.
+    dev: Option<ARef<Device>>,
+    /// Which queue of it.
+    #[pin]
+    queue: ProvidedQueue<Ifq>,
 }
 
 impl Ifq {
@@ -73,15 +86,16 @@ impl Ifq {
         self.refill.region()
     }
 
-    /// One user less. The last one leaves no buffer to user space.
+    /// One user less. The last one leaves no buffer to user space, nor a queue of a device to us.
     fn drop_user(&self) {
         if self.users.dec_and_test() {
+            self.queue.close();
             self.areas.scrub();
         }
     }
 }
 
-/// A user of a queue that is not a ring: an exported file.
+/// A user of a queue that is not a ring: an exported file, or who is about to give it to a ring.
 pub(crate) struct User(Arc<Ifq>);
 
 impl User {

@@ -6,35 +6,35 @@
 
 use super::{
     buffers::Buffers,
-    cursor::Place, //
+    cursor::Place,
+    memory::{
+        Mapping,
+        Memory, //
+    }, //
 };
 use kernel::{
+    device::{
+        Bound,
+        Device, //
+    },
     io_uring::{
-        account::{
-            Account,
-            Charge, //
-        },
-        pinned::{
-            self,
-            PinnedPage,
-            PinnedPages, //
-        },
-        zcrx::{
-            AreaReg,
-            AREA_DMABUF, //
-        }, //
+        account::Account,
+        pinned::PinnedPage,
+        zcrx::AreaReg, //
+    },
+    net::{
+        netmem::ProvidedIov,
+        page_pool::AllocCache, //
     },
     new_mutex,
     nospec,
-    page::{
-        PAGE_MASK,
-        PAGE_SHIFT, //
-    },
+    page::PAGE_SHIFT,
     prelude::*,
     sync::{
         atomic::{
             Acquire,
             Atomic,
+            Relaxed,
             Release, //
         },
         Mutex,
@@ -45,57 +45,93 @@ use kernel::{
 /// How many buffers are taken off a free list at once: enough for a packet of 64 KiB.
 const BATCH: usize = 16;
 
-/// One piece of user memory, cut into buffers of a page each.
+/// One piece of memory, cut into buffers.
 #[pin_data]
 pub(super) struct Area {
-    pages: PinnedPages,
+    /// How a device finds it, while there is one.
+    #[pin]
+    mapping: Mutex<Option<Mapping>>,
+    memory: Memory,
+    /// The base-2 logarithm of the size of a buffer, in bytes.
+    shift: u32,
+    /// The same, in pages.
+    page_shift: u32,
     #[pin]
     buffers: Buffers,
-    _charge: Charge,
 }
 
 impl Area {
-    /// Pins the memory that `reg` describes and has `account` pay for it.
+    /// Of the memory that `reg` describes, in buffers of `1 << shift` bytes, a page or more. If it
+    /// is for a device, it has to be mapped.
     ///
     /// # Errors
     ///
-    /// - [`EINVAL`] for unknown flags, values that must be zero, and what is not in whole pages.
-    /// - [`EFAULT`] for an address or a length of zero.
-    /// - [`EOVERFLOW`] for memory that ends past the end of addresses.
-    /// - [`ENOMEM`] if memory is short, or the limit on locked memory is reached.
-    /// - What pinning gives.
-    pub(super) fn new(account: &Account, reg: &AreaReg) -> Result<Pin<KBox<Self>>> {
-        if reg.flags & !AREA_DMABUF != 0 || reg.rq_area_token != 0 || reg.reserved != [0; 2] {
-            return Err(EINVAL);
-        }
-        pinned::validate_range(reg.addr, reg.len)?;
-        let (addr, len) = (usize::try_from(reg.addr)?, usize::try_from(reg.len)?);
-
-        // A dma-buf takes a device.
-        if (addr | len) & !PAGE_MASK != 0 || reg.flags != 0 || reg.dmabuf_fd != 0 {
-            return Err(EINVAL);
-        }
-        if addr == 0 {
-            return Err(EFAULT);
-        }
-        let pages = PinnedPages::new(addr, len)?;
-        let charge = account.charge(pages.account_pages())?;
-        let buffers = Buffers::new(u32::try_from(len >> PAGE_SHIFT)?)?;
+    /// Those of [`Memory::new`], and [`ENOMEM`] if memory is short.
+    pub(super) fn new(
+        account: &Account,
+        reg: &AreaReg,
+        shift: u32,
+        has_device: bool,
+    ) -> Result<Pin<KBox<Self>>> {
+        let page_shift = shift.checked_sub(PAGE_SHIFT as u32).ok_or(EINVAL)?;
+        let memory = Memory::new(account, reg, has_device)?;
+        let buffers = Buffers::new(u32::try_from(memory.size() >> shift)?, has_device)?;
 
         KBox::pin_init(
             pin_init!(Self {
-                pages,
+                mapping <- new_mutex!(None, "zcrx_mapping"),
+                memory,
+                shift,
+                page_shift,
                 buffers <- buffers,
-                _charge: charge,
             }),
             GFP_KERNEL,
         )
+    }
+
+    /// Whether the kernel can write to it.
+    pub(super) fn is_writable(&self) -> bool {
+        self.memory.is_writable()
+    }
+
+    /// Maps it for a device.
+    ///
+    /// # Errors
+    ///
+    /// - [`ERANGE`] if not all buffers are in one piece.
+    /// - [`EFAULT`] for addresses that devices cannot be told.
+    /// - Those of [`Memory::map`].
+    pub(super) fn map(&self, dev: &Device<Bound>) -> Result {
+        let mapping = self.memory.map(dev)?;
+
+        if self.shift > mapping.largest_shift() {
+            return Err(ERANGE);
+        }
+        self.buffers.set_dma(mapping.table(), self.shift)?;
+        *self.mapping.lock() = Some(mapping);
+        Ok(())
+    }
+
+    /// Unmaps it, if it is mapped. No device uses it any more.
+    fn unmap(&self) {
+        let mapping = self.mapping.lock().take();
+
+        if mapping.is_some() {
+            self.buffers.clear_dma();
+        }
+    }
+
+    /// The page that a buffer begins with.
+    fn page(&self, buffer: u32) -> Option<PinnedPage<'_>> {
+        self.memory
+            .page((buffer as usize).checked_shl(self.page_shift)?)
     }
 }
 
 /// A buffer to be filled.
 pub(super) struct Buffer<'a> {
     place: Place,
+    shift: u32,
     page: PinnedPage<'a>,
 }
 
@@ -107,7 +143,7 @@ impl<'a> Buffer<'a> {
 
     /// What user space calls it.
     pub(super) fn offset(&self) -> u64 {
-        self.place.offset(PAGE_SHIFT as u32)
+        self.place.offset(self.shift)
     }
 }
 
@@ -144,7 +180,8 @@ impl<'a> Batch<'a> {
                 area: id,
                 buffer: buffer.into(),
             },
-            page: area.pages.get(buffer as usize)?,
+            shift: area.shift,
+            page: area.page(buffer)?,
         })
     }
 
@@ -161,21 +198,17 @@ impl<'a> Batch<'a> {
         self.len = left.len();
     }
 
-    /// Takes up to `wanted` buffers from the first area that has any.
+    /// Takes up to `wanted` buffers from an area that has any.
     fn refill(&mut self, wanted: usize) {
         let wanted = wanted.clamp(1, BATCH);
 
-        for id in 0..self.areas.len() {
-            let (Some(area), Some(buffers)) = (self.areas.get(id), self.buffers.get_mut(..wanted))
-            else {
-                continue;
-            };
+        let Some(buffers) = self.buffers.get_mut(..wanted) else {
+            return;
+        };
 
-            self.len = area.buffers.take(buffers);
-            if self.len != 0 {
-                self.area = Some((id, area));
-                return;
-            }
+        if let Some((id, area, count)) = self.areas.take(buffers) {
+            self.area = Some((id, area));
+            self.len = count;
         }
     }
 }
@@ -197,22 +230,44 @@ type Part = [SetOnce<Pin<KBox<Area>>>; PART];
 /// looking one up takes no lock.
 #[pin_data]
 pub(super) struct Areas {
+    /// The base-2 logarithm of the size of a buffer, in bytes.
+    shift: u32,
     parts: [SetOnce<KBox<Part>>; PART],
     /// How many ids are in use. There may not be an area yet.
     len: Atomic<u32>,
+    /// The area that had free buffers when some were last wanted.
+    hint: Atomic<u32>,
     /// Held by who changes that.
     #[pin]
     adding: Mutex<()>,
 }
 
 impl Areas {
-    /// None yet.
-    pub(super) fn new() -> impl PinInit<Self> {
+    /// None yet. They will have buffers of `1 << shift` bytes.
+    pub(super) fn new(shift: u32) -> impl PinInit<Self> {
         pin_init!(Self {
+            shift,
             parts: [const { SetOnce::new() }; PART],
             len: Atomic::new(0),
+            hint: Atomic::new(0),
             adding <- new_mutex!((), "zcrx_adding"),
         })
+    }
+
+    /// The base-2 logarithm of the size of a buffer, in bytes.
+    pub(super) fn shift(&self) -> u32 {
+        self.shift
+    }
+
+    /// Where bytes of a packet are that are in a buffer of an area: what user space is told.
+    pub(super) fn offset(&self, iov: &ProvidedIov<'_>) -> u64 {
+        let place = Place {
+            area: iov.id(),
+            buffer: iov.index() as u64,
+        };
+
+        // No further than where the buffer ends.
+        place.offset(self.shift).wrapping_add(iov.offset() as u64)
     }
 
     /// How many ids are in use.
@@ -255,12 +310,77 @@ impl Areas {
         })
     }
 
-    /// Gives buffers back that user space names. Those that it does not have are passed over.
+    /// Takes free buffers of an area that has any: which area, and how many.
+    fn take(&self, buffers: &mut [u32]) -> Option<(u32, &Area, usize)> {
+        let len = self.len();
+        let hint = self.hint.load(Relaxed).min(len);
+
+        for id in Iterator::chain(hint..len, 0..hint) {
+            if let Some(area) = self.get(id) {
+                let count = area.buffers.take(buffers);
+
+                if count != 0 {
+                    if id != hint {
+                        self.hint.store(id, Relaxed);
+                    }
+                    return Some((id, area, count));
+                }
+            }
+        }
+        None
+    }
+
+    /// Puts free buffers into the cache of a pool.
+    pub(super) fn fill(&self, cache: &mut AllocCache<'_>) {
+        let mut buffers = [0; AllocCache::CAPACITY];
+
+        loop {
+            let room = cache.room();
+            let Some((_, area, count)) = buffers
+                .get_mut(..room)
+                .filter(|buffers| !buffers.is_empty())
+                .and_then(|buffers| self.take(buffers))
+            else {
+                return;
+            };
+
+            area.buffers
+                .adopt(buffers.get(..count).unwrap_or(&[]), cache);
+        }
+    }
+
+    /// Gives buffers back that user space names, to the pools that they are in, if they are. Those
+    /// that it does not have are passed over.
     pub(super) fn give_back(&self, places: &[Place]) {
+        self.return_to(places, |area, run| area.buffers.give_back(run));
+    }
+
+    /// As [`Self::give_back`]. Buffers of the cache's pool go into the cache.
+    pub(super) fn refill(&self, places: &[Place], cache: &mut AllocCache<'_>) {
+        self.return_to(places, |area, run| area.buffers.refill(run, cache));
+    }
+
+    fn return_to(&self, places: &[Place], mut f: impl FnMut(&Area, &[Place])) {
         // Neighbours are mostly of one area.
         for run in places.chunk_by(|a, b| a.area == b.area) {
             if let Some(area) = run.first().and_then(|place| self.get(place.area)) {
-                area.buffers.give_back(run);
+                f(area, run);
+            }
+        }
+    }
+
+    /// A pool has let go of a buffer.
+    pub(super) fn release(&self, id: u32, buffer: usize) {
+        if let (Some(area), Ok(buffer)) = (self.get(id), u32::try_from(buffer)) {
+            area.buffers.put(&[buffer]);
+        }
+    }
+
+    /// Unmaps all areas. No device uses them any more.
+    pub(super) fn unmap(&self) {
+        for id in 0..self.len() {
+            if let Some(area) = self.get(id) {
+                area.unmap();
             }
         }
     }
@@ -290,6 +410,7 @@ impl Reservation<'_> {
 
     /// Makes the area one of the queue.
     pub(super) fn fill(self, area: Pin<KBox<Area>>) {
+        area.buffers.set_id(self.id);
         self.slot.populate(area);
     }
 }

@@ -2,16 +2,26 @@
 
 //! Who has which buffer of an area.
 //!
-//! A buffer is in one place: on the free list, or with user space, which was told of it by a
-//! completion and gives it back through the refill queue. How often user space was told is counted,
-//! so that it can give back no more than it got.
+//! A buffer is in one place: on the free list; with user space, which was told of it by a
+//! completion and gives it back through the refill queue; or, if there is a device, in a page pool.
+//! How often user space was told is counted, so that it can give back no more than it got.
 //!
-//! Lock: the free list has one, which disables bottom halves; nothing is locked under it.
+//! Lock: the free list has one, which disables bottom halves; nothing is locked under it. Pools may
+//! be given a buffer only while it is not held, as they may let go of it at once.
 
 use super::cursor::Place;
 use kernel::{
+    net::{
+        netmem::{
+            NetIovs,
+            PooledIov,
+            TakenBack, //
+        },
+        page_pool::AllocCache, //
+    },
     nospec,
     prelude::*,
+    scatterlist::SGTable,
     sched,
     sync::{
         atomic::{
@@ -27,35 +37,82 @@ use kernel::{
 /// After how many buffers that are scrubbed others may run.
 const SCRUB_BATCH: u32 = 4096;
 
+/// How often user space has been told of each buffer and has not given it back.
+enum Granted {
+    /// Buffers that are in no pool: a number each.
+    Counts(KVVec<Atomic<i32>>),
+    /// Buffers that a device knows.
+    Iovs(NetIovs),
+}
+
 /// The buffers of an area, by their numbers.
 #[pin_data]
 pub(super) struct Buffers {
     /// Those that nobody has.
     #[pin]
     free: SpinLockBh<KVVec<u32>>,
-    /// How often user space has been told of each and has not given it back.
-    granted: KVVec<Atomic<i32>>,
+    granted: Granted,
 }
 
 impl Buffers {
-    /// So many buffers, all of them free.
+    /// So many buffers, all of them free, for a device if there is one.
     ///
     /// # Errors
     ///
     /// [`ENOMEM`] if memory is short.
-    pub(super) fn new(count: u32) -> Result<impl PinInit<Self>> {
+    pub(super) fn new(count: u32, has_device: bool) -> Result<impl PinInit<Self>> {
         let capacity = count as usize;
         let mut free = KVVec::with_capacity(capacity, GFP_KERNEL_ACCOUNT)?;
-        let mut granted = KVVec::with_capacity(capacity, GFP_KERNEL_ACCOUNT)?;
 
         for buffer in 0..count {
             free.push(buffer, GFP_KERNEL_ACCOUNT)?;
-            granted.push(Atomic::new(0), GFP_KERNEL_ACCOUNT)?;
         }
+        let granted = if has_device {
+            Granted::Iovs(NetIovs::new(count)?)
+        } else {
+            let mut counts = KVVec::with_capacity(capacity, GFP_KERNEL_ACCOUNT)?;
+
+            for _ in 0..count {
+                counts.push(Atomic::new(0), GFP_KERNEL_ACCOUNT)?;
+            }
+            Granted::Counts(counts)
+        };
+
         Ok(pin_init!(Self {
             free <- new_spinlock_bh!(free, "zcrx_buffers"),
             granted,
         }))
+    }
+
+    fn iovs(&self) -> Option<&NetIovs> {
+        match &self.granted {
+            Granted::Counts(_) => None,
+            Granted::Iovs(iovs) => Some(iovs),
+        }
+    }
+
+    /// Tells packets which area the buffers are of.
+    pub(super) fn set_id(&self, id: u32) {
+        if let Some(iovs) = self.iovs() {
+            iovs.set_id(id);
+        }
+    }
+
+    /// Tells a device where the buffers are, of `1 << shift` bytes each.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`NetIovs::set_dma`].
+    pub(super) fn set_dma(&self, table: &SGTable, shift: u32) -> Result {
+        self.iovs()
+            .map_or(Ok(()), |iovs| iovs.set_dma(table, shift))
+    }
+
+    /// The device is told no more.
+    pub(super) fn clear_dma(&self) {
+        if let Some(iovs) = self.iovs() {
+            iovs.clear_dma();
+        }
     }
 
     /// Takes up to `buffers.len()` buffers off the free list: how many. The one to be used first
@@ -73,7 +130,7 @@ impl Buffers {
         count
     }
 
-    /// Puts buffers that [`Self::take`] took back where they were.
+    /// Puts buffers that nobody has on the free list.
     pub(super) fn put(&self, buffers: &[u32]) {
         let mut free = self.free.lock();
 
@@ -83,49 +140,99 @@ impl Buffers {
         }
     }
 
-    /// Counts that user space was told of a buffer.
+    /// Puts buffers that [`Self::take`] took into a pool.
+    pub(super) fn adopt(&self, buffers: &[u32], cache: &mut AllocCache<'_>) {
+        if let Some(iovs) = self.iovs() {
+            for &buffer in buffers {
+                cache.adopt(iovs, buffer);
+            }
+        }
+    }
+
+    /// Counts that user space was told of a buffer that [`Self::take`] took.
     pub(super) fn grant(&self, buffer: u32) {
-        if let Some(granted) = self.granted.get(buffer as usize) {
-            granted.add(1, Relaxed);
+        match &self.granted {
+            Granted::Counts(counts) => {
+                if let Some(count) = counts.get(buffer as usize) {
+                    count.add(1, Relaxed);
+                }
+            }
+            Granted::Iovs(iovs) => {
+                iovs.grant_free(buffer);
+            }
         }
     }
 
     /// Takes buffers back that user space names. Those that it does not have are passed over.
     pub(super) fn give_back(&self, places: &[Place]) {
-        let mut free = None;
+        match &self.granted {
+            Granted::Counts(counts) => {
+                let mut free = None;
 
-        for place in places {
-            let Some(buffer) = self.ungrant(place.buffer) else {
-                continue;
-            };
-            // There is room for all buffers that there are.
-            let _ = free
-                .get_or_insert_with(|| self.free.lock())
-                .push_within_capacity(buffer);
+                for place in places {
+                    if let Some(buffer) = ungrant(counts, place.buffer) {
+                        // There is room for all buffers that there are.
+                        let _ = free
+                            .get_or_insert_with(|| self.free.lock())
+                            .push_within_capacity(buffer);
+                    }
+                }
+            }
+            Granted::Iovs(iovs) => self.take_back(iovs, places, |iov| iov.put()),
         }
     }
 
-    /// Counts that user space gives a buffer back. Returns its number if user space has it no more.
-    fn ungrant(&self, buffer: u64) -> Option<u32> {
-        let index = nospec::checked_index(usize::try_from(buffer).ok()?, self.granted.len())?;
-        let granted = self.granted.get(index)?;
-        let mut old = granted.load(Relaxed);
+    /// As [`Self::give_back`]. Buffers of the cache's pool go into the cache.
+    pub(super) fn refill(&self, places: &[Place], cache: &mut AllocCache<'_>) {
+        if let Some(iovs) = self.iovs() {
+            self.take_back(iovs, places, |iov| cache.recycle(iov));
+        }
+    }
 
-        while old > 0 {
-            match granted.cmpxchg(old, old - 1, Full) {
-                Ok(1) => return u32::try_from(index).ok(),
-                Ok(_) => return None,
-                Err(now) => old = now,
+    /// Takes buffers back, and hands those that are in pools to `pooled`.
+    fn take_back<'a>(
+        &self,
+        iovs: &'a NetIovs,
+        places: &[Place],
+        mut pooled: impl FnMut(PooledIov<'a>),
+    ) {
+        // A buffer with many fragments mostly comes back at once.
+        for run in places.chunk_by(|a, b| a.buffer == b.buffer) {
+            let Some(place) = run.first() else {
+                continue;
+            };
+
+            match iovs.take_back(place.buffer, run.len() as u32) {
+                TakenBack::Held => {}
+                // It was told of, so that its number fits.
+                TakenBack::Free => self.put(&[place.buffer as u32]),
+                TakenBack::Pooled(iov) => pooled(iov),
             }
         }
-        None
     }
 
     /// Takes all buffers back that user space has. May sleep.
     pub(super) fn scrub(&self) {
-        for (buffer, granted) in (0u32..).zip(self.granted.iter()) {
-            if granted.load(Relaxed) != 0 && granted.xchg(0, Full) != 0 {
-                self.put(&[buffer]);
+        let count = match &self.granted {
+            Granted::Counts(counts) => counts.len(),
+            Granted::Iovs(iovs) => iovs.len(),
+        };
+
+        // As many as `new` was asked for.
+        for buffer in 0..count as u32 {
+            match &self.granted {
+                Granted::Counts(counts) => {
+                    if let Some(count) = counts.get(buffer as usize) {
+                        if count.load(Relaxed) != 0 && count.xchg(0, Full) != 0 {
+                            self.put(&[buffer]);
+                        }
+                    }
+                }
+                Granted::Iovs(iovs) => match iovs.take_back_all(buffer) {
+                    TakenBack::Held => {}
+                    TakenBack::Free => self.put(&[buffer]),
+                    TakenBack::Pooled(iov) => iov.put(),
+                },
             }
             if buffer % SCRUB_BATCH == 0 {
                 sched::cond_resched();
@@ -134,13 +241,29 @@ impl Buffers {
     }
 }
 
+/// Counts that user space gives a buffer back. Returns its number if user space has it no more.
+fn ungrant(counts: &[Atomic<i32>], buffer: u64) -> Option<u32> {
+    let index = nospec::checked_index(usize::try_from(buffer).ok()?, counts.len())?;
+    let count = counts.get(index)?;
+    let mut old = count.load(Relaxed);
+
+    while old > 0 {
+        match count.cmpxchg(old, old - 1, Full) {
+            Ok(1) => return u32::try_from(index).ok(),
+            Ok(_) => return None,
+            Err(now) => old = now,
+        }
+    }
+    None
+}
+
 #[cfg(CONFIG_IO_URING_RS_KUNIT_TEST)]
 #[kernel::macros::kunit_tests(io_uring_zcrx_buffers)]
 mod tests {
     use super::*;
 
     fn buffers(count: u32) -> Result<Pin<KBox<Buffers>>> {
-        KBox::pin_init(Buffers::new(count)?, GFP_KERNEL)
+        KBox::pin_init(Buffers::new(count, false)?, GFP_KERNEL)
     }
 
     /// What user space would say of buffers of this area.

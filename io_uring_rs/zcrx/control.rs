@@ -4,6 +4,7 @@
 
 use super::{
     area::Area,
+    provider,
     register::{
         self,
         token, //
@@ -48,7 +49,7 @@ use kernel::{
 /// - [`EOPNOTSUPP`] for an unknown operation.
 /// - [`EINVAL`] for other values that are unknown or reserved.
 /// - [`EMFILE`] if the task can have no more files.
-/// - Those of [`Area::new`] for more memory.
+/// - [`EFAULT`] for more memory if the device has gone; those of [`Area::new`] and [`Area::map`].
 pub(crate) fn control(queues: &Queues<'_, Ifq>, arg: UserPtr) -> Result {
     let mut ctrl: Ctrl = UserSlice::new(arg, size_of::<Ctrl>()).reader().read()?;
 
@@ -110,15 +111,25 @@ fn add_area(ifq: &Ifq, ctrl: &Ctrl) -> Result {
     if reserved != [0; 10] || reg.rq_area_token != 0 {
         return Err(EINVAL);
     }
+    let has_device = ifq.dev.is_some();
+    if has_device && !ifq.queue.is_bound() {
+        return Err(EFAULT);
+    }
     register::write(to, &reg)?;
 
-    let area = Area::new(&ifq.account, &reg)?;
+    let area = Area::new(&ifq.account, &reg, ifq.areas.shift(), has_device)?;
+    if area.is_writable() != ifq.writable {
+        return Err(EINVAL);
+    }
     let reservation = ifq.areas.reserve()?;
 
+    // The area cannot be taken back, so that this comes first.
     reg.rq_area_token = token(reservation.id());
     register::write(to, &reg)?;
-    reservation.fill(area);
-    Ok(())
+    provider::add(ifq, reservation, area).inspect_err(|_| {
+        reg.rq_area_token = 0;
+        let _ = register::write(to, &reg);
+    })
 }
 
 /// The bytes of two words as they stand in memory.

@@ -17,18 +17,14 @@ use kernel::{
     },
     prelude::*,
     sync::{
+        atomic::{
+            Atomic,
+            Relaxed, //
+        },
         lock::spinlock_bh::SpinLockBh,
         new_spinlock_bh, //
     }, //
 };
-
-/// What changes.
-struct State {
-    /// The ring that events go to, while it takes any.
-    ring: Option<RingRef>,
-    /// Which have happened, a bit each.
-    fired: u32,
-}
 
 /// The events of a queue.
 #[pin_data]
@@ -36,8 +32,11 @@ pub(super) struct Events {
     /// Which are wanted, a bit each.
     wanted: u32,
     user_data: u64,
+    /// Which have happened, a bit each. Changes while `ring` is locked.
+    fired: Atomic<u32>,
+    /// The ring that events go to, while it takes any.
     #[pin]
-    state: SpinLockBh<State>,
+    ring: SpinLockBh<Option<RingRef>>,
 }
 
 /// Checks what user space says of events.
@@ -65,39 +64,42 @@ impl Events {
         pin_init!(Self {
             wanted,
             user_data,
-            state <- new_spinlock_bh!(State { ring: None, fired: 0 }, "zcrx_events"),
+            fired: Atomic::new(0),
+            ring <- new_spinlock_bh!(None, "zcrx_events"),
         })
     }
 
     /// Has events go to `ring`, if any are wanted.
     pub(super) fn connect(&self, ring: Option<RingRef>) {
         if self.wanted != 0 {
-            self.state.lock().ring = ring;
+            *self.ring.lock() = ring;
         }
     }
 
     /// Has no more events go to the ring of `queues`.
     pub(super) fn disconnect(&self, queues: &Queues<'_, Ifq>) {
-        drop(self.state.lock().ring.take_if(|ring| queues.is_of(ring)));
+        drop(self.ring.lock().take_if(|ring| queues.is_of(ring)));
     }
 
     /// An event happened.
     pub(super) fn send(&self, event: u32) {
         let bit = 1u32.checked_shl(event).unwrap_or(0);
 
-        if self.wanted & bit == 0 {
+        // Mostly it was not asked for, or has happened.
+        if self.wanted & bit == 0 || self.fired.load(Relaxed) & bit != 0 {
             return;
         }
-        let mut state = self.state.lock();
-        if state.fired & bit != 0 {
+        let ring = self.ring.lock();
+        let fired = self.fired.load(Relaxed);
+        if fired & bit != 0 {
             return;
         }
         // A ring that is disabled has no task that could be woken.
         let posted =
             |ring: &RingRef| !ring.is_disabled() && ring.post_later(self.user_data, event as i32);
 
-        if state.ring.as_ref().is_some_and(posted) {
-            state.fired |= bit;
+        if ring.as_ref().is_some_and(posted) {
+            self.fired.store(fired | bit, Relaxed);
         }
     }
 
@@ -108,12 +110,13 @@ impl Events {
     /// [`EINVAL`] if there is no such event, or it did not happen.
     pub(super) fn arm(&self, event: u32) -> Result {
         let bit = (event < EVENTS).then(|| 1 << event).ok_or(EINVAL)?;
-        let mut state = self.state.lock();
+        let _ring = self.ring.lock();
+        let fired = self.fired.load(Relaxed);
 
-        if state.fired & bit == 0 {
+        if fired & bit == 0 {
             return Err(EINVAL);
         }
-        state.fired &= !bit;
+        self.fired.store(fired & !bit, Relaxed);
         Ok(())
     }
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Receiving: what a socket has, buffer by buffer, a completion for each.
+//! Receiving: what a socket has, buffer by buffer, a completion for each. What is not in buffers of
+//! ours is copied to such.
 
 use super::{
     area::Batch,
@@ -28,14 +29,33 @@ pub(crate) enum Received {
     Requeue,
 }
 
-/// Copies what was received into buffers.
-struct Copier<'a> {
+/// Gives user space what was received.
+struct Receiver<'a> {
     ifq: &'a Ifq,
     request: &'a Receive<'a>,
     batch: Batch<'a>,
 }
 
-impl Copier<'_> {
+impl Receiver<'_> {
+    /// Takes a piece, of which and what follows it `wanted` buffers will be made if it has to be
+    /// copied: how many bytes, if any, or why not.
+    fn take(&mut self, piece: Piece<'_>, wanted: usize) -> Result<usize> {
+        if piece.is_copyable() {
+            return self.copy(piece, wanted);
+        }
+        // If it is not ours, it is what a device received for somebody else.
+        let iov = piece.provided_by(self.ifq).ok_or(EFAULT)?;
+
+        if !self
+            .request
+            .post(piece.len() as u32, self.ifq.areas.offset(&iov))
+        {
+            return Err(ENOSPC);
+        }
+        iov.grant();
+        Ok(piece.len())
+    }
+
     /// Copies a piece into buffers, of which `wanted` will be in all: how many bytes, if any, or
     /// why not.
     // Not inline, as the loop needs all registers there are.
@@ -44,9 +64,8 @@ impl Copier<'_> {
         let mut copied = 0;
         let mut result = Ok(());
 
-        if !piece.is_copyable() {
-            // What a device received for somebody else.
-            return Err(EFAULT);
+        if !self.ifq.writable {
+            return Err(ENOMEM);
         }
         while !piece.is_empty() {
             let Some(buffer) = self.batch.next(wanted) else {
@@ -80,7 +99,7 @@ impl Copier<'_> {
 ///
 /// - [`EAGAIN`] if there is nothing yet.
 /// - [`ENOTCONN`] if the socket is closed.
-/// - [`ENOMEM`] if there is no buffer, [`ENOSPC`] if there is no room for completions.
+/// - [`ENOMEM`] if there is no buffer to copy to, [`ENOSPC`] if there is no room for completions.
 /// - [`EFAULT`] for data that cannot be copied.
 /// - The socket's own error.
 pub(crate) fn receive(
@@ -94,14 +113,14 @@ pub(crate) fn receive(
     let mut socket = socket.lock();
     let count = if *len == 0 { u32::MAX } else { *len };
     let mut walk = Walk::default();
-    let mut copier = Copier {
+    let mut receiver = Receiver {
         ifq,
         request,
         batch: Batch::new(&ifq.areas),
     };
     let bytes = socket.read(count as usize, |skb, offset, len| {
         walk.take(skb, offset, len, &mut |piece, left| {
-            copier.copy(piece, left.div_ceil(PAGE_SIZE))
+            receiver.take(piece, left.div_ceil(PAGE_SIZE))
         })
     })?;
 

@@ -27,9 +27,11 @@ use kernel::{
             STATS_SIZE, //
         }, //
     },
-    page::PAGE_SHIFT,
+    net::page_pool::AllocCache,
+    page::PAGE_SIZE,
     prelude::*,
     sched,
+    sizes::SZ_1K,
     sync::{
         lock::spinlock_bh::SpinLockBh,
         new_spinlock_bh, //
@@ -38,6 +40,14 @@ use kernel::{
 
 /// How many entries are read at once.
 const BATCH: usize = 32;
+
+/// How many entries one refill of a pool looks at: enough for a full cache of buffers that come
+/// back in pieces of a KiB each, and 1,024 at most.
+const REFILL_CAP: usize = if PAGE_SIZE > 16 * SZ_1K {
+    1024
+} else {
+    64 * PAGE_SIZE / SZ_1K
+};
 
 /// Bytes that a queue of so many entries takes.
 pub(super) fn size(entries: u32) -> Option<usize> {
@@ -122,11 +132,12 @@ impl Refill {
         }
     }
 
-    /// Reads entries: how many, and how many of these name a buffer, which are in `places` then.
-    fn read(&self, places: &mut [Place; BATCH]) -> (usize, usize) {
+    /// Reads up to `places.len()` entries: how many, and how many of these name a buffer, which are
+    /// in `places` then. Buffers have `1 << shift` bytes.
+    fn read(&self, shift: u32, places: &mut [Place]) -> (usize, usize) {
         let mut cursor = self.cursor.lock();
         let tail = self.region.load_acquire_u32(RQ_TAIL);
-        let taken = BATCH.min(cursor.available(tail) as usize);
+        let taken = places.len().min(cursor.available(tail) as usize);
         let mut named = 0;
 
         for _ in 0..taken {
@@ -134,7 +145,7 @@ impl Refill {
             let at = RQ_ENTRIES + RQE_SIZE * cursor.take() as usize;
             let offset = self.region.read_u64(at);
             let padding = self.region.read_u32(at + RQE_PAD);
-            let place = Place::of_entry(offset, padding, PAGE_SHIFT as u32);
+            let place = Place::of_entry(offset, padding, shift);
 
             if let (Some(place), Some(slot)) = (place, places.get_mut(named)) {
                 *slot = place;
@@ -145,6 +156,31 @@ impl Refill {
         (taken, named)
     }
 
+    /// Reads entries until the cache of a pool is full, and puts the buffers into it that they
+    /// name. Looks at no more than [`REFILL_CAP`] entries.
+    pub(super) fn refill(&self, areas: &Areas, cache: &mut AllocCache<'_>) {
+        let mut places = [Place::default(); BATCH];
+        let mut total = 0;
+
+        while total < REFILL_CAP {
+            let Some(wanted) = places.get_mut(..cache.room().min(BATCH)) else {
+                return;
+            };
+            let room = wanted.len();
+
+            if room == 0 {
+                return;
+            }
+            let (taken, named) = self.read(areas.shift(), wanted);
+
+            areas.refill(places.get(..named).unwrap_or(&[]), cache);
+            total += taken;
+            if taken < room {
+                return;
+            }
+        }
+    }
+
     /// Reads what there is, and gives back the buffers that it names. Looks at no more entries than
     /// the queue has, so that user space cannot keep the kernel at it.
     pub(super) fn flush(&self, areas: &Areas) {
@@ -152,7 +188,7 @@ impl Refill {
         let mut total = 0;
 
         while total < self.entries as usize {
-            let (taken, named) = self.read(&mut places);
+            let (taken, named) = self.read(areas.shift(), &mut places);
 
             areas.give_back(places.get(..named).unwrap_or(&[]));
             total += taken;
@@ -168,7 +204,6 @@ impl Refill {
 #[kernel::macros::kunit_tests(io_uring_zcrx_refill)]
 mod tests {
     use super::*;
-    use kernel::page::PAGE_SIZE;
 
     #[test]
     fn sizes() {

@@ -12,6 +12,7 @@ use super::{
         self,
         Events, //
     },
+    provider,
     refill::{
         self,
         Refill, //
@@ -50,9 +51,17 @@ use kernel::{
             SETUP_DEFER_TASKRUN, //
         }, //
     },
-    page::PAGE_SIZE,
+    net::{
+        device::NetDevice,
+        page_pool::ProvidedQueue, //
+    },
+    page::{
+        PAGE_SHIFT,
+        PAGE_SIZE, //
+    },
     prelude::*,
     sync::{
+        aref::ARef,
         Arc,
         Refcount, //
     },
@@ -102,13 +111,12 @@ fn entries(wanted: u32, clamp: bool) -> Result<u32> {
     }
 }
 
-/// Checks the size that buffers shall have, in bytes; zero is any.
-fn check_buffer_size(bytes: u32) -> Result {
-    let bytes = bytes as usize;
-
-    match bytes {
-        0 | PAGE_SIZE => Ok(()),
-        _ if !bytes.is_power_of_two() || bytes < PAGE_SIZE => Err(EINVAL),
+/// The base-2 logarithm of the size of buffers, if `bytes` are asked for; zero is any.
+fn buffer_shift(bytes: u32, has_device: bool) -> Result<u32> {
+    match bytes as usize {
+        0 | PAGE_SIZE => Ok(PAGE_SHIFT as u32),
+        size if !size.is_power_of_two() || size < PAGE_SIZE => Err(EINVAL),
+        _ if has_device => Ok(bytes.trailing_zeros()),
         // Only devices can be asked for larger ones.
         _ => Err(EOPNOTSUPP),
     }
@@ -130,7 +138,10 @@ fn ring_is_fit(queues: &Queues<'_, Ifq>) -> bool {
 ///   out of range; [`ERANGE`] for statistics that do not fit.
 /// - [`EFAULT`] if user space cannot be read or written.
 /// - [`EBADF`] if the file to import is no queue.
-/// - [`EOPNOTSUPP`] for a queue of a device, and for larger buffers than a page.
+/// - [`ENODEV`] if there is no such device.
+/// - [`EOPNOTSUPP`] if the device transfers nothing by DMA, and for larger buffers than a page if
+///   it or its driver has none.
+/// - [`ERANGE`] if the device has no such queue, or memory is in too small pieces.
 /// - [`ENOMEM`] if memory is short, or the limit on locked memory is reached.
 /// - [`EBUSY`] if the ring has as many queues as can be.
 pub(crate) fn register(queues: &mut Queues<'_, Ifq>, arg: UserPtr) -> Result {
@@ -185,27 +196,45 @@ pub(crate) fn register(queues: &mut Queues<'_, Ifq>, arg: UserPtr) -> Result {
     let stats = (wanted.flags & EVENT_DESC_STATS != 0).then_some(wanted.stats_offset);
     let refill = Refill::new(region, reg.rq_entries, stats)?;
 
+    let mut dev = None;
+    let mut netdev = None;
     if !no_device {
-        return Err(EOPNOTSUPP);
+        let found = netdev.insert(NetDevice::find(reg.if_idx)?);
+
+        dev = Some(ARef::from(found.lock().dma_device(reg.if_rxq)?));
     }
-    check_buffer_size(reg.rx_buf_len)?;
-    let area = Area::new(&account, &area_reg)?;
+    let shift = buffer_shift(reg.rx_buf_len, dev.is_some())?;
+    let area = Area::new(&account, &area_reg, shift, dev.is_some())?;
+    let writable = area.is_writable();
     let ifq = Arc::pin_init(
         pin_init!(Ifq {
             account,
-            areas <- Areas::new(),
+            areas <- Areas::new(shift),
             users: Refcount::new(1),
             events <- Events::new(&wanted),
             refill <- refill,
+            writable,
+            dev,
+            queue <- ProvidedQueue::new(),
         }),
         GFP_KERNEL,
     )?;
+    // Until the ring has it.
+    let user = User(ifq.clone());
 
     let first = ifq.areas.reserve()?;
     area_reg.rq_area_token = token(first.id());
-    first.fill(area);
+    match &netdev {
+        None => first.fill(area),
+        Some(netdev) => {
+            let page_size = if reg.rx_buf_len == 0 { 0 } else { 1 << shift };
+
+            provider::open(&ifq, netdev, reg.if_rxq, page_size, first, area)?;
+        }
+    }
     reg.zcrx_id = id;
-    reg.rx_buf_len = PAGE_SIZE as u32;
+    // 31 at most.
+    reg.rx_buf_len = 1 << shift;
     fill_in(&mut reg.offsets);
 
     let published = reservation.publish(ifq.clone())?;
@@ -214,6 +243,7 @@ pub(crate) fn register(queues: &mut Queues<'_, Ifq>, arg: UserPtr) -> Result {
     write(reg.region_ptr, &desc)?;
     write(reg.area_ptr, &area_reg)?;
     published.keep();
+    user.leave();
     ifq.events.connect(ring);
     Ok(())
 }
@@ -266,15 +296,20 @@ mod tests {
     #[test]
     fn sizes_of_buffers() {
         let page = PAGE_SIZE as u32;
+        let shift = PAGE_SHIFT as u32;
 
-        assert_eq!(check_buffer_size(0), Ok(()));
-        assert_eq!(check_buffer_size(page), Ok(()));
-        for none in [1, page / 2, page - 1, page + 1, 3 * page, u32::MAX] {
-            assert_eq!(check_buffer_size(none), Err(EINVAL));
+        for has_device in [false, true] {
+            assert_eq!(buffer_shift(0, has_device), Ok(shift));
+            assert_eq!(buffer_shift(page, has_device), Ok(shift));
+            for none in [1, page / 2, page - 1, page + 1, 3 * page, u32::MAX] {
+                assert_eq!(buffer_shift(none, has_device), Err(EINVAL));
+            }
         }
         for larger in [2 * page, 1 << 31] {
-            assert_eq!(check_buffer_size(larger), Err(EOPNOTSUPP));
+            assert_eq!(buffer_shift(larger, false), Err(EOPNOTSUPP));
         }
+        assert_eq!(buffer_shift(2 * page, true), Ok(shift + 1));
+        assert_eq!(buffer_shift(1 << 31, true), Ok(31));
     }
 
     #[test]

@@ -19,6 +19,12 @@ __rust_helper struct page *rust_helper_skb_frag_page(const skb_frag_t *frag)
 	return skb_frag_page(frag);
 }
 
+__rust_helper struct net_iov *
+rust_helper_skb_frag_net_iov(const skb_frag_t *frag)
+{
+	return skb_frag_net_iov(frag);
+}
+
 __rust_helper unsigned int rust_helper_skb_frag_off(const skb_frag_t *frag)
 {
 	return skb_frag_off(frag);

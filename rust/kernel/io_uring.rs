@@ -10,7 +10,8 @@
 //! - [`restriction`]: rules and filters together; [`ring`] and [`task`]: who has them.
 //! - [`zcrx`], [`queues`], [`event`], [`receive`]: what zero-copy receive and a ring have of each
 //!   other.
-//! - [`account`], [`region`], [`pinned`]: memory shared with user space, and who pays for it.
+//! - [`account`], [`region`], [`pinned`], [`mapping`]: memory shared with user space and devices,
+//!   and who pays for it.
 //!
 //! C headers: [`include/linux/io_uring_types.h`](srctree/include/linux/io_uring_types.h),
 //! [`io_uring/opdef.h`](srctree/io_uring/opdef.h)
@@ -21,6 +22,8 @@ pub mod command;
 #[cfg(CONFIG_IO_URING_ZCRX)]
 pub mod event;
 pub mod filter_set;
+#[cfg(CONFIG_IO_URING_ZCRX)]
+pub mod mapping;
 pub mod opcode;
 #[cfg(CONFIG_IO_URING_ZCRX)]
 pub mod pinned;

@@ -154,6 +154,11 @@ impl PinnedPages {
         unsafe { core::slice::from_raw_parts(self.pages.as_ptr(), self.len) }
     }
 
+    /// The array of pages as C knows it, to be read from.
+    pub(super) fn as_ptr(&self) -> *mut *mut bindings::page {
+        self.pages.as_ptr()
+    }
+
     /// How many pages to charge for these: all pages of the folios that they are in, of each run of
     /// pages in the same folio once.
     ///

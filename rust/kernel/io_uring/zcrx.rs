@@ -32,6 +32,8 @@ pub const REG_NODEV: u32 = bindings::zcrx_reg_flags_ZCRX_REG_NODEV;
 pub const AREA_DMABUF: u32 = bindings::io_uring_zcrx_area_flags_IORING_ZCRX_AREA_DMABUF;
 /// The bit of an offset from which on it names the area.
 pub const AREA_SHIFT: u32 = bindings::IORING_ZCRX_AREA_SHIFT;
+/// Event: there was no buffer for a device.
+pub const EVENT_ALLOC_FAIL: u32 = bindings::zcrx_event_type_ZCRX_EVENT_ALLOC_FAIL;
 /// Event: data was copied.
 pub const EVENT_COPY: u32 = bindings::zcrx_event_type_ZCRX_EVENT_COPY;
 /// How many kinds of events there are.

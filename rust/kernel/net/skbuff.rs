@@ -13,6 +13,10 @@
 #[cfg(any(CONFIG_RUST_IO_URING_KUNIT_TEST, CONFIG_IO_URING_RS_KUNIT_TEST))]
 pub mod owned;
 
+use super::{
+    netmem::ProvidedIov,
+    page_pool::MemoryProvider, //
+};
 use crate::{
     bindings,
     io_uring::pinned::PinnedPage,
@@ -155,8 +159,11 @@ enum Source {
         page: NonNull<bindings::page>,
         start: usize,
     },
-    /// In memory that has no pages, which the CPU may not read.
-    NetIov,
+    /// In memory that has no pages, which the CPU may not read. `start` is where the first byte is.
+    NetIov {
+        iov: NonNull<bindings::net_iov>,
+        start: usize,
+    },
 }
 
 /// A run of bytes of a packet.
@@ -168,6 +175,7 @@ enum Source {
 /// - `Source::Memory`: the memory is valid for reads of `len` bytes.
 /// - `Source::Pages`: the descriptors of all pages which the `len` bytes touch follow each other
 ///   from `page` on, these pages are valid and can be mapped, and `start + len` does not overflow.
+/// - `Source::NetIov`: `iov` is valid, and the packet has a reference to it.
 ///
 /// The bytes may change at any time.
 #[derive(Clone)]
@@ -186,32 +194,35 @@ impl Piece<'_> {
     #[inline]
     unsafe fn from_frag(frag: *const bindings::skb_frag_t) -> Self {
         // SAFETY: The caller guarantees that the fragment is valid.
-        let (page, start, len) = unsafe {
+        let (iov, page, start, len) = unsafe {
             (
+                bindings::skb_frag_net_iov(frag),
                 bindings::skb_frag_page(frag),
                 u32_as_usize(bindings::skb_frag_off(frag)),
                 bindings::skb_frag_size(frag),
             )
         };
+        let source = match (NonNull::new(iov), NonNull::new(page)) {
+            (Some(iov), _) => Source::NetIov { iov, start },
+            // SAFETY: The page is valid, as the fragment is.
+            (None, Some(page)) if unsafe { bindings::PageHighMem(page.as_ptr()) } != 0 => {
+                Source::Pages { page, start }
+            }
+            (None, _) => {
+                // SAFETY: A valid fragment has one of the two. The page is not in high memory.
+                let address = unsafe { bindings::lowmem_page_address(page) };
+
+                Source::Memory(address.cast_const().cast::<u8>().wrapping_add(start))
+            }
+        };
 
         // INVARIANT: The caller guarantees that the fragment is valid and does not change. One
         // which has a page has its bytes in a run of pages with consecutive descriptors, which are
         // in the same zone. If that is high memory, the kernel can map them, else it has them all
-        // at consecutive addresses. No such run reaches to the end of what a `usize` can count.
+        // at consecutive addresses. No such run reaches to the end of what a `usize` can count. To
+        // a `net_iov`, the packet has a reference.
         Self {
-            source: match NonNull::new(page) {
-                // SAFETY: The page is valid, as the fragment is.
-                Some(page) if unsafe { bindings::PageHighMem(page.as_ptr()) } != 0 => {
-                    Source::Pages { page, start }
-                }
-                Some(page) => {
-                    // SAFETY: As above, and it is not in high memory.
-                    let address = unsafe { bindings::lowmem_page_address(page.as_ptr()) };
-
-                    Source::Memory(address.cast_const().cast::<u8>().wrapping_add(start))
-                }
-                None => Source::NetIov,
-            },
+            source,
             len: u32_as_usize(len),
             packet: PhantomData,
         }
@@ -232,7 +243,17 @@ impl Piece<'_> {
     /// Whether the CPU may read the bytes: not those of a `net_iov`.
     #[inline]
     pub fn is_copyable(&self) -> bool {
-        !matches!(self.source, Source::NetIov)
+        !matches!(self.source, Source::NetIov { .. })
+    }
+
+    /// The buffer that the bytes are in, if `provider` gave it to the pool that it is from.
+    #[inline]
+    pub fn provided_by<P: MemoryProvider>(&self, provider: &P) -> Option<ProvidedIov<'_>> {
+        match self.source {
+            // SAFETY: By the type invariants, it is valid, and the packet has a reference to it.
+            Source::NetIov { iov, start } => unsafe { ProvidedIov::new(iov, start, provider) },
+            _ => None,
+        }
     }
 
     /// Takes off the first `n` bytes, or all if there are fewer.
@@ -243,8 +264,9 @@ impl Piece<'_> {
         // INVARIANT: What remains was part of it before. Nothing wraps around.
         match &mut self.source {
             Source::Memory(address) => *address = address.wrapping_add(n),
-            Source::Pages { start, .. } => *start = start.wrapping_add(n),
-            Source::NetIov => {}
+            Source::Pages { start, .. } | Source::NetIov { start, .. } => {
+                *start = start.wrapping_add(n);
+            }
         }
         self.len = self.len.wrapping_sub(n);
     }
@@ -322,7 +344,7 @@ impl Piece<'_> {
                     copied = copied.wrapping_add(n);
                 }
             }
-            Source::NetIov => return 0,
+            Source::NetIov { .. } => return 0,
         }
         self.advance(len);
         len

@@ -1,0 +1,454 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Buffers that network devices receive into and whose memory the network stack knows nothing of.
+//!
+//! [`NetIovs`] are the buffers of one piece of memory. Each is free, or has references: of the page
+//! pool that it was put into, of packets, and of user space, to which it was *granted*. How often
+//! it was granted is counted, so that user space cannot give back what it has not got.
+//!
+//! C header: [`include/net/netmem.h`](srctree/include/net/netmem.h)
+
+use super::page_pool::MemoryProvider;
+use crate::{
+    bindings,
+    io::ResourceSize,
+    nospec::checked_index,
+    num::casts::u32_as_usize,
+    prelude::*,
+    scatterlist::SGTable,
+    sync::atomic::{
+        Acquire,
+        Atomic,
+        Full,
+        Relaxed,
+        Release, //
+    },
+    types::Opaque,
+    warn_on, //
+};
+use core::{
+    marker::PhantomData,
+    mem::ManuallyDrop,
+    ptr::{
+        from_ref,
+        null_mut,
+        NonNull, //
+    }, //
+};
+
+/// The lowest bit of a `netmem_ref` that is a `net_iov`.
+const NET_IOV: bindings::netmem_ref = bindings::NET_IOV as bindings::netmem_ref;
+
+/// What the buffers of one piece of memory share.
+///
+/// `area` is where C looks for it: each `net_iov` points to it.
+#[repr(C)]
+struct Owner {
+    area: Opaque<bindings::net_iov_area>,
+    /// What [`ProvidedIov::id`] returns.
+    id: Atomic<u32>,
+    iovs: KVVec<Opaque<bindings::net_iov>>,
+    /// How many references of each are user space's.
+    granted: KVVec<Atomic<i32>>,
+}
+
+impl Owner {
+    fn iov(&self, index: usize) -> Option<Iov<'_>> {
+        // INVARIANT: The `net_iov` is one of this owner's.
+        Some(Iov {
+            iov: NonNull::new(self.iovs.get(index)?.get())?,
+            owner: PhantomData,
+        })
+    }
+}
+
+/// One `net_iov`.
+///
+/// # Invariants
+///
+/// For the duration of `'a`, `iov` is a valid `net_iov` of an [`Owner`].
+#[derive(Clone, Copy)]
+struct Iov<'a> {
+    iov: NonNull<bindings::net_iov>,
+    owner: PhantomData<&'a Owner>,
+}
+
+impl<'a> Iov<'a> {
+    fn owner(self) -> &'a Owner {
+        // SAFETY: By the type invariants, the `net_iov` is valid. Its owner never changes, and is
+        // the first member of an `Owner` that lives as long.
+        unsafe { &*(*self.iov.as_ptr()).owner.cast::<Owner>() }
+    }
+
+    /// Its number in the owner's array.
+    fn index(self) -> usize {
+        let first = self.owner().iovs.as_ptr().addr();
+
+        self.iov.addr().get().wrapping_sub(first) / size_of::<bindings::net_iov>()
+    }
+
+    /// How many references there are. Zero while it is free.
+    fn references(self) -> &'a Atomic<isize> {
+        // SAFETY: By the type invariants, the `net_iov` is valid. C accesses this field by atomic
+        // operations, while the `net_iov` is in a pool; `atomic_long_t` has one member of the size
+        // of an `isize`.
+        unsafe { Atomic::from_ptr((&raw mut (*self.iov.as_ptr()).desc.pp_ref_count).cast()) }
+    }
+
+    /// The pool that it is in, or null. Does not change while somebody has a reference.
+    fn pool(self) -> *mut bindings::page_pool {
+        // SAFETY: By the type invariants, the `net_iov` is valid. The field is only written to by
+        // who has all references. This is volatile as others may be those.
+        unsafe { (&raw const (*self.iov.as_ptr()).desc.pp).read_volatile() }
+    }
+
+    fn granted(self) -> Option<&'a Atomic<i32>> {
+        self.owner().granted.get(self.index())
+    }
+
+    fn netmem(self) -> bindings::netmem_ref {
+        self.iov.addr().get() as bindings::netmem_ref | NET_IOV
+    }
+
+    /// Takes it, if it is free.
+    fn take(self) -> bool {
+        self.references().cmpxchg(0, 1, Acquire).is_ok()
+    }
+
+    /// Gives references back that were granted: what remains.
+    fn put(self, count: i32) -> TakenBack<'a> {
+        let (references, count) = (self.references(), count as isize);
+
+        // Mostly there are no others. Who sees that has no need of an atomic operation.
+        if references.load(Acquire) != count && references.fetch_sub(count, Full) != count {
+            return TakenBack::Held;
+        }
+        if self.pool().is_null() {
+            references.store(0, Release);
+            return TakenBack::Free;
+        }
+        // Pools want it so.
+        references.store(1, Relaxed);
+        // INVARIANT: It is in a pool, and all references were ours.
+        TakenBack::Pooled(PooledIov(self))
+    }
+}
+
+/// What became of references that user space gave back.
+pub enum TakenBack<'a> {
+    /// It had none, or others are left.
+    Held,
+    /// The buffer is free.
+    Free,
+    /// Nobody but the pool has the buffer.
+    Pooled(PooledIov<'a>),
+}
+
+/// A buffer in a pool that nobody has a reference to any more. It is to be given back to the pool:
+/// to drop this is to lose it.
+///
+/// # Invariants
+///
+/// The `net_iov` is in a pool, has one reference, and nobody else refers to it.
+pub struct PooledIov<'a>(Iov<'a>);
+
+impl PooledIov<'_> {
+    /// The pool that the buffer is in.
+    pub(super) fn pool(&self) -> *mut bindings::page_pool {
+        self.0.pool()
+    }
+
+    /// The buffer as C knows it.
+    pub(super) fn into_netmem(self) -> bindings::netmem_ref {
+        self.0.netmem()
+    }
+
+    /// Gives the buffer back to its pool. May be called in any context.
+    ///
+    /// C counterpart: `page_pool_put_unrefed_netmem`.
+    pub fn put(self) {
+        let (pool, netmem) = (self.pool(), self.0.netmem());
+
+        // SAFETY: By the type invariants, the buffer is in that pool, which stays until it has all
+        // its buffers back, and nobody refers to the buffer.
+        unsafe { bindings::page_pool_put_unrefed_netmem(pool, netmem, u32::MAX, false) };
+    }
+}
+
+/// Buffers of one piece of memory.
+///
+/// # Invariants
+///
+/// - `iovs` and `granted` of the owner have as many elements, and are never moved nor shortened.
+/// - Each `net_iov` is of that owner. Its `pp` is null while it is in no pool; its `pp_ref_count`
+///   is zero while it is free, and else not below what was granted.
+pub struct NetIovs(ManuallyDrop<Pin<KBox<Owner>>>);
+
+// SAFETY: The buffers belong to nobody in particular.
+unsafe impl Send for NetIovs {}
+
+// SAFETY: All accesses by way of shared references are atomic, or by who has taken the buffer.
+unsafe impl Sync for NetIovs {}
+
+impl NetIovs {
+    /// So many buffers, all of them free.
+    ///
+    /// # Errors
+    ///
+    /// [`ENOMEM`] if memory is short.
+    pub fn new(count: u32) -> Result<Self> {
+        let capacity = u32_as_usize(count);
+        let mut iovs = KVVec::with_capacity(capacity, GFP_KERNEL_ACCOUNT)?;
+        let mut granted = KVVec::with_capacity(capacity, GFP_KERNEL_ACCOUNT)?;
+        let mut owner = KBox::new(
+            Owner {
+                area: Opaque::new(bindings::net_iov_area {
+                    niovs: null_mut(),
+                    num_niovs: capacity,
+                    base_virtual: 0,
+                }),
+                id: Atomic::new(0),
+                iovs: KVVec::new(),
+                granted: KVVec::new(),
+            },
+            GFP_KERNEL_ACCOUNT,
+        )?;
+        let area = owner.area.get();
+
+        for _ in 0..count {
+            let mut iov: bindings::net_iov = pin_init::zeroed();
+
+            iov.type_ = bindings::net_iov_type_NET_IOV_IOURING;
+            iov.owner = area;
+            iovs.push(Opaque::new(iov), GFP_KERNEL_ACCOUNT)?;
+            granted.push(Atomic::new(0), GFP_KERNEL_ACCOUNT)?;
+        }
+        // SAFETY: Nobody else has a pointer to it yet.
+        unsafe { (*area).niovs = iovs.as_mut_ptr().cast() };
+        owner.iovs = iovs;
+        owner.granted = granted;
+        // INVARIANT: All are of this owner, in no pool and free. Nothing below moves them.
+        Ok(Self(ManuallyDrop::new(owner.into())))
+    }
+
+    /// Sets what [`ProvidedIov::id`] returns.
+    pub fn set_id(&self, id: u32) {
+        self.0.id.store(id, Relaxed);
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.0.iovs.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    fn iov(&self, index: u64) -> Option<Iov<'_>> {
+        let index = checked_index(usize::try_from(index).ok()?, self.len())?;
+
+        self.0.iov(index)
+    }
+
+    /// Takes a free buffer for a page pool: what C calls it. It is in no pool yet.
+    pub(super) fn take(&self, index: u32) -> Option<NonNull<bindings::net_iov>> {
+        let iov = self.iov(index.into())?;
+
+        iov.take().then_some(iov.iov)
+    }
+
+    /// Takes a buffer out of its pool: the id and its number. It is free then.
+    ///
+    /// # Safety
+    ///
+    /// `netmem` must be a buffer that was taken by [`Self::take`] and put into a pool, which lets
+    /// go of it. Nobody else may refer to it.
+    pub(super) unsafe fn release(netmem: bindings::netmem_ref) -> (u32, usize) {
+        let iov = (netmem & !NET_IOV) as *mut bindings::net_iov;
+        // INVARIANT: The caller guarantees it.
+        let iov = Iov {
+            // SAFETY: A valid pointer is not null.
+            iov: unsafe { NonNull::new_unchecked(iov) },
+            owner: PhantomData,
+        };
+        let named = (iov.owner().id.load(Relaxed), iov.index());
+
+        // SAFETY: The caller guarantees that it is valid, and in a pool that lets go of it.
+        unsafe { bindings::net_mp_niov_clear_page_pool(iov.iov.as_ptr()) };
+        iov.references().store(0, Release);
+        named
+    }
+
+    /// Grants user space a buffer that is free. Returns whether it was.
+    pub fn grant_free(&self, index: u32) -> bool {
+        match self.iov(index.into()) {
+            Some(iov) if iov.take() => {
+                if let Some(granted) = iov.granted() {
+                    granted.add(1, Relaxed);
+                }
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Takes back up to `count` references that user space has to a buffer.
+    ///
+    /// The index may come from user space: it is clamped for speculative execution.
+    pub fn take_back(&self, index: u64, count: u32) -> TakenBack<'_> {
+        let Some((iov, granted)) = self.iov(index).and_then(|iov| Some((iov, iov.granted()?)))
+        else {
+            return TakenBack::Held;
+        };
+        let wanted = i32::try_from(count).unwrap_or(i32::MAX);
+        let mut old = granted.load(Relaxed);
+
+        while old > 0 && wanted > 0 {
+            let taken = old.min(wanted);
+
+            match granted.cmpxchg(old, old.wrapping_sub(taken), Full) {
+                Ok(_) => return iov.put(taken),
+                Err(now) => old = now,
+            }
+        }
+        TakenBack::Held
+    }
+
+    /// Takes back all references that user space has to a buffer.
+    pub fn take_back_all(&self, index: u32) -> TakenBack<'_> {
+        let Some((iov, granted)) = self
+            .iov(index.into())
+            .and_then(|iov| Some((iov, iov.granted()?)))
+        else {
+            return TakenBack::Held;
+        };
+
+        if granted.load(Relaxed) == 0 {
+            return TakenBack::Held;
+        }
+        match granted.xchg(0, Full) {
+            0 => TakenBack::Held,
+            count => iov.put(count),
+        }
+    }
+
+    /// Tells devices where the buffers are: one after the other, `1 << shift` bytes each, in the
+    /// memory that `table` maps.
+    ///
+    /// # Errors
+    ///
+    /// - [`EINVAL`] if a buffer would not be in one piece.
+    /// - [`EFAULT`] if the memory is not as large as the buffers, or has addresses that a device
+    ///   cannot be told.
+    pub fn set_dma(&self, table: &SGTable, shift: u32) -> Result {
+        let size = ResourceSize::checked_shl(1, shift).ok_or(EINVAL)?;
+        let mut iovs = self.0.iovs.iter();
+
+        for entry in table.iter() {
+            let len = entry.dma_len();
+            let count = usize::try_from(len >> shift)?;
+
+            if len & (size - 1) != 0 {
+                return Err(EINVAL);
+            }
+            let mut address = entry.dma_address();
+
+            for iov in iovs.by_ref().take(count) {
+                // SAFETY: The `net_iov` is valid. Its address is only read by pools that it is in,
+                // after they got it.
+                if unsafe { bindings::net_mp_niov_set_dma_addr(iov.get(), address) } {
+                    return Err(EFAULT);
+                }
+                address = address.wrapping_add(size as bindings::dma_addr_t);
+            }
+        }
+        iovs.next().map_or(Ok(()), |_| Err(EFAULT))
+    }
+
+    /// Tells devices nothing of where the buffers are.
+    pub fn clear_dma(&self) {
+        for iov in &self.0.iovs {
+            // SAFETY: The `net_iov` is valid. Zero can always be set.
+            unsafe { bindings::net_mp_niov_set_dma_addr(iov.get(), 0) };
+        }
+    }
+}
+
+impl Drop for NetIovs {
+    fn drop(&mut self) {
+        let pooled = self
+            .0
+            .iovs
+            .iter()
+            // SAFETY: The `net_iov` is valid. Volatile, as a pool that it is in may be letting go
+            // of it.
+            .any(|iov| !unsafe { (&raw const (*iov.get()).desc.pp).read_volatile() }.is_null());
+
+        // What a pool refers to must stay, come what may.
+        if !warn_on!(pooled) {
+            // SAFETY: This is done once, and nobody refers to the buffers.
+            unsafe { ManuallyDrop::drop(&mut self.0) };
+        }
+    }
+}
+
+/// A run of bytes of a packet that is in a buffer of ours.
+pub struct ProvidedIov<'a> {
+    iov: Iov<'a>,
+    offset: usize,
+}
+
+impl ProvidedIov<'_> {
+    /// The bytes from `offset` of `iov` on, if that is in a pool of `provider`.
+    ///
+    /// # Safety
+    ///
+    /// For the duration of the result's lifetime, `iov` must be valid, and somebody have a
+    /// reference to it.
+    pub(super) unsafe fn new<P: MemoryProvider>(
+        iov: NonNull<bindings::net_iov>,
+        offset: usize,
+        provider: &P,
+    ) -> Option<Self> {
+        // SAFETY: The caller guarantees that it is valid.
+        let pool = NonNull::new(unsafe { (*iov.as_ptr()).desc.pp })?;
+        // SAFETY: A pool stays until it has all its buffers back, and does not change its provider.
+        let provided = unsafe { (*pool.as_ptr()).mp_priv };
+
+        // INVARIANT: Pools of this provider, of which this is the address, only get buffers out of
+        // `NetIovs`.
+        (provided.cast_const() == from_ref(provider).cast()).then_some(Self {
+            iov: Iov {
+                iov,
+                owner: PhantomData,
+            },
+            offset,
+        })
+    }
+
+    /// What [`NetIovs::set_id`] set.
+    pub fn id(&self) -> u32 {
+        self.iov.owner().id.load(Relaxed)
+    }
+
+    /// The number of the buffer.
+    pub fn index(&self) -> usize {
+        self.iov.index()
+    }
+
+    /// Where the bytes begin in the buffer.
+    pub fn offset(&self) -> usize {
+        self.offset
+    }
+
+    /// Grants user space the buffer, once more: it is not free before that is given back.
+    pub fn grant(&self) {
+        // In this order, lest user space gives back what is not there yet.
+        self.iov.references().add(1, Relaxed);
+        if let Some(granted) = self.iov.granted() {
+            granted.add(1, Relaxed);
+        }
+    }
+}
