@@ -118,3 +118,216 @@ pub(super) fn add(ifq: &Ifq, reservation: Reservation<'_>, area: Pin<KBox<Area>>
         })
         .unwrap_or(Err(EFAULT))
 }
+
+#[cfg(CONFIG_IO_URING_RS_KUNIT_TEST)]
+#[kernel::macros::kunit_tests(io_uring_zcrx_provider)]
+mod tests {
+    use super::*;
+    use crate::zcrx::{
+        buffers::Buffers,
+        cursor::Place, //
+    };
+    use kernel::net::page_pool::test_pool::{
+        Packet,
+        TestPool, //
+    };
+
+    const COUNT: u32 = 150;
+
+    /// One area without memory, whose buffers go to pools.
+    #[pin_data]
+    struct Provider {
+        #[pin]
+        buffers: Buffers,
+        #[pin]
+        queue: ProvidedQueue<Provider>,
+    }
+
+    impl MemoryProvider for Provider {
+        fn queue(&self) -> &ProvidedQueue<Self> {
+            &self.queue
+        }
+
+        fn init(&self, pool: &mut NewPool<'_>) -> Result {
+            assert!(pool.is_mapped() && pool.is_from_device());
+            // There is no device.
+            pool.stop_sync();
+            Ok(())
+        }
+
+        fn alloc(&self, cache: &mut AllocCache<'_>) {
+            let mut buffers = [0; 7];
+
+            while cache.room() != 0 {
+                let wanted = cache.room().min(buffers.len());
+                let count = self.buffers.take(&mut buffers[..wanted]);
+
+                if count == 0 {
+                    return;
+                }
+                self.buffers.adopt(&buffers[..count], cache);
+            }
+        }
+
+        fn release(&self, _id: u32, index: usize) {
+            self.buffers.put(&[index as u32]);
+        }
+
+        fn buffer_size(&self) -> u64 {
+            4096
+        }
+
+        fn unmap(&self) {}
+    }
+
+    fn provider() -> Result<Arc<Provider>> {
+        let buffers = Buffers::new(COUNT, true)?;
+
+        Arc::pin_init(
+            pin_init!(Provider {
+                buffers <- buffers,
+                queue <- ProvidedQueue::new(),
+            }),
+            GFP_KERNEL,
+        )
+    }
+
+    /// How many buffers are free. They are afterwards, too.
+    fn free(provider: &Provider) -> u32 {
+        let mut all = [0; COUNT as usize];
+        let count = provider.buffers.take(&mut all);
+
+        provider.buffers.put(&all[..count]);
+        count as u32
+    }
+
+    /// What should be the case of a buffer.
+    #[derive(Default)]
+    struct Model {
+        packets: KVec<Packet<'static>>,
+        granted: u32,
+        /// It is not in the pool: it was copied to.
+        copied: bool,
+    }
+
+    /// Any sequence of what a driver, packets, user space and copying do: each buffer is in one
+    /// place, and none is lost.
+    #[test]
+    fn follows_the_model() -> Result {
+        let provider = provider()?;
+        let mut pool = TestPool::new(provider.clone())?;
+        let mut model = KVec::new();
+        let mut seed = 0x9e37_79b9_u32;
+        let mut random = |below: u32| {
+            seed ^= seed << 13;
+            seed ^= seed >> 17;
+            seed ^= seed << 5;
+            seed % below
+        };
+
+        for _ in 0..COUNT {
+            model.push(Model::default(), GFP_KERNEL)?;
+        }
+        for step in 0..1_000_000 {
+            let any = random(COUNT) as usize;
+
+            match random(8) {
+                0 | 1 => {
+                    if let Some(packet) = pool.receive() {
+                        let at = &mut model[packet.iov().index()];
+
+                        assert!(at.packets.is_empty() && at.granted == 0);
+                        at.packets.push(packet, GFP_KERNEL)?;
+                    }
+                }
+                2 | 3 => {
+                    // Received, as a whole or piece by piece.
+                    let at = &mut model[any];
+
+                    for packet in &at.packets {
+                        packet.iov().grant();
+                        at.granted += 1;
+                    }
+                }
+                4 => {
+                    model[any].packets.pop();
+                }
+                5 => {
+                    // More than it has, now and then.
+                    let named = [Place {
+                        area: 0,
+                        buffer: any as u64,
+                    }; 3];
+                    let count = 1 + random(3);
+                    let at = &mut model[any];
+
+                    provider.buffers.give_back(&named[..count as usize]);
+                    at.granted -= at.granted.min(count);
+                    at.copied &= at.granted != 0;
+                }
+                6 => {
+                    let mut buffer = [0];
+
+                    if provider.buffers.take(&mut buffer) != 0 {
+                        let at = &mut model[buffer[0] as usize];
+
+                        assert!(at.packets.is_empty() && at.granted == 0);
+                        if random(4) == 0 {
+                            provider.buffers.put(&buffer);
+                        } else {
+                            provider.buffers.grant(buffer[0]);
+                            at.granted = 1;
+                            at.copied = true;
+                        }
+                    }
+                }
+                _ if random(500) == 0 => {
+                    provider.buffers.scrub();
+                    for at in &mut model {
+                        at.granted = 0;
+                        at.copied = false;
+                    }
+                }
+                _ => {}
+            }
+            if step % 1000 == 0 {
+                let copied = model.iter().filter(|at| at.copied).count() as u32;
+
+                assert_eq!(free(&provider) + copied + pool.in_flight(), COUNT);
+            }
+        }
+        for at in &mut model {
+            at.packets.clear();
+        }
+        provider.buffers.scrub();
+        assert_eq!(free(&provider) + pool.in_flight(), COUNT);
+        drop(pool);
+        assert_eq!(free(&provider), COUNT);
+        Ok(())
+    }
+
+    /// A pool that has lost its device lives on for a buffer that user space has.
+    #[test]
+    fn a_pool_waits_for_its_buffers() -> Result {
+        let provider = provider()?;
+        let mut pool = TestPool::new(provider.clone())?;
+        let packet = pool.receive().ok_or(ENOMEM)?;
+        let index = packet.iov().index();
+
+        assert_eq!(pool.in_flight(), AllocCache::CAPACITY as u32);
+        packet.iov().grant();
+        drop(packet);
+        assert_eq!(pool.in_flight(), AllocCache::CAPACITY as u32);
+
+        // No more than it has.
+        let named = [Place {
+            area: 0,
+            buffer: index as u64,
+        }; 2];
+        provider.buffers.give_back(&named);
+        provider.buffers.give_back(&named);
+        drop(pool);
+        assert_eq!(free(&provider), COUNT);
+        Ok(())
+    }
+}

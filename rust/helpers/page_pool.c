@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
 #include <linux/dma-mapping.h>
+#include <net/netdev_rx_queue.h>
 #include <net/page_pool/types.h>
 
 #ifdef CONFIG_PAGE_POOL
@@ -40,5 +41,32 @@ __rust_helper unsigned int rust_helper_dma_get_max_seg_size(struct device *dev)
 {
 	return dma_get_max_seg_size(dev);
 }
+
+#ifdef CONFIG_IO_URING_RS_KUNIT_TEST
+
+/* A pool of a device that was not registered, and whose memory is nowhere. */
+__rust_helper struct page_pool *rust_helper_page_pool_create_provided(
+		struct net_device *dev,
+		const struct pp_memory_provider_params *provider)
+{
+	struct page_pool_params params = {
+		.pool_size = 64,
+		.nid = NUMA_NO_NODE,
+		.dma_dir = DMA_FROM_DEVICE,
+		.max_len = PAGE_SIZE,
+		.netdev = dev,
+		.flags = PP_FLAG_DMA_MAP | PP_FLAG_DMA_SYNC_DEV |
+			 PP_FLAG_ALLOW_UNREADABLE_NETMEM,
+	};
+	struct page_pool *pool;
+
+	netdev_lock(dev);
+	__netif_get_rx_queue(dev, 0)->mp_params = *provider;
+	pool = page_pool_create(&params);
+	netdev_unlock(dev);
+	return pool;
+}
+
+#endif
 
 #endif

@@ -22,8 +22,8 @@ use crate::{
     types::Opaque, //
 };
 
-/// The pages are zeroed, or their old content does not matter: nothing is copied when they are
-/// mapped. Devices may write in any order.
+/// What is in the pages is nothing to the device, so that they are not synced when they are mapped
+/// and unmapped, only when a buffer changes hands. And the device may write in any order.
 const ATTRS: usize = (bindings::DMA_ATTR_SKIP_CPU_SYNC | bindings::DMA_ATTR_WEAK_ORDERING) as usize;
 
 /// A table of runs of pages.

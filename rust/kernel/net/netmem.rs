@@ -443,6 +443,16 @@ impl ProvidedIov<'_> {
         self.offset
     }
 
+    /// Gives back the reference of a packet: what remains.
+    ///
+    /// # Safety
+    ///
+    /// The caller must have a reference, and give it up.
+    #[cfg(CONFIG_IO_URING_RS_KUNIT_TEST)]
+    pub(super) unsafe fn unreference(&self) -> TakenBack<'_> {
+        self.iov.put(1)
+    }
+
     /// Grants user space the buffer, once more: it is not free before that is given back.
     pub fn grant(&self) {
         // In this order, lest user space gives back what is not there yet.
@@ -450,5 +460,99 @@ impl ProvidedIov<'_> {
         if let Some(granted) = self.iov.granted() {
             granted.add(1, Relaxed);
         }
+    }
+}
+
+#[cfg(CONFIG_RUST_IO_URING_KUNIT_TEST)]
+#[macros::kunit_tests(rust_kernel_net_netmem)]
+mod tests {
+    use super::*;
+
+    fn take_back(iovs: &NetIovs, index: u64, count: u32) -> Option<bool> {
+        match iovs.take_back(index, count) {
+            TakenBack::Held => None,
+            TakenBack::Free => Some(true),
+            TakenBack::Pooled(_) => Some(false),
+        }
+    }
+
+    #[test]
+    fn numbers() -> Result {
+        let iovs = NetIovs::new(3)?;
+
+        assert_eq!(iovs.len(), 3);
+        for index in 0..3 {
+            assert_eq!(iovs.0.iov(index).map(Iov::index), Some(index));
+        }
+        assert!(iovs.0.iov(3).is_none());
+        assert!(NetIovs::new(0)?.is_empty());
+        Ok(())
+    }
+
+    /// In one place at a time.
+    #[test]
+    fn taking() -> Result {
+        let iovs = NetIovs::new(2)?;
+
+        assert!(iovs.take(0).is_some());
+        assert!(iovs.take(0).is_none());
+        assert!(!iovs.grant_free(0));
+        assert!(iovs.grant_free(1));
+        assert!(iovs.take(1).is_none());
+        assert!(iovs.take(2).is_none());
+        assert!(!iovs.grant_free(2));
+        Ok(())
+    }
+
+    /// No more than was granted.
+    #[test]
+    fn taking_back() -> Result {
+        let iovs = NetIovs::new(4)?;
+
+        assert_eq!(take_back(&iovs, 0, 1), None);
+        assert!(iovs.grant_free(0));
+        assert_eq!(take_back(&iovs, 0, 0), None);
+        assert_eq!(take_back(&iovs, 0, 9), Some(true));
+        assert_eq!(take_back(&iovs, 0, 1), None);
+
+        // As often as its bytes were received.
+        assert!(iovs.grant_free(1));
+        let received = ProvidedIov {
+            iov: iovs.iov(1).ok_or(EINVAL)?,
+            offset: 7,
+        };
+        received.grant();
+        received.grant();
+        iovs.set_id(5);
+        assert_eq!(
+            (received.id(), received.index(), received.offset()),
+            (5, 1, 7)
+        );
+        assert_eq!(take_back(&iovs, 1, 2), None);
+        assert_eq!(take_back(&iovs, 1, 1), Some(true));
+
+        // None of these is there.
+        for index in [4, 1 << 32, 1 << 32 | 2, u64::MAX] {
+            assert_eq!(take_back(&iovs, index, 1), None);
+        }
+
+        assert!(matches!(iovs.take_back_all(2), TakenBack::Held));
+        assert!(iovs.grant_free(2));
+        assert!(matches!(iovs.take_back_all(2), TakenBack::Free));
+        assert!(iovs.grant_free(2));
+        Ok(())
+    }
+
+    /// Somebody else has a reference, too.
+    #[test]
+    fn held_elsewhere() -> Result {
+        let iovs = NetIovs::new(1)?;
+        let iov = iovs.iov(0).ok_or(EINVAL)?;
+
+        assert!(iovs.grant_free(0));
+        iov.references().add(1, Relaxed);
+        assert_eq!(take_back(&iovs, 0, 1), None);
+        assert_eq!(iov.references().load(Relaxed), 1);
+        Ok(())
     }
 }

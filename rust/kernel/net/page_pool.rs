@@ -12,6 +12,9 @@
 //! [`include/net/page_pool/memory_provider.h`](srctree/include/net/page_pool/memory_provider.h),
 //! [`include/net/page_pool/types.h`](srctree/include/net/page_pool/types.h)
 
+#[cfg(CONFIG_IO_URING_RS_KUNIT_TEST)]
+pub mod test_pool;
+
 use super::{
     device::{
         LockedNetDevice,

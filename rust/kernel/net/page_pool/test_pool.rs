@@ -1,0 +1,153 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Page pools of a device that there is not, for unit tests of who provides them with memory.
+//!
+//! C header: [`include/net/page_pool/helpers.h`](srctree/include/net/page_pool/helpers.h)
+
+use super::{
+    Adapter,
+    MemoryProvider, //
+};
+use crate::{
+    bindings,
+    error::from_err_ptr,
+    net::netmem::{
+        ProvidedIov,
+        TakenBack, //
+    },
+    prelude::*,
+    sync::Arc, //
+};
+use core::{
+    marker::PhantomData,
+    ptr::NonNull, //
+};
+
+/// A page pool that gets its buffers of a provider.
+///
+/// # Invariants
+///
+/// `pool` is a pool with the functions of `P`, and its cache is only accessed by who has `self` for
+/// itself. `netdev` is a device that was never registered, whose pool this is.
+pub struct TestPool<P: MemoryProvider> {
+    pool: NonNull<bindings::page_pool>,
+    netdev: NonNull<bindings::net_device>,
+    provider: Arc<P>,
+}
+
+impl<P: MemoryProvider> TestPool<P> {
+    /// A pool of buffers of a page, for no device at all.
+    ///
+    /// # Errors
+    ///
+    /// [`ENOMEM`] if memory is short, and what the provider refuses it with.
+    pub fn new(provider: Arc<P>) -> Result<Self> {
+        // SAFETY: The function sets up Ethernet devices, and the name is a format of one number.
+        let netdev = NonNull::new(unsafe {
+            bindings::alloc_netdev_mqs(
+                0,
+                c"test%d".as_char_ptr(),
+                0,
+                Some(bindings::ether_setup),
+                1,
+                1,
+            )
+        })
+        .ok_or(ENOMEM)?;
+        let params = bindings::pp_memory_provider_params {
+            mp_priv: Arc::as_ptr(&provider).cast_mut().cast(),
+            mp_ops: Adapter::<P>::OPS,
+            rx_page_size: 0,
+        };
+        // SAFETY: The device is valid and has one queue. The provider stays while the pool is made,
+        // which takes a reference of its own.
+        let pool =
+            from_err_ptr(unsafe { bindings::page_pool_create_provided(netdev.as_ptr(), &params) });
+
+        match pool.map(NonNull::new) {
+            // INVARIANT: It was just made, for the queue of this device.
+            Ok(Some(pool)) => Ok(Self {
+                pool,
+                netdev,
+                provider,
+            }),
+            other => {
+                // SAFETY: The device was not registered, and has no pool.
+                unsafe { bindings::free_netdev(netdev.as_ptr()) };
+                Err(other.err().unwrap_or(ENOMEM))
+            }
+        }
+    }
+
+    /// What a driver does: takes a buffer and puts it into a packet.
+    pub fn receive(&mut self) -> Option<Packet<'static>> {
+        // SAFETY: By the type invariants, the pool is valid, and its cache ours.
+        let netmem =
+            unsafe { bindings::page_pool_alloc_netmems(self.pool.as_ptr(), GFP_KERNEL.as_raw()) };
+        let iov = NonNull::new((netmem & !1) as *mut bindings::net_iov)?;
+
+        // SAFETY: The buffer is valid, and the one reference that it has is ours.
+        let iov = unsafe { ProvidedIov::new(iov, 0, &*self.provider) }?;
+
+        // INVARIANT: It is the only one.
+        Some(Packet {
+            iov,
+            pool: PhantomData,
+        })
+    }
+
+    /// How many buffers it has, wherever they are.
+    pub fn in_flight(&self) -> u32 {
+        let pool = self.pool.as_ptr();
+        // SAFETY: By the type invariants, the pool is valid. The first count changes in `receive`
+        // only, the second is atomic.
+        let (hold, release) = unsafe {
+            (
+                (*pool).pages_state_hold_cnt,
+                (&raw const (*pool).pages_state_release_cnt.counter).read_volatile(),
+            )
+        };
+
+        hold.wrapping_sub(release as u32)
+    }
+}
+
+impl<P: MemoryProvider> Drop for TestPool<P> {
+    fn drop(&mut self) {
+        let is_whole = self.in_flight() == 0;
+
+        // SAFETY: By the type invariants, the pool is valid. It frees itself once it has all of its
+        // buffers back.
+        unsafe { bindings::page_pool_destroy(self.pool.as_ptr()) };
+        if is_whole {
+            // SAFETY: The device was never registered, and has no pool any more.
+            unsafe { bindings::free_netdev(self.netdev.as_ptr()) };
+        }
+    }
+}
+
+/// A packet with one buffer of a pool, whole.
+///
+/// # Invariants
+///
+/// A reference to the buffer is the packet's.
+pub struct Packet<'a> {
+    iov: ProvidedIov<'a>,
+    pool: PhantomData<&'a ()>,
+}
+
+impl Packet<'_> {
+    /// Its bytes.
+    pub fn iov(&self) -> &ProvidedIov<'_> {
+        &self.iov
+    }
+}
+
+impl Drop for Packet<'_> {
+    fn drop(&mut self) {
+        // SAFETY: The reference is the packet's, which goes.
+        if let TakenBack::Pooled(iov) = unsafe { self.iov.unreference() } {
+            iov.put();
+        }
+    }
+}
