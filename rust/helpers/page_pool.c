@@ -45,9 +45,9 @@ __rust_helper unsigned int rust_helper_dma_get_max_seg_size(struct device *dev)
 #ifdef CONFIG_IO_URING_RS_KUNIT_TEST
 
 /* A pool of a device that was not registered, and whose memory is nowhere. */
-__rust_helper struct page_pool *rust_helper_page_pool_create_provided(
-		struct net_device *dev,
-		const struct pp_memory_provider_params *provider)
+__rust_helper struct page_pool *
+rust_helper_page_pool_create_provided(struct net_device *dev,
+				      const struct pp_memory_provider_params *p)
 {
 	struct page_pool_params params = {
 		.pool_size = 64,
@@ -61,7 +61,7 @@ __rust_helper struct page_pool *rust_helper_page_pool_create_provided(
 	struct page_pool *pool;
 
 	netdev_lock(dev);
-	__netif_get_rx_queue(dev, 0)->mp_params = *provider;
+	__netif_get_rx_queue(dev, 0)->mp_params = *p;
 	pool = page_pool_create(&params);
 	netdev_unlock(dev);
 	return pool;
