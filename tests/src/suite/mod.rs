@@ -36,6 +36,7 @@ mod zcrx_returns;
 mod zcrx_sharing;
 mod zcrx_stream;
 mod zcrx_stress;
+mod zcrx_waiting;
 
 use std::process::Command;
 
@@ -141,6 +142,7 @@ const GROUPS: &[Group] = &[
             zcrx_export::TESTS,
             zcrx_sharing::TESTS,
             zcrx_flush::TESTS,
+            zcrx_waiting::TESTS,
         ],
     },
     Group {

@@ -236,7 +236,7 @@ fn add_at(consumer: &Consumer, address: u64) -> i32 {
 }
 
 /// Adds an area.
-fn add(consumer: &Consumer, area: &mut AreaReg) -> i32 {
+pub(super) fn add(consumer: &Consumer, area: &mut AreaReg) -> i32 {
     add_at(consumer, &raw mut *area as u64)
 }
 

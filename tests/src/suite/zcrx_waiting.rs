@@ -1,0 +1,183 @@
+// SPDX-License-Identifier: GPL-2.0
+//! D8: memory that takes as long as user space likes to be pinned, and who has to
+//! wait for it.
+
+use std::fs;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::unistd::{Pid, gettid};
+
+use super::zcrx_control::add;
+use super::zcrx_sharing::{ENTRIES, PAGES, export, import};
+use super::{Outcome, Test, TestResult, test};
+use crate::buffers::{Consumer, Held, offset};
+use crate::kernel::{Implementation, expect_eq, expect_result, result, zcrx_implementation};
+use crate::register::PAGE_SIZE;
+use crate::wide::Mapping;
+use crate::zcrx::{AREA_SHIFT, AreaReg, memory};
+
+pub const TESTS: &[Test] = &[test("ZX28 an area that takes long to add", zx28)];
+
+/// Asks for the interface that there is: `struct uffdio_api`.
+#[repr(C)]
+struct Api {
+    api: u64,
+    features: u64,
+    ioctls: u64,
+}
+
+/// A range and how to treat it: `struct uffdio_register`, `struct uffdio_zeropage`.
+#[repr(C)]
+struct Range {
+    start: u64,
+    len: u64,
+    mode: u64,
+    done: u64,
+}
+
+const UFFD: u64 = 0xaa;
+/// In [`Range::mode`]: tell of pages that are not there.
+const MISSING: u64 = 1;
+
+nix::ioctl_readwrite!(uffdio_api, UFFD, 0x3f, Api);
+nix::ioctl_readwrite!(uffdio_register, UFFD, 0x00, Range);
+nix::ioctl_readwrite!(uffdio_zeropage, UFFD, 0x04, Range);
+
+/// Memory whose pages are not there until they are served.
+struct Withheld {
+    file: OwnedFd,
+    memory: Mapping,
+}
+
+impl Withheld {
+    fn new(pages: usize) -> anyhow::Result<Self> {
+        let memory = memory(pages)?;
+        // Without the second, it cannot be waited for.
+        let flags = libc::O_CLOEXEC | libc::O_NONBLOCK;
+        // SAFETY: takes nothing but flags.
+        let fd = result(unsafe { libc::syscall(libc::SYS_userfaultfd, flags) });
+        ensure!(fd >= 0, "userfaultfd: {fd}");
+        // SAFETY: just made, and nobody else has it.
+        let file = unsafe { OwnedFd::from_raw_fd(fd) };
+        let mut api = Api {
+            api: UFFD,
+            features: 0,
+            ioctls: 0,
+        };
+        // SAFETY: the structure is what the kernel takes.
+        unsafe { uffdio_api(fd, &mut api) }.context("UFFDIO_API")?;
+        let withheld = Withheld { file, memory };
+        let mut range = withheld.range(MISSING);
+        // SAFETY: likewise, and the memory is ours.
+        unsafe { uffdio_register(fd, &mut range) }.context("UFFDIO_REGISTER")?;
+        Ok(withheld)
+    }
+
+    fn range(&self, mode: u64) -> Range {
+        Range {
+            start: self.memory.address() as u64,
+            len: self.memory.len() as u64,
+            mode,
+            done: 0,
+        }
+    }
+
+    /// Waits until somebody waits for a page.
+    fn wait(&self) -> anyhow::Result<()> {
+        let mut files = [PollFd::new(self.file.as_fd(), PollFlags::POLLIN)];
+        poll(&mut files, PollTimeout::NONE)?;
+        expect_eq("events", files[0].revents(), Some(PollFlags::POLLIN))
+    }
+
+    /// Has all pages be there.
+    fn serve(&self) -> anyhow::Result<()> {
+        // SAFETY: the structure is what the kernel takes, and the memory is ours.
+        unsafe { uffdio_zeropage(self.file.as_raw_fd(), &mut self.range(0)) }
+            .context("UFFDIO_ZEROPAGE")?;
+        Ok(())
+    }
+}
+
+/// Whether a thread of this process sleeps so that no signal can wake it.
+fn is_uninterruptible(thread: Pid) -> anyhow::Result<bool> {
+    let stat = fs::read_to_string(format!("/proc/self/task/{thread}/stat"))?;
+    // What follows the name, which is in brackets.
+    let state = stat.rsplit(") ").next().context("no state")?;
+    Ok(state.starts_with('D'))
+}
+
+fn zx28() -> TestResult {
+    let before = Held::now()?;
+    let (consumer, area) = Consumer::new(ENTRIES, PAGES)?;
+    let file = export(&consumer)?;
+    let withheld = Withheld::new(2)?;
+    let more = memory(3)?;
+    let waits = zcrx_implementation() == Implementation::C;
+    let (main, served, added) = (gettid(), AtomicBool::new(false), AtomicBool::new(false));
+    let description = |memory: &Mapping| AreaReg {
+        addr: memory.address() as u64,
+        len: memory.len() as u64,
+        ..Default::default()
+    };
+
+    thread::scope(|scope| -> anyhow::Result<()> {
+        // Another ring of the same queue adds memory that is not there.
+        let other = scope.spawn(|| -> anyhow::Result<AreaReg> {
+            let importer = import(&file)?;
+            let mut slow = description(&withheld.memory);
+            expect_result("adding slowly", add(&importer, &mut slow), 0)?;
+            Ok(slow)
+        });
+        withheld.wait()?;
+        let server = scope.spawn(|| -> anyhow::Result<()> {
+            // As soon as the main thread is through, or waits for the page, too.
+            while !added.load(Ordering::Acquire) && !is_uninterruptible(main)? {
+                thread::sleep(Duration::from_millis(5));
+            }
+            served.store(true, Ordering::Release);
+            withheld.serve()
+        });
+
+        let mut quick = description(&more);
+        let got = add(&consumer, &mut quick);
+        let waited = served.load(Ordering::Acquire);
+        added.store(true, Ordering::Release);
+        expect_result("adding meanwhile", got, 0)?;
+        expect_eq("whether it waited", waited, waits)?;
+        server.join().ok().context("the server panicked")??;
+        let slow = other.join().ok().context("the other ring panicked")??;
+
+        let tokens = match waits {
+            true => (1, 2),
+            false => (2, 1),
+        };
+        let got = (slow.rq_area_token, quick.rq_area_token);
+        expect_eq(
+            "tokens",
+            got,
+            (tokens.0 << AREA_SHIFT, tokens.1 << AREA_SHIFT),
+        )
+    })?;
+    drop(file);
+
+    // All of it can be received into.
+    let mut consumer = consumer;
+    let count = PAGES + (withheld.memory.len() + more.len()) / PAGE_SIZE;
+    let taken = consumer.take_some(count)?;
+    for taken in &taken {
+        if taken.offset >> AREA_SHIFT == 0 {
+            taken.check(&[&area])?;
+        }
+    }
+    let firsts = taken.iter().filter(|taken| taken.offset < offset(PAGES));
+    expect_eq("in the first area", firsts.count(), PAGES)?;
+    consumer.expect_free("more", &[])?;
+    drop((consumer, area, withheld, more));
+    before.wait("closing")?;
+    Ok(Outcome::Passed)
+}
