@@ -7,6 +7,8 @@ pub mod buffers;
 pub mod kernel;
 pub mod ktap;
 pub mod model;
+pub mod netdev;
+pub mod nic;
 pub mod register;
 pub mod requests;
 pub mod ring;

@@ -45,6 +45,17 @@ impl Stream {
         })
     }
 
+    /// Over a connection that somebody else has made: sender and receiver.
+    pub fn over((sender, receiver): (TcpStream, TcpStream), user_data: u64) -> Self {
+        Stream {
+            sender,
+            receiver,
+            user_data,
+            sent: 0,
+            taken: 0,
+        }
+    }
+
     /// A request for `len` bytes at most, or for all there will be if 0.
     pub fn recv(&self, ifq: &Ifq, len: usize) -> Sqe {
         recv_zc(self.receiver.as_raw_fd(), ifq.id, len as u32).user_data(self.user_data)

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Zero-copy receive: the structures of its user interface, field by field, and
-//! an interface queue without a device, which takes what a socket has by copy.
+//! an interface queue, by default without a device, which takes what a socket has
+//! by copy.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -323,10 +324,12 @@ impl RefillQueue {
     }
 }
 
-/// An interface queue without a device: buffers, and its refill queue.
+/// An interface queue: buffers, and its refill queue.
 pub struct Ifq {
     pub area: Mapping,
     pub token: u64,
+    /// How large a buffer is.
+    pub buffer: usize,
     pub refill: RefillQueue,
 }
 
@@ -353,6 +356,7 @@ impl Ifq {
         Ok(Ifq {
             area,
             token: registration.area.rq_area_token,
+            buffer: reg.rx_buf_len as usize,
             refill: RefillQueue::map(fd, reg.zcrx_id, reg.rq_entries)?,
         })
     }
@@ -373,7 +377,7 @@ impl Ifq {
         let at = (off - self.token) as usize;
         let len = usize::try_from(cqe.res).with_context(|| describe(cqe.res))?;
         ensure!(
-            at / PAGE_SIZE == (at + len - 1) / PAGE_SIZE && at + len <= self.area.len(),
+            at / self.buffer == (at + len - 1) / self.buffer && at + len <= self.area.len(),
             "{len} bytes at {at:#x} are not in one buffer"
         );
         // SAFETY: inside the mapping, and the kernel writes to no buffer that it

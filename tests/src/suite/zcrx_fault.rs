@@ -224,6 +224,7 @@ impl<const OWN: bool> Scenario for Register<OWN> {
         let ifq = Ifq {
             area: self.area.take().context("no area")?,
             token: 0,
+            buffer: PAGE_SIZE,
             refill,
         };
         transfer(&mut ring, &ifq, 3 * PAGE_SIZE + 1)?;
@@ -523,6 +524,7 @@ fn fi15() -> TestResult {
         let ifq = Ifq {
             area,
             token: 0,
+            buffer: PAGE_SIZE,
             refill,
         };
         transfer(&mut ring, &ifq, 2 * PAGE_SIZE)?;

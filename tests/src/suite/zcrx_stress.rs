@@ -292,6 +292,7 @@ fn queue(ring: &WideRing, user: bool) -> anyhow::Result<Ifq> {
     Ok(Ifq {
         area,
         token: registration.area.rq_area_token,
+        buffer: PAGE_SIZE,
         refill,
     })
 }

@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Knobs of the software NIC, one folder per port in debugfs: how it is to
+ * misbehave (see struct zsim_knobs), what its device can do, and whether it is
+ * there. Putting it in and out leaves them as they are.
+ */
+
+#include <linux/debugfs.h>
+#include <linux/dma-mapping.h>
+#include <linux/platform_device.h>
+#include <linux/rtnetlink.h>
+#include <net/netdev_lock.h>
+
+#include "zcrx_sim.h"
+
+static int zsim_plugged_get(void *data, u64 *value)
+{
+	struct zsim_port *port = data;
+
+	*value = !!rcu_access_pointer(port->dev);
+	return 0;
+}
+
+static int zsim_plugged_set(void *data, u64 value)
+{
+	if (value)
+		return zsim_plug(data);
+	zsim_unplug(data);
+	return 0;
+}
+DEFINE_DEBUGFS_ATTRIBUTE(zsim_plugged_fops, zsim_plugged_get, zsim_plugged_set, "%llu\n");
+
+/* Whether buffers may be larger than a page. */
+static int zsim_large_buffers_set(void *data, u64 value)
+{
+	struct zsim_port *port = data;
+	struct net_device *dev;
+	int err = -ENODEV;
+
+	rtnl_lock();
+	dev = rtnl_dereference(port->dev);
+	if (dev) {
+		netdev_lock(dev);
+		dev->queue_mgmt_ops = value ? &zsim_queue_ops : &zsim_queue_ops_page_only;
+		netdev_unlock(dev);
+		err = 0;
+	}
+	rtnl_unlock();
+	return err;
+}
+DEFINE_DEBUGFS_ATTRIBUTE(zsim_large_buffers_fops, NULL, zsim_large_buffers_set, "%llu\n");
+
+static int zsim_max_seg_size_get(void *data, u64 *value)
+{
+	struct zsim_port *port = data;
+
+	*value = dma_get_max_seg_size(&port->pdev->dev);
+	return 0;
+}
+
+static int zsim_max_seg_size_set(void *data, u64 value)
+{
+	struct zsim_port *port = data;
+
+	if (value < PAGE_SIZE || value > UINT_MAX)
+		return -EINVAL;
+	dma_set_max_seg_size(&port->pdev->dev, value);
+	return 0;
+}
+DEFINE_DEBUGFS_ATTRIBUTE(zsim_max_seg_size_fops, zsim_max_seg_size_get,
+			 zsim_max_seg_size_set, "%llu\n");
+
+void zsim_debugfs_add(struct zsim_port *port, struct dentry *parent)
+{
+	struct zsim_knobs *knobs = &port->knobs;
+	char name[16];
+
+	snprintf(name, sizeof(name), "zsim%u", port->number);
+	port->dir = debugfs_create_dir(name, parent);
+	debugfs_create_file("plugged", 0600, port->dir, port, &zsim_plugged_fops);
+	debugfs_create_file("large_buffers", 0200, port->dir, port, &zsim_large_buffers_fops);
+	debugfs_create_file("max_seg_size", 0600, port->dir, port, &zsim_max_seg_size_fops);
+	debugfs_create_atomic_t("page_frags", 0600, port->dir, &knobs->page_frags);
+	debugfs_create_atomic_t("fail_alloc", 0600, port->dir, &knobs->fail_alloc);
+	debugfs_create_atomic_t("fail_mem_alloc", 0600, port->dir, &knobs->fail_mem_alloc);
+	debugfs_create_atomic_t("fail_start", 0600, port->dir, &knobs->fail_start);
+	debugfs_create_atomic_t("fail_stop", 0600, port->dir, &knobs->fail_stop);
+	debugfs_create_u32("pack", 0600, port->dir, &knobs->pack);
+	debugfs_create_u32("pool_order", 0600, port->dir, &knobs->pool_order);
+	debugfs_create_bool("pool_bidirectional", 0600, port->dir, &knobs->pool_bidirectional);
+	debugfs_create_bool("ignore_provider", 0600, port->dir, &knobs->ignore_provider);
+	debugfs_create_bool("frag_list", 0600, port->dir, &knobs->frag_list);
+}

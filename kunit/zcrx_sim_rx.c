@@ -1,0 +1,292 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * What the software NIC does as a NIC's DMA engine and its driver do: a packet
+ * that was sent is taken apart, the payload copied to wherever the buffers' DMA
+ * addresses lead, and a packet made of the headers and these buffers.
+ */
+
+#include <linux/dma-direct.h>
+#include <linux/etherdevice.h>
+#include <linux/ipv6.h>
+#include <linux/platform_device.h>
+#include <linux/tcp.h>
+#include <net/ip.h>
+#include <net/page_pool/helpers.h>
+
+#include "zcrx_sim.h"
+
+/* Where a packet's payload is to go on. */
+struct zsim_copy {
+	struct zsim_queue	*queue;
+	const struct sk_buff	*from;
+	unsigned int		at;
+	unsigned int		left;
+	struct sk_buff		*head;	/* the packet that is being made, */
+	struct sk_buff		*skb;	/* and its last part */
+	bool			pages;
+};
+
+/* Finds out how long the headers of a TCP packet are, and whom it is to. */
+void zsim_parse(const struct sk_buff *skb, struct zsim_flow *flow)
+{
+	unsigned int at = ETH_HLEN;
+	union {
+		struct ethhdr	eth;
+		struct iphdr	ip;
+		struct ipv6hdr	ip6;
+		struct tcphdr	tcp;
+	} space;
+	const struct ipv6hdr *ip6;
+	const struct tcphdr *tcp;
+	const struct ethhdr *eth;
+	const struct iphdr *ip;
+
+	memset(flow, 0, sizeof(*flow));
+	eth = skb_header_pointer(skb, 0, sizeof(*eth), &space);
+	if (!eth)
+		return;
+
+	switch (eth->h_proto) {
+	case htons(ETH_P_IP):
+		ip = skb_header_pointer(skb, at, sizeof(*ip), &space);
+		if (!ip || ip->protocol != IPPROTO_TCP || ip_is_fragment(ip))
+			return;
+		flow->version = 4;
+		at += ip->ihl * 4;
+		break;
+	case htons(ETH_P_IPV6):
+		ip6 = skb_header_pointer(skb, at, sizeof(*ip6), &space);
+		if (!ip6 || ip6->nexthdr != IPPROTO_TCP)
+			return;
+		flow->version = 6;
+		at += sizeof(*ip6);
+		break;
+	default:
+		return;
+	}
+
+	tcp = skb_header_pointer(skb, at, sizeof(*tcp), &space);
+	if (!tcp || tcp->doff * 4 < sizeof(*tcp) || at + tcp->doff * 4 > skb->len)
+		return;
+	flow->port = tcp->dest;
+	flow->headers = at + tcp->doff * 4;
+}
+
+/* How much of a packet is not put into buffers. */
+static unsigned int zsim_linear(const struct zsim_nic *nic,
+				const struct sk_buff *skb)
+{
+	struct zsim_flow flow;
+
+	if (!READ_ONCE(nic->split))
+		return min(skb->len, ZSIM_COPYBREAK);
+
+	zsim_parse(skb, &flow);
+	if (!flow.headers || skb->len - flow.headers <= READ_ONCE(nic->hds_thresh))
+		return skb->len;
+	return flow.headers;
+}
+
+/* Writes as the device does, through the DMA address. */
+static void zsim_dma_write(struct zsim_queue *queue, netmem_ref netmem,
+			   unsigned int offset, const struct sk_buff *skb,
+			   unsigned int at, unsigned int len)
+{
+	struct device *dev = &queue->nic->port->pdev->dev;
+	dma_addr_t address = page_pool_get_dma_addr_netmem(netmem);
+	void *to = phys_to_virt(dma_to_phys(dev, address));
+
+	WARN_ON_ONCE(skb_copy_bits(skb, at, to + offset, len));
+	page_pool_dma_sync_netmem_for_cpu(queue->mem.pool, netmem, offset, len);
+}
+
+static void zsim_count_frag(struct zsim_queue *queue, netmem_ref netmem)
+{
+	if (netmem_is_net_iov(netmem))
+		queue->stats.niov_frags++;
+	else
+		queue->stats.page_frags++;
+}
+
+/* Adds a page that is of no pool. */
+static int zsim_add_page(struct zsim_copy *copy)
+{
+	unsigned int len = min(copy->left, PAGE_SIZE);
+	struct sk_buff *skb = copy->skb;
+	struct page *page;
+
+	page = alloc_page(GFP_ATOMIC | __GFP_NOWARN);
+	if (!page)
+		return -ENOMEM;
+	WARN_ON_ONCE(skb_copy_bits(copy->from, copy->at, page_address(page), len));
+	skb_add_rx_frag(skb, skb_shinfo(skb)->nr_frags, page, 0, len, PAGE_SIZE);
+	zsim_count_frag(copy->queue, page_to_netmem(page));
+	copy->at += len;
+	copy->left -= len;
+	return 0;
+}
+
+/* How many fragments the bytes in one buffer are to be. */
+static unsigned int zsim_pieces(const struct zsim_copy *copy, unsigned int len)
+{
+	unsigned int pack = READ_ONCE(copy->queue->nic->port->knobs.pack);
+	unsigned int others = DIV_ROUND_UP(copy->left - len, copy->queue->mem.buf_len);
+	unsigned int room = MAX_SKB_FRAGS - skb_shinfo(copy->skb)->nr_frags;
+
+	if (!pack || room <= others)
+		return 1;
+	return min(DIV_ROUND_UP(len, pack), room - others);
+}
+
+/* Adds the next buffer of the ring. */
+static int zsim_add_buffer(struct zsim_copy *copy)
+{
+	struct zsim_queue_mem *mem = &copy->queue->mem;
+	unsigned int len = min(copy->left, mem->buf_len);
+	struct sk_buff *skb = copy->skb;
+	unsigned int pieces, piece, offset, part;
+	netmem_ref netmem;
+
+	if (!mem->filled)
+		return -ENOBUFS;
+	netmem = mem->ring[mem->head];
+	mem->head = (mem->head + 1) % mem->size;
+	mem->filled--;
+
+	zsim_dma_write(copy->queue, netmem, 0, copy->from, copy->at, len);
+	pieces = zsim_pieces(copy, len);
+	piece = DIV_ROUND_UP(len, pieces);
+	pieces = DIV_ROUND_UP(len, piece);
+	page_pool_fragment_netmem(netmem, pieces);
+	for (offset = 0; offset < len; offset += part) {
+		part = min(piece, len - offset);
+		skb_add_rx_frag_netmem(skb, skb_shinfo(skb)->nr_frags, netmem,
+				       offset, part, mem->buf_len / pieces);
+		zsim_count_frag(copy->queue, netmem);
+	}
+	copy->at += len;
+	copy->left -= len;
+	return 0;
+}
+
+/* Has what follows go into another part of the packet, on its list. */
+static int zsim_next_part(struct zsim_copy *copy)
+{
+	struct sk_buff *part = napi_alloc_skb(&copy->queue->napi, 0);
+
+	if (!part)
+		return -ENOMEM;
+	skb_mark_for_recycle(part);
+	if (copy->skb == copy->head)
+		skb_shinfo(copy->head)->frag_list = part;
+	else
+		copy->skb->next = part;
+	copy->skb = part;
+	return 0;
+}
+
+static int zsim_copy_payload(struct zsim_copy *copy)
+{
+	struct zsim_knobs *knobs = &copy->queue->nic->port->knobs;
+	struct sk_buff *head = copy->head;
+	unsigned int before, truesize;
+	int err;
+
+	while (copy->left) {
+		if (READ_ONCE(knobs->frag_list) && skb_shinfo(copy->skb)->nr_frags) {
+			err = zsim_next_part(copy);
+			if (err)
+				return err;
+		}
+
+		before = copy->left;
+		truesize = copy->skb->truesize;
+		if (copy->pages)
+			err = zsim_add_page(copy);
+		else
+			err = zsim_add_buffer(copy);
+		if (err)
+			return err;
+
+		if (copy->skb != head) {
+			head->len += before - copy->left;
+			head->data_len += before - copy->left;
+			head->truesize += copy->skb->truesize - truesize;
+		}
+	}
+	return 0;
+}
+
+/* What GRO, or hardware that does the same, says of a packet that was many. */
+static void zsim_copy_gso(struct sk_buff *skb, const struct sk_buff *from)
+{
+	if (!skb_is_gso(from))
+		return;
+	skb_shinfo(skb)->gso_size = skb_shinfo(from)->gso_size;
+	skb_shinfo(skb)->gso_segs = skb_shinfo(from)->gso_segs;
+	skb_shinfo(skb)->gso_type = skb_shinfo(from)->gso_type;
+}
+
+static void zsim_receive(struct zsim_queue *queue, const struct sk_buff *from)
+{
+	struct zsim_copy copy = { .queue = queue, .from = from };
+	struct zsim_queue_mem *mem = &queue->mem;
+	struct net_device *dev = queue->nic->dev;
+	struct sk_buff *skb;
+
+	copy.at = zsim_linear(queue->nic, from);
+	copy.left = from->len - copy.at;
+	copy.pages = copy.left && zsim_knob(&queue->nic->port->knobs.page_frags);
+
+	if (mem->filled < mem->size / 2)
+		zsim_refill(queue, GFP_ATOMIC);
+	if (!copy.pages && DIV_ROUND_UP(copy.left, mem->buf_len) > mem->filled)
+		goto drop;
+
+	skb = napi_alloc_skb(&queue->napi, copy.at);
+	if (!skb)
+		goto drop;
+	skb_mark_for_recycle(skb);
+	WARN_ON_ONCE(skb_copy_bits(from, 0, skb_put(skb, copy.at), copy.at));
+	copy.head = skb;
+	copy.skb = skb;
+	if (zsim_copy_payload(&copy)) {
+		dev_kfree_skb_any(skb);
+		goto drop;
+	}
+
+	queue->stats.packets++;
+	queue->stats.bytes += from->len;
+	dev_sw_netstats_rx_add(dev, from->len);
+	zsim_copy_gso(skb, from);
+	skb->ip_summed = CHECKSUM_UNNECESSARY;
+	skb_record_rx_queue(skb, queue->index);
+	skb->protocol = eth_type_trans(skb, dev);
+	napi_gro_receive(&queue->napi, skb);
+	return;
+drop:
+	queue->stats.no_buffer++;
+	dev_core_stats_rx_dropped_inc(dev);
+}
+
+int zsim_poll(struct napi_struct *napi, int budget)
+{
+	struct zsim_queue *queue = container_of(napi, struct zsim_queue, napi);
+	struct sk_buff *skb;
+	int done = 0;
+
+	if (budget)
+		zsim_refill(queue, GFP_ATOMIC);
+	for (; done < budget; done++) {
+		skb = skb_dequeue(&queue->backlog);
+		if (!skb)
+			break;
+		zsim_receive(queue, skb);
+		napi_consume_skb(skb, budget);
+	}
+	if (done)
+		zsim_refill(queue, GFP_ATOMIC);
+	if (done < budget)
+		napi_complete_done(napi, done);
+	return done;
+}

@@ -1,0 +1,363 @@
+// SPDX-License-Identifier: GPL-2.0
+//! The software NIC (`zcrx_sim`): two linked ports. The first, [`PORT`], is in
+//! this process's network namespace and receives; the other is in a namespace of
+//! its own and sends. Queue [`QUEUE`] gets the connections that tests make.
+
+use std::fs::{self, File};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, Output};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail, ensure};
+use nix::sched::{CloneFlags, setns, unshare};
+
+use crate::kernel::{expect_eq, expect_result, limit};
+use crate::netdev;
+use crate::register::PAGE_SIZE;
+use crate::stream::{Stream, expect_free};
+use crate::wide::{Mapping, WideRing};
+use crate::zcrx::{Ifq, Registration, memory};
+
+/// The port that receives.
+pub const PORT: &str = "zsim0";
+/// The port that sends.
+pub const PEER: &str = "zsim1";
+/// The receive queue that connections of tests are steered to.
+pub const QUEUE: u32 = 1;
+/// How many queues a port has.
+pub const QUEUES: u32 = 4;
+/// How many buffers a queue's ring has at first.
+pub const RING: usize = 64;
+
+/// The TCP port that tests listen on, on both addresses.
+const LISTEN: u16 = 9000;
+const KNOBS: &str = "/sys/kernel/debug/zcrx_sim";
+/// The knobs that make a port misbehave, which are 0 at first.
+const MISBEHAVIOUR: [&str; 10] = [
+    "page_frags",
+    "fail_alloc",
+    "fail_mem_alloc",
+    "fail_start",
+    "fail_stop",
+    "pack",
+    "pool_order",
+    "pool_bidirectional",
+    "ignore_provider",
+    "frag_list",
+];
+
+/// What queue [`QUEUE`] has counted since the port was put in.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+pub struct Counts {
+    pub packets: u64,
+    /// Fragments delivered in a provider's buffers.
+    pub niov_frags: u64,
+    /// Fragments delivered in pages.
+    pub page_frags: u64,
+    /// Packets that were dropped as there was no buffer for them.
+    pub no_buffer: u64,
+    /// Times that the ring could not be filled.
+    pub alloc_fail: u64,
+}
+
+/// The two ports, fresh, up, and connected.
+pub struct Nic {
+    /// The interface index of [`PORT`].
+    pub index: u32,
+    peer: OwnedFd,
+    listener: TcpListener,
+}
+
+/// Whether the kernel has the ports.
+pub fn exists() -> bool {
+    Path::new(KNOBS).exists()
+}
+
+/// Sets a knob of a port.
+pub fn set(port: &str, knob: &str, value: i64) -> anyhow::Result<()> {
+    let path = format!("{KNOBS}/{port}/{knob}");
+    fs::write(&path, value.to_string()).with_context(|| format!("{value} > {path}"))
+}
+
+/// Pulls a port out, whatever it is doing.
+pub fn unplug(port: &str) -> anyhow::Result<()> {
+    set(port, "plugged", 0)
+}
+
+/// Puts it in again, as new: down, in the first namespace.
+pub fn plug(port: &str) -> anyhow::Result<()> {
+    set(port, "plugged", 1)
+}
+
+/// Waits until something is so.
+pub fn wait_until(
+    what: &str,
+    mut so: impl FnMut() -> anyhow::Result<bool>,
+) -> anyhow::Result<()> {
+    let start = Instant::now();
+    while !so()? {
+        ensure!(start.elapsed() < limit(5), "in vain waited until {what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    Ok(())
+}
+
+/// A command of words, in another network namespace if one is given.
+fn command(line: &str, namespace: Option<&OwnedFd>) -> anyhow::Result<Output> {
+    let mut words = line.split_whitespace();
+    let mut command = Command::new(words.next().context("no command")?);
+    command.args(words);
+    if let Some(namespace) = namespace {
+        let fd = namespace.try_clone()?;
+        let enter = move || Ok(setns(fd.as_fd(), CloneFlags::CLONE_NEWNET)?);
+        // SAFETY: it is one system call, which allocates nothing.
+        unsafe { command.pre_exec(enter) };
+    }
+    command.output().with_context(|| line.to_string())
+}
+
+/// Runs a command that must succeed: what it printed.
+fn run(line: &str, namespace: Option<&OwnedFd>) -> anyhow::Result<String> {
+    let output = command(line, namespace)?;
+    if !output.status.success() {
+        bail!("{line}: {}", String::from_utf8_lossy(&output.stderr).trim());
+    }
+    Ok(String::from_utf8(output.stdout)?)
+}
+
+/// A network namespace that lives as long as somebody has it open.
+fn new_namespace() -> anyhow::Result<OwnedFd> {
+    let made = std::thread::spawn(|| {
+        unshare(CloneFlags::CLONE_NEWNET)?;
+        anyhow::Ok(File::open("/proc/thread-self/ns/net")?.into())
+    });
+    made.join().ok().context("making a namespace panicked")?
+}
+
+impl Nic {
+    /// Renews both ports, and brings them up with header split on.
+    pub fn new() -> anyhow::Result<Self> {
+        for port in [PORT, PEER] {
+            unplug(port)?;
+            for knob in MISBEHAVIOUR {
+                set(port, knob, 0)?;
+            }
+            set(port, "max_seg_size", u32::MAX.into())?;
+            plug(port)?;
+        }
+        let peer = new_namespace()?;
+        run(
+            &format!(
+                "ip link set {PEER} netns /proc/{}/fd/{}",
+                std::process::id(),
+                peer.as_raw_fd()
+            ),
+            None,
+        )?;
+        let nic = Nic {
+            index: nix::net::if_::if_nametoindex(PORT)?,
+            peer,
+            listener: TcpListener::bind(("::", LISTEN))?,
+        };
+        nic.ethtool("-G zsim0 tcp-data-split on hds-thresh 0")?;
+        nic.configure()?;
+        nic.peer_ip("addr add 10.9.0.2/24 dev zsim1")?;
+        nic.peer_ip("-6 addr add fd09::2/64 dev zsim1 nodad")?;
+        nic.peer_ip("link set zsim1 up")?;
+        Ok(nic)
+    }
+
+    /// Gives [`PORT`] its addresses, steers the tests' connections to
+    /// [`QUEUE`] and brings it up.
+    pub fn configure(&self) -> anyhow::Result<()> {
+        for version in ["tcp4", "tcp6"] {
+            self.ethtool(&format!(
+                "-N zsim0 flow-type {version} dst-port {LISTEN} action {QUEUE}"
+            ))?;
+        }
+        self.ip("addr add 10.9.0.1/24 dev zsim0")?;
+        self.ip("-6 addr add fd09::1/64 dev zsim0 nodad")?;
+        self.up()
+    }
+
+    /// `ip` where [`PORT`] is.
+    pub fn ip(&self, arguments: &str) -> anyhow::Result<String> {
+        run(&format!("ip {arguments}"), None)
+    }
+
+    /// `ip` where [`PEER`] is.
+    pub fn peer_ip(&self, arguments: &str) -> anyhow::Result<String> {
+        run(&format!("ip {arguments}"), Some(&self.peer))
+    }
+
+    /// `ethtool` where [`PORT`] is.
+    pub fn ethtool(&self, arguments: &str) -> anyhow::Result<String> {
+        run(&format!("ethtool {arguments}"), None)
+    }
+
+    /// `ethtool` where [`PEER`] is.
+    pub fn peer_ethtool(&self, arguments: &str) -> anyhow::Result<String> {
+        run(&format!("ethtool {arguments}"), Some(&self.peer))
+    }
+
+    /// That `ethtool` where [`PORT`] is fails, for a reason with these words.
+    pub fn ethtool_fails(&self, arguments: &str, reason: &str) -> anyhow::Result<()> {
+        let output = command(&format!("ethtool {arguments}"), None)?;
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        ensure!(!output.status.success(), "ethtool {arguments} did not fail");
+        ensure!(said.contains(reason), "ethtool {arguments}: {said}");
+        Ok(())
+    }
+
+    /// Sets a knob of [`PORT`].
+    pub fn set(&self, knob: &str, value: i64) -> anyhow::Result<()> {
+        set(PORT, knob, value)
+    }
+
+    pub fn up(&self) -> anyhow::Result<()> {
+        self.ip("link set zsim0 up").map(drop)
+    }
+
+    pub fn down(&self) -> anyhow::Result<()> {
+        self.ip("link set zsim0 down").map(drop)
+    }
+
+    /// The largest packets that both ports send.
+    pub fn set_mtu(&self, mtu: u32) -> anyhow::Result<()> {
+        self.ip(&format!("link set zsim0 mtu {mtu}"))?;
+        self.peer_ip(&format!("link set zsim1 mtu {mtu}"))?;
+        Ok(())
+    }
+
+    /// How many buffers a ring has from now on, which restarts the queues.
+    pub fn set_ring(&self, buffers: usize) -> anyhow::Result<()> {
+        self.ethtool(&format!("-G zsim0 rx {buffers}")).map(drop)
+    }
+
+    /// What [`QUEUE`] has counted.
+    pub fn counts(&self) -> anyhow::Result<Counts> {
+        let text = self.ethtool("-S zsim0")?;
+        let count = |name: &str| -> anyhow::Result<u64> {
+            let prefix = format!("rx{QUEUE}_{name}:");
+            let line = text.lines().find_map(|l| l.trim().strip_prefix(&prefix));
+            Ok(line.with_context(|| prefix.clone())?.trim().parse()?)
+        };
+        Ok(Counts {
+            packets: count("packets")?,
+            niov_frags: count("niov_frags")?,
+            page_frags: count("page_frags")?,
+            no_buffer: count("no_buffer")?,
+            alloc_fail: count("alloc_fail")?,
+        })
+    }
+
+    /// Connects from [`PEER`] to an address of [`PORT`]: sender and receiver.
+    pub fn connect_to(&self, address: &str) -> anyhow::Result<(TcpStream, TcpStream)> {
+        let address = SocketAddr::new(address.parse()?, LISTEN);
+        let namespace = self.peer.try_clone()?;
+        let connecting = std::thread::spawn(move || {
+            setns(namespace, CloneFlags::CLONE_NEWNET)?;
+            anyhow::Ok(TcpStream::connect(address)?)
+        });
+        let (receiver, _) = self.listener.accept()?;
+        let sender = connecting.join().ok().context("connecting panicked")??;
+        sender.set_nodelay(true)?;
+        Ok((sender, receiver))
+    }
+
+    /// A connection whose bytes are compared.
+    pub fn stream(&self, user_data: u64) -> anyhow::Result<Stream> {
+        Ok(Stream::over(self.connect_to("10.9.0.1")?, user_data))
+    }
+
+    /// A registration of [`QUEUE`].
+    pub fn registration(&self, entries: u32, area: &Mapping) -> Registration {
+        let mut registration = Registration::new(entries, area);
+        registration.reg.flags = 0;
+        registration.reg.if_idx = self.index;
+        registration.reg.if_rxq = QUEUE;
+        registration
+    }
+
+    /// Registers [`QUEUE`] with a ring.
+    pub fn ifq(&self, ring: &WideRing, entries: u32, pages: usize) -> anyhow::Result<Ifq> {
+        let area = memory(pages)?;
+        let mut registration = self.registration(entries, &area);
+        expect_result("registering", registration.register(ring.fd()), 0)?;
+        Ifq::attach(ring.fd(), registration, area)
+    }
+
+    /// The size of the buffers that io_uring provides to [`QUEUE`], if it does.
+    pub fn provided(&self) -> anyhow::Result<Option<u64>> {
+        let queues = netdev::queues(self.index)?;
+        let queue = queues.iter().find(|queue| queue.id == u64::from(QUEUE));
+        Ok(queue.context("the queue is gone")?.buffer)
+    }
+
+    /// Waits until no queue has a provider, and no buffer of one is out.
+    pub fn released(&self) -> anyhow::Result<()> {
+        wait_until("the queue is released", || Ok(self.provided()?.is_none()))?;
+        wait_until("all pools of the area are gone", || {
+            let pools = netdev::pools(self.index)?;
+            Ok(pools.iter().all(|pool| pool.buffer.is_none()))
+        })
+    }
+
+    /// That all buffers of an area, so many, are free once the device has none:
+    /// nobody may hold one any more.
+    pub fn conserved(
+        &self,
+        ring: &mut WideRing,
+        ifq: &Ifq,
+        buffers: usize,
+    ) -> anyhow::Result<()> {
+        ifq.flush_all(ring.fd())?;
+        self.down()?;
+        wait_until("all pools of the area are gone", || {
+            let pools = netdev::pools(self.index)?;
+            Ok(pools.iter().all(|pool| pool.buffer.is_none()))
+        })?;
+        expect_free(ring, ifq, buffers)?;
+        self.up()
+    }
+
+    /// Sends a pattern through a queue and has it taken, all bytes compared and
+    /// every buffer given back, until it is all there: how many completions.
+    pub fn transfer(&self, ring: &mut WideRing, ifq: &Ifq, len: usize) -> anyhow::Result<u64> {
+        let mut stream = self.stream(1)?;
+        let thread = stream.send_later(len)?;
+        ring.push(stream.recv(ifq, 0))?;
+        let mut completions = 0;
+        let last = loop {
+            let cqe = ring.cqe()?;
+            if cqe.flags & crate::ring::IORING_CQE_F_MORE == 0 {
+                break cqe;
+            }
+            completions += 1;
+            ifq.give_back(stream.take(ifq, &cqe)?);
+        };
+        expect_result("the end", last.res, 0)?;
+        expect_eq("bytes left", stream.left(), 0)?;
+        thread.join().ok().context("the sender panicked")??;
+        Ok(completions)
+    }
+}
+
+impl Drop for Nic {
+    fn drop(&mut self) {
+        // Best effort: the next one begins anew anyhow.
+        for port in [PORT, PEER] {
+            for knob in MISBEHAVIOUR {
+                let _ = set(port, knob, 0);
+            }
+        }
+    }
+}
+
+/// How many pages that many bytes are in, in buffers of a page.
+pub const fn pages(len: usize) -> usize {
+    len.div_ceil(PAGE_SIZE)
+}
