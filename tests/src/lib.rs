@@ -17,4 +17,5 @@ pub mod sqe;
 pub mod stream;
 pub mod suite;
 pub mod wide;
+pub mod xdp;
 pub mod zcrx;

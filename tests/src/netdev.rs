@@ -1,15 +1,17 @@
 // SPDX-License-Identifier: GPL-2.0
 //! What the kernel tells of receive queues and page pools over generic netlink,
-//! in the family `netdev`: who provides their memory.
+//! in the family `netdev`: who provides their memory. And a setting that Debian's
+//! `ethtool` does not know.
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use neli::consts::nl::NlmF;
 use neli::consts::socket::NlFamily;
 use neli::genl::{
-    AttrTypeBuilder, Genlmsghdr, GenlmsghdrBuilder, NlattrBuilder, NoUserHeader,
+    AttrTypeBuilder, Genlmsghdr, GenlmsghdrBuilder, Nlattr, NlattrBuilder, NoUserHeader,
 };
-use neli::nl::NlPayload;
+use neli::nl::{NlPayload, NlmsghdrBuilder};
 use neli::router::synchronous::NlRouter;
+use neli::socket::synchronous::NlSocketHandle;
 use neli::types::{Buffer, GenlBuffer};
 use neli::utils::Groups;
 
@@ -32,6 +34,11 @@ const NETDEV_QUEUE_TYPE_RX: u32 = 0;
 
 const NETDEV_A_IO_URING_PROVIDER_INFO_RX_BUF_LEN: u16 = 1;
 
+const ETHTOOL_MSG_RINGS_SET: u8 = 16;
+const ETHTOOL_A_RINGS_HEADER: u16 = 1;
+const ETHTOOL_A_RINGS_HDS_THRESH: u16 = 17;
+const ETHTOOL_A_HEADER_DEV_INDEX: u16 = 1;
+
 /// A message of the family.
 type Message = Genlmsghdr<u8, u16>;
 
@@ -48,13 +55,15 @@ pub struct Queue {
 #[derive(Clone, Debug)]
 pub struct Pool {
     pub id: u64,
+    /// Of its device, unless that is gone.
+    pub index: Option<u64>,
     pub napi: Option<u64>,
     /// How many buffers are out.
     pub inflight: u64,
     /// Whether its owner is done with it and it waits for what is out.
     pub detached: bool,
-    /// The size of its buffers, if io_uring provides them.
-    pub buffer: Option<u64>,
+    /// The size of its buffers.
+    pub buffer: u64,
 }
 
 /// An unsigned number of whatever size.
@@ -80,43 +89,73 @@ fn buffer(message: &Message, nest: u16) -> Option<u64> {
     number(size.nla_payload().as_ref())
 }
 
-/// Asks with one attribute for all that there are.
-fn dump(command: u8, attribute: Option<(u16, u32)>) -> anyhow::Result<Vec<Message>> {
-    let (socket, _) = NlRouter::connect(NlFamily::Generic, None, Groups::empty())?;
-    let family = socket
-        .resolve_genl_family("netdev")
-        .context("the family netdev")?;
-    let mut attributes = GenlBuffer::<u16, Buffer>::new();
-    if let Some((kind, value)) = attribute {
-        let kind = AttrTypeBuilder::default().nla_type(kind).build()?;
-        let attribute = NlattrBuilder::default().nla_type(kind).nla_payload(value);
-        attributes.push(attribute.build()?);
-    }
+/// An attribute with a number.
+fn word(kind: u16, value: u32) -> anyhow::Result<Nlattr<u16, Buffer>> {
+    let kind = AttrTypeBuilder::default().nla_type(kind).build()?;
+    Ok(NlattrBuilder::default()
+        .nla_type(kind)
+        .nla_payload(value)
+        .build()?)
+}
+
+/// Sends a request to a family: all messages that it answers with. Those of
+/// `netdev` do not say that they are several, for which a router wants them to.
+fn ask(
+    family: &str,
+    command: u8,
+    flags: NlmF,
+    attributes: Vec<Nlattr<u16, Buffer>>,
+) -> anyhow::Result<Vec<Message>> {
+    let (router, _) = NlRouter::connect(NlFamily::Generic, None, Groups::empty())?;
+    let id = router.resolve_genl_family(family);
+    let id = id.with_context(|| family.to_string())?;
     let request = GenlmsghdrBuilder::<u8, u16, NoUserHeader>::default()
         .cmd(command)
         .version(1)
-        .attrs(attributes)
+        .attrs(attributes.into_iter().collect::<GenlBuffer<_, _>>())
         .build()?;
-    let answers = socket.send::<_, _, u16, Message>(
-        family,
-        NlmF::DUMP | NlmF::ACK,
-        NlPayload::Payload(request),
-    )?;
+    let request = NlmsghdrBuilder::default()
+        .nl_type(id)
+        .nl_flags(NlmF::REQUEST | NlmF::ACK | flags)
+        .nl_payload(NlPayload::Payload(request))
+        .build()?;
+    let socket = NlSocketHandle::connect(NlFamily::Generic, None, Groups::empty())?;
+    socket.send(&request)?;
     let mut messages = Vec::new();
-    for answer in answers {
-        if let NlPayload::Payload(message) = answer?.nl_payload() {
-            messages.push(message.clone());
+    loop {
+        for answer in socket.recv::<u16, Message>()?.0 {
+            match answer?.nl_payload() {
+                NlPayload::Payload(message) => messages.push(message.clone()),
+                NlPayload::Err(error) => bail!("{family}: {error}"),
+                // It ends a dump, or says that all went well.
+                NlPayload::Ack(_) | NlPayload::DumpExtAck(_) | NlPayload::Empty => {
+                    return Ok(messages);
+                }
+            }
         }
     }
-    Ok(messages)
+}
+
+/// Has payload of up to so many bytes stay with its headers.
+pub fn set_split_threshold(index: u32, bytes: u32) -> anyhow::Result<()> {
+    let kind = AttrTypeBuilder::default()
+        .nla_type(ETHTOOL_A_RINGS_HEADER)
+        .nla_nested(true)
+        .build()?;
+    let header = NlattrBuilder::default()
+        .nla_type(kind)
+        .nla_payload(Buffer::new())
+        .build()?
+        .nest(&word(ETHTOOL_A_HEADER_DEV_INDEX, index)?)?;
+    let threshold = word(ETHTOOL_A_RINGS_HDS_THRESH, bytes)?;
+    let attributes = vec![header, threshold];
+    ask("ethtool", ETHTOOL_MSG_RINGS_SET, NlmF::empty(), attributes).map(drop)
 }
 
 /// The receive queues of a device of this namespace.
 pub fn queues(index: u32) -> anyhow::Result<Vec<Queue>> {
-    let messages = dump(
-        NETDEV_CMD_QUEUE_GET,
-        Some((NETDEV_A_QUEUE_IFINDEX, index)),
-    )?;
+    let attributes = vec![word(NETDEV_A_QUEUE_IFINDEX, index)?];
+    let messages = ask("netdev", NETDEV_CMD_QUEUE_GET, NlmF::DUMP, attributes)?;
     let receive = |message: &&Message| {
         attribute(message, NETDEV_A_QUEUE_TYPE) == Some(NETDEV_QUEUE_TYPE_RX.into())
     };
@@ -131,21 +170,19 @@ pub fn queues(index: u32) -> anyhow::Result<Vec<Queue>> {
     queues.context("a queue without an id")
 }
 
-/// The page pools of a device of this namespace.
-pub fn pools(index: u32) -> anyhow::Result<Vec<Pool>> {
-    let messages = dump(NETDEV_CMD_PAGE_POOL_GET, None)?;
-    let of_device = |message: &&Message| {
-        attribute(message, NETDEV_A_PAGE_POOL_IFINDEX) == Some(index.into())
-    };
+/// The page pools of this namespace's devices whose buffers io_uring provides.
+pub fn provided_pools() -> anyhow::Result<Vec<Pool>> {
+    let messages = ask("netdev", NETDEV_CMD_PAGE_POOL_GET, NlmF::DUMP, Vec::new())?;
     let pool = |message: &Message| {
+        let buffer = buffer(message, NETDEV_A_PAGE_POOL_IO_URING)?;
         Some(Pool {
             id: attribute(message, NETDEV_A_PAGE_POOL_ID)?,
+            index: attribute(message, NETDEV_A_PAGE_POOL_IFINDEX),
             napi: attribute(message, NETDEV_A_PAGE_POOL_NAPI_ID),
             inflight: attribute(message, NETDEV_A_PAGE_POOL_INFLIGHT).unwrap_or(0),
             detached: attribute(message, NETDEV_A_PAGE_POOL_DETACH_TIME).is_some(),
-            buffer: buffer(message, NETDEV_A_PAGE_POOL_IO_URING),
+            buffer,
         })
     };
-    let pools: Option<_> = messages.iter().filter(of_device).map(pool).collect();
-    pools.context("a pool without an id")
+    Ok(messages.iter().filter_map(pool).collect())
 }

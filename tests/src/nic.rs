@@ -4,7 +4,7 @@
 //! its own and sends. Queue [`QUEUE`] gets the connections that tests make.
 
 use std::fs::{self, File};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -16,10 +16,11 @@ use nix::sched::{CloneFlags, setns, unshare};
 
 use crate::kernel::{expect_eq, expect_result, limit};
 use crate::netdev;
-use crate::register::PAGE_SIZE;
+use crate::ring::IORING_CQE_F_MORE;
+use crate::sandbox::stay_on_cpu;
 use crate::stream::{Stream, expect_free};
 use crate::wide::{Mapping, WideRing};
-use crate::zcrx::{Ifq, Registration, memory};
+use crate::zcrx::{Ifq, Registration, memory, pinned};
 
 /// The port that receives.
 pub const PORT: &str = "zsim0";
@@ -93,14 +94,35 @@ pub fn plug(port: &str) -> anyhow::Result<()> {
 }
 
 /// Waits until something is so.
-pub fn wait_until(
-    what: &str,
-    mut so: impl FnMut() -> anyhow::Result<bool>,
-) -> anyhow::Result<()> {
+pub fn wait_until(what: &str, mut so: impl FnMut() -> anyhow::Result<bool>) -> anyhow::Result<()> {
     let start = Instant::now();
     while !so()? {
         ensure!(start.elapsed() < limit(5), "in vain waited until {what}");
         std::thread::sleep(Duration::from_millis(2));
+    }
+    Ok(())
+}
+
+/// Waits until this process has so many pages pinned.
+pub fn wait_pinned(pages: usize) -> anyhow::Result<()> {
+    wait_until(&format!("{pages} pages are pinned"), || {
+        Ok(pinned()? == pages)
+    })
+}
+
+/// Has every CPU receive a packet, whereupon it frees what others left to it.
+pub fn receive_on_all_cpus() -> anyhow::Result<()> {
+    let cpus = std::thread::available_parallelism()?.get();
+    let send = |cpu| {
+        stay_on_cpu(cpu)?;
+        let socket = UdpSocket::bind("127.0.0.1:0")?;
+        socket.send_to(&[0], socket.local_addr()?)?;
+        socket.recv(&mut [0])?;
+        anyhow::Ok(())
+    };
+    for cpu in 0..cpus {
+        let sent = std::thread::spawn(move || send(cpu)).join();
+        sent.ok().context("the sender panicked")??;
     }
     Ok(())
 }
@@ -162,7 +184,7 @@ impl Nic {
             peer,
             listener: TcpListener::bind(("::", LISTEN))?,
         };
-        nic.ethtool("-G zsim0 tcp-data-split on hds-thresh 0")?;
+        nic.ethtool("-G zsim0 tcp-data-split on")?;
         nic.configure()?;
         nic.peer_ip("addr add 10.9.0.2/24 dev zsim1")?;
         nic.peer_ip("-6 addr add fd09::2/64 dev zsim1 nodad")?;
@@ -300,50 +322,109 @@ impl Nic {
     /// Waits until no queue has a provider, and no buffer of one is out.
     pub fn released(&self) -> anyhow::Result<()> {
         wait_until("the queue is released", || Ok(self.provided()?.is_none()))?;
+        self.drained()
+    }
+
+    /// Waits until no pool has buffers that io_uring provided, be it of a device
+    /// that is gone. Those of packets that were freed elsewhere than made come
+    /// back with the next packet.
+    pub fn drained(&self) -> anyhow::Result<()> {
         wait_until("all pools of the area are gone", || {
-            let pools = netdev::pools(self.index)?;
-            Ok(pools.iter().all(|pool| pool.buffer.is_none()))
+            receive_on_all_cpus()?;
+            Ok(netdev::provided_pools()?.is_empty())
         })
     }
 
     /// That all buffers of an area, so many, are free once the device has none:
     /// nobody may hold one any more.
-    pub fn conserved(
-        &self,
-        ring: &mut WideRing,
-        ifq: &Ifq,
-        buffers: usize,
-    ) -> anyhow::Result<()> {
+    pub fn conserved(&self, ring: &mut WideRing, ifq: &Ifq, buffers: usize) -> anyhow::Result<()> {
         ifq.flush_all(ring.fd())?;
         self.down()?;
-        wait_until("all pools of the area are gone", || {
-            let pools = netdev::pools(self.index)?;
-            Ok(pools.iter().all(|pool| pool.buffer.is_none()))
-        })?;
+        self.drained()?;
         expect_free(ring, ifq, buffers)?;
         self.up()
     }
 
     /// Sends a pattern through a queue and has it taken, all bytes compared and
-    /// every buffer given back, until it is all there: how many completions.
-    pub fn transfer(&self, ring: &mut WideRing, ifq: &Ifq, len: usize) -> anyhow::Result<u64> {
-        let mut stream = self.stream(1)?;
+    /// every buffer given back for NAPI to find.
+    pub fn transfer(&self, ring: &mut WideRing, ifq: &Ifq, len: usize) -> anyhow::Result<Tally> {
+        self.transfer_to("10.9.0.1", ring, ifq, len)
+    }
+
+    /// The same to a given address of [`PORT`].
+    pub fn transfer_to(
+        &self,
+        address: &str,
+        ring: &mut WideRing,
+        ifq: &Ifq,
+        len: usize,
+    ) -> anyhow::Result<Tally> {
+        let mut stream = Stream::over(self.connect_to(address)?, 1);
+        let before = self.counts()?;
         let thread = stream.send_later(len)?;
         ring.push(stream.recv(ifq, 0))?;
         let mut completions = 0;
-        let last = loop {
+        loop {
             let cqe = ring.cqe()?;
-            if cqe.flags & crate::ring::IORING_CQE_F_MORE == 0 {
-                break cqe;
+            if cqe.flags & IORING_CQE_F_MORE != 0 {
+                completions += 1;
+                ifq.give_back(stream.take(ifq, &cqe)?);
+            } else if cqe.res == -libc::ENOSPC {
+                // The completion queue was full.
+                ring.push(stream.recv(ifq, 0))?;
+            } else {
+                expect_result("the end", cqe.res, 0)?;
+                break;
             }
-            completions += 1;
-            ifq.give_back(stream.take(ifq, &cqe)?);
-        };
-        expect_result("the end", last.res, 0)?;
+        }
         expect_eq("bytes left", stream.left(), 0)?;
         thread.join().ok().context("the sender panicked")??;
-        Ok(completions)
+        let after = self.counts()?;
+        Ok(Tally {
+            completions,
+            niov_frags: after.niov_frags - before.niov_frags,
+            page_frags: after.page_frags - before.page_frags,
+            sent_again: stream.sent_again()?,
+        })
     }
+
+    /// That a transfer of so many bytes is without a copy: each completion is of
+    /// a fragment that was delivered in the area. What TCP sends twice, as it
+    /// was late, arrives twice; such a transfer proves nothing and is repeated.
+    pub fn zero_copy(&self, ring: &mut WideRing, ifq: &Ifq, len: usize) -> anyhow::Result<u64> {
+        self.zero_copy_to("10.9.0.1", ring, ifq, len)
+    }
+
+    /// The same to a given address of [`PORT`].
+    pub fn zero_copy_to(
+        &self,
+        address: &str,
+        ring: &mut WideRing,
+        ifq: &Ifq,
+        len: usize,
+    ) -> anyhow::Result<u64> {
+        for _ in 0..20 {
+            let tally = self.transfer_to(address, ring, ifq, len)?;
+            expect_eq("fragments in pages", tally.page_frags, 0)?;
+            if tally.sent_again == 0 {
+                expect_eq("completions", tally.completions, tally.niov_frags)?;
+                return Ok(tally.completions);
+            }
+        }
+        bail!("TCP has always sent something twice")
+    }
+}
+
+/// What a transfer took.
+#[derive(Clone, Copy, Debug)]
+pub struct Tally {
+    pub completions: u64,
+    /// Fragments delivered in the area.
+    pub niov_frags: u64,
+    /// Fragments delivered in pages.
+    pub page_frags: u64,
+    /// Segments that TCP has sent more than once.
+    pub sent_again: u32,
 }
 
 impl Drop for Nic {
@@ -355,9 +436,4 @@ impl Drop for Nic {
             }
         }
     }
-}
-
-/// How many pages that many bytes are in, in buffers of a page.
-pub const fn pages(len: usize) -> usize {
-    len.div_ceil(PAGE_SIZE)
 }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::ensure;
 
-use crate::kernel::{describe, expect_eq, limit};
+use crate::kernel::{describe, expect_eq, expect_result, limit};
 use crate::register::PAGE_SIZE;
 use crate::ring::IORING_CQE_F_MORE;
 use crate::sqe::Sqe;
@@ -69,6 +69,17 @@ impl Stream {
         self.arrives()
     }
 
+    /// Sends more, as much of it as the sockets have room for, and does not wait
+    /// for it to arrive.
+    pub fn send_some(&mut self, most: usize) -> anyhow::Result<()> {
+        match self.sender.write(&pattern(self.sent, most)) {
+            Ok(sent) => self.sent += sent,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error.into()),
+        }
+        Ok(())
+    }
+
     /// The bytes to send next, which whoever asks for them sends.
     pub fn next(&mut self, len: usize) -> Vec<u8> {
         let bytes = pattern(self.sent, len);
@@ -112,6 +123,20 @@ impl Stream {
             );
             std::thread::sleep(Duration::from_millis(1));
         }
+    }
+
+    /// How many segments the sender has sent more than once.
+    pub fn sent_again(&self) -> anyhow::Result<u32> {
+        // SAFETY: all zeroes is a valid structure.
+        let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
+        let mut size = size_of_val(&info) as libc::socklen_t;
+        let address = (&raw mut info).cast();
+        let fd = self.sender.as_raw_fd();
+        // SAFETY: room for the structure, and how much.
+        let got =
+            unsafe { libc::getsockopt(fd, libc::IPPROTO_TCP, libc::TCP_INFO, address, &mut size) };
+        expect_result("TCP_INFO", got, 0)?;
+        Ok(info.tcpi_total_retrans)
     }
 
     /// Compares what a completion hands out with what was sent: the offset of

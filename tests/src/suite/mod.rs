@@ -24,6 +24,8 @@ mod submission;
 mod task_restrictions;
 mod zcrx_churn;
 mod zcrx_control;
+mod zcrx_device;
+mod zcrx_device_end;
 mod zcrx_events;
 mod zcrx_export;
 mod zcrx_fault;
@@ -153,6 +155,10 @@ const GROUPS: &[Group] = &[
             zcrx_stream::TESTS,
             zcrx_events::TESTS,
         ],
+    },
+    Group {
+        name: "D10 zcrx with a device",
+        tests: &[zcrx_device::TESTS, zcrx_device_end::TESTS],
     },
     Group {
         name: "D11 fault injection",

@@ -1,0 +1,329 @@
+// SPDX-License-Identifier: GPL-2.0
+//! D10: queues of a network device: registering them, and receiving into them
+//! without a copy. How they end is in `zcrx_device_end`, what becomes of single
+//! buffers in `zcrx_device_buffers`.
+
+use anyhow::{Context, ensure};
+
+use super::zcrx_receive::roomy_ring;
+use super::{Outcome, Test, TestResult, test};
+use crate::kernel::{expect_eq, expect_result};
+use crate::netdev;
+use crate::nic::{self, Nic, QUEUE, QUEUES};
+use crate::register::PAGE_SIZE;
+use crate::sandbox::Sysctl;
+use crate::wide::{Mapping, WideRing, ZCRX_SETUP};
+use crate::xdp;
+use crate::zcrx::{
+    EventDesc, Ifq, RQES, Registration, Stats, ZCRX_EVENT_DESC_FLAG_STATS, memory, pinned,
+};
+
+pub const TESTS: &[Test] = &[
+    test("ZN01 nothing is copied", zn01),
+    test("ZN02 devices and queues that do not fit", zn02),
+    test("ZN03 a driver that ignores the provider", zn03),
+    test("ZN04 buffers of two pages", zn04),
+    test("ZN05 pools that do not fit", zn05),
+    test("ZN06 what netlink tells of queue and pool", zn06),
+    test("ZN22 fewer channels than the queue needs", zn22),
+];
+
+/// How many buffers most tests register.
+pub const BUFFERS: usize = 512;
+/// How many entries their refill queues have: room for all buffers at once.
+pub const ENTRIES: u32 = 512;
+
+fn zn01() -> TestResult {
+    const LEN: usize = 4 << 20;
+    let nic = Nic::new()?;
+    let mut ring = WideRing::with(8, 8192, ZCRX_SETUP)?;
+    // So many that the receiver can be late and no packet is dropped for it.
+    let area = memory(4096)?;
+    let mut registration = nic.registration(4096, &area);
+    let stats = RQES + 16 * 4096;
+    registration.event = EventDesc {
+        flags: ZCRX_EVENT_DESC_FLAG_STATS,
+        stats_offset: stats as u64,
+        ..Default::default()
+    };
+    registration.with_event = true;
+    expect_result("registering", registration.register(ring.fd()), 0)?;
+    expect_eq("size", registration.reg.rx_buf_len, PAGE_SIZE as u32)?;
+    let ifq = Ifq::attach(ring.fd(), registration, area)?;
+
+    for (address, mtu, segments) in [
+        ("10.9.0.1", 1500, "off"),
+        ("10.9.0.1", 1500, "on"),
+        ("fd09::1", 9000, "off"),
+        ("fd09::1", 9000, "on"),
+    ] {
+        let what = format!("{address}, MTU {mtu}, hardware GRO {segments}");
+        nic.set_mtu(mtu)?;
+        nic.ethtool(&format!("-K zsim0 rx-gro-hw {segments}"))?;
+        let completions = nic.zero_copy_to(address, &mut ring, &ifq, LEN)?;
+        ensure!(
+            completions >= (LEN / PAGE_SIZE) as u64,
+            "{what}: {completions}"
+        );
+    }
+    let copied: Stats = ifq.refill.memory.read(stats);
+    expect_eq("copied", copied, Stats::default())?;
+    nic.conserved(&mut ring, &ifq, 4096)?;
+    Ok(Outcome::Passed)
+}
+
+/// That a registration of the queue with one change is refused, leaves nothing
+/// behind, and that the queue can be had without the change.
+fn refused(
+    nic: &Nic,
+    what: &str,
+    want: i32,
+    change: impl FnOnce(&mut Registration),
+) -> anyhow::Result<()> {
+    let ring = WideRing::new(2)?;
+    let area = memory(8)?;
+    let mut registration = nic.registration(64, &area);
+    change(&mut registration);
+    expect_result(what, registration.register(ring.fd()), -want)?;
+    let what = format!("after {what}");
+    expect_eq(&what, pinned()?, 0)?;
+    expect_eq(&what, nic.provided()?, None)?;
+    expect_eq(&what, netdev::provided_pools()?.len(), 0)
+}
+
+/// That the queue can be had, and works.
+pub fn works(nic: &Nic) -> anyhow::Result<()> {
+    let mut ring = roomy_ring()?;
+    let ifq = nic.ifq(&ring, ENTRIES, BUFFERS)?;
+    nic.zero_copy(&mut ring, &ifq, 100 * PAGE_SIZE)?;
+    nic.conserved(&mut ring, &ifq, BUFFERS)?;
+    drop((ifq, ring));
+    nic.released()?;
+    nic::wait_pinned(0)
+}
+
+fn zn02() -> TestResult {
+    let nic = Nic::new()?;
+    for split in ["off", "auto"] {
+        nic.ethtool(&format!("-G zsim0 tcp-data-split {split}"))?;
+        refused(&nic, split, libc::EINVAL, |_| {})?;
+    }
+    nic.ethtool("-G zsim0 tcp-data-split on")?;
+    netdev::set_split_threshold(nic.index, 1)?;
+    refused(&nic, "a threshold", libc::EINVAL, |_| {})?;
+    netdev::set_split_threshold(nic.index, 0)?;
+
+    for queue in [QUEUES, QUEUES + 1, u32::MAX - 1] {
+        let what = format!("queue {queue}");
+        refused(&nic, &what, libc::ERANGE, |r| r.reg.if_rxq = queue)?;
+    }
+
+    let program = xdp::attach(nic.index)?;
+    refused(&nic, "an XDP program", libc::EEXIST, |_| {})?;
+    drop(program);
+    let socket = xdp::Socket::new()?;
+    expect_result("AF_XDP", socket.bind(nic.index, QUEUE), 0)?;
+    refused(&nic, "AF_XDP", libc::EBUSY, |_| {})?;
+    drop(socket);
+    // What is left of it goes with its last reader.
+    nic::wait_until("the socket's queue is free", || {
+        let ring = WideRing::new(2)?;
+        let area = memory(8)?;
+        let got = nic.registration(64, &area).register(ring.fd());
+        drop(ring);
+        nic.released()?;
+        Ok(got == 0)
+    })?;
+    nic::wait_pinned(0)?;
+
+    let ring = WideRing::new(2)?;
+    let ifq = nic.ifq(&ring, 64, 8)?;
+    let (other, area) = (WideRing::new(2)?, memory(8)?);
+    for fd in [ring.fd(), other.fd()] {
+        let got = nic.registration(64, &area).register(fd);
+        expect_result("a queue that is taken", got, -libc::EEXIST)?;
+    }
+    expect_eq("pinned", pinned()?, 8)?;
+    nic.ethtool_fails("-G zsim0 tcp-data-split off", "")?;
+    ensure!(
+        netdev::set_split_threshold(nic.index, 1).is_err(),
+        "a threshold while the queue is taken"
+    );
+    ensure!(
+        xdp::attach(nic.index).is_err(),
+        "an XDP program while the queue is taken"
+    );
+    // Another queue of the same device is free.
+    let mut registration = nic.registration(64, &area);
+    registration.reg.if_rxq = QUEUE + 1;
+    expect_result("another queue", registration.register(other.fd()), 0)?;
+    drop((other, ifq, ring));
+    nic.released()?;
+    works(&nic)?;
+    Ok(Outcome::Passed)
+}
+
+fn zn03() -> TestResult {
+    let nic = Nic::new()?;
+    nic.set("ignore_provider", 1)?;
+    refused(&nic, "ignored", libc::ENODATA, |_| {})?;
+    nic.set("ignore_provider", 0)?;
+    works(&nic)?;
+    Ok(Outcome::Passed)
+}
+
+/// Memory of which no two pages that follow each other are neighbours: every
+/// other one of pages that may be.
+fn scattered(pages: usize) -> anyhow::Result<Mapping> {
+    let from = memory(2 * pages)?;
+    let to = memory(pages)?;
+    // SAFETY: our own mapping, which loses nothing by it.
+    unsafe { libc::madvise(from.address().cast(), from.len(), libc::MADV_NOHUGEPAGE) };
+    for page in 0..2 * pages {
+        from.write(page * PAGE_SIZE, page);
+    }
+    for page in 0..pages {
+        // SAFETY: moves a page of one mapping of ours over a page of another.
+        let got = unsafe {
+            libc::mremap(
+                from.address().add(2 * page * PAGE_SIZE).cast(),
+                PAGE_SIZE,
+                PAGE_SIZE,
+                libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED,
+                to.address().add(page * PAGE_SIZE).cast::<libc::c_void>(),
+            )
+        };
+        ensure!(got != libc::MAP_FAILED, "mremap failed");
+    }
+    Ok(to)
+}
+
+fn zn04() -> TestResult {
+    const LARGE: u32 = 2 * PAGE_SIZE as u32;
+    let nic = Nic::new()?;
+    let _pages = Sysctl::set("vm/nr_hugepages", "4")?;
+    let huge = || Mapping::anonymous(4 << 20, libc::MAP_HUGETLB).context("huge pages");
+    let large = |r: &mut Registration| r.reg.rx_buf_len = LARGE;
+    refused(&nic, "half a page", libc::EINVAL, |r| {
+        r.reg.rx_buf_len = 2048
+    })?;
+    // Where pages are all there is, none but the default will do.
+    nic.set("large_buffers", 0)?;
+    let area = huge()?;
+    for size in [PAGE_SIZE as u32, LARGE] {
+        refused(&nic, "unsupported", libc::EOPNOTSUPP, |r| {
+            r.area.addr = area.address() as u64;
+            r.area.len = area.len() as u64;
+            r.reg.rx_buf_len = size;
+        })?;
+    }
+    drop(area);
+    nic.set("large_buffers", 1)?;
+
+    let ring = WideRing::new(2)?;
+    let area = scattered(64)?;
+    let mut registration = nic.registration(64, &area);
+    large(&mut registration);
+    let got = registration.register(ring.fd());
+    expect_result("scattered", got, -libc::ERANGE)?;
+    expect_eq("pinned", pinned()?, 0)?;
+
+    let area = huge()?;
+    let buffers = area.len() / LARGE as usize;
+    let mut ring = roomy_ring()?;
+    let mut registration = nic.registration(ENTRIES, &area);
+    large(&mut registration);
+    expect_result("huge pages", registration.register(ring.fd()), 0)?;
+    expect_eq("size", registration.reg.rx_buf_len, LARGE)?;
+    expect_eq("of the queue", nic.provided()?, Some(LARGE.into()))?;
+    let ifq = Ifq::attach(ring.fd(), registration, area)?;
+    nic.set_mtu(9000)?;
+    let completions = nic.zero_copy(&mut ring, &ifq, 4 << 20)?;
+    // No more than pages would do for.
+    ensure!(
+        completions < (4 << 20) / PAGE_SIZE as u64,
+        "{completions} completions"
+    );
+    nic.conserved(&mut ring, &ifq, buffers)?;
+    drop((ifq, ring));
+    nic.released()?;
+
+    works(&nic)?;
+    Ok(Outcome::Passed)
+}
+
+fn zn05() -> TestResult {
+    let nic = Nic::new()?;
+    for (knob, want) in [
+        ("pool_order", libc::EINVAL),
+        ("pool_bidirectional", libc::EOPNOTSUPP),
+    ] {
+        nic.set(knob, 1)?;
+        refused(&nic, knob, want, |_| {})?;
+        nic.set(knob, 0)?;
+    }
+    works(&nic)?;
+    Ok(Outcome::Passed)
+}
+
+fn zn06() -> TestResult {
+    let nic = Nic::new()?;
+    let size = Some(PAGE_SIZE as u64);
+    expect_eq("queues", netdev::queues(nic.index)?.len(), QUEUES as usize)?;
+    expect_eq("before", nic.provided()?, None)?;
+    expect_eq("pools before", netdev::provided_pools()?.len(), 0)?;
+
+    let ring = roomy_ring()?;
+    let ifq = nic.ifq(&ring, ENTRIES, BUFFERS)?;
+    for queue in netdev::queues(nic.index)? {
+        let want = size.filter(|_| queue.id == u64::from(QUEUE));
+        expect_eq(&format!("queue {}", queue.id), queue.buffer, want)?;
+        if queue.buffer.is_some() {
+            let pools = netdev::provided_pools()?;
+            expect_eq("pools", pools.len(), 1)?;
+            expect_eq("size", Some(pools[0].buffer), size)?;
+            expect_eq("device", pools[0].index, Some(nic.index.into()))?;
+            ensure!(queue.napi.is_some(), "the queue has no NAPI");
+            expect_eq("NAPI", pools[0].napi, queue.napi)?;
+            // What its ring has, and what nobody has asked for yet.
+            ensure!(
+                pools[0].inflight >= nic::RING as u64 && !pools[0].detached,
+                "{:?}",
+                pools[0]
+            );
+        }
+    }
+    // Down, the device has no queues to tell of and no pools.
+    nic.down()?;
+    expect_eq("queues while down", netdev::queues(nic.index)?.len(), 0)?;
+    expect_eq("pools while down", netdev::provided_pools()?.len(), 0)?;
+    nic.up()?;
+    expect_eq("when up again", nic.provided()?, size)?;
+    expect_eq("pools when up", netdev::provided_pools()?.len(), 1)?;
+    drop((ifq, ring));
+    nic.released()?;
+    Ok(Outcome::Passed)
+}
+
+fn zn22() -> TestResult {
+    let nic = Nic::new()?;
+    let mut ring = roomy_ring()?;
+    let ifq = nic.ifq(&ring, ENTRIES, BUFFERS)?;
+    // No rule is to be what stands in the way.
+    for line in nic.ethtool("-n zsim0")?.lines() {
+        if let Some(rule) = line.strip_prefix("Filter: ") {
+            nic.ethtool(&format!("-N zsim0 delete {rule}"))?;
+        }
+    }
+    // The core refuses one more than it has to.
+    for channels in [1, 2] {
+        let setting = format!("-L zsim0 combined {channels}");
+        nic.ethtool_fails(&setting, "memory provider")?;
+        expect_eq("still there", nic.provided()?, Some(PAGE_SIZE as u64))?;
+    }
+    nic.ethtool("-L zsim0 combined 3")?;
+    nic.ethtool("-N zsim0 flow-type tcp4 dst-port 9000 action 1")?;
+    nic.zero_copy(&mut ring, &ifq, 100 * PAGE_SIZE)?;
+    nic.conserved(&mut ring, &ifq, BUFFERS)?;
+    Ok(Outcome::Passed)
+}

@@ -1,0 +1,276 @@
+// SPDX-License-Identifier: GPL-2.0
+//! D10: how a queue of a network device ends: the ring goes first, or the device,
+//! or both at once, while packets and user space still have buffers.
+
+use std::net::Shutdown;
+use std::os::fd::AsRawFd;
+use std::sync::Barrier;
+
+use anyhow::{Context, ensure};
+
+use super::zcrx_device::{BUFFERS, ENTRIES, works};
+use super::zcrx_receive::roomy_ring;
+use super::{Outcome, Test, TestResult, is_long, slow, test};
+use crate::kernel::{expect_eq, expect_result, result};
+use crate::netdev;
+use crate::nic::{self, Nic, PORT};
+use crate::register::PAGE_SIZE;
+use crate::ring::IORING_CQE_F_MORE;
+use crate::stream::{Stream, ended, expect_free};
+use crate::wide::{Mapping, WideRing};
+use crate::zcrx::{AreaReg, Ctrl, Ifq, ZCRX_CTRL_ADD_AREA, control, memory, pinned, transfer};
+
+pub const TESTS: &[Test] = &[
+    test("ZN07 the ring first, then the device goes down", zn07),
+    test("ZN08 the device first", zn08),
+    slow("ZN09 both at once", 180, zn09),
+    test("ZN10 packets that nobody has read", zn10),
+    test("ZN11 all buffers are user space's", zn11),
+];
+
+/// Adds an area to a queue: the result.
+pub fn add_area(ring: &WideRing, ifq: &Ifq, area: &Mapping) -> (i32, AreaReg) {
+    let mut description = AreaReg {
+        addr: area.address() as u64,
+        len: area.len() as u64,
+        ..Default::default()
+    };
+    let mut ctrl = Ctrl {
+        zcrx_id: ifq.id,
+        op: ZCRX_CTRL_ADD_AREA,
+        ..Default::default()
+    };
+    ctrl.union[0] = &raw mut description as u64;
+    (control(ring.fd(), &mut ctrl), description)
+}
+
+/// Receives and keeps every buffer until none is left: their offsets.
+pub fn keep_all(
+    ring: &mut WideRing,
+    ifq: &Ifq,
+    stream: &mut Stream,
+    buffers: usize,
+) -> anyhow::Result<Vec<u64>> {
+    let mut offsets = Vec::new();
+    ring.push(stream.recv(ifq, 0))?;
+    while offsets.len() < buffers {
+        if stream.left() == 0 {
+            stream.sender.set_nonblocking(true)?;
+            stream.send_some(PAGE_SIZE)?;
+        }
+        let cqe = ring.cqe()?;
+        offsets.push(stream.take(ifq, &cqe)?);
+    }
+    Ok(offsets)
+}
+
+/// A plain transfer over the queue, without zero-copy receive.
+fn plain(nic: &Nic) -> anyhow::Result<()> {
+    let mut stream = nic.stream(1)?;
+    let thread = stream.send_later(100 * PAGE_SIZE)?;
+    let mut data = vec![0; 100 * PAGE_SIZE];
+    stream.read(&mut data)?;
+    thread.join().ok().context("the sender panicked")??;
+    Ok(())
+}
+
+fn zn07() -> TestResult {
+    let nic = Nic::new()?;
+    for _ in 0..2 {
+        let mut ring = roomy_ring()?;
+        let ifq = nic.ifq(&ring, ENTRIES, BUFFERS)?;
+        nic.transfer(&mut ring, &ifq, 200 * PAGE_SIZE)?;
+        expect_eq("pinned", pinned()?, BUFFERS)?;
+        drop((ifq, ring));
+        nic.released()?;
+        nic::wait_pinned(0)?;
+        let before = nic.counts()?;
+        plain(&nic)?;
+        let after = nic.counts()?;
+        expect_eq("provided", after.niov_frags, before.niov_frags)?;
+        ensure!(after.page_frags > before.page_frags, "no pages were used");
+        nic.down()?;
+        nic.up()?;
+        plain(&nic)?;
+    }
+    works(&nic)?;
+
+    // The same while the device is down.
+    let ring = roomy_ring()?;
+    let ifq = nic.ifq(&ring, ENTRIES, BUFFERS)?;
+    nic.down()?;
+    drop((ifq, ring));
+    nic::wait_pinned(0)?;
+    // And a queue that is registered while it is down.
+    let mut ring = roomy_ring()?;
+    let ifq = nic.ifq(&ring, ENTRIES, BUFFERS)?;
+    nic.up()?;
+    nic.zero_copy(&mut ring, &ifq, 100 * PAGE_SIZE)?;
+    nic.conserved(&mut ring, &ifq, BUFFERS)?;
+    Ok(Outcome::Passed)
+}
+
+fn zn08() -> TestResult {
+    let nic = Nic::new()?;
+    let mut ring = roomy_ring()?;
+    let ifq = nic.ifq(&ring, ENTRIES, BUFFERS)?;
+    nic.transfer(&mut ring, &ifq, 200 * PAGE_SIZE)?;
+    // What user space holds stays as it is.
+    let mut stream = nic.stream(7)?;
+    ring.push(stream.recv(&ifq, 0))?;
+    stream.send(20 * PAGE_SIZE)?;
+    let mut held = Vec::new();
+    while stream.left() != 0 {
+        let cqe = ring.cqe()?;
+        held.push((stream.take(&ifq, &cqe)?, ifq.data(&cqe)?.to_vec(), cqe));
+    }
+    nic::unplug(PORT)?;
+    for (_, data, cqe) in &held {
+        expect_eq("what is in a buffer", ifq.data(cqe)?, data.as_slice())?;
+    }
+    let (got, _) = add_area(&ring, &ifq, &memory(8)?);
+    expect_result("an area for no device", got, -libc::EFAULT)?;
+
+    // What comes on other ways is copied.
+    drop(stream);
+    ring.submit()?;
+    while let Some(cqe) = ring.try_cqe() {
+        expect_eq("of the old receive", cqe.user_data, 7)?;
+    }
+    transfer(&mut ring, &ifq, 50 * PAGE_SIZE)?;
+    for (offset, _, _) in held {
+        ifq.give_back(offset);
+    }
+    ifq.flush_all(ring.fd())?;
+    nic.drained()?;
+    expect_free(&mut ring, &ifq, BUFFERS)?;
+    expect_eq("pinned", pinned()?, BUFFERS)?;
+    drop((ifq, ring));
+    nic::wait_pinned(0)?;
+    drop(nic);
+
+    works(&Nic::new()?)?;
+    Ok(Outcome::Passed)
+}
+
+fn zn09() -> TestResult {
+    let rounds = if is_long() { 1000 } else { 100 };
+    let area = memory(BUFFERS)?;
+    let nic = Nic::new()?;
+    for round in 0..rounds {
+        let index = nix::net::if_::if_nametoindex(PORT)?;
+        let ring = WideRing::new(8)?;
+        let mut registration = nic.registration(ENTRIES, &area);
+        registration.reg.if_idx = index;
+        nic.ethtool("-G zsim0 tcp-data-split on")?;
+        let what = format!("round {round}");
+        expect_result(&what, registration.register(ring.fd()), 0)?;
+        if round % 2 == 0 {
+            nic.up()?;
+        }
+        let barrier = Barrier::new(2);
+        std::thread::scope(|scope| {
+            let unplugging = scope.spawn(|| {
+                barrier.wait();
+                nic::unplug(PORT)
+            });
+            barrier.wait();
+            if round % 3 == 0 {
+                std::thread::yield_now();
+            }
+            drop(ring);
+            unplugging.join().ok().context("unplugging panicked")?
+        })?;
+        nic::plug(PORT)?;
+    }
+    nic::wait_pinned(0)?;
+    drop(nic);
+    works(&Nic::new()?)?;
+    Ok(Outcome::Passed)
+}
+
+fn zn10() -> TestResult {
+    let nic = Nic::new()?;
+    let ring = roomy_ring()?;
+    let ifq = nic.ifq(&ring, ENTRIES, BUFFERS)?;
+    let mut stream = nic.stream(1)?;
+    stream.send(16 * PAGE_SIZE)?;
+    drop((ifq, ring));
+    nic::wait_until("the queue is released", || Ok(nic.provided()?.is_none()))?;
+    // Its pool waits for them, and so does the area.
+    for _ in 0..20 {
+        let pools = netdev::provided_pools()?;
+        expect_eq("pools", pools.len(), 1)?;
+        ensure!(pools[0].detached, "{:?}", pools[0]);
+        ensure!(pools[0].inflight >= 16, "{:?}", pools[0]);
+        expect_eq("pinned", pinned()?, BUFFERS)?;
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    // They cannot be read, which is no harm.
+    let mut byte = 0u8;
+    // SAFETY: one byte.
+    let got = unsafe {
+        libc::recv(
+            stream.receiver.as_raw_fd(),
+            (&raw mut byte).cast(),
+            1,
+            libc::MSG_DONTWAIT,
+        )
+    };
+    expect_result("reading them", result(got as libc::c_long), -libc::EFAULT)?;
+    // The queue works for others meanwhile.
+    works_beside(&nic)?;
+    drop(stream);
+    nic.released()?;
+    nic::wait_pinned(0)?;
+    works(&nic)?;
+    Ok(Outcome::Passed)
+}
+
+/// That the queue can be had again while pools of others wait.
+fn works_beside(nic: &Nic) -> anyhow::Result<()> {
+    let mut ring = roomy_ring()?;
+    let ifq = nic.ifq(&ring, ENTRIES, BUFFERS)?;
+    nic.zero_copy(&mut ring, &ifq, 100 * PAGE_SIZE)?;
+    drop((ifq, ring));
+    nic::wait_until("the queue is released", || Ok(nic.provided()?.is_none()))
+}
+
+fn zn11() -> TestResult {
+    const FEW: usize = 96;
+    let nic = Nic::new()?;
+    let mut ring = roomy_ring()?;
+    let ifq = nic.ifq(&ring, ENTRIES, FEW)?;
+    let mut stream = nic.stream(1)?;
+    let mut offsets = keep_all(&mut ring, &ifq, &mut stream, FEW)?;
+    offsets.sort_unstable();
+    offsets.dedup();
+    expect_eq("different buffers", offsets.len(), FEW)?;
+    ring.submit()?;
+    expect_eq("with no buffer left", ring.try_cqe(), None)?;
+    drop((ifq, ring));
+    nic.released()?;
+    drop(stream);
+    nic::wait_pinned(0)?;
+
+    // The same, and the connection ends before.
+    let mut ring = roomy_ring()?;
+    let ifq = nic.ifq(&ring, ENTRIES, FEW)?;
+    let mut stream = nic.stream(1)?;
+    let offsets = keep_all(&mut ring, &ifq, &mut stream, FEW - 1)?;
+    expect_eq("buffers", offsets.len(), FEW - 1)?;
+    stream.sender.shutdown(Shutdown::Write)?;
+    let last = loop {
+        let cqe = ring.cqe()?;
+        if cqe.flags & IORING_CQE_F_MORE == 0 {
+            break cqe;
+        }
+        stream.take(&ifq, &cqe)?;
+    };
+    expect_eq("the end", last, ended(1, 0))?;
+    drop((ifq, ring));
+    nic.released()?;
+    nic::wait_pinned(0)?;
+    works(&nic)?;
+    Ok(Outcome::Passed)
+}
