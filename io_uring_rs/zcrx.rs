@@ -4,7 +4,7 @@
 //!
 //! - `cursor`: positions in a refill queue, and what its entries mean.
 //! - `area`, `buffers`, `memory`: what is received into, and who has its buffers.
-//! - `refill`: the queue through which user space gives buffers back.
+//! - `refill`, `returns`: the queue through which user space gives buffers back.
 //! - `provider`: the device that receives, and the buffers that its page pools get.
 //! - `event`: telling user space that something happened.
 //! - `recv`, `walk`: taking what a socket has.
@@ -26,6 +26,7 @@ mod provider;
 mod recv;
 mod refill;
 mod register;
+mod returns;
 mod walk;
 
 pub(crate) use self::{

@@ -6,7 +6,10 @@
 
 use super::{
     buffers::Buffers,
-    cursor::Place,
+    cursor::{
+        Place,
+        AREA_SHIFT, //
+    },
     memory::{
         Mapping,
         Memory, //
@@ -41,6 +44,11 @@ use kernel::{
         SetOnce, //
     }, //
 };
+
+/// What offsets into an area begin with.
+pub(super) fn token(area: u32) -> u64 {
+    u64::from(area) << AREA_SHIFT
+}
 
 /// How many buffers are taken off a free list at once: enough for a packet of 64 KiB.
 const BATCH: usize = 16;
@@ -92,6 +100,11 @@ impl Area {
     /// Whether the kernel can write to it.
     pub(super) fn is_writable(&self) -> bool {
         self.memory.is_writable()
+    }
+
+    /// Who has its buffers.
+    pub(super) fn buffers(&self) -> &Buffers {
+        &self.buffers
     }
 
     /// Maps it for a device.
@@ -261,13 +274,12 @@ impl Areas {
 
     /// Where bytes of a packet are that are in a buffer of an area: what user space is told.
     pub(super) fn offset(&self, iov: &ProvidedIov<'_>) -> u64 {
-        let place = Place {
-            area: iov.id(),
-            buffer: iov.index() as u64,
-        };
+        let buffer = (iov.index() as u64).wrapping_shl(self.shift);
 
         // No further than where the buffer ends.
-        place.offset(self.shift).wrapping_add(iov.offset() as u64)
+        iov.tag()
+            .wrapping_add(buffer)
+            .wrapping_add(iov.offset() as u64)
     }
 
     /// How many ids are in use.
@@ -275,7 +287,8 @@ impl Areas {
         self.len.load(Acquire)
     }
 
-    fn get(&self, id: u32) -> Option<&Area> {
+    /// An area, if there is one with this id, which may come from user space.
+    pub(super) fn get(&self, id: u32) -> Option<&Area> {
         let id = nospec::checked_index(id as usize, self.len() as usize)?;
         let part = self.parts.get(id / PART)?.as_ref()?;
 
@@ -349,29 +362,11 @@ impl Areas {
         }
     }
 
-    /// Gives buffers back that user space names, to the pools that they are in, if they are. Those
-    /// that it does not have are passed over.
-    pub(super) fn give_back(&self, places: &[Place]) {
-        self.return_to(places, |area, run| area.buffers.give_back(run));
-    }
-
-    /// As [`Self::give_back`]. Buffers of the cache's pool go into the cache.
-    pub(super) fn refill(&self, places: &[Place], cache: &mut AllocCache<'_>) {
-        self.return_to(places, |area, run| area.buffers.refill(run, cache));
-    }
-
-    fn return_to(&self, places: &[Place], mut f: impl FnMut(&Area, &[Place])) {
-        // Neighbours are mostly of one area.
-        for run in places.chunk_by(|a, b| a.area == b.area) {
-            if let Some(area) = run.first().and_then(|place| self.get(place.area)) {
-                f(area, run);
-            }
-        }
-    }
-
     /// A pool has let go of a buffer.
-    pub(super) fn release(&self, id: u32, buffer: usize) {
-        if let (Some(area), Ok(buffer)) = (self.get(id), u32::try_from(buffer)) {
+    pub(super) fn release(&self, token: u64, buffer: usize) {
+        let id = token >> AREA_SHIFT;
+
+        if let (Some(area), Ok(buffer)) = (self.get(id as u32), u32::try_from(buffer)) {
             area.buffers.put(&[buffer]);
         }
     }
@@ -410,7 +405,7 @@ impl Reservation<'_> {
 
     /// Makes the area one of the queue.
     pub(super) fn fill(self, area: Pin<KBox<Area>>) {
-        area.buffers.set_id(self.id);
+        area.buffers.set_token(token(self.id));
         self.slot.populate(area);
     }
 }

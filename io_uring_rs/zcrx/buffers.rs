@@ -9,7 +9,6 @@
 //! Lock: the free list has one, which disables bottom halves; nothing is locked under it. Pools may
 //! be given a buffer only while it is not held, as they may let go of it at once.
 
-use super::cursor::Place;
 use kernel::{
     net::{
         netmem::{
@@ -29,7 +28,10 @@ use kernel::{
             Full,
             Relaxed, //
         },
-        lock::spinlock_bh::SpinLockBh,
+        lock::spinlock_bh::{
+            SpinLockBh,
+            SpinLockBhGuard, //
+        },
         new_spinlock_bh, //
     }, //
 };
@@ -44,6 +46,9 @@ enum Granted {
     /// Buffers that a device knows.
     Iovs(NetIovs),
 }
+
+/// The free list of an area, locked, if anything was put there.
+pub(super) type FreeList<'a> = Option<SpinLockBhGuard<'a, KVVec<u32>>>;
 
 /// The buffers of an area, by their numbers.
 #[pin_data]
@@ -91,10 +96,10 @@ impl Buffers {
         }
     }
 
-    /// Tells packets which area the buffers are of.
-    pub(super) fn set_id(&self, id: u32) {
+    /// Tells packets which area the buffers are of: where that begins for user space.
+    pub(super) fn set_token(&self, token: u64) {
         if let Some(iovs) = self.iovs() {
-            iovs.set_id(id);
+            iovs.set_tag(token);
         }
     }
 
@@ -163,51 +168,32 @@ impl Buffers {
         }
     }
 
-    /// Takes buffers back that user space names. Those that it does not have are passed over.
-    pub(super) fn give_back(&self, places: &[Place]) {
+    /// Takes a buffer back that user space names `count` times, as often as it has it. If nobody has
+    /// it then, it goes on the free list, which is locked in `free` if it was needed, or to `pooled`.
+    // Always inline: it is most of what an entry of the refill queue costs.
+    #[inline(always)]
+    pub(super) fn take_back<'a>(
+        &'a self,
+        buffer: u64,
+        count: u32,
+        free: &mut FreeList<'a>,
+        pooled: &mut impl FnMut(PooledIov<'a>),
+    ) {
         match &self.granted {
             Granted::Counts(counts) => {
-                let mut free = None;
-
-                for place in places {
-                    if let Some(buffer) = ungrant(counts, place.buffer) {
-                        // There is room for all buffers that there are.
-                        let _ = free
-                            .get_or_insert_with(|| self.free.lock())
-                            .push_within_capacity(buffer);
-                    }
+                if let Some(buffer) = ungrant(counts, buffer, count) {
+                    // There is room for all buffers that there are.
+                    let _ = free
+                        .get_or_insert_with(|| self.free.lock())
+                        .push_within_capacity(buffer);
                 }
             }
-            Granted::Iovs(iovs) => self.take_back(iovs, places, |iov| iov.put()),
-        }
-    }
-
-    /// As [`Self::give_back`]. Buffers of the cache's pool go into the cache.
-    pub(super) fn refill(&self, places: &[Place], cache: &mut AllocCache<'_>) {
-        if let Some(iovs) = self.iovs() {
-            self.take_back(iovs, places, |iov| cache.recycle(iov));
-        }
-    }
-
-    /// Takes buffers back, and hands those that are in pools to `pooled`.
-    fn take_back<'a>(
-        &self,
-        iovs: &'a NetIovs,
-        places: &[Place],
-        mut pooled: impl FnMut(PooledIov<'a>),
-    ) {
-        // A buffer with many fragments mostly comes back at once.
-        for run in places.chunk_by(|a, b| a.buffer == b.buffer) {
-            let Some(place) = run.first() else {
-                continue;
-            };
-
-            match iovs.take_back(place.buffer, run.len() as u32) {
+            Granted::Iovs(iovs) => match iovs.take_back(buffer, count) {
                 TakenBack::Held => {}
-                // It was told of, so that its number fits.
-                TakenBack::Free => self.put(&[place.buffer as u32]),
+                // User space had it, so that its number fits.
+                TakenBack::Free => self.put(&[buffer as u32]),
                 TakenBack::Pooled(iov) => pooled(iov),
-            }
+            },
         }
     }
 
@@ -241,15 +227,19 @@ impl Buffers {
     }
 }
 
-/// Counts that user space gives a buffer back. Returns its number if user space has it no more.
-fn ungrant(counts: &[Atomic<i32>], buffer: u64) -> Option<u32> {
+/// Counts that user space gives a buffer back so often, as far as it has it. Returns its number if
+/// user space has it no more.
+fn ungrant(counts: &[Atomic<i32>], buffer: u64, count: u32) -> Option<u32> {
     let index = nospec::checked_index(usize::try_from(buffer).ok()?, counts.len())?;
-    let count = counts.get(index)?;
-    let mut old = count.load(Relaxed);
+    let granted = counts.get(index)?;
+    let mut old = granted.load(Relaxed);
 
     while old > 0 {
-        match count.cmpxchg(old, old - 1, Full) {
-            Ok(1) => return u32::try_from(index).ok(),
+        // Less than `old`, so that it fits.
+        let left = old.unsigned_abs().saturating_sub(count) as i32;
+
+        match granted.cmpxchg(old, left, Full) {
+            Ok(_) if left == 0 => return u32::try_from(index).ok(),
             Ok(_) => return None,
             Err(now) => old = now,
         }
@@ -266,9 +256,13 @@ mod tests {
         KBox::pin_init(Buffers::new(count, false)?, GFP_KERNEL)
     }
 
-    /// What user space would say of buffers of this area.
-    fn places<const N: usize>(buffers: [u64; N]) -> [Place; N] {
-        buffers.map(|buffer| Place { area: 0, buffer })
+    /// User space names these buffers, each so often.
+    fn give_back<const N: usize>(buffers: &Buffers, named: [(u64, u32); N]) {
+        let mut free = None;
+
+        for (buffer, count) in named {
+            buffers.take_back(buffer, count, &mut free, &mut |iov| iov.put());
+        }
     }
 
     /// All free buffers, the next to be used first. They are taken.
@@ -305,20 +299,30 @@ mod tests {
         let buffers = buffers(4)?;
 
         assert_eq!(drain(&buffers)?.len(), 4);
-        buffers.give_back(&places([0, 1, 2, 3]));
+        give_back(&buffers, [(0, 1), (1, 1), (2, 1), (3, 1)]);
         assert_eq!(drain(&buffers)?.len(), 0);
 
         buffers.grant(2);
         buffers.grant(0);
-        buffers.give_back(&places([2, 2, 4, u64::MAX, 1 << 32 | 3, 3, 0]));
+        give_back(
+            &buffers,
+            [
+                (2, 2),
+                (4, 1),
+                (u64::MAX, 1),
+                (1 << 32 | 3, 1),
+                (3, 1),
+                (0, 1),
+            ],
+        );
         assert_eq!(drain(&buffers)?[..], [0, 2]);
 
         // Twice with user space: it is free when both are back.
         buffers.grant(1);
         buffers.grant(1);
-        buffers.give_back(&places([1]));
+        give_back(&buffers, [(1, 1)]);
         assert_eq!(drain(&buffers)?.len(), 0);
-        buffers.give_back(&places([1, 1]));
+        give_back(&buffers, [(1, 1), (1, u32::MAX)]);
         assert_eq!(drain(&buffers)?[..], [1]);
 
         // No such buffer.
@@ -338,7 +342,7 @@ mod tests {
         buffers.scrub();
         assert_eq!(drain(&buffers)?[..], [4098, 4096, 7, 0]);
         // They are with user space no more.
-        buffers.give_back(&places([0, 7, 4096, 4098]));
+        give_back(&buffers, [(0, 1), (7, 1), (4096, 1), (4098, 1)]);
         buffers.scrub();
         assert_eq!(drain(&buffers)?.len(), 0);
         Ok(())
@@ -379,7 +383,7 @@ mod tests {
                     // May be free, and may not be there.
                     let named = [(); 3].map(|()| random(COUNT + 4));
 
-                    buffers.give_back(&places(named.map(u64::from)));
+                    give_back(&buffers, named.map(|buffer| (buffer.into(), 1)));
                     for buffer in named {
                         if let Some(granted @ 1) = granted.get_mut(buffer as usize) {
                             *granted = 0;

@@ -3,12 +3,12 @@
 //! What is asked of a queue that is there.
 
 use super::{
-    area::Area,
-    provider,
-    register::{
-        self,
-        token, //
+    area::{
+        token,
+        Area, //
     },
+    provider,
+    register,
     Ifq,
     User, //
 };

@@ -38,12 +38,12 @@ impl Cursor {
         tail.wrapping_sub(self.head).min(self.mask.wrapping_add(1))
     }
 
-    /// Takes an entry: which one.
-    pub(crate) fn take(&mut self) -> u32 {
-        let slot = self.head & self.mask;
+    /// Takes entries, no more than are available: which ones.
+    pub(crate) fn take(&mut self, count: u32) -> impl Iterator<Item = u32> + use<> {
+        let (head, mask) = (self.head, self.mask);
 
-        self.head = self.head.wrapping_add(1);
-        slot
+        self.head = head.wrapping_add(count);
+        (0..count).map(move |entry| head.wrapping_add(entry) & mask)
     }
 
     /// The position, to be shown to user space.
@@ -53,7 +53,7 @@ impl Cursor {
 }
 
 /// A buffer, as an entry names it.
-#[derive(Clone, Copy, Default, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Place {
     /// Which area.
     pub(crate) area: u32,
@@ -70,13 +70,13 @@ impl Place {
         (padding == 0).then(|| Self {
             // 16 bits are left.
             area: (offset >> AREA_SHIFT) as u32,
-            buffer: (offset & WITHIN).checked_shr(shift).unwrap_or(0),
+            buffer: (offset & WITHIN).wrapping_shr(shift),
         })
     }
 
-    /// The offset of the buffer's first byte.
+    /// The offset of the buffer's first byte, where buffers have `1 << shift` bytes.
     pub(crate) fn offset(self, shift: u32) -> u64 {
-        u64::from(self.area) << AREA_SHIFT | self.buffer.checked_shl(shift).unwrap_or(0)
+        u64::from(self.area) << AREA_SHIFT | self.buffer.wrapping_shl(shift)
     }
 }
 
@@ -96,7 +96,7 @@ mod tests {
             assert_eq!(cursor.available(head.wrapping_add(256)), 256);
             assert_eq!(cursor.available(head.wrapping_add(257)), 256);
             assert_eq!(cursor.available(head.wrapping_sub(1)), 256);
-            assert_eq!(cursor.take(), head & 255);
+            assert!(cursor.take(1).eq([head & 255]));
             assert_eq!(cursor.head(), head.wrapping_add(1));
             assert_eq!(cursor.available(head.wrapping_add(256)), 255);
         }

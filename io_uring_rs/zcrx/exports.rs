@@ -133,11 +133,11 @@ pub unsafe extern "C" fn io_zcrx_recv(
     // as long as there are requests.
     let ifq = unsafe { &*ifq.cast::<Ifq>() };
     // SAFETY: The caller guarantees it.
-    let request = unsafe { Receive::from_raw(req, issue_flags) };
-    // SAFETY: The caller guarantees it.
     let len = unsafe { &mut *len };
 
     from_result(|| {
+        // SAFETY: The caller guarantees it.
+        let request = unsafe { Receive::from_raw(req, issue_flags) }.ok_or(EINVAL)?;
         // SAFETY: The caller guarantees that the socket is open, as the request keeps it.
         let socket = unsafe { TcpSocket::from_raw(sock) }.ok_or(EPROTONOSUPPORT)?;
 

@@ -65,8 +65,8 @@ impl MemoryProvider for Ifq {
         }
     }
 
-    fn release(&self, id: u32, index: usize) {
-        self.areas.release(id, index);
+    fn release(&self, tag: u64, index: usize) {
+        self.areas.release(tag, index);
     }
 
     fn buffer_size(&self) -> u64 {
@@ -123,10 +123,7 @@ pub(super) fn add(ifq: &Ifq, reservation: Reservation<'_>, area: Pin<KBox<Area>>
 #[kernel::macros::kunit_tests(io_uring_zcrx_provider)]
 mod tests {
     use super::*;
-    use crate::zcrx::{
-        buffers::Buffers,
-        cursor::Place, //
-    };
+    use crate::zcrx::buffers::Buffers;
     use kernel::net::page_pool::test_pool::{
         Packet,
         TestPool, //
@@ -169,7 +166,7 @@ mod tests {
             }
         }
 
-        fn release(&self, _id: u32, index: usize) {
+        fn release(&self, _tag: u64, index: usize) {
             self.buffers.put(&[index as u32]);
         }
 
@@ -199,6 +196,13 @@ mod tests {
 
         provider.buffers.put(&all[..count]);
         count as u32
+    }
+
+    /// User space names a buffer so often.
+    fn give_back(provider: &Provider, buffer: usize, count: u32) {
+        let buffers = &provider.buffers;
+
+        buffers.take_back(buffer as u64, count, &mut None, &mut |iov| iov.put());
     }
 
     /// What should be the case of a buffer.
@@ -254,14 +258,10 @@ mod tests {
                 }
                 5 => {
                     // More than it has, now and then.
-                    let named = [Place {
-                        area: 0,
-                        buffer: any as u64,
-                    }; 3];
                     let count = 1 + random(3);
                     let at = &mut model[any];
 
-                    provider.buffers.give_back(&named[..count as usize]);
+                    give_back(&provider, any, count);
                     at.granted -= at.granted.min(count);
                     at.copied &= at.granted != 0;
                 }
@@ -320,12 +320,8 @@ mod tests {
         assert_eq!(pool.in_flight(), AllocCache::CAPACITY as u32);
 
         // No more than it has.
-        let named = [Place {
-            area: 0,
-            buffer: index as u64,
-        }; 2];
-        provider.buffers.give_back(&named);
-        provider.buffers.give_back(&named);
+        give_back(&provider, index, 2);
+        give_back(&provider, index, 2);
         drop(pool);
         assert_eq!(free(&provider), COUNT);
         Ok(())

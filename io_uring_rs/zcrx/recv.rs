@@ -5,7 +5,10 @@
 
 use super::{
     area::Batch,
-    walk::Walk,
+    walk::{
+        Taker,
+        Walk, //
+    },
     Ifq, //
 };
 use kernel::{
@@ -14,7 +17,11 @@ use kernel::{
         zcrx::EVENT_COPY, //
     },
     net::{
-        skbuff::Piece,
+        netmem::Lookup,
+        skbuff::{
+            Piece,
+            SkBuff, //
+        },
         tcp::TcpSocket, //
     },
     page::PAGE_SIZE,
@@ -36,31 +43,40 @@ struct Receiver<'a> {
     batch: Batch<'a>,
 }
 
-impl Receiver<'_> {
-    /// Takes a piece, of which and what follows it `wanted` buffers will be made if it has to be
-    /// copied: how many bytes, if any, or why not.
-    fn take(&mut self, piece: Piece<'_>, wanted: usize) -> Result<usize> {
-        if piece.is_copyable() {
-            return self.copy(piece, wanted);
-        }
-        // If it is not ours, it is what a device received for somebody else.
-        let iov = piece.provided_by(self.ifq).ok_or(EFAULT)?;
+impl<'r> Taker for Receiver<'r> {
+    type Packet<'a> = Lookup<'a, 'r, Ifq>;
 
+    #[inline]
+    fn begin<'a>(&self, skb: &'a SkBuff) -> Self::Packet<'a> {
+        Lookup::new(skb, self.ifq)
+    }
+
+    // Always inline, as this is most of what a fragment costs that needs no copy.
+    #[inline(always)]
+    fn lend<'a>(
+        &mut self,
+        packet: &mut Self::Packet<'a>,
+        piece: Piece<'a>,
+        wanted: usize,
+    ) -> Result {
+        // If it is not ours, it is what a device received for somebody else.
+        let iov = packet.find(&piece).ok_or(EFAULT)?;
+
+        // A packet has less than 2 GiB.
         if !self
             .request
-            .post(piece.len() as u32, self.ifq.areas.offset(&iov))
+            .post(wanted as i32, || self.ifq.areas.offset(&iov))
         {
             return Err(ENOSPC);
         }
         iov.grant();
-        Ok(piece.len())
+        Ok(())
     }
 
-    /// Copies a piece into buffers, of which `wanted` will be in all: how many bytes, if any, or
-    /// why not.
     // Not inline, as the loop needs all registers there are.
     #[inline(never)]
-    fn copy(&mut self, mut piece: Piece<'_>, wanted: usize) -> Result<usize> {
+    fn copy(&mut self, mut piece: Piece<'_>, left: usize) -> Result<usize> {
+        let wanted = left.div_ceil(PAGE_SIZE);
         let mut copied = 0;
         let mut result = Ok(());
 
@@ -74,7 +90,7 @@ impl Receiver<'_> {
             };
             let bytes = piece.copy_to_page(buffer.page());
 
-            if !self.request.post(bytes as u32, buffer.offset()) {
+            if !self.request.post(bytes as i32, || buffer.offset()) {
                 result = Err(ENOSPC);
                 break;
             }
@@ -119,9 +135,7 @@ pub(crate) fn receive(
         batch: Batch::new(&ifq.areas),
     };
     let bytes = socket.read(count as usize, |skb, offset, len| {
-        walk.take(skb, offset, len, &mut |piece, left| {
-            receiver.take(piece, left.div_ceil(PAGE_SIZE))
-        })
+        walk.take(skb, offset, len, &mut receiver)
     })?;
 
     if *len != 0 {

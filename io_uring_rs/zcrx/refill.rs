@@ -2,20 +2,22 @@
 
 //! The refill queue: a ring in memory that user space maps, through which it gives buffers back.
 //!
-//! Locks: one, which disables bottom halves. It protects the kernel's position; buffers are given
-//! back after it was released.
+//! Locks: one, which disables bottom halves. It protects the kernel's position. Buffers are given
+//! back while it is held, for which free lists and page pools have locks of their own.
 
 use super::{
     area::Areas,
     cursor::{
         Cursor,
         Place, //
-    }, //
+    },
+    returns::Returns, //
 };
 use kernel::{
     io_uring::{
         region::Region,
         zcrx::{
+            RQE_OFF,
             RQE_PAD,
             RQE_SIZE,
             RQ_ENTRIES,
@@ -38,15 +40,15 @@ use kernel::{
     }, //
 };
 
-/// How many entries are read at once.
-const BATCH: usize = 32;
+/// How many entries are read at once when a queue is flushed.
+const BATCH: u32 = 32;
 
 /// How many entries one refill of a pool looks at: enough for a full cache of buffers that come
 /// back in pieces of a KiB each, and 1,024 at most.
-const REFILL_CAP: usize = if PAGE_SIZE > 16 * SZ_1K {
+const REFILL_CAP: u32 = if PAGE_SIZE > 16 * SZ_1K {
     1024
 } else {
-    64 * PAGE_SIZE / SZ_1K
+    (64 * PAGE_SIZE / SZ_1K) as u32
 };
 
 /// Bytes that a queue of so many entries takes.
@@ -132,50 +134,43 @@ impl Refill {
         }
     }
 
-    /// Reads up to `places.len()` entries: how many, and how many of these name a buffer, which are
-    /// in `places` then. Buffers have `1 << shift` bytes.
-    fn read(&self, shift: u32, places: &mut [Place]) -> (usize, usize) {
+    /// Reads up to `most` entries, and hands what they name to `f`, where buffers have `1 << shift`
+    /// bytes: how many. Those that name nothing are passed over.
+    fn read(&self, most: u32, shift: u32, mut f: impl FnMut(Place)) -> u32 {
         let mut cursor = self.cursor.lock();
         let tail = self.region.load_acquire_u32(RQ_TAIL);
-        let taken = places.len().min(cursor.available(tail) as usize);
-        let mut named = 0;
+        let count = cursor.available(tail).min(most);
 
-        for _ in 0..taken {
-            // 2^15 entries at most.
-            let at = RQ_ENTRIES + RQE_SIZE * cursor.take() as usize;
-            let offset = self.region.read_u64(at);
-            let padding = self.region.read_u32(at + RQE_PAD);
-            let place = Place::of_entry(offset, padding, shift);
+        let Some(entries) = self.region.entries::<RQE_SIZE>(RQ_ENTRIES, self.entries) else {
+            return 0;
+        };
 
-            if let (Some(place), Some(slot)) = (place, places.get_mut(named)) {
-                *slot = place;
-                named += 1;
+        for entry in cursor.take(count) {
+            let offset = entries.read_u64::<RQE_OFF>(entry);
+            let padding = entries.read_u32::<RQE_PAD>(entry);
+
+            if let Some(place) = Place::of_entry(offset, padding, shift) {
+                f(place);
             }
         }
         self.region.store_release_u32(RQ_HEAD, cursor.head());
-        (taken, named)
+        count
     }
 
-    /// Reads entries until the cache of a pool is full, and puts the buffers into it that they
-    /// name. Looks at no more than [`REFILL_CAP`] entries.
+    /// Reads entries until the cache of a pool is full, and puts the buffers into it that they name.
+    /// Looks at no more than [`REFILL_CAP`] entries.
     pub(super) fn refill(&self, areas: &Areas, cache: &mut AllocCache<'_>) {
-        let mut places = [Place::default(); BATCH];
         let mut total = 0;
 
-        while total < REFILL_CAP {
-            let Some(wanted) = places.get_mut(..cache.room().min(BATCH)) else {
-                return;
-            };
-            let room = wanted.len();
+        while total < REFILL_CAP && cache.room() != 0 {
+            // 64 at most.
+            let most = cache.room() as u32;
+            let mut returns = Returns::new(areas, |iov| cache.recycle(iov));
+            let count = self.read(most, areas.shift(), |place| returns.push(place));
 
-            if room == 0 {
-                return;
-            }
-            let (taken, named) = self.read(areas.shift(), wanted);
-
-            areas.refill(places.get(..named).unwrap_or(&[]), cache);
-            total += taken;
-            if taken < room {
+            drop(returns);
+            total += count;
+            if count < most {
                 return;
             }
         }
@@ -184,16 +179,16 @@ impl Refill {
     /// Reads what there is, and gives back the buffers that it names. Looks at no more entries than
     /// the queue has, so that user space cannot keep the kernel at it.
     pub(super) fn flush(&self, areas: &Areas) {
-        let mut places = [Place::default(); BATCH];
         let mut total = 0;
 
-        while total < self.entries as usize {
-            let (taken, named) = self.read(areas.shift(), &mut places);
+        while total < self.entries {
+            let mut returns = Returns::new(areas, |iov| iov.put());
+            let count = self.read(BATCH, areas.shift(), |place| returns.push(place));
 
-            areas.give_back(places.get(..named).unwrap_or(&[]));
-            total += taken;
-            if taken < BATCH || sched::fatal_signal_pending() {
-                break;
+            drop(returns);
+            total += count;
+            if count < BATCH || sched::fatal_signal_pending() {
+                return;
             }
             sched::cond_resched();
         }

@@ -4,10 +4,10 @@
 
 use super::{
     area::{
+        token,
         Area,
         Areas, //
     },
-    cursor::AREA_SHIFT,
     event::{
         self,
         Events, //
@@ -248,11 +248,6 @@ pub(crate) fn register(queues: &mut Queues<'_, Ifq>, arg: UserPtr) -> Result {
     Ok(())
 }
 
-/// What offsets into an area begin with.
-pub(super) fn token(area: u32) -> u64 {
-    u64::from(area) << AREA_SHIFT
-}
-
 /// Gives the ring a queue of another one, which was exported as a file.
 fn import(queues: &mut Queues<'_, Ifq>, to: u64, mut reg: IfqReg) -> Result {
     if reg.if_rxq != 0 || reg.rq_entries != 0 || reg.area_ptr != 0 || reg.region_ptr != 0 {
@@ -310,12 +305,5 @@ mod tests {
         }
         assert_eq!(buffer_shift(2 * page, true), Ok(shift + 1));
         assert_eq!(buffer_shift(1 << 31, true), Ok(31));
-    }
-
-    #[test]
-    fn tokens() {
-        assert_eq!(token(0), 0);
-        assert_eq!(token(1), 1 << 48);
-        assert_eq!(token(1023), 1023 << 48);
     }
 }

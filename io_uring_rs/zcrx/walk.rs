@@ -2,7 +2,6 @@
 
 //! Going through what a packet has, part by part.
 
-use core::iter;
 use kernel::{
     net::skbuff::{
         Piece,
@@ -17,26 +16,94 @@ const SKBS_PER_CALL: u32 = 20;
 /// How deep lists of packets may be nested. The network stack makes them one deep.
 const DEPTH: u32 = 4;
 
-/// A part of a packet.
-enum Part<'a> {
-    Piece(Piece<'a>),
-    Packet(&'a SkBuff),
+/// Who takes pieces of packets.
+pub(super) trait Taker {
+    /// What it keeps in mind while it takes pieces of one packet.
+    type Packet<'a>;
+
+    /// Begins with a packet, or with one that is in the list of another.
+    fn begin<'a>(&self, skb: &'a SkBuff) -> Self::Packet<'a>;
+
+    /// Takes the first `wanted` bytes of a piece that cannot be copied, and has so many: all of
+    /// them, or none.
+    ///
+    /// # Errors
+    ///
+    /// Why it took none.
+    fn lend<'a>(
+        &mut self,
+        packet: &mut Self::Packet<'a>,
+        piece: Piece<'a>,
+        wanted: usize,
+    ) -> Result;
+
+    /// Copies from a piece, which is not empty. With what follows it, `left` bytes are wanted. How
+    /// many it took, if any.
+    ///
+    /// # Errors
+    ///
+    /// Why it took none.
+    fn copy(&mut self, piece: Piece<'_>, left: usize) -> Result<usize>;
 }
 
-impl Part<'_> {
-    fn len(&self) -> usize {
-        match self {
-            Part::Piece(piece) => piece.len(),
-            Part::Packet(skb) => skb.len(),
+/// What is wanted of a packet from here on.
+struct Rest {
+    /// Bytes that were taken before.
+    skip: usize,
+    left: usize,
+}
+
+impl Rest {
+    /// Takes off a piece what was taken before.
+    #[inline]
+    fn begin(&mut self, piece: &mut Piece<'_>) {
+        if self.skip != 0 {
+            let before = self.skip.min(piece.len());
+
+            piece.advance(before);
+            self.skip = self.skip.wrapping_sub(before);
         }
     }
-}
 
-/// The parts of a packet, in the order of the bytes.
-fn parts(skb: &SkBuff) -> impl Iterator<Item = Part<'_>> {
-    let pieces = Iterator::chain(iter::once(skb.linear()), skb.frags());
+    /// Has the wanted bytes of a piece copied. Returns whether they were, and more are wanted.
+    #[inline(never)]
+    fn copy<T: Taker>(&mut self, mut piece: Piece<'_>, taker: &mut T) -> Result<bool> {
+        self.begin(&mut piece);
+        piece.truncate(self.left);
+        let wanted = piece.len();
 
-    Iterator::chain(pieces.map(Part::Piece), skb.frag_list().map(Part::Packet))
+        if wanted != 0 {
+            let taken = taker.copy(piece, self.left)?.min(wanted);
+
+            self.left = self.left.wrapping_sub(taken);
+            if taken != wanted {
+                return Ok(false);
+            }
+        }
+        Ok(self.left != 0)
+    }
+
+    /// Has the wanted bytes of a packet in a list taken by `f`, from where on and how many. As
+    /// [`Self::copy`].
+    fn packet(
+        &mut self,
+        len: usize,
+        f: impl FnOnce(usize, usize) -> Result<usize>,
+    ) -> Result<bool> {
+        let skip = self.skip.min(len);
+        let wanted = len.wrapping_sub(skip).min(self.left);
+
+        if wanted != 0 {
+            let taken = f(skip, wanted)?.min(wanted);
+
+            self.left = self.left.wrapping_sub(taken);
+            if taken != wanted {
+                return Ok(false);
+            }
+        }
+        self.skip = self.skip.wrapping_sub(skip);
+        Ok(self.left != 0)
+    }
 }
 
 /// How far it got, from packet to packet.
@@ -53,89 +120,95 @@ impl Walk {
         self.skbs > SKBS_PER_CALL || self.stopped_early
     }
 
-    /// Takes up to `len` bytes from `offset` of a packet on: how many, if any, or why not.
-    ///
-    /// `copy` takes a piece and how many bytes are to come of the same packet, with this one, and
-    /// says how many it took.
+    /// Has `taker` take up to `len` bytes from `offset` of a packet on: how many, if any, or why
+    /// not.
     ///
     /// # Errors
     ///
     /// - [`EAGAIN`] if it is others' turn.
     /// - [`EFAULT`] if lists of packets are nested too deep.
-    /// - What `copy` fails with.
-    pub(super) fn take<F>(
+    /// - What `taker` fails with.
+    pub(super) fn take<T: Taker>(
         &mut self,
         skb: &SkBuff,
         offset: usize,
         len: usize,
-        copy: &mut F,
-    ) -> Result<usize>
-    where
-        F: FnMut(Piece<'_>, usize) -> Result<usize>,
-    {
-        self.descend(skb, offset, len, DEPTH, copy)
+        taker: &mut T,
+    ) -> Result<usize> {
+        self.descend(skb, offset, len, DEPTH, taker)
     }
 
-    fn descend<F>(
+    fn descend<T: Taker>(
         &mut self,
         skb: &SkBuff,
         offset: usize,
         len: usize,
         depth: u32,
-        copy: &mut F,
-    ) -> Result<usize>
-    where
-        F: FnMut(Piece<'_>, usize) -> Result<usize>,
-    {
+        taker: &mut T,
+    ) -> Result<usize> {
         self.skbs = self.skbs.saturating_add(1);
         if self.skbs > SKBS_PER_CALL + 1 {
             return Err(EAGAIN);
         }
-        let mut result = Ok(());
-        let mut taken = 0;
-        // The part's first byte in the packet.
-        let mut begin = 0;
+        let mut rest = Rest {
+            skip: offset,
+            left: len,
+        };
+        let result = self.parts(skb, &mut rest, depth, taker);
 
-        // One after the other, until one is not taken whole.
-        for part in parts(skb) {
-            if taken == len {
-                break;
-            }
-            let end = begin + part.len();
-            let at = offset + taken;
-
-            if at < end {
-                let wanted = (end - at).min(len - taken);
-                let bytes = match part {
-                    Part::Piece(mut piece) => {
-                        piece.advance(at - begin);
-                        piece.truncate(wanted);
-                        copy(piece, len - taken)
-                    }
-                    Part::Packet(skb) => match depth.checked_sub(1) {
-                        Some(depth) => self.descend(skb, at - begin, wanted, depth, copy),
-                        None => Err(EFAULT),
-                    },
-                };
-
-                match bytes {
-                    Ok(bytes) => taken += bytes.min(wanted),
-                    Err(error) => result = Err(error),
-                }
-                if offset + taken != at + wanted {
-                    break;
-                }
-            }
-            begin = end;
-        }
-        if taken < len {
+        if rest.left != 0 {
             self.stopped_early = true;
         }
         // What was taken wins over an error.
-        match taken {
+        match len.wrapping_sub(rest.left) {
             0 => result.map(|()| 0),
             taken => Ok(taken),
         }
+    }
+
+    /// One part after the other, until one is not taken whole.
+    fn parts<'a, T: Taker>(
+        &mut self,
+        skb: &'a SkBuff,
+        rest: &mut Rest,
+        depth: u32,
+        taker: &mut T,
+    ) -> Result {
+        let mut packet = taker.begin(skb);
+        let linear = skb.linear();
+
+        if !linear.is_empty() && !rest.copy(linear, taker)? {
+            return Ok(());
+        }
+        for mut piece in skb.frags() {
+            if piece.is_copyable() {
+                if !rest.copy(piece, taker)? {
+                    return Ok(());
+                }
+                continue;
+            }
+            rest.begin(&mut piece);
+            match piece.len().min(rest.left) {
+                0 if rest.left == 0 => return Ok(()),
+                0 => {}
+                wanted => {
+                    taker.lend(&mut packet, piece, wanted)?;
+                    rest.left = rest.left.wrapping_sub(wanted);
+                }
+            }
+        }
+        for skb in skb.frag_list() {
+            let go_on = rest.packet(skb.len(), |skip, wanted| {
+                let depth = depth.checked_sub(1).ok_or(EFAULT)?;
+
+                self.descend(skb, skip, wanted, depth, taker)
+            })?;
+
+            if !go_on {
+                return Ok(());
+            }
+        }
+        Ok(())
     }
 }
 
@@ -159,32 +232,51 @@ mod tests {
         Ok(skb)
     }
 
-    /// What is taken of a packet by who takes every piece whole until it has `room` bytes: the
-    /// result, and the lengths of the pieces.
+    /// Takes every piece whole, until it has `room` bytes, and notes how long they were.
+    struct Greedy {
+        len: usize,
+        room: usize,
+        pieces: KVec<usize>,
+    }
+
+    impl Taker for Greedy {
+        type Packet<'a> = ();
+
+        fn begin<'a>(&self, _skb: &'a SkBuff) {}
+
+        fn lend<'a>(&mut self, _: &mut (), _piece: Piece<'a>, _wanted: usize) -> Result {
+            Err(EFAULT)
+        }
+
+        fn copy(&mut self, piece: Piece<'_>, left: usize) -> Result<usize> {
+            assert!(!piece.is_empty() && piece.len() <= left && left <= self.len);
+            let bytes = piece.len().min(self.room);
+
+            if bytes == 0 {
+                return Err(ENOSPC);
+            }
+            self.room -= bytes;
+            self.pieces.push(bytes, GFP_KERNEL)?;
+            Ok(bytes)
+        }
+    }
+
+    /// What is taken of a packet by who has `room`: the result, and the lengths of the pieces.
     fn take(
         walk: &mut Walk,
         skb: &SkBuff,
         offset: usize,
         len: usize,
-        mut room: usize,
+        room: usize,
     ) -> (Result<usize>, KVec<usize>) {
-        let mut pieces = KVec::new();
-        let result = walk.take(skb, offset, len, &mut |piece, left| {
-            assert!(piece.len() <= left && left <= len);
-            if !piece.is_copyable() {
-                return Err(EFAULT);
-            }
-            let bytes = piece.len().min(room);
+        let mut taker = Greedy {
+            len,
+            room,
+            pieces: KVec::new(),
+        };
+        let result = walk.take(skb, offset, len, &mut taker);
 
-            if bytes == 0 {
-                return Err(ENOSPC);
-            }
-            room -= bytes;
-            pieces.push(bytes, GFP_KERNEL)?;
-            Ok(bytes)
-        });
-
-        (result, pieces)
+        (result, taker.pieces)
     }
 
     /// As [`take`], of a packet of which all may be taken.

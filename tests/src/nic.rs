@@ -128,7 +128,7 @@ pub fn receive_on_all_cpus() -> anyhow::Result<()> {
 }
 
 /// A command of words, in another network namespace if one is given.
-fn command(line: &str, namespace: Option<&OwnedFd>) -> anyhow::Result<Output> {
+fn command(line: &str, namespace: Option<&OwnedFd>) -> anyhow::Result<Command> {
     let mut words = line.split_whitespace();
     let mut command = Command::new(words.next().context("no command")?);
     command.args(words);
@@ -138,12 +138,18 @@ fn command(line: &str, namespace: Option<&OwnedFd>) -> anyhow::Result<Output> {
         // SAFETY: it is one system call, which allocates nothing.
         unsafe { command.pre_exec(enter) };
     }
+    Ok(command)
+}
+
+/// What comes of such a command.
+fn output(line: &str, namespace: Option<&OwnedFd>) -> anyhow::Result<Output> {
+    let mut command = command(line, namespace)?;
     command.output().with_context(|| line.to_string())
 }
 
 /// Runs a command that must succeed: what it printed.
 fn run(line: &str, namespace: Option<&OwnedFd>) -> anyhow::Result<String> {
-    let output = command(line, namespace)?;
+    let output = output(line, namespace)?;
     if !output.status.success() {
         bail!("{line}: {}", String::from_utf8_lossy(&output.stderr).trim());
     }
@@ -215,6 +221,11 @@ impl Nic {
         run(&format!("ip {arguments}"), Some(&self.peer))
     }
 
+    /// A command where [`PEER`] is, to be started.
+    pub fn peer_command(&self, line: &str) -> anyhow::Result<Command> {
+        command(line, Some(&self.peer))
+    }
+
     /// `ethtool` where [`PORT`] is.
     pub fn ethtool(&self, arguments: &str) -> anyhow::Result<String> {
         run(&format!("ethtool {arguments}"), None)
@@ -227,7 +238,7 @@ impl Nic {
 
     /// That `ethtool` where [`PORT`] is fails, for a reason with these words.
     pub fn ethtool_fails(&self, arguments: &str, reason: &str) -> anyhow::Result<()> {
-        let output = command(&format!("ethtool {arguments}"), None)?;
+        let output = output(&format!("ethtool {arguments}"), None)?;
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         ensure!(!output.status.success(), "ethtool {arguments} did not fail");
         ensure!(said.contains(reason), "ethtool {arguments}: {said}");

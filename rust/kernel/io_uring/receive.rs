@@ -15,10 +15,14 @@ use core::marker::PhantomData;
 ///
 /// For the duration of `'a`, the request and its ring are valid, and the current task holds the
 /// ring's `uring_lock` and may post completions: the ring was set up with
-/// `IORING_SETUP_DEFER_TASKRUN`, and this task is the one that runs its task work.
+/// `IORING_SETUP_DEFER_TASKRUN`, and this task is the one that runs its task work. The ring is `ctx`,
+/// and has entries of double size, or of both sizes.
 pub struct Receive<'a> {
     req: *mut bindings::io_kiocb,
+    ctx: *mut bindings::io_ring_ctx,
     issue_flags: u32,
+    /// Of the completions.
+    cqe_flags: u32,
     request: PhantomData<&'a mut bindings::io_kiocb>,
 }
 
@@ -34,14 +38,31 @@ impl Receive<'_> {
     /// - the ring must have `IORING_SETUP_DEFER_TASKRUN`, the current task must be the one that
     ///   runs its task work, and hold its `uring_lock`;
     /// - completions must be flushed some time after that, as they are after a request was issued.
+    ///
+    /// Returns [`None`] if the ring's completions cannot have a second half.
     #[inline]
-    pub unsafe fn from_raw(req: *mut bindings::io_kiocb, issue_flags: u32) -> Self {
+    pub unsafe fn from_raw(req: *mut bindings::io_kiocb, issue_flags: u32) -> Option<Self> {
+        // SAFETY: The caller guarantees that the request is valid.
+        let ctx = unsafe { (*req).ctx };
+        // SAFETY: The caller guarantees that the ring is valid. Its lock keeps others from writing
+        // to its flags.
+        let ring_flags = unsafe { (*ctx).__bindgen_anon_1.flags };
+        let cqe_flags = if ring_flags & bindings::IORING_SETUP_CQE_MIXED != 0 {
+            bindings::IORING_CQE_F_MORE | bindings::IORING_CQE_F_32
+        } else if ring_flags & bindings::IORING_SETUP_CQE32 != 0 {
+            bindings::IORING_CQE_F_MORE
+        } else {
+            return None;
+        };
+
         // INVARIANT: The caller guarantees it.
-        Self {
+        Some(Self {
             req,
+            ctx,
             issue_flags,
+            cqe_flags,
             request: PhantomData,
-        }
+        })
     }
 
     /// Whether the request may post completions before its last one, and be issued again.
@@ -53,51 +74,36 @@ impl Receive<'_> {
         self.issue_flags & MULTISHOT != 0
     }
 
-    /// Posts a completion of the request that is not its last one: `len` bytes were received, which
-    /// are at `off`.
+    /// Posts a completion of the request that is not its last one: `res` bytes were received, which
+    /// are at the offset that `off` returns.
     ///
     /// The completion takes two entries of the queue, or one of double size: its second half is a
     /// `struct io_uring_zcrx_cqe` with `off`.
     ///
-    /// Returns `false`, and nothing is posted, if the queue is full; also if the ring's entries
-    /// have no second half, or `len` is above [`i32::MAX`].
+    /// Returns `false`, and nothing is posted, if the queue is full.
     ///
     /// C counterpart: `io_zcrx_queue_cqe()` in [`io_uring/zcrx.c`](srctree/io_uring/zcrx.c).
     #[inline]
-    pub fn post(&self, len: u32, off: u64) -> bool {
-        const CQE_32: u32 = bindings::IORING_SETUP_CQE32 | bindings::IORING_SETUP_CQE_MIXED;
-
-        let Ok(res) = i32::try_from(len) else {
-            return false;
-        };
-        // SAFETY: By the type invariants, the request is valid.
-        let (ctx, user_data) = unsafe { ((*self.req).ctx, (*self.req).cqe.user_data) };
-        // SAFETY: By the type invariants, the ring is valid, and its lock keeps others from writing
-        // to its flags.
-        let ring_flags = unsafe { (*ctx).__bindgen_anon_1.flags };
-
-        if ring_flags & CQE_32 == 0 {
-            return false;
-        }
-        let mut flags = bindings::IORING_CQE_F_MORE;
-        if ring_flags & bindings::IORING_SETUP_CQE_MIXED != 0 {
-            flags |= bindings::IORING_CQE_F_32;
-        }
-
+    pub fn post(&self, res: i32, off: impl FnOnce() -> u64) -> bool {
         let mut cqe: *mut bindings::io_uring_cqe = core::ptr::null_mut();
         // SAFETY: By the type invariants, the ring is valid, and completions may be posted to it by
         // this task. They are flushed afterwards.
-        if !unsafe { bindings::io_defer_get_uncommited_cqe(ctx, &mut cqe) } {
+        if !unsafe { bindings::io_defer_get_uncommited_cqe(self.ctx, &mut cqe) } {
             return false;
         }
 
-        // SAFETY: With one of the two flags above, `cqe` is the first of two consecutive entries
+        // What goes into it is only now looked up, so that it need not be kept meanwhile.
+        let off = off();
+        // SAFETY: By the type invariants, the request is valid.
+        let user_data = unsafe { (*self.req).cqe.user_data };
+
+        // SAFETY: By the type invariants, `cqe` is the first of two consecutive entries
         // that are ours to fill until they are flushed. User space can access them all the time:
         // they are only written to, a field at a time, and there is no reference to them.
         unsafe {
             (&raw mut (*cqe).user_data).write_volatile(user_data);
             (&raw mut (*cqe).res).write_volatile(res);
-            (&raw mut (*cqe).flags).write_volatile(flags);
+            (&raw mut (*cqe).flags).write_volatile(self.cqe_flags);
 
             let second = cqe.add(1).cast::<bindings::io_uring_zcrx_cqe>();
 

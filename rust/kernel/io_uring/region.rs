@@ -29,9 +29,12 @@ use crate::{
     },
     types::Opaque, //
 };
-use core::mem::{
-    offset_of,
-    size_of, //
+use core::{
+    marker::PhantomData,
+    mem::{
+        offset_of,
+        size_of, //
+    }, //
 };
 
 /// A region as user space describes it: `struct io_uring_region_desc`, 64 bytes.
@@ -208,6 +211,25 @@ impl Region {
         Some(self.base.wrapping_add(offset).cast())
     }
 
+    /// The entries of `SIZE` bytes from `offset` on, `count` of them, a power of two, if all are in
+    /// the region and aligned.
+    #[inline]
+    pub fn entries<const SIZE: usize>(&self, offset: usize, count: u32) -> Option<Entries<'_, SIZE>> {
+        const { assert!(SIZE.is_multiple_of(align_of::<u64>())) };
+
+        let end = SIZE.checked_mul(count as usize)?.checked_add(offset)?;
+
+        if end > self.size || !offset.is_multiple_of(align_of::<u64>()) || !count.is_power_of_two() {
+            return None;
+        }
+        // INVARIANT: Just checked.
+        Some(Entries {
+            base: self.base.wrapping_add(offset).cast(),
+            mask: count.wrapping_sub(1),
+            region: PhantomData,
+        })
+    }
+
     /// Sets `len` bytes to zero, one after the other.
     ///
     /// # Errors
@@ -300,5 +322,43 @@ impl Drop for Region {
         // - Nobody accesses the memory through `self` any more, as that borrows it. Mappings of
         //   user space have references of their own to the pages.
         unsafe { bindings::io_free_region(self.account.user(), self.mr.get()) };
+    }
+}
+
+/// Entries of `SIZE` bytes each in a region, to be read one by one.
+///
+/// # Invariants
+///
+/// For the duration of `'a`, the `mask + 1` entries from `base` on, a power of two, are in the
+/// region. `base` and `SIZE` are multiples of eight.
+pub struct Entries<'a, const SIZE: usize> {
+    base: *const u8,
+    mask: u32,
+    region: PhantomData<&'a Region>,
+}
+
+impl<const SIZE: usize> Entries<'_, SIZE> {
+    /// Reads the double word at `AT` of an entry once, without ordering. There are as many entries
+    /// as are asked for: they come around.
+    #[inline]
+    pub fn read_u64<const AT: usize>(&self, entry: u32) -> u64 {
+        const { assert!(AT.is_multiple_of(8) && AT + 8 <= SIZE) };
+
+        let at = (entry & self.mask) as usize * SIZE + AT;
+
+        // SAFETY: By the type invariants, this is inside of the region and aligned. As in
+        // `Region::read_u32`.
+        unsafe { self.base.wrapping_add(at).cast::<u64>().read_volatile() }
+    }
+
+    /// As [`Self::read_u64`], a word.
+    #[inline]
+    pub fn read_u32<const AT: usize>(&self, entry: u32) -> u32 {
+        const { assert!(AT.is_multiple_of(4) && AT + 4 <= SIZE) };
+
+        let at = (entry & self.mask) as usize * SIZE + AT;
+
+        // SAFETY: As above.
+        unsafe { self.base.wrapping_add(at).cast::<u32>().read_volatile() }
     }
 }

@@ -64,6 +64,8 @@ pub const RQ_ENTRIES: usize = RQ_HEADER.next_multiple_of(bindings::L1_CACHE_BYTE
 /// Size of an entry in bytes: `struct io_uring_zcrx_rqe`, an offset, a length that nobody reads,
 /// and padding.
 pub const RQE_SIZE: usize = size_of::<bindings::io_uring_zcrx_rqe>();
+/// Where the offset stands in an entry.
+pub const RQE_OFF: usize = offset_of!(bindings::io_uring_zcrx_rqe, off);
 /// Where the padding stands in an entry.
 pub const RQE_PAD: usize = offset_of!(bindings::io_uring_zcrx_rqe, __pad);
 /// Size of the statistics in bytes: `struct zcrx_stats`, completions and bytes that were copied.

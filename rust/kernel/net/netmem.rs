@@ -8,7 +8,13 @@
 //!
 //! C header: [`include/net/netmem.h`](srctree/include/net/netmem.h)
 
-use super::page_pool::MemoryProvider;
+use super::{
+    page_pool::MemoryProvider,
+    skbuff::{
+        Piece,
+        SkBuff, //
+    }, //
+};
 use crate::{
     bindings,
     io::ResourceSize,
@@ -30,6 +36,7 @@ use core::{
     marker::PhantomData,
     mem::ManuallyDrop,
     ptr::{
+        dangling,
         from_ref,
         null_mut,
         NonNull, //
@@ -45,20 +52,30 @@ const NET_IOV: bindings::netmem_ref = bindings::NET_IOV as bindings::netmem_ref;
 #[repr(C)]
 struct Owner {
     area: Opaque<bindings::net_iov_area>,
-    /// What [`ProvidedIov::id`] returns.
-    id: Atomic<u32>,
+    /// What [`ProvidedIov::tag`] returns.
+    tag: Atomic<u64>,
+    /// Whose pools the buffers may be put into, once one was.
+    provider: Atomic<*mut c_void>,
     iovs: KVVec<Opaque<bindings::net_iov>>,
     /// How many references of each are user space's.
     granted: KVVec<Atomic<i32>>,
 }
 
 impl Owner {
-    fn iov(&self, index: usize) -> Option<Iov<'_>> {
+    /// # Safety
+    ///
+    /// `index` must be less than how many there are.
+    #[inline]
+    unsafe fn iov_unchecked(&self, index: usize) -> Iov<'_> {
+        // SAFETY: The caller guarantees it.
+        let iov = unsafe { self.iovs.get_unchecked(index) }.get();
+
         // INVARIANT: The `net_iov` is one of this owner's.
-        Some(Iov {
-            iov: NonNull::new(self.iovs.get(index)?.get())?,
-            owner: PhantomData,
-        })
+        Iov {
+            // SAFETY: A reference is not null.
+            iov: unsafe { NonNull::new_unchecked(iov) },
+            owner: self,
+        }
     }
 }
 
@@ -66,28 +83,38 @@ impl Owner {
 ///
 /// # Invariants
 ///
-/// For the duration of `'a`, `iov` is a valid `net_iov` of an [`Owner`].
+/// For the duration of `'a`, `iov` is a valid `net_iov` of `owner`.
 #[derive(Clone, Copy)]
 struct Iov<'a> {
     iov: NonNull<bindings::net_iov>,
-    owner: PhantomData<&'a Owner>,
+    owner: &'a Owner,
 }
 
 impl<'a> Iov<'a> {
-    fn owner(self) -> &'a Owner {
-        // SAFETY: By the type invariants, the `net_iov` is valid. Its owner never changes, and is
-        // the first member of an `Owner` that lives as long.
-        unsafe { &*(*self.iov.as_ptr()).owner.cast::<Owner>() }
+    /// # Safety
+    ///
+    /// For the duration of `'a`, `iov` must be a valid one of [`NetIovs`].
+    #[inline]
+    unsafe fn from_raw(iov: NonNull<bindings::net_iov>) -> Self {
+        // INVARIANT: The caller guarantees it.
+        Self {
+            iov,
+            // SAFETY: The caller guarantees that the `net_iov` is valid. Its owner never changes,
+            // and is the first member of an `Owner` that lives as long.
+            owner: unsafe { &*(*iov.as_ptr()).owner.cast::<Owner>() },
+        }
     }
 
     /// Its number in the owner's array.
+    #[inline]
     fn index(self) -> usize {
-        let first = self.owner().iovs.as_ptr().addr();
+        let first = self.owner.iovs.as_ptr().addr();
 
         self.iov.addr().get().wrapping_sub(first) / size_of::<bindings::net_iov>()
     }
 
     /// How many references there are. Zero while it is free.
+    #[inline]
     fn references(self) -> &'a Atomic<isize> {
         // SAFETY: By the type invariants, the `net_iov` is valid. C accesses this field by atomic
         // operations, while the `net_iov` is in a pool; `atomic_long_t` has one member of the size
@@ -96,16 +123,21 @@ impl<'a> Iov<'a> {
     }
 
     /// The pool that it is in, or null. Does not change while somebody has a reference.
+    #[inline]
     fn pool(self) -> *mut bindings::page_pool {
         // SAFETY: By the type invariants, the `net_iov` is valid. The field is only written to by
         // who has all references. This is volatile as others may be those.
         unsafe { (&raw const (*self.iov.as_ptr()).desc.pp).read_volatile() }
     }
 
-    fn granted(self) -> Option<&'a Atomic<i32>> {
-        self.owner().granted.get(self.index())
+    /// How many references are user space's.
+    #[inline]
+    fn granted(self) -> &'a Atomic<i32> {
+        // SAFETY: There are as many as there are `net_iov`s, of which this is one.
+        unsafe { self.owner.granted.get_unchecked(self.index()) }
     }
 
+    #[inline]
     fn netmem(self) -> bindings::netmem_ref {
         self.iov.addr().get() as bindings::netmem_ref | NET_IOV
     }
@@ -116,6 +148,7 @@ impl<'a> Iov<'a> {
     }
 
     /// Gives references back that were granted: what remains.
+    #[inline]
     fn put(self, count: i32) -> TakenBack<'a> {
         let (references, count) = (self.references(), count as isize);
 
@@ -154,11 +187,13 @@ pub struct PooledIov<'a>(Iov<'a>);
 
 impl PooledIov<'_> {
     /// The pool that the buffer is in.
+    #[inline]
     pub(super) fn pool(&self) -> *mut bindings::page_pool {
         self.0.pool()
     }
 
     /// The buffer as C knows it.
+    #[inline]
     pub(super) fn into_netmem(self) -> bindings::netmem_ref {
         self.0.netmem()
     }
@@ -166,6 +201,7 @@ impl PooledIov<'_> {
     /// Gives the buffer back to its pool. May be called in any context.
     ///
     /// C counterpart: `page_pool_put_unrefed_netmem`.
+    #[inline]
     pub fn put(self) {
         let (pool, netmem) = (self.pool(), self.0.netmem());
 
@@ -207,7 +243,8 @@ impl NetIovs {
                     num_niovs: capacity,
                     base_virtual: 0,
                 }),
-                id: Atomic::new(0),
+                tag: Atomic::new(0),
+                provider: Atomic::new(null_mut()),
                 iovs: KVVec::new(),
                 granted: KVVec::new(),
             },
@@ -231,9 +268,9 @@ impl NetIovs {
         Ok(Self(ManuallyDrop::new(owner.into())))
     }
 
-    /// Sets what [`ProvidedIov::id`] returns.
-    pub fn set_id(&self, id: u32) {
-        self.0.id.store(id, Relaxed);
+    /// Sets what [`ProvidedIov::tag`] returns.
+    pub fn set_tag(&self, tag: u64) {
+        self.0.tag.store(tag, Relaxed);
     }
 
     /// How many there are.
@@ -246,34 +283,48 @@ impl NetIovs {
         self.len() == 0
     }
 
+    #[inline]
     fn iov(&self, index: u64) -> Option<Iov<'_>> {
         let index = checked_index(usize::try_from(index).ok()?, self.len())?;
 
-        self.0.iov(index)
+        // SAFETY: There is such a buffer.
+        Some(unsafe { self.0.iov_unchecked(index) })
     }
 
-    /// Takes a free buffer for a page pool: what C calls it. It is in no pool yet.
-    pub(super) fn take(&self, index: u32) -> Option<NonNull<bindings::net_iov>> {
+    /// Takes a free buffer for a page pool of `provider`: what C calls it. It is in no pool yet.
+    ///
+    /// Only one provider can have them.
+    pub(super) fn take(
+        &self,
+        index: u32,
+        provider: NonNull<c_void>,
+    ) -> Option<NonNull<bindings::net_iov>> {
+        let provider = provider.as_ptr();
+        let known = self.0.provider.load(Relaxed);
+        let is_theirs = known == provider
+            || known.is_null()
+                && matches!(
+                    self.0.provider.cmpxchg(null_mut(), provider, Relaxed),
+                    Ok(_)
+                );
         let iov = self.iov(index.into())?;
 
-        iov.take().then_some(iov.iov)
+        (is_theirs && iov.take()).then_some(iov.iov)
     }
 
-    /// Takes a buffer out of its pool: the id and its number. It is free then.
+    /// Takes a buffer out of its pool: the tag and its number. It is free then.
     ///
     /// # Safety
     ///
     /// `netmem` must be a buffer that was taken by [`Self::take`] and put into a pool, which lets
     /// go of it. Nobody else may refer to it.
-    pub(super) unsafe fn release(netmem: bindings::netmem_ref) -> (u32, usize) {
+    pub(super) unsafe fn release(netmem: bindings::netmem_ref) -> (u64, usize) {
         let iov = (netmem & !NET_IOV) as *mut bindings::net_iov;
-        // INVARIANT: The caller guarantees it.
-        let iov = Iov {
-            // SAFETY: A valid pointer is not null.
-            iov: unsafe { NonNull::new_unchecked(iov) },
-            owner: PhantomData,
-        };
-        let named = (iov.owner().id.load(Relaxed), iov.index());
+        // SAFETY: A valid pointer is not null.
+        let iov = unsafe { NonNull::new_unchecked(iov) };
+        // SAFETY: The caller guarantees that it is valid.
+        let iov = unsafe { Iov::from_raw(iov) };
+        let named = (iov.owner.tag.load(Relaxed), iov.index());
 
         // SAFETY: The caller guarantees that it is valid, and in a pool that lets go of it.
         unsafe { bindings::net_mp_niov_clear_page_pool(iov.iov.as_ptr()) };
@@ -285,9 +336,7 @@ impl NetIovs {
     pub fn grant_free(&self, index: u32) -> bool {
         match self.iov(index.into()) {
             Some(iov) if iov.take() => {
-                if let Some(granted) = iov.granted() {
-                    granted.add(1, Relaxed);
-                }
+                iov.granted().add(1, Relaxed);
                 true
             }
             _ => false,
@@ -297,16 +346,17 @@ impl NetIovs {
     /// Takes back up to `count` references that user space has to a buffer.
     ///
     /// The index may come from user space: it is clamped for speculative execution.
+    #[inline]
     pub fn take_back(&self, index: u64, count: u32) -> TakenBack<'_> {
-        let Some((iov, granted)) = self.iov(index).and_then(|iov| Some((iov, iov.granted()?)))
-        else {
+        let Some(iov) = self.iov(index) else {
             return TakenBack::Held;
         };
-        let wanted = i32::try_from(count).unwrap_or(i32::MAX);
+        let granted = iov.granted();
         let mut old = granted.load(Relaxed);
 
-        while old > 0 && wanted > 0 {
-            let taken = old.min(wanted);
+        while old > 0 {
+            // No more than `old`, so that it fits.
+            let taken = old.unsigned_abs().min(count) as i32;
 
             match granted.cmpxchg(old, old.wrapping_sub(taken), Full) {
                 Ok(_) => return iov.put(taken),
@@ -318,17 +368,14 @@ impl NetIovs {
 
     /// Takes back all references that user space has to a buffer.
     pub fn take_back_all(&self, index: u32) -> TakenBack<'_> {
-        let Some((iov, granted)) = self
-            .iov(index.into())
-            .and_then(|iov| Some((iov, iov.granted()?)))
-        else {
+        let Some(iov) = self.iov(index.into()) else {
             return TakenBack::Held;
         };
 
-        if granted.load(Relaxed) == 0 {
+        if iov.granted().load(Relaxed) == 0 {
             return TakenBack::Held;
         }
-        match granted.xchg(0, Full) {
+        match iov.granted().xchg(0, Full) {
             0 => TakenBack::Held,
             count => iov.put(count),
         }
@@ -394,53 +441,132 @@ impl Drop for NetIovs {
     }
 }
 
-/// A run of bytes of a packet that is in a buffer of ours.
-pub struct ProvidedIov<'a> {
-    iov: Iov<'a>,
-    offset: usize,
+/// Finds out which fragments of a packet are in buffers of a provider. Mostly they are all of the same
+/// [`NetIovs`]: it remembers those of the last one.
+///
+/// # Invariants
+///
+/// `owner` is dangling, or that of buffers which are in pools of `provider`, and stays for the
+/// duration of `'a`.
+pub struct Lookup<'a, 'p, P> {
+    provider: &'p P,
+    owner: *const Owner,
+    packet: PhantomData<&'a SkBuff>,
 }
 
-impl ProvidedIov<'_> {
-    /// The bytes from `offset` of `iov` on, if that is in a pool of `provider`.
-    ///
-    /// # Safety
-    ///
-    /// For the duration of the result's lifetime, `iov` must be valid, and somebody have a
-    /// reference to it.
-    pub(super) unsafe fn new<P: MemoryProvider>(
-        iov: NonNull<bindings::net_iov>,
-        offset: usize,
-        provider: &P,
-    ) -> Option<Self> {
-        // SAFETY: The caller guarantees that it is valid.
-        let pool = NonNull::new(unsafe { (*iov.as_ptr()).desc.pp })?;
-        // SAFETY: A pool stays until it has all its buffers back, and does not change its provider.
-        let provided = unsafe { (*pool.as_ptr()).mp_priv };
+impl<'a, 'p, P: MemoryProvider> Lookup<'a, 'p, P> {
+    /// For the fragments of a packet.
+    #[inline]
+    pub fn new(_skb: &'a SkBuff, provider: &'p P) -> Self {
+        // INVARIANT: There is no owner yet.
+        Self {
+            provider,
+            owner: dangling(),
+            packet: PhantomData,
+        }
+    }
 
-        // INVARIANT: Pools of this provider, of which this is the address, only get buffers out of
-        // `NetIovs`.
-        (provided.cast_const() == from_ref(provider).cast()).then_some(Self {
-            iov: Iov {
-                iov,
-                owner: PhantomData,
-            },
+    /// The buffer that the bytes of a piece are in, if the provider gave it to the pool that it is
+    /// from.
+    #[inline]
+    pub fn find(&mut self, piece: &Piece<'a>) -> Option<ProvidedIov<'a>> {
+        let (iov, offset) = piece.net_iov()?;
+        // SAFETY: The packet has a reference to the buffer, so that it is valid.
+        let owner = unsafe { (*iov.as_ptr()).owner }.cast_const().cast();
+
+        if owner != self.owner {
+            self.remember(iov)?;
+        }
+        // INVARIANT: The buffer is one of that owner.
+        let iov = Iov {
+            iov,
+            // SAFETY: By the type invariants, it is an owner, which stays as long as its buffers. A
+            // packet that stays for `'a` has one of them.
+            owner: unsafe { &*owner },
+        };
+
+        Some(ProvidedIov {
+            iov,
+            index: iov.index(),
             offset,
         })
     }
 
-    /// What [`NetIovs::set_id`] set.
-    pub fn id(&self) -> u32 {
-        self.iov.owner().id.load(Relaxed)
+    #[cold]
+    fn remember(&mut self, iov: NonNull<bindings::net_iov>) -> Option<()> {
+        // SAFETY: The packet has a reference to the buffer, so that it is valid, and who owns it and
+        // which pool it is in does not change.
+        let (pool, owner) = unsafe { ((*iov.as_ptr()).desc.pp, (*iov.as_ptr()).owner) };
+        let pool = NonNull::new(pool)?;
+        // SAFETY: The pool stays until it has all its buffers back. It does not change its provider.
+        let provided = unsafe { (*pool.as_ptr()).mp_priv };
+
+        if provided.cast_const() != from_ref(self.provider).cast() {
+            return None;
+        }
+        // INVARIANT: Pools of this provider, of which this is the address, only get buffers out of
+        // `NetIovs`. So the owner is such a one, and its buffers are in no others' pools.
+        self.owner = owner.cast_const().cast();
+        Some(())
+    }
+}
+
+/// A run of bytes of a packet that is in a buffer of ours.
+///
+/// # Invariants
+///
+/// `index` is the number of `iov`.
+pub struct ProvidedIov<'a> {
+    iov: Iov<'a>,
+    index: usize,
+    offset: usize,
+}
+
+impl ProvidedIov<'_> {
+    /// What [`NetIovs::set_tag`] set.
+    #[inline]
+    pub fn tag(&self) -> u64 {
+        self.iov.owner.tag.load(Relaxed)
     }
 
     /// The number of the buffer.
+    #[inline]
     pub fn index(&self) -> usize {
-        self.iov.index()
+        self.index
     }
 
     /// Where the bytes begin in the buffer.
+    #[inline]
     pub fn offset(&self) -> usize {
         self.offset
+    }
+
+    /// Grants user space the buffer, once more: it is not free before that is given back.
+    #[inline]
+    pub fn grant(&self) {
+        // In this order, lest user space gives back what is not there yet.
+        self.iov.references().add(1, Relaxed);
+        // SAFETY: By the type invariants, there is such a buffer, and there are as many counts.
+        unsafe { self.iov.owner.granted.get_unchecked(self.index) }.add(1, Relaxed);
+    }
+
+    /// The whole of a buffer that was just taken out of a pool.
+    ///
+    /// # Safety
+    ///
+    /// `iov` must be one of [`NetIovs`], and the caller own a reference to it that is not given
+    /// back before [`Self::unreference`].
+    #[cfg(CONFIG_IO_URING_RS_KUNIT_TEST)]
+    pub(super) unsafe fn whole(iov: NonNull<bindings::net_iov>) -> Self {
+        // SAFETY: The caller guarantees it.
+        let iov = unsafe { Iov::from_raw(iov) };
+
+        // INVARIANT: That is its number.
+        Self {
+            iov,
+            index: iov.index(),
+            offset: 0,
+        }
     }
 
     /// Gives back the reference of a packet: what remains.
@@ -451,15 +577,6 @@ impl ProvidedIov<'_> {
     #[cfg(CONFIG_IO_URING_RS_KUNIT_TEST)]
     pub(super) unsafe fn unreference(&self) -> TakenBack<'_> {
         self.iov.put(1)
-    }
-
-    /// Grants user space the buffer, once more: it is not free before that is given back.
-    pub fn grant(&self) {
-        // In this order, lest user space gives back what is not there yet.
-        self.iov.references().add(1, Relaxed);
-        if let Some(granted) = self.iov.granted() {
-            granted.add(1, Relaxed);
-        }
     }
 }
 
@@ -482,9 +599,9 @@ mod tests {
 
         assert_eq!(iovs.len(), 3);
         for index in 0..3 {
-            assert_eq!(iovs.0.iov(index).map(Iov::index), Some(index));
+            assert_eq!(iovs.iov(index).map(Iov::index), Some(index as usize));
         }
-        assert!(iovs.0.iov(3).is_none());
+        assert!(iovs.iov(3).is_none());
         assert!(NetIovs::new(0)?.is_empty());
         Ok(())
     }
@@ -494,12 +611,12 @@ mod tests {
     fn taking() -> Result {
         let iovs = NetIovs::new(2)?;
 
-        assert!(iovs.take(0).is_some());
-        assert!(iovs.take(0).is_none());
+        assert!(iovs.take(0, NonNull::dangling()).is_some());
+        assert!(iovs.take(0, NonNull::dangling()).is_none());
         assert!(!iovs.grant_free(0));
         assert!(iovs.grant_free(1));
-        assert!(iovs.take(1).is_none());
-        assert!(iovs.take(2).is_none());
+        assert!(iovs.take(1, NonNull::dangling()).is_none());
+        assert!(iovs.take(2, NonNull::dangling()).is_none());
         assert!(!iovs.grant_free(2));
         Ok(())
     }
@@ -519,13 +636,14 @@ mod tests {
         assert!(iovs.grant_free(1));
         let received = ProvidedIov {
             iov: iovs.iov(1).ok_or(EINVAL)?,
+            index: 1,
             offset: 7,
         };
         received.grant();
         received.grant();
-        iovs.set_id(5);
+        iovs.set_tag(5);
         assert_eq!(
-            (received.id(), received.index(), received.offset()),
+            (received.tag(), received.index(), received.offset()),
             (5, 1, 7)
         );
         assert_eq!(take_back(&iovs, 1, 2), None);

@@ -74,9 +74,9 @@ pub trait MemoryProvider: Sized + Send + Sync + 'static {
     /// Puts buffers into the empty cache of a pool. May be called in softirqs.
     fn alloc(&self, cache: &mut AllocCache<'_>);
 
-    /// A pool has let go of a buffer, which is free now: the one with this number of the
-    /// [`NetIovs`] that has this id. May be called in softirqs.
-    fn release(&self, id: u32, index: usize);
+    /// A pool has let go of a buffer, which is free now: the one with this number of the [`NetIovs`]
+    /// that has this tag. May be called in softirqs.
+    fn release(&self, tag: u64, index: usize);
 
     /// The size of the buffers in bytes, to be told to who asks for it by netlink.
     fn buffer_size(&self) -> u64;
@@ -169,7 +169,9 @@ impl AllocCache<'_> {
         if self.room() == 0 {
             return false;
         }
-        let Some(iov) = iovs.take(index) else {
+        // SAFETY: The pool is valid, and its provider does not change.
+        let provider = NonNull::new(unsafe { (*self.pool.as_ptr()).mp_priv });
+        let Some(iov) = provider.and_then(|provider| iovs.take(index, provider)) else {
             return false;
         };
 
@@ -301,8 +303,8 @@ impl<P: MemoryProvider> Adapter<P> {
 
         // SAFETY: The caller guarantees that the buffer is of a pool that only gets them by
         // `AllocCache`, and that nobody refers to it.
-        let (id, index) = unsafe { NetIovs::release(netmem) };
-        provider.release(id, index);
+        let (tag, index) = unsafe { NetIovs::release(netmem) };
+        provider.release(tag, index);
         // There is no page to be put.
         false
     }

@@ -13,10 +13,6 @@
 #[cfg(any(CONFIG_RUST_IO_URING_KUNIT_TEST, CONFIG_IO_URING_RS_KUNIT_TEST))]
 pub mod owned;
 
-use super::{
-    netmem::ProvidedIov,
-    page_pool::MemoryProvider, //
-};
 use crate::{
     bindings,
     io_uring::pinned::PinnedPage,
@@ -194,25 +190,30 @@ impl Piece<'_> {
     #[inline]
     unsafe fn from_frag(frag: *const bindings::skb_frag_t) -> Self {
         // SAFETY: The caller guarantees that the fragment is valid.
-        let (iov, page, start, len) = unsafe {
+        let (iov, start, len) = unsafe {
             (
                 bindings::skb_frag_net_iov(frag),
-                bindings::skb_frag_page(frag),
                 u32_as_usize(bindings::skb_frag_off(frag)),
                 bindings::skb_frag_size(frag),
             )
         };
-        let source = match (NonNull::new(iov), NonNull::new(page)) {
-            (Some(iov), _) => Source::NetIov { iov, start },
-            // SAFETY: The page is valid, as the fragment is.
-            (None, Some(page)) if unsafe { bindings::PageHighMem(page.as_ptr()) } != 0 => {
-                Source::Pages { page, start }
-            }
-            (None, _) => {
-                // SAFETY: A valid fragment has one of the two. The page is not in high memory.
-                let address = unsafe { bindings::lowmem_page_address(page) };
+        let source = if let Some(iov) = NonNull::new(iov) {
+            Source::NetIov { iov, start }
+        } else {
+            // SAFETY: As above.
+            let page = unsafe { bindings::skb_frag_page(frag) };
 
-                Source::Memory(address.cast_const().cast::<u8>().wrapping_add(start))
+            match NonNull::new(page) {
+                // SAFETY: The page is valid, as the fragment is.
+                Some(page) if unsafe { bindings::PageHighMem(page.as_ptr()) } != 0 => {
+                    Source::Pages { page, start }
+                }
+                _ => {
+                    // SAFETY: A valid fragment has one of the two. The page is not in high memory.
+                    let address = unsafe { bindings::lowmem_page_address(page) };
+
+                    Source::Memory(address.cast_const().cast::<u8>().wrapping_add(start))
+                }
             }
         };
 
@@ -246,12 +247,13 @@ impl Piece<'_> {
         !matches!(self.source, Source::NetIov { .. })
     }
 
-    /// The buffer that the bytes are in, if `provider` gave it to the pool that it is from.
+    /// The `net_iov` that the bytes are in, if they are, and where they begin in it.
+    ///
+    /// The packet has a reference to it.
     #[inline]
-    pub fn provided_by<P: MemoryProvider>(&self, provider: &P) -> Option<ProvidedIov<'_>> {
+    pub(super) fn net_iov(&self) -> Option<(NonNull<bindings::net_iov>, usize)> {
         match self.source {
-            // SAFETY: By the type invariants, it is valid, and the packet has a reference to it.
-            Source::NetIov { iov, start } => unsafe { ProvidedIov::new(iov, start, provider) },
+            Source::NetIov { iov, start } => Some((iov, start)),
             _ => None,
         }
     }

@@ -59,8 +59,8 @@ pub fn judge(data: &[u8]) {
         let available = cursor.available(tail);
         assert_eq!(u64::from(available), ahead.min(entries.into()));
 
-        for _ in 0..available.min(u32::from(chunk[12] >> 1)) {
-            assert_eq!(u64::from(cursor.take()), head % u64::from(entries));
+        for slot in cursor.take(available.min(u32::from(chunk[12] >> 1))) {
+            assert_eq!(u64::from(slot), head % u64::from(entries));
             head += 1;
         }
         assert_eq!(u64::from(cursor.head()), head % (1 << 32));

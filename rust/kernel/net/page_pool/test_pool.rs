@@ -32,7 +32,7 @@ use core::{
 pub struct TestPool<P: MemoryProvider> {
     pool: NonNull<bindings::page_pool>,
     netdev: NonNull<bindings::net_device>,
-    provider: Arc<P>,
+    provider: PhantomData<Arc<P>>,
 }
 
 impl<P: MemoryProvider> TestPool<P> {
@@ -69,7 +69,7 @@ impl<P: MemoryProvider> TestPool<P> {
             Ok(Some(pool)) => Ok(Self {
                 pool,
                 netdev,
-                provider,
+                provider: PhantomData,
             }),
             other => {
                 // SAFETY: The device was not registered, and has no pool.
@@ -86,8 +86,8 @@ impl<P: MemoryProvider> TestPool<P> {
             unsafe { bindings::page_pool_alloc_netmems(self.pool.as_ptr(), GFP_KERNEL.as_raw()) };
         let iov = NonNull::new((netmem & !1) as *mut bindings::net_iov)?;
 
-        // SAFETY: The buffer is valid, and the one reference that it has is ours.
-        let iov = unsafe { ProvidedIov::new(iov, 0, &*self.provider) }?;
+        // SAFETY: All that the pool has is out of `NetIovs`. The one reference is ours.
+        let iov = unsafe { ProvidedIov::whole(iov) };
 
         // INVARIANT: It is the only one.
         Some(Packet {

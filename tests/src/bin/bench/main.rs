@@ -19,6 +19,7 @@ use io_uring_rs_tests::ring::{self, IORING_ENTER_GETEVENTS, IORING_SETUP_SUBMIT_
 use io_uring_rs_tests::sandbox;
 use io_uring_rs_tests::sqe::{Sqe, op};
 
+mod device;
 mod zcrx;
 
 const ENTRIES: u32 = 64;
@@ -191,6 +192,10 @@ fn cases() -> Vec<Case> {
         case("zcrx: 4 KiB received", None, Some(1.0), Work::Zcrx(zcrx::receiving)),
         case("zcrx: buffer given back", None, Some(0.9), Work::Zcrx(zcrx::giving_back)),
         case("zcrx: register 64 MiB", None, Some(0.5), Work::Zcrx(zcrx::registering)),
+        case("zcrx, NIC: 4 KiB received", None, Some(0.9), Work::Zcrx(device::receiving)),
+        case("zcrx, NIC: 4 KiB sent and received", None, Some(1.0), Work::Zcrx(device::whole_system)),
+        case("zcrx, NIC: buffer given back", None, Some(0.99), Work::Zcrx(device::giving_back)),
+        case("zcrx, NIC: buffer refilled", None, Some(0.99), Work::Zcrx(device::refilling)),
     ];
     cases
 }

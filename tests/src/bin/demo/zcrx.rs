@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, ensure};
 
 use io_uring_rs_tests::kernel::{self, describe};
+use io_uring_rs_tests::nic::{Nic, QUEUE};
 use io_uring_rs_tests::wide::{WideRing, ZCRX_SETUP};
 use io_uring_rs_tests::zcrx::{Ifq, pattern, recv_zc};
 
@@ -18,10 +19,14 @@ use crate::Story;
 
 const SIZE: usize = 4 << 20;
 const FOLDER: &str = "www";
-const SERVER: &str = "127.0.0.1:8080";
+/// Where the server is on this machine, and where on the other end of the wire.
+const HERE: &str = "127.0.0.1:8080";
+const THERE: &str = "10.9.0.2:8080";
 
-/// Buffers that are lent, and entries of the refill queue.
+/// Buffers that are lent, and entries of the refill queue. A device takes some of
+/// them for its ring.
 const BUFFERS: usize = 64;
+const DEVICE_BUFFERS: usize = 256;
 
 /// A web server that ends with this.
 struct Server(Child);
@@ -33,20 +38,21 @@ impl Drop for Server {
     }
 }
 
-/// busybox's, which knows nothing of io_uring.
-fn serve() -> anyhow::Result<Server> {
-    let child = Command::new("/bin/httpd")
-        .args(["-f", "-p", SERVER, "-h", FOLDER])
-        .spawn();
-    Ok(Server(child.context("starting busybox httpd")?))
+/// busybox's web server, which knows nothing of io_uring.
+fn httpd(address: &str) -> String {
+    format!("/bin/httpd -f -p {address} -h {FOLDER}")
 }
 
-/// Connects, once the server listens.
-fn connect() -> anyhow::Result<TcpStream> {
+/// Starts a server and asks it for the file, once it listens.
+fn ask(mut server: Command, address: &str) -> anyhow::Result<(Server, TcpStream)> {
+    let server = Server(server.spawn().context("starting busybox httpd")?);
     let start = Instant::now();
     loop {
-        match TcpStream::connect(SERVER) {
-            Ok(stream) => return Ok(stream),
+        match TcpStream::connect(address) {
+            Ok(mut stream) => {
+                stream.write_all(b"GET /file HTTP/1.0\r\n\r\n")?;
+                return Ok((server, stream));
+            }
             Err(error) if start.elapsed() > kernel::limit(5) => {
                 return Err(error).context("connecting to busybox httpd");
             }
@@ -67,11 +73,9 @@ struct Received {
 
 /// Receives to the end of the stream. The bytes are looked at where the kernel
 /// put them, and the buffer goes back by an entry of the refill queue.
-fn receive(stream: &TcpStream) -> anyhow::Result<Received> {
-    let mut ring = WideRing::with(8, 4 * BUFFERS as u32, ZCRX_SETUP)?;
-    let ifq = Ifq::new(ring.fd(), BUFFERS as u32, BUFFERS)?;
+fn receive(stream: &TcpStream, ring: &mut WideRing, ifq: &Ifq) -> anyhow::Result<Received> {
     let mut received = Received {
-        used: vec![0; BUFFERS],
+        used: vec![0; ifq.entries as usize],
         ..Received::default()
     };
     loop {
@@ -89,7 +93,7 @@ fn receive(stream: &TcpStream) -> anyhow::Result<Received> {
             let buffer = received.used.get_mut((offset >> 12) as usize);
             *buffer.context("a buffer that was not lent")? += 1;
             ifq.give_back(offset);
-            if ifq.unread() >= BUFFERS as u32 / 2 {
+            if ifq.unread() >= ifq.entries / 2 {
                 ifq.flush_all(ring.fd())?;
             }
         };
@@ -102,41 +106,76 @@ fn receive(stream: &TcpStream) -> anyhow::Result<Received> {
     }
 }
 
+impl Received {
+    /// Tells whether it is the file, and how it came.
+    fn tell(&self, story: &mut Story, asked: &str, content: &[u8]) -> anyhow::Result<()> {
+        let end = self.bytes.windows(4).position(|end| end == b"\r\n\r\n");
+        let (header, body) = self.bytes.split_at(end.context("no HTTP header")? + 4);
+        ensure!(
+            header.starts_with(b"HTTP/1.") && header.windows(5).any(|word| word == b" 200 "),
+            "the server refuses: {}",
+            String::from_utf8_lossy(header)
+        );
+        let right = body == content;
+        let result = match right {
+            true => "the same bytes",
+            false => "other bytes",
+        };
+        let who = format!("zero-copy receive in {}", kernel::zcrx_implementation());
+        story.line(asked, &who, result, right);
+        println!(
+            "      {} bytes, {} completions of {} requests; each of {} pages came {} to {} times",
+            self.bytes.len(),
+            self.completions,
+            self.requests,
+            self.used.len(),
+            self.used.iter().min().unwrap_or(&0),
+            self.used.iter().max().unwrap_or(&0),
+        );
+        Ok(())
+    }
+}
+
 pub fn tell(story: &mut Story) -> anyhow::Result<()> {
-    story.scene("A web server's file comes by RECV_ZC into memory that this program has lent.");
     let content = pattern(0, SIZE);
     std::fs::create_dir_all(FOLDER)?;
     std::fs::write(format!("{FOLDER}/file"), &content)?;
-    let _server = serve()?;
-    let mut stream = connect()?;
-    stream.write_all(b"GET /file HTTP/1.0\r\n\r\n")?;
 
-    let received = receive(&stream)?;
-    let end = received.bytes.windows(4).position(|end| end == b"\r\n\r\n");
-    let (header, body) = received.bytes.split_at(end.context("no HTTP header")? + 4);
-    ensure!(
-        header.starts_with(b"HTTP/1.") && header.windows(5).any(|word| word == b" 200 "),
-        "the server refuses: {}",
-        String::from_utf8_lossy(header)
-    );
-    let right = body == content;
-    story.line(
-        "GET /file from busybox httpd, 4 MiB",
-        &format!("zero-copy receive in {}", kernel::zcrx_implementation()),
-        if right {
-            "the same bytes"
-        } else {
-            "other bytes"
-        },
-        right,
-    );
+    story.scene("A web server's file comes by RECV_ZC into memory that this program has lent.");
+    let words = httpd(HERE);
+    let mut words = words.split(' ');
+    let mut command = Command::new(words.next().context("no command")?);
+    command.args(words);
+    let (server, stream) = ask(command, HERE)?;
+    let mut ring = WideRing::with(8, 4 * BUFFERS as u32, ZCRX_SETUP)?;
+    let ifq = Ifq::new(ring.fd(), BUFFERS as u32, BUFFERS)?;
+    let received = receive(&stream, &mut ring, &ifq)?;
+    received.tell(story, "GET /file from busybox httpd, 4 MiB", &content)?;
+    drop((server, stream));
+    over_a_device(story, &content)
+}
+
+/// The same over a network device that writes to the lent memory itself.
+fn over_a_device(story: &mut Story, content: &[u8]) -> anyhow::Result<()> {
+    story.scene("The same from another machine, by a network device that writes there itself.");
+    let nic = Nic::new()?;
+    nic.ethtool(&format!("-X zsim0 start {QUEUE} equal 1"))?;
+    let mut ring = WideRing::with(8, 4 * DEVICE_BUFFERS as u32, ZCRX_SETUP)?;
+    let ifq = nic.ifq(&ring, DEVICE_BUFFERS as u32, DEVICE_BUFFERS)?;
+    let (_server, stream) = ask(nic.peer_command(&httpd(THERE))?, THERE)?;
+    let received = receive(&stream, &mut ring, &ifq)?;
+    received.tell(story, "GET /file over zsim0, 4 MiB", content)?;
+
+    let counts = nic.counts()?;
+    let right = counts.page_frags == 0 && counts.niov_frags <= received.completions as u64;
+    let result = match right {
+        true => "none",
+        false => "some",
+    };
+    story.line("copies of it", "where the device put it", result, right);
     println!(
-        "      {} bytes, {} completions of {} requests; each of {BUFFERS} pages came {} to {} times",
-        received.bytes.len(),
-        received.completions,
-        received.requests,
-        received.used.iter().min().unwrap_or(&0),
-        received.used.iter().max().unwrap_or(&0),
+        "      {} fragments written to lent memory, {} elsewhere; {} buffers given back",
+        counts.niov_frags, counts.page_frags, received.completions,
     );
     Ok(())
 }

@@ -1,0 +1,176 @@
+// SPDX-License-Identifier: GPL-2.0
+//! What zero-copy receive costs that does not copy, over the software NIC:
+//! receiving, giving buffers back, and filling the device's page pool with them.
+
+use std::io::Write;
+
+use anyhow::ensure;
+use nix::sys::socket::{setsockopt, sockopt};
+
+use io_uring_rs_tests::kernel::{expect_eq, expect_result};
+use io_uring_rs_tests::nic::Nic;
+use io_uring_rs_tests::register::PAGE_SIZE;
+use io_uring_rs_tests::ring::IORING_CQE_F_MORE;
+use io_uring_rs_tests::stream::Stream;
+use io_uring_rs_tests::wide::{WideRing, ZCRX_SETUP};
+use io_uring_rs_tests::zcrx::Ifq;
+
+use crate::{WARM_UP, median, timed};
+
+/// Packets of which each has a page of payload.
+const MTU: u32 = 4148;
+/// Pages that are received at once.
+const PAGES: usize = 32;
+const ROUNDS: usize = 200;
+/// Buffers, and entries of the refill queue.
+const BUFFERS: usize = 512;
+
+/// A connection over the NIC, and a ring to receive from it.
+struct Link {
+    ring: WideRing,
+    ifq: Ifq,
+    stream: Stream,
+    nic: Nic,
+}
+
+impl Link {
+    fn new(buffers: usize) -> anyhow::Result<Self> {
+        let nic = Nic::new()?;
+        nic.set_mtu(MTU)?;
+        let ring = WideRing::with(8, BUFFERS as u32, ZCRX_SETUP)?;
+        let ifq = nic.ifq(&ring, BUFFERS as u32, buffers)?;
+        let stream = nic.stream(1)?;
+        let len = PAGES * PAGE_SIZE;
+        setsockopt(&stream.receiver, sockopt::RcvBuf, &(4 * len))?;
+        setsockopt(&stream.sender, sockopt::SndBuf, &(4 * len))?;
+        Ok(Link {
+            ring,
+            ifq,
+            stream,
+            nic,
+        })
+    }
+
+    /// Nanoseconds for sending so many pages, until they are there to be received.
+    fn send(&mut self, pages: usize) -> anyhow::Result<f64> {
+        let bytes = self.stream.next(pages * PAGE_SIZE);
+        let mut sent = Ok(());
+        let took = timed(|| sent = self.stream.sender.write_all(&bytes))?;
+        sent?;
+        self.stream.arrives()?;
+        Ok(took)
+    }
+
+    /// Nanoseconds for receiving so many pages, and where they are.
+    fn receive(&mut self, pages: usize) -> anyhow::Result<(f64, Vec<u64>)> {
+        let request = self.stream.recv(&self.ifq, pages * PAGE_SIZE);
+        self.ring.push(request)?;
+        let mut submitted = Ok(0);
+        let took = timed(|| submitted = self.ring.submit_and_wait(1))?;
+        ensure!(submitted? == 1, "the request was not taken");
+
+        let mut offsets = Vec::new();
+        loop {
+            let cqe = self.ring.cqe()?;
+            if cqe.flags & IORING_CQE_F_MORE == 0 {
+                expect_result("the end of a receive", cqe.res, 0)?;
+                expect_eq("completions", offsets.len(), pages)?;
+                return Ok((took, offsets));
+            }
+            expect_eq("bytes in a buffer", cqe.res as usize, PAGE_SIZE)?;
+            offsets.push(self.stream.take(&self.ifq, &cqe)?);
+        }
+    }
+
+    fn give_back(&self, offsets: impl IntoIterator<Item = u64>) {
+        for offset in offsets {
+            self.ifq.give_back(offset);
+        }
+    }
+
+    /// That nothing was copied: all payload was in the area.
+    fn check(&self) -> anyhow::Result<()> {
+        let counts = self.nic.counts()?;
+        expect_eq("fragments in pages", counts.page_frags, 0)?;
+        ensure!(counts.niov_frags > 0, "nothing came by the queue");
+        Ok(())
+    }
+}
+
+/// Nanoseconds per 4 KiB: receiving alone, and sending and receiving, with buffers
+/// given back by way of the device.
+fn transfer() -> anyhow::Result<(f64, f64)> {
+    let mut link = Link::new(BUFFERS)?;
+    let (mut receiver, mut system) = (Vec::new(), Vec::new());
+    for _ in 0..WARM_UP + ROUNDS {
+        let sending = link.send(PAGES)?;
+        let (receiving, offsets) = link.receive(PAGES)?;
+        link.give_back(offsets);
+        receiver.push(receiving);
+        system.push(sending + receiving);
+    }
+    link.check()?;
+    let per_page = |samples: &mut Vec<f64>| median(samples.split_off(WARM_UP)) / PAGES as f64;
+    Ok((per_page(&mut receiver), per_page(&mut system)))
+}
+
+/// Nanoseconds per 4 KiB received.
+pub fn receiving() -> anyhow::Result<f64> {
+    Ok(transfer()?.0)
+}
+
+/// Nanoseconds per 4 KiB sent and received.
+pub fn whole_system() -> anyhow::Result<f64> {
+    Ok(transfer()?.1)
+}
+
+/// Nanoseconds per buffer given back by a system call.
+pub fn giving_back() -> anyhow::Result<f64> {
+    let mut link = Link::new(BUFFERS)?;
+    let mut samples = Vec::new();
+    for _ in 0..WARM_UP + ROUNDS {
+        link.send(PAGES)?;
+        let (_, offsets) = link.receive(PAGES)?;
+        link.give_back(offsets);
+        let mut result = 0;
+        samples.push(timed(|| result = link.ifq.flush(link.ring.fd()))?);
+        expect_result("giving back", result, 0)?;
+        expect_eq("entries left", link.ifq.unread(), 0)?;
+    }
+    link.check()?;
+    Ok(median(samples.split_off(WARM_UP)) / PAGES as f64)
+}
+
+/// Nanoseconds per buffer that the device gets from the refill queue: what a packet
+/// takes longer where 33 come back than where one does.
+pub fn refilling() -> anyhow::Result<f64> {
+    const RING: usize = 64;
+    const MANY: usize = 33;
+    // All are in the device's ring at first, and there are no others.
+    let mut link = Link::new(RING)?;
+    let mut held = Vec::new();
+    let mut take = |link: &mut Link, held: &mut Vec<u64>, pages: usize| -> anyhow::Result<f64> {
+        let took = link.send(pages)?;
+        held.extend(link.receive(pages)?.1);
+        Ok(took)
+    };
+    for _ in 0..MANY + 7 {
+        take(&mut link, &mut held, 1)?;
+    }
+    let mut samples = Vec::new();
+    for _ in 0..WARM_UP + ROUNDS {
+        let mut timed_with = |count: usize| -> anyhow::Result<f64> {
+            link.give_back(held.drain(..count));
+            let took = take(&mut link, &mut held, 1)?;
+            expect_eq("entries left", link.ifq.unread(), 0)?;
+            for _ in 1..count {
+                take(&mut link, &mut held, 1)?;
+            }
+            Ok(took)
+        };
+        let (one, many) = (timed_with(1)?, timed_with(MANY)?);
+        samples.push(many - one);
+    }
+    link.check()?;
+    Ok(median(samples.split_off(WARM_UP)) / (MANY - 1) as f64)
+}
