@@ -233,14 +233,16 @@ static void zsim_receive(struct zsim_queue *queue, const struct sk_buff *from)
 	struct zsim_queue_mem *mem = &queue->mem;
 	struct net_device *dev = queue->nic->dev;
 	struct sk_buff *skb;
+	unsigned int needed;
 
 	copy.at = zsim_linear(queue->nic, from);
 	copy.left = from->len - copy.at;
 	copy.pages = copy.left && zsim_knob(&queue->nic->port->knobs.page_frags);
 
-	if (mem->filled < mem->size / 2)
+	needed = copy.pages ? 0 : DIV_ROUND_UP(copy.left, mem->buf_len);
+	if (mem->filled < max(needed, mem->size / 2))
 		zsim_refill(queue, GFP_ATOMIC);
-	if (!copy.pages && DIV_ROUND_UP(copy.left, mem->buf_len) > mem->filled)
+	if (mem->filled < needed)
 		goto drop;
 
 	skb = napi_alloc_skb(&queue->napi, copy.at);

@@ -4,6 +4,7 @@
 
 pub mod bpf;
 pub mod buffers;
+pub mod dmabuf;
 pub mod kernel;
 pub mod ktap;
 pub mod model;

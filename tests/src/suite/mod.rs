@@ -25,6 +25,8 @@ mod task_restrictions;
 mod zcrx_churn;
 mod zcrx_control;
 mod zcrx_device;
+mod zcrx_device_buffers;
+mod zcrx_device_dmabuf;
 mod zcrx_device_end;
 mod zcrx_events;
 mod zcrx_export;
@@ -158,7 +160,12 @@ const GROUPS: &[Group] = &[
     },
     Group {
         name: "D10 zcrx with a device",
-        tests: &[zcrx_device::TESTS, zcrx_device_end::TESTS],
+        tests: &[
+            zcrx_device::TESTS,
+            zcrx_device_end::TESTS,
+            zcrx_device_buffers::TESTS,
+            zcrx_device_dmabuf::TESTS,
+        ],
     },
     Group {
         name: "D11 fault injection",

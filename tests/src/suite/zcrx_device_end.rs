@@ -29,19 +29,25 @@ pub const TESTS: &[Test] = &[
 ];
 
 /// Adds an area to a queue: the result.
+pub fn add(ring: &WideRing, ifq: &Ifq, area: &mut AreaReg) -> i32 {
+    let mut ctrl = Ctrl {
+        zcrx_id: ifq.id,
+        op: ZCRX_CTRL_ADD_AREA,
+        ..Default::default()
+    };
+    ctrl.union[0] = &raw mut *area as u64;
+    control(ring.fd(), &mut ctrl)
+}
+
+/// Adds memory to it: the result, and what the kernel made of the description.
 pub fn add_area(ring: &WideRing, ifq: &Ifq, area: &Mapping) -> (i32, AreaReg) {
     let mut description = AreaReg {
         addr: area.address() as u64,
         len: area.len() as u64,
         ..Default::default()
     };
-    let mut ctrl = Ctrl {
-        zcrx_id: ifq.id,
-        op: ZCRX_CTRL_ADD_AREA,
-        ..Default::default()
-    };
-    ctrl.union[0] = &raw mut description as u64;
-    (control(ring.fd(), &mut ctrl), description)
+    let got = add(ring, ifq, &mut description);
+    (got, description)
 }
 
 /// Receives and keeps every buffer until none is left: their offsets.

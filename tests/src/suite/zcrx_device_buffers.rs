@@ -1,0 +1,418 @@
+// SPDX-License-Identifier: GPL-2.0
+//! D10: what becomes of single buffers of a network device's queue: used up,
+//! given back on either way and over a restart of the queue, shared by fragments,
+//! mixed with pages, and in areas that come later.
+
+use std::collections::VecDeque;
+use std::io::Write;
+use std::net::Shutdown;
+
+use anyhow::{Context, ensure};
+
+use super::zcrx_device::{BUFFERS, ENTRIES};
+use super::zcrx_device_end::add_area;
+use super::zcrx_events::{EVENT, arm};
+use super::zcrx_receive::roomy_ring;
+use super::{Outcome, Test, TestResult, slow, test};
+use crate::kernel::{Implementation, expect_eq, expect_result, zcrx_implementation};
+use crate::netdev;
+use crate::nic::{self, Nic};
+use crate::register::PAGE_SIZE;
+use crate::ring::IORING_CQE_F_MORE;
+use crate::stream::{Stream, ended};
+use crate::wide::WideRing;
+use crate::zcrx::{
+    AREA_SHIFT, EventDesc, Ifq, RQES, Stats, ZCRX_EVENT_ALLOC_FAIL, ZCRX_EVENT_DESC_FLAG_STATS,
+    memory, pattern,
+};
+
+pub const TESTS: &[Test] = &[
+    test("ZN12 the event that tells of no buffer", zn12),
+    test("ZN13 the queue restarts while buffers are out", zn13),
+    test("ZN14 buffers given back to NAPI, and by a flush", zn14),
+    test("ZN15 pages among the area's buffers", zn15),
+    test("ZN16 several fragments in a buffer", zn16),
+    slow("ZN20 an area that is added under load", 30, zn20),
+];
+
+/// Takes completions of data until all that was sent is there: their offsets.
+fn take_all(ring: &mut WideRing, ifq: &Ifq, stream: &mut Stream) -> anyhow::Result<Vec<u64>> {
+    let mut offsets = Vec::new();
+    while stream.left() != 0 {
+        let cqe = ring.cqe()?;
+        offsets.push(stream.take(ifq, &cqe)?);
+    }
+    Ok(offsets)
+}
+
+fn zn12() -> TestResult {
+    const FEW: usize = 128;
+    let nic = Nic::new()?;
+    let mut ring = roomy_ring()?;
+    let area = memory(FEW)?;
+    let mut registration = nic.registration(ENTRIES, &area);
+    registration.event = EventDesc {
+        user_data: EVENT,
+        type_mask: 1 << ZCRX_EVENT_ALLOC_FAIL,
+        ..Default::default()
+    };
+    registration.with_event = true;
+    expect_result("registering", registration.register(ring.fd()), 0)?;
+    let ifq = Ifq::attach(ring.fd(), registration, area)?;
+    let event = ended(EVENT, ZCRX_EVENT_ALLOC_FAIL as i32);
+    let refused = -libc::EINVAL;
+    let got = arm(&ring, &ifq, ZCRX_EVENT_ALLOC_FAIL);
+    expect_result("armed before it fired", got, refused)?;
+
+    let mut offsets: Vec<u64> = Vec::new();
+    for round in 0..3 {
+        let mut stream = nic.stream(round)?;
+        ring.push(stream.recv(&ifq, 0))?;
+        let mut events = 0;
+        // One packet, one buffer: it fires when the last one is in the ring and
+        // the device wants another.
+        while offsets.len() < FEW {
+            if stream.left() == 0 {
+                stream.send_some(100)?;
+            }
+            let cqe = ring.cqe()?;
+            if cqe.user_data == EVENT {
+                expect_eq("the event", cqe, event)?;
+                events += 1;
+                continue;
+            }
+            offsets.push(stream.take(&ifq, &cqe)?);
+        }
+        ring.submit()?;
+        while let Some(cqe) = ring.try_cqe() {
+            expect_eq("the event", cqe, event)?;
+            events += 1;
+        }
+        expect_eq("events", events, 1)?;
+        // It fails time and again, and tells no more of it.
+        let before = nic.counts()?;
+        stream.send_some(100)?;
+        nic::wait_until("a packet is dropped", || {
+            Ok(nic.counts()?.no_buffer > before.no_buffer)
+        })?;
+        ring.submit()?;
+        expect_eq("once more", ring.try_cqe(), None)?;
+
+        let got = arm(&ring, &ifq, ZCRX_EVENT_ALLOC_FAIL);
+        expect_result("armed", got, 0)?;
+        let got = arm(&ring, &ifq, ZCRX_EVENT_ALLOC_FAIL);
+        expect_result("armed twice", got, refused)?;
+        // TCP sends the packet again, which finds no buffer once more.
+        expect_eq("armed again", ring.cqe()?, event)?;
+        let got = arm(&ring, &ifq, ZCRX_EVENT_ALLOC_FAIL);
+        expect_result("armed for the next round", got, 0)?;
+
+        for offset in offsets.drain(..) {
+            ifq.give_back(offset);
+        }
+        // Now it finds one; or NAPI was faster than we, and complains again.
+        while stream.left() != 0 {
+            let cqe = ring.cqe()?;
+            if cqe.user_data == EVENT {
+                let got = arm(&ring, &ifq, ZCRX_EVENT_ALLOC_FAIL);
+                expect_result("armed", got, 0)?;
+                continue;
+            }
+            offsets.push(stream.take(&ifq, &cqe)?);
+        }
+        drop(stream);
+        expect_eq("the end of the connection", ring.cqe().is_ok(), true)?;
+        for offset in offsets.drain(..) {
+            ifq.give_back(offset);
+        }
+        ifq.flush_all(ring.fd())?;
+    }
+    Ok(Outcome::Passed)
+}
+
+fn zn13() -> TestResult {
+    const HELD: usize = 12;
+    let nic = Nic::new()?;
+    nic.set_mtu(9000)?;
+    let mut ring = roomy_ring()?;
+    let ifq = nic.ifq(&ring, 2 * ENTRIES, 2 * BUFFERS)?;
+    let mut stream = nic.stream(1)?;
+    ring.push(stream.recv(&ifq, 0))?;
+    let mut held: Vec<Vec<u64>> = Vec::new();
+    for size in [32, 8, 128] {
+        stream.send(HELD * PAGE_SIZE)?;
+        held.push(take_all(&mut ring, &ifq, &mut stream)?);
+        nic.set_ring(size)?;
+        nic.provided()?.context("the provider is gone")?;
+        // A pool waits for what is out, and a new one has taken its place.
+        nic::wait_until("only what is out is missing", || {
+            nic::receive_on_all_cpus()?;
+            let pools = netdev::provided_pools()?;
+            let waiting = pools.iter().filter(|pool| pool.detached);
+            let missing: u64 = waiting.map(|pool| pool.inflight).sum();
+            let out: usize = held.iter().map(Vec::len).sum();
+            Ok(pools.len() == held.len() + 1 && missing == out as u64)
+        })?;
+    }
+    // The rest of the area does for new packets.
+    nic.zero_copy(&mut ring, &ifq, 200 * PAGE_SIZE)?;
+
+    // On either way, in any order, they find the way to their pools.
+    for (number, offsets) in held.into_iter().enumerate().rev() {
+        for offset in offsets {
+            ifq.give_back(offset);
+        }
+        if number == 1 {
+            ifq.flush_all(ring.fd())?;
+        } else {
+            nic.transfer(&mut ring, &ifq, 600 * PAGE_SIZE)?;
+        }
+    }
+    ifq.flush_all(ring.fd())?;
+    nic::wait_until("pools that waited are gone", || {
+        nic::receive_on_all_cpus()?;
+        let pools = netdev::provided_pools()?;
+        Ok(pools.len() == 1 && !pools[0].detached)
+    })?;
+    drop(stream);
+    ring.cqe()?;
+    nic.conserved(&mut ring, &ifq, 2 * BUFFERS)?;
+    Ok(Outcome::Passed)
+}
+
+fn zn14() -> TestResult {
+    const FEW: usize = 160;
+    let nic = Nic::new()?;
+    let mut ring = roomy_ring()?;
+    let ifq = nic.ifq(&ring, ENTRIES, FEW)?;
+    // Many times as much as there is room for, without a flush.
+    for _ in 0..4 {
+        let head = ifq.head();
+        let tally = nic.transfer(&mut ring, &ifq, 8 * FEW * PAGE_SIZE)?;
+        expect_eq("pages", tally.page_frags, 0)?;
+        let read = ifq.head().wrapping_sub(head);
+        ensure!(read as usize > 4 * FEW, "NAPI has read {read} entries");
+    }
+    // As much, each flushed at once.
+    let mut stream = nic.stream(1)?;
+    let thread = stream.send_later(8 * FEW * PAGE_SIZE)?;
+    ring.push(stream.recv(&ifq, 0))?;
+    let last = stream.take_until_end(&mut ring, &ifq)?;
+    expect_eq("the end", last, ended(1, 0))?;
+    expect_eq("bytes left", stream.left(), 0)?;
+    thread.join().ok().context("the sender panicked")??;
+    expect_eq("entries that are not read", ifq.unread(), 0)?;
+    drop(stream);
+    nic.conserved(&mut ring, &ifq, FEW)?;
+    Ok(Outcome::Passed)
+}
+
+fn zn15() -> TestResult {
+    const LEN: usize = 300 * PAGE_SIZE;
+    let nic = Nic::new()?;
+    nic.ethtool("-K zsim0 rx-gro-hw on")?;
+    nic.set_mtu(9000)?;
+    let mut ring = roomy_ring()?;
+    let area = memory(2 * BUFFERS)?;
+    let mut registration = nic.registration(2 * ENTRIES, &area);
+    let at = RQES + 16 * 2 * ENTRIES as usize;
+    registration.event = EventDesc {
+        flags: ZCRX_EVENT_DESC_FLAG_STATS,
+        stats_offset: at as u64,
+        ..Default::default()
+    };
+    registration.with_event = true;
+    expect_result("registering", registration.register(ring.fd()), 0)?;
+    let ifq = Ifq::attach(ring.fd(), registration, area)?;
+    let copied = || -> Stats { ifq.refill.memory.read(at) };
+    for lists in [0, 1] {
+        nic.set("frag_list", lists)?;
+        // Some packets in pages, then all of them, then none.
+        for pages in [10, -1, 0] {
+            let what = format!("lists {lists}, pages {pages}");
+            nic.set("page_frags", pages)?;
+            let mut proven = false;
+            for _ in 0..20 {
+                let before = copied();
+                let tally = nic.transfer(&mut ring, &ifq, LEN)?;
+                let (count, bytes) = (
+                    copied().copy_count - before.copy_count,
+                    copied().copy_bytes - before.copy_bytes,
+                );
+                if pages == -1 {
+                    expect_eq(&what, tally.niov_frags, 0)?;
+                    expect_eq(&what, bytes, LEN as u64)?;
+                } else if pages == 0 {
+                    expect_eq(&what, (tally.page_frags, count, bytes), (0, 0, 0))?;
+                } else {
+                    ensure!(tally.page_frags > 0 && tally.niov_frags > 0, "{what}");
+                }
+                if tally.sent_again == 0 {
+                    let delivered = tally.niov_frags + tally.page_frags;
+                    expect_eq(&what, tally.completions, delivered)?;
+                    expect_eq(&what, count, tally.page_frags)?;
+                    proven = true;
+                    break;
+                }
+                nic.set("page_frags", pages)?;
+            }
+            ensure!(proven, "{what}: TCP has always sent something twice");
+            // What was copied comes back by a flush only.
+            ifq.flush_all(ring.fd())?;
+        }
+    }
+    nic.conserved(&mut ring, &ifq, 2 * BUFFERS)?;
+    Ok(Outcome::Passed)
+}
+
+/// Has four fragments of one buffer received: its offset, as all of them name it.
+fn four(ring: &mut WideRing, ifq: &Ifq, stream: &mut Stream) -> anyhow::Result<u64> {
+    stream.send(PAGE_SIZE)?;
+    let offsets = take_all(ring, ifq, stream)?;
+    let first = *offsets.first().context("no completion")?;
+    let want: Vec<_> = (0..4).map(|part| first + part * 1024).collect();
+    expect_eq("parts of a buffer", offsets, want)?;
+    expect_eq("the buffer's beginning", first % PAGE_SIZE as u64, 0)?;
+    Ok(first)
+}
+
+/// Sends packets until NAPI has read the refill queue. Their buffers are put on
+/// a list, and given back later.
+fn until_read(
+    ring: &mut WideRing,
+    ifq: &Ifq,
+    stream: &mut Stream,
+    held: &mut Vec<u64>,
+) -> anyhow::Result<()> {
+    for _ in 0..1000 {
+        if ifq.unread() == 0 {
+            return Ok(());
+        }
+        held.push(four(ring, ifq, stream)?);
+    }
+    anyhow::bail!("NAPI does not read the refill queue")
+}
+
+fn zn16() -> TestResult {
+    let nic = Nic::new()?;
+    nic.set_mtu(9000)?;
+    nic.set("pack", 1024)?;
+    // What a run of five entries gives back of a buffer with four references.
+    let over = match zcrx_implementation() {
+        Implementation::C => 0,
+        Implementation::Rust => 4,
+    };
+    for (entries, flush, given) in [(4, false, 4), (5, false, over), (5, true, 4), (3, false, 3)] {
+        let what = format!("{entries} entries, flush {flush}");
+        let mut ring = roomy_ring()?;
+        let ifq = nic.ifq(&ring, ENTRIES, BUFFERS)?;
+        let mut stream = nic.stream(1)?;
+        ring.push(stream.recv(&ifq, 0))?;
+        let first = four(&mut ring, &ifq, &mut stream)?;
+        for part in 0..entries {
+            ifq.give_back(first + part % 4 * 1024);
+        }
+        let mut held = Vec::new();
+        if flush {
+            ifq.flush_all(ring.fd())?;
+        } else {
+            until_read(&mut ring, &ifq, &mut stream, &mut held)?;
+        }
+        expect_eq(&what, ifq.unread(), 0)?;
+        for offset in held {
+            for part in 0..4 {
+                ifq.give_back(offset + part * 1024);
+            }
+            ifq.flush_all(ring.fd())?;
+        }
+        drop(stream);
+        ring.cqe()?;
+        let back = usize::from(given == 4);
+        nic.down()?;
+        nic::wait_until(&what, || {
+            nic::receive_on_all_cpus()?;
+            let pools = netdev::provided_pools()?;
+            let missing: u64 = pools.iter().map(|pool| pool.inflight).sum();
+            Ok(missing == 1 - back as u64)
+        })?;
+        // The rest of them, if there is one, completes it.
+        for _ in given..4 {
+            ifq.give_back(first);
+        }
+        nic.up()?;
+        nic.conserved(&mut ring, &ifq, BUFFERS)?;
+        drop((ifq, ring));
+        nic.released()?;
+    }
+    Ok(Outcome::Passed)
+}
+
+fn zn20() -> TestResult {
+    const LEN: usize = 16 << 20;
+    const FEW: usize = 256;
+    let nic = Nic::new()?;
+    nic.set_mtu(9000)?;
+    let mut ring = roomy_ring()?;
+    let ifq = nic.ifq(&ring, 4096, FEW)?;
+    let mut areas = vec![(ifq.area.address() as usize, FEW)];
+    let mut added = Vec::new();
+    let stream = nic.stream(1)?;
+    let (mut taken, mut of_area) = (0, [0u64; 4]);
+    let mut held = VecDeque::new();
+
+    let mut sender = stream.sender.try_clone()?;
+    let thread = std::thread::spawn(move || {
+        for at in (0..LEN).step_by(1 << 20) {
+            sender.write_all(&pattern(at, 1 << 20))?;
+        }
+        sender.shutdown(Shutdown::Write)
+    });
+    ring.push(stream.recv(&ifq, 0))?;
+    let last = loop {
+        let cqe = ring.cqe()?;
+        if cqe.flags & IORING_CQE_F_MORE == 0 {
+            break cqe;
+        }
+        let offset = cqe.offset()?;
+        let number = (offset >> AREA_SHIFT) as usize;
+        let (address, pages) = *areas.get(number).context("an area that is not there")?;
+        let at = (offset & ((1 << AREA_SHIFT) - 1)) as usize;
+        let len = cqe.res as usize;
+        ensure!(at + len <= pages * PAGE_SIZE, "{cqe:x?} is behind its area");
+        // SAFETY: inside memory that stays mapped, and the kernel writes to no
+        // buffer that it has handed out.
+        let data = unsafe { std::slice::from_raw_parts((address + at) as *const u8, len) };
+        ensure!(data == pattern(taken, len), "other bytes, from {taken} on");
+        taken += len;
+        of_area[number] += 1;
+        // Some are kept for a while, more when there are more.
+        held.push_back(offset);
+        while held.len() > 30 * areas.len() {
+            ifq.give_back(held.pop_front().context("none held")?);
+        }
+        if taken > areas.len() * LEN / 8 && areas.len() < 4 {
+            let area = memory(FEW)?;
+            let (got, description) = add_area(&ring, &ifq, &area);
+            expect_result("adding an area", got, 0)?;
+            let token = (areas.len() as u64) << AREA_SHIFT;
+            expect_eq("token", description.rq_area_token, token)?;
+            areas.push((area.address() as usize, FEW));
+            added.push(area);
+        }
+    };
+    expect_eq("the end", (last.res, taken), (0, LEN))?;
+    thread.join().ok().context("the sender panicked")??;
+    ensure!(of_area.iter().all(|&count| count > 0), "{of_area:?}");
+    for offset in held {
+        ifq.give_back(offset);
+    }
+    ifq.flush_all(ring.fd())?;
+    drop(stream);
+    nic.down()?;
+    nic.drained()?;
+    nic.up()?;
+    drop((ifq, ring));
+    nic.released()?;
+    nic::wait_pinned(0)?;
+    Ok(Outcome::Passed)
+}

@@ -1,0 +1,144 @@
+// SPDX-License-Identifier: GPL-2.0
+//! D10: areas of a network device's queue that are dma-bufs, which the kernel
+//! cannot read and does not copy into.
+
+use std::fs::File;
+use std::os::fd::{AsRawFd, RawFd};
+
+use super::zcrx_device::{BUFFERS, ENTRIES, works};
+use super::zcrx_device_end::{add, add_area, keep_all};
+use super::zcrx_receive::roomy_ring;
+use super::{Outcome, Test, TestResult, test};
+use crate::dmabuf;
+use crate::kernel::{expect_eq, expect_result};
+use crate::netdev;
+use crate::nic::{self, Nic};
+use crate::register::PAGE_SIZE;
+use crate::stream::{Stream, ended};
+use crate::wide::{Mapping, WideRing};
+use crate::zcrx::{AreaReg, IORING_ZCRX_AREA_DMABUF, Ifq, Registration, memory, pinned};
+
+pub const TESTS: &[Test] = &[
+    test("ZN17 receiving into a dma-buf", zn17),
+    test("ZN18 dma-bufs that are none, or of another size", zn18),
+];
+
+/// A registration of the queue with a dma-buf.
+fn with_dmabuf(nic: &Nic, fd: RawFd, memory: &Mapping) -> Registration {
+    let mut registration = nic.registration(ENTRIES, memory);
+    registration.area = AreaReg {
+        len: memory.len() as u64,
+        flags: IORING_ZCRX_AREA_DMABUF,
+        dmabuf_fd: fd as u32,
+        ..Default::default()
+    };
+    registration
+}
+
+fn zn17() -> TestResult {
+    let nic = Nic::new()?;
+    nic.set_mtu(9000)?;
+    let mut ring = roomy_ring()?;
+    let (buffer, area) = dmabuf::new(BUFFERS * PAGE_SIZE)?;
+    let mut registration = with_dmabuf(&nic, buffer.as_raw_fd(), &area);
+    expect_result("registering", registration.register(ring.fd()), 0)?;
+    // The queue has it now.
+    drop(buffer);
+    expect_eq("pinned", pinned()?, 0)?;
+    expect_eq("of the queue", nic.provided()?, Some(PAGE_SIZE as u64))?;
+    let ifq = Ifq::attach(ring.fd(), registration, area)?;
+    nic.zero_copy(&mut ring, &ifq, 2 << 20)?;
+
+    // What is not there cannot be got there, though buffers are free.
+    let mut stream = nic.stream(1)?;
+    ring.push(stream.recv(&ifq, 0))?;
+    stream.send(PAGE_SIZE)?;
+    stream.take_all(&mut ring, &ifq)?;
+    nic.set("page_frags", 1)?;
+    stream.send(PAGE_SIZE)?;
+    let refused = ended(1, -libc::ENOMEM);
+    expect_eq("a page", ring.cqe()?, refused)?;
+    // It stays in the socket, where it can be read.
+    stream.read(&mut [0; PAGE_SIZE])?;
+    ring.push(stream.recv(&ifq, 0))?;
+    stream.send(PAGE_SIZE)?;
+    stream.take_all(&mut ring, &ifq)?;
+    drop(stream);
+    ring.cqe()?;
+    // Nor can what comes over loopback.
+    let mut stream = Stream::starting_at(0, 1)?;
+    ring.push(stream.recv(&ifq, 0))?;
+    stream.send(100)?;
+    expect_eq("over loopback", ring.cqe()?, refused)?;
+    stream.read_left()?;
+
+    // Areas of a queue are of one kind.
+    let (got, _) = add_area(&ring, &ifq, &memory(8)?);
+    expect_result("an area of memory", got, -libc::EINVAL)?;
+
+    // Each buffer is still there, once.
+    ifq.flush_all(ring.fd())?;
+    let mut stream = nic.stream(1)?;
+    let mut offsets = keep_all(&mut ring, &ifq, &mut stream, BUFFERS)?;
+    offsets.sort_unstable();
+    offsets.dedup();
+    expect_eq("different buffers", offsets.len(), BUFFERS)?;
+    drop((ifq, ring, stream));
+    nic.released()?;
+    works(&nic)?;
+    Ok(Outcome::Passed)
+}
+
+fn zn18() -> TestResult {
+    let nic = Nic::new()?;
+    let ring = WideRing::new(2)?;
+    let (buffer, area) = dmabuf::new(16 * PAGE_SIZE)?;
+    let fd = buffer.as_raw_fd();
+    let file = File::open("/proc/self/exe")?;
+    type Case<'a> = (&'a str, RawFd, i32, fn(&mut Registration));
+    let cases: [Case; 9] = [
+        ("shorter", fd, libc::EINVAL, |r| {
+            r.area.len -= PAGE_SIZE as u64
+        }),
+        ("longer", fd, libc::EINVAL, |r| {
+            r.area.len += PAGE_SIZE as u64
+        }),
+        ("not whole pages", fd, libc::EINVAL, |r| r.area.len -= 1),
+        ("an offset", fd, libc::EINVAL, |r| {
+            r.area.addr = PAGE_SIZE as u64
+        }),
+        ("no file", -1, libc::EBADF, |_| {}),
+        ("a closed file", 1000, libc::EBADF, |_| {}),
+        ("a regular file", file.as_raw_fd(), libc::EINVAL, |_| {}),
+        ("a ring", ring.fd(), libc::EINVAL, |_| {}),
+        ("an unknown flag", fd, libc::EINVAL, |r| r.area.flags |= 2),
+    ];
+    for (what, fd, errno, change) in cases {
+        let mut registration = with_dmabuf(&nic, fd, &area);
+        change(&mut registration);
+        expect_result(what, registration.register(ring.fd()), -errno)?;
+        expect_eq(what, nic.provided()?, None)?;
+        expect_eq(what, netdev::provided_pools()?.len(), 0)?;
+    }
+    // To a queue of memory none can be added.
+    let mut roomy = roomy_ring()?;
+    let ifq = nic.ifq(&roomy, ENTRIES, BUFFERS)?;
+    let mut description = AreaReg {
+        len: area.len() as u64,
+        flags: IORING_ZCRX_AREA_DMABUF,
+        dmabuf_fd: fd as u32,
+        ..Default::default()
+    };
+    let got = add(&roomy, &ifq, &mut description);
+    expect_result("to a queue of memory", got, -libc::EINVAL)?;
+    nic.conserved(&mut roomy, &ifq, BUFFERS)?;
+    drop((ifq, roomy));
+    nic.released()?;
+
+    let mut registration = with_dmabuf(&nic, fd, &area);
+    expect_result("as it is", registration.register(ring.fd()), 0)?;
+    drop((buffer, ring));
+    nic.released()?;
+    nic::wait_pinned(0)?;
+    Ok(Outcome::Passed)
+}
