@@ -385,9 +385,9 @@ fn zn20() -> TestResult {
         ensure!(data == pattern(taken, len), "other bytes, from {taken} on");
         taken += len;
         of_area[number] += 1;
-        // Some are kept for a while, more when there are more.
+        // So many are kept for a while that all areas but one would not do.
         held.push_back(offset);
-        while held.len() > 30 * areas.len() {
+        while held.len() > FEW * (areas.len() - 1) + 30 {
             ifq.give_back(held.pop_front().context("none held")?);
         }
         if taken > areas.len() * LEN / 8 && areas.len() < 4 {
