@@ -17,6 +17,7 @@ use neli::utils::Groups;
 
 const NETDEV_CMD_PAGE_POOL_GET: u8 = 5;
 const NETDEV_CMD_QUEUE_GET: u8 = 10;
+const NETDEV_CMD_QUEUE_CREATE: u8 = 16;
 
 const NETDEV_A_PAGE_POOL_ID: u16 = 1;
 const NETDEV_A_PAGE_POOL_IFINDEX: u16 = 2;
@@ -30,6 +31,9 @@ const NETDEV_A_QUEUE_IFINDEX: u16 = 2;
 const NETDEV_A_QUEUE_TYPE: u16 = 3;
 const NETDEV_A_QUEUE_NAPI_ID: u16 = 4;
 const NETDEV_A_QUEUE_IO_URING: u16 = 6;
+const NETDEV_A_QUEUE_LEASE: u16 = 8;
+const NETDEV_A_LEASE_IFINDEX: u16 = 1;
+const NETDEV_A_LEASE_QUEUE: u16 = 2;
 const NETDEV_QUEUE_TYPE_RX: u32 = 0;
 
 const NETDEV_A_IO_URING_PROVIDER_INFO_RX_BUF_LEN: u16 = 1;
@@ -136,20 +140,48 @@ fn ask(
     }
 }
 
-/// Has payload of up to so many bytes stay with its headers.
-pub fn set_split_threshold(index: u32, bytes: u32) -> anyhow::Result<()> {
+/// An attribute with others in it.
+fn nest(kind: u16, attributes: &[Nlattr<u16, Buffer>]) -> anyhow::Result<Nlattr<u16, Buffer>> {
     let kind = AttrTypeBuilder::default()
-        .nla_type(ETHTOOL_A_RINGS_HEADER)
+        .nla_type(kind)
         .nla_nested(true)
         .build()?;
-    let header = NlattrBuilder::default()
+    let mut nest = NlattrBuilder::default()
         .nla_type(kind)
         .nla_payload(Buffer::new())
-        .build()?
-        .nest(&word(ETHTOOL_A_HEADER_DEV_INDEX, index)?)?;
+        .build()?;
+    for attribute in attributes {
+        nest = nest.nest(attribute)?;
+    }
+    Ok(nest)
+}
+
+/// Has payload of up to so many bytes stay with its headers.
+pub fn set_split_threshold(index: u32, bytes: u32) -> anyhow::Result<()> {
+    let device = word(ETHTOOL_A_HEADER_DEV_INDEX, index)?;
+    let header = nest(ETHTOOL_A_RINGS_HEADER, &[device])?;
     let threshold = word(ETHTOOL_A_RINGS_HDS_THRESH, bytes)?;
     let attributes = vec![header, threshold];
     ask("ethtool", ETHTOOL_MSG_RINGS_SET, NlmF::empty(), attributes).map(drop)
+}
+
+/// Gives a virtual device a queue more, which stands for that of a physical one:
+/// the new queue's id.
+pub fn lease(virtual_index: u32, index: u32, queue: u32) -> anyhow::Result<u32> {
+    let receive = || word(NETDEV_A_QUEUE_TYPE, NETDEV_QUEUE_TYPE_RX);
+    let leased = [word(NETDEV_A_QUEUE_ID, queue)?, receive()?];
+    let lease = [
+        word(NETDEV_A_LEASE_IFINDEX, index)?,
+        nest(NETDEV_A_LEASE_QUEUE, &leased)?,
+    ];
+    let attributes = vec![
+        word(NETDEV_A_QUEUE_IFINDEX, virtual_index)?,
+        receive()?,
+        nest(NETDEV_A_QUEUE_LEASE, &lease)?,
+    ];
+    let answer = ask("netdev", NETDEV_CMD_QUEUE_CREATE, NlmF::empty(), attributes)?;
+    let id = answer.iter().find_map(|m| attribute(m, NETDEV_A_QUEUE_ID));
+    Ok(u32::try_from(id.context("no id")?)?)
 }
 
 /// The receive queues of a device of this namespace.

@@ -7,7 +7,6 @@ use std::fs::{self, File};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
-use std::path::Path;
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
@@ -70,11 +69,6 @@ pub struct Nic {
     pub index: u32,
     peer: OwnedFd,
     listener: TcpListener,
-}
-
-/// Whether the kernel has the ports.
-pub fn exists() -> bool {
-    Path::new(KNOBS).exists()
 }
 
 /// Sets a knob of a port.

@@ -28,6 +28,8 @@ mod zcrx_device;
 mod zcrx_device_buffers;
 mod zcrx_device_dmabuf;
 mod zcrx_device_end;
+mod zcrx_device_fault;
+mod zcrx_device_stress;
 mod zcrx_events;
 mod zcrx_export;
 mod zcrx_fault;
@@ -174,6 +176,7 @@ const GROUPS: &[Group] = &[
             fault_tasks::TESTS,
             zcrx_fault::TESTS,
             zcrx_fault_sharing::TESTS,
+            zcrx_device_fault::TESTS,
         ],
     },
     Group {
@@ -187,6 +190,7 @@ const GROUPS: &[Group] = &[
             stress_rings::TESTS,
             zcrx_stress::TESTS,
             zcrx_churn::TESTS,
+            zcrx_device_stress::TESTS,
             random::TESTS,
         ],
     },

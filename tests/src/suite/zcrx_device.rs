@@ -74,7 +74,7 @@ fn zn01() -> TestResult {
 
 /// That a registration of the queue with one change is refused, leaves nothing
 /// behind, and that the queue can be had without the change.
-fn refused(
+pub fn refused(
     nic: &Nic,
     what: &str,
     want: i32,

@@ -11,9 +11,9 @@ use anyhow::{Context, ensure};
 use super::zcrx_device::{BUFFERS, ENTRIES, works};
 use super::zcrx_receive::roomy_ring;
 use super::{Outcome, Test, TestResult, is_long, slow, test};
-use crate::kernel::{expect_eq, expect_result, result};
+use crate::kernel::{expect_eq, expect_result, has_option, result};
 use crate::netdev;
-use crate::nic::{self, Nic, PORT};
+use crate::nic::{self, Nic, PORT, QUEUE};
 use crate::register::PAGE_SIZE;
 use crate::ring::IORING_CQE_F_MORE;
 use crate::stream::{Stream, ended, expect_free};
@@ -25,6 +25,7 @@ pub const TESTS: &[Test] = &[
     test("ZN08 the device first", zn08),
     slow("ZN09 both at once", 180, zn09),
     test("ZN10 packets that nobody has read", zn10),
+    test("ZN19 a queue that is leased to a virtual device", zn19),
     test("ZN11 all buffers are user space's", zn11),
 ];
 
@@ -71,7 +72,7 @@ pub fn keep_all(
 }
 
 /// A plain transfer over the queue, without zero-copy receive.
-fn plain(nic: &Nic) -> anyhow::Result<()> {
+pub fn plain(nic: &Nic) -> anyhow::Result<()> {
     let mut stream = nic.stream(1)?;
     let thread = stream.send_later(100 * PAGE_SIZE)?;
     let mut data = vec![0; 100 * PAGE_SIZE];
@@ -124,7 +125,7 @@ fn zn08() -> TestResult {
     // What user space holds stays as it is.
     let mut stream = nic.stream(7)?;
     ring.push(stream.recv(&ifq, 0))?;
-    stream.send(20 * PAGE_SIZE)?;
+    stream.send(8 * PAGE_SIZE)?;
     let mut held = Vec::new();
     while stream.left() != 0 {
         let cqe = ring.cqe()?;
@@ -278,5 +279,70 @@ fn zn11() -> TestResult {
     nic.released()?;
     nic::wait_pinned(0)?;
     works(&nic)?;
+    Ok(Outcome::Passed)
+}
+
+fn zn19() -> TestResult {
+    if !has_option("CONFIG_NETKIT") {
+        return Ok(Outcome::Skipped("the kernel has no netkit".to_string()));
+    }
+    let nic = Nic::new()?;
+    for keep_ring in [true, false] {
+        nic.ip("link add nk0 type netkit peer name nk1 numrxqueues 2")?;
+        nic.ip("link set nk0 up")?;
+        nic.ip("link set nk1 up")?;
+        let leasee = nix::net::if_::if_nametoindex("nk1")?;
+        let queue = netdev::lease(leasee, nic.index, QUEUE)?;
+        let mut ring = roomy_ring()?;
+        let area = memory(BUFFERS)?;
+        // It is for whoever has the virtual device.
+        let mut registration = nic.registration(ENTRIES, &area);
+        let got = registration.register(ring.fd());
+        expect_result("on the physical device", got, -libc::EOPNOTSUPP)?;
+        let mut registration = nic.registration(ENTRIES, &area);
+        registration.reg.if_idx = leasee;
+        registration.reg.if_rxq = queue;
+        let got = registration.register(ring.fd());
+        expect_result("on the virtual device", got, 0)?;
+        let ifq = Ifq::attach(ring.fd(), registration, area)?;
+        expect_eq("provided", nic.provided()?, Some(PAGE_SIZE as u64))?;
+        nic.zero_copy(&mut ring, &ifq, 200 * PAGE_SIZE)?;
+        if !keep_ring {
+            drop((ifq, ring));
+            nic.released()?;
+            nic.ip("link del nk0")?;
+            continue;
+        }
+
+        let mut stream = nic.stream(7)?;
+        ring.push(stream.recv(&ifq, 0))?;
+        stream.send(10 * PAGE_SIZE)?;
+        let mut held = Vec::new();
+        while stream.left() != 0 {
+            let cqe = ring.cqe()?;
+            held.push(stream.take(&ifq, &cqe)?);
+        }
+        nic.ip("link del nk0")?;
+        expect_eq("provided", nic.provided()?, None)?;
+        let (got, _) = add_area(&ring, &ifq, &memory(8)?);
+        expect_result("an area for no device", got, -libc::EFAULT)?;
+        // What comes over the device now comes in pages, and is copied.
+        stream.send(10 * PAGE_SIZE)?;
+        while stream.left() != 0 {
+            let cqe = ring.cqe()?;
+            held.push(stream.take(&ifq, &cqe)?);
+        }
+        drop(stream);
+        ring.cqe()?;
+        for offset in held {
+            ifq.give_back(offset);
+        }
+        ifq.flush_all(ring.fd())?;
+        nic.drained()?;
+        expect_free(&mut ring, &ifq, BUFFERS)?;
+        drop((ifq, ring));
+        nic::wait_pinned(0)?;
+        works(&nic)?;
+    }
     Ok(Outcome::Passed)
 }

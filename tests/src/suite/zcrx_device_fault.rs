@@ -1,0 +1,194 @@
+// SPDX-License-Identifier: GPL-2.0
+//! D11: queues of a network device while its driver, or memory, fails.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, ensure};
+
+use super::zcrx_device::{BUFFERS, ENTRIES, refused, works};
+use super::zcrx_events::EVENT;
+use super::zcrx_receive::roomy_ring;
+use super::{Outcome, Test, TestResult, slow, test};
+use crate::kernel::{expect_eq, expect_result, has_fault_injection};
+use crate::nic::Nic;
+use crate::register::PAGE_SIZE;
+use crate::stream::ended;
+use crate::zcrx::{EventDesc, Ifq, ZCRX_EVENT_ALLOC_FAIL, memory};
+
+pub const TESTS: &[Test] = &[
+    test("FI13 a driver that cannot change the queue", fi13),
+    test("FI18 no memory to tell of an event", fi18),
+    slow("FI21 a driver that gets no buffers", 30, fi21),
+];
+
+fn fi13() -> TestResult {
+    let nic = Nic::new()?;
+    let failures = [
+        ("fail_mem_alloc", libc::ENOMEM),
+        ("fail_start", libc::EIO),
+        ("fail_stop", libc::EIO),
+    ];
+    for (knob, errno) in failures {
+        nic.set(knob, 1)?;
+        refused(&nic, knob, errno, |_| {})?;
+        // The queue is what it was.
+        super::zcrx_device_end::plain(&nic)?;
+        works(&nic)?;
+    }
+    // The same while it is bound, for another reason to change it.
+    let mut ring = roomy_ring()?;
+    let ifq = nic.ifq(&ring, ENTRIES, BUFFERS)?;
+    for (knob, _) in failures {
+        nic.set(knob, 1)?;
+        nic.ethtool_fails("-G zsim0 rx 32", "")?;
+        expect_eq(knob, nic.provided()?, Some(PAGE_SIZE as u64))?;
+        nic.zero_copy(&mut ring, &ifq, 100 * PAGE_SIZE)?;
+        nic.conserved(&mut ring, &ifq, BUFFERS)?;
+    }
+    Ok(Outcome::Passed)
+}
+
+/// Failing allocations of requests that must not wait, until dropped.
+struct NoRequests;
+
+impl NoRequests {
+    const FAILSLAB: &str = "/sys/kernel/debug/failslab";
+    const CACHE: &str = "/sys/kernel/slab/io_kiocb/failslab";
+
+    fn write(name: &str, value: &str) -> anyhow::Result<()> {
+        let path = format!("{}/{name}", Self::FAILSLAB);
+        fs::write(&path, value).with_context(|| path.clone())
+    }
+
+    /// The next `times` fail.
+    fn new(times: u32) -> anyhow::Result<Self> {
+        fs::write(Self::CACHE, "1").context(Self::CACHE)?;
+        let guard = NoRequests;
+        Self::write("cache-filter", "1")?;
+        Self::write("ignore-gfp-wait", "1")?;
+        Self::write("task-filter", "0")?;
+        Self::write("interval", "1")?;
+        Self::write("verbose", "0")?;
+        Self::write("times", &times.to_string())?;
+        Self::write("probability", "100")?;
+        Ok(guard)
+    }
+
+    /// How many are still to fail.
+    fn left() -> anyhow::Result<i64> {
+        let text = fs::read_to_string(format!("{}/times", Self::FAILSLAB))?;
+        Ok(text.trim().parse()?)
+    }
+}
+
+impl Drop for NoRequests {
+    fn drop(&mut self) {
+        let _ = Self::write("probability", "0");
+        let _ = Self::write("cache-filter", "0");
+        let _ = fs::write(Self::CACHE, "0");
+    }
+}
+
+fn fi18() -> TestResult {
+    const FEW: usize = 96;
+    if !has_fault_injection() || !Path::new(NoRequests::CACHE).exists() {
+        return Ok(Outcome::Skipped(
+            "the kernel lets no allocation of a request fail".to_string(),
+        ));
+    }
+    let nic = Nic::new()?;
+    let mut ring = roomy_ring()?;
+    let area = memory(FEW)?;
+    let mut registration = nic.registration(ENTRIES, &area);
+    registration.event = EventDesc {
+        user_data: EVENT,
+        type_mask: 1 << ZCRX_EVENT_ALLOC_FAIL,
+        ..Default::default()
+    };
+    registration.with_event = true;
+    expect_result("registering", registration.register(ring.fd()), 0)?;
+    let ifq = Ifq::attach(ring.fd(), registration, area)?;
+
+    let mut stream = nic.stream(1)?;
+    ring.push(stream.recv(&ifq, 0))?;
+    ring.submit()?;
+    let failing = NoRequests::new(3)?;
+    let mut taken = 0;
+    // As many packets as it takes for the ring not to be filled.
+    while NoRequests::left()? == 3 {
+        ensure!(taken < FEW, "no event was to be told of");
+        stream.send(100)?;
+        let cqe = ring.cqe()?;
+        ensure!(cqe.user_data != EVENT, "an event without a request");
+        stream.take(&ifq, &cqe)?;
+        taken += 1;
+    }
+    ring.submit()?;
+    let before = NoRequests::left()?;
+    if before > 0 {
+        expect_eq("an event that is lost", ring.try_cqe(), None)?;
+    }
+    // It counts as not fired: the next failure tells of it.
+    let mut event = None;
+    while event.is_none() && taken < FEW {
+        stream.send_some(100)?;
+        let cqe = ring.cqe()?;
+        if cqe.user_data == EVENT {
+            event = Some(cqe);
+        } else {
+            stream.take(&ifq, &cqe)?;
+            taken += 1;
+        }
+    }
+    let want = Some(ended(EVENT, ZCRX_EVENT_ALLOC_FAIL as i32));
+    expect_eq("the event", event, want)?;
+    expect_eq("failures left", NoRequests::left()?, 0)?;
+    drop(failing);
+    Ok(Outcome::Passed)
+}
+
+fn fi21() -> TestResult {
+    let nic = Nic::new()?;
+    nic.set_mtu(9000)?;
+    let mut ring = roomy_ring()?;
+    let ifq = nic.ifq(&ring, ENTRIES, BUFFERS)?;
+    // Now and then, and for a while.
+    for failures in [1, 4, 16] {
+        let before = nic.counts()?;
+        nic.set("fail_alloc", failures)?;
+        let tally = nic.transfer(&mut ring, &ifq, 1 << 20)?;
+        expect_eq("pages", tally.page_frags, 0)?;
+        let after = nic.counts()?;
+        let failed = after.alloc_fail - before.alloc_fail;
+        ensure!(failed >= failures as u64, "{failed} of {failures} failed");
+    }
+    nic.set("fail_alloc", -1)?;
+    let mut stream = nic.stream(1)?;
+    ring.push(stream.recv(&ifq, 0))?;
+    ring.submit()?;
+    // What is in the ring is used up, then packets are dropped.
+    let dropped = nic.counts()?.no_buffer;
+    while nic.counts()?.no_buffer == dropped {
+        stream.send_some(16 * PAGE_SIZE)?;
+        while let Some(cqe) = ring.try_cqe() {
+            ifq.give_back(stream.take(&ifq, &cqe)?);
+        }
+        ring.submit()?;
+    }
+    nic.set("fail_alloc", 0)?;
+    while stream.left() != 0 {
+        let cqe = ring.cqe()?;
+        ifq.give_back(stream.take(&ifq, &cqe)?);
+    }
+    drop(stream);
+    ring.cqe()?;
+    nic.zero_copy(&mut ring, &ifq, 1 << 20)?;
+    nic.conserved(&mut ring, &ifq, BUFFERS)?;
+    // A queue that begins without a buffer.
+    nic.set("fail_alloc", 8)?;
+    nic.set_ring(128)?;
+    nic.transfer(&mut ring, &ifq, 1 << 20)?;
+    nic.conserved(&mut ring, &ifq, BUFFERS)?;
+    Ok(Outcome::Passed)
+}
