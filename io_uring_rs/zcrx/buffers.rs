@@ -168,8 +168,9 @@ impl Buffers {
         }
     }
 
-    /// Takes a buffer back that user space names `count` times, as often as it has it. If nobody has
-    /// it then, it goes on the free list, which is locked in `free` if it was needed, or to `pooled`.
+    /// Takes a buffer back that user space names `count` times, as often as it has it. If nobody
+    /// has it then, it goes on the free list, which is locked in `free` if it was needed, or to
+    /// `pooled`.
     // Always inline: it is most of what an entry of the refill queue costs.
     #[inline(always)]
     pub(super) fn take_back<'a>(

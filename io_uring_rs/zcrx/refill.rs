@@ -157,8 +157,8 @@ impl Refill {
         count
     }
 
-    /// Reads entries until the cache of a pool is full, and puts the buffers into it that they name.
-    /// Looks at no more than [`REFILL_CAP`] entries.
+    /// Reads entries until the cache of a pool is full, and puts the buffers into it that they
+    /// name. Looks at no more than [`REFILL_CAP`] entries.
     pub(super) fn refill(&self, areas: &Areas, cache: &mut AllocCache<'_>) {
         let mut total = 0;
 

@@ -12,8 +12,8 @@ use super::{
 };
 use kernel::net::netmem::PooledIov;
 
-/// Takes what user space names. Entries that name the same buffer are taken together, and an area is
-/// looked up once for those of it.
+/// Takes what user space names. Entries that name the same buffer are taken together, and an area
+/// is looked up once for those of it.
 pub(super) struct Returns<'a, F: FnMut(PooledIov<'a>)> {
     areas: &'a Areas,
     /// What was named last, and how often in a row.

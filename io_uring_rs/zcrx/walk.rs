@@ -244,7 +244,7 @@ mod tests {
 
         fn begin<'a>(&self, _skb: &'a SkBuff) {}
 
-        fn lend<'a>(&mut self, _: &mut (), _piece: Piece<'a>, _wanted: usize) -> Result {
+        fn lend<'a>(&mut self, (): &mut (), _piece: Piece<'a>, _wanted: usize) -> Result {
             Err(EFAULT)
         }
 

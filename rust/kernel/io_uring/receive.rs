@@ -15,8 +15,8 @@ use core::marker::PhantomData;
 ///
 /// For the duration of `'a`, the request and its ring are valid, and the current task holds the
 /// ring's `uring_lock` and may post completions: the ring was set up with
-/// `IORING_SETUP_DEFER_TASKRUN`, and this task is the one that runs its task work. The ring is `ctx`,
-/// and has entries of double size, or of both sizes.
+/// `IORING_SETUP_DEFER_TASKRUN`, and this task is the one that runs its task work. The ring is
+/// `ctx`, and has entries of double size, or of both sizes.
 pub struct Receive<'a> {
     req: *mut bindings::io_kiocb,
     ctx: *mut bindings::io_ring_ctx,

@@ -214,12 +214,17 @@ impl Region {
     /// The entries of `SIZE` bytes from `offset` on, `count` of them, a power of two, if all are in
     /// the region and aligned.
     #[inline]
-    pub fn entries<const SIZE: usize>(&self, offset: usize, count: u32) -> Option<Entries<'_, SIZE>> {
+    pub fn entries<const SIZE: usize>(
+        &self,
+        offset: usize,
+        count: u32,
+    ) -> Option<Entries<'_, SIZE>> {
         const { assert!(SIZE.is_multiple_of(align_of::<u64>())) };
 
         let end = SIZE.checked_mul(count as usize)?.checked_add(offset)?;
 
-        if end > self.size || !offset.is_multiple_of(align_of::<u64>()) || !count.is_power_of_two() {
+        if end > self.size || !offset.is_multiple_of(align_of::<u64>()) || !count.is_power_of_two()
+        {
             return None;
         }
         // INVARIANT: Just checked.

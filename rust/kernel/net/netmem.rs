@@ -302,11 +302,11 @@ impl NetIovs {
         let provider = provider.as_ptr();
         let known = self.0.provider.load(Relaxed);
         let is_theirs = known == provider
-            || known.is_null()
-                && matches!(
-                    self.0.provider.cmpxchg(null_mut(), provider, Relaxed),
-                    Ok(_)
-                );
+            || known.is_null() && {
+                let claimed = self.0.provider.cmpxchg(null_mut(), provider, Relaxed);
+
+                claimed.is_ok() || claimed == Err(provider)
+            };
         let iov = self.iov(index.into())?;
 
         (is_theirs && iov.take()).then_some(iov.iov)
@@ -441,8 +441,8 @@ impl Drop for NetIovs {
     }
 }
 
-/// Finds out which fragments of a packet are in buffers of a provider. Mostly they are all of the same
-/// [`NetIovs`]: it remembers those of the last one.
+/// Finds out which fragments of a packet are in buffers of a provider. Mostly they are all of the
+/// same [`NetIovs`]: it remembers those of the last one.
 ///
 /// # Invariants
 ///
@@ -494,11 +494,12 @@ impl<'a, 'p, P: MemoryProvider> Lookup<'a, 'p, P> {
 
     #[cold]
     fn remember(&mut self, iov: NonNull<bindings::net_iov>) -> Option<()> {
-        // SAFETY: The packet has a reference to the buffer, so that it is valid, and who owns it and
-        // which pool it is in does not change.
+        // SAFETY: The packet has a reference to the buffer, so that it is valid, and who owns it
+        // and which pool it is in does not change.
         let (pool, owner) = unsafe { ((*iov.as_ptr()).desc.pp, (*iov.as_ptr()).owner) };
         let pool = NonNull::new(pool)?;
-        // SAFETY: The pool stays until it has all its buffers back. It does not change its provider.
+        // SAFETY: The pool stays until it has all its buffers back. It does not change its
+        // provider.
         let provided = unsafe { (*pool.as_ptr()).mp_priv };
 
         if provided.cast_const() != from_ref(self.provider).cast() {

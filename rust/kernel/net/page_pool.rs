@@ -74,8 +74,8 @@ pub trait MemoryProvider: Sized + Send + Sync + 'static {
     /// Puts buffers into the empty cache of a pool. May be called in softirqs.
     fn alloc(&self, cache: &mut AllocCache<'_>);
 
-    /// A pool has let go of a buffer, which is free now: the one with this number of the [`NetIovs`]
-    /// that has this tag. May be called in softirqs.
+    /// A pool has let go of a buffer, which is free now: the one with this number of the
+    /// [`NetIovs`] that has this tag. May be called in softirqs.
     fn release(&self, tag: u64, index: usize);
 
     /// The size of the buffers in bytes, to be told to who asks for it by netlink.

@@ -149,7 +149,7 @@ pub fn refilling() -> anyhow::Result<f64> {
     // All are in the device's ring at first, and there are no others.
     let mut link = Link::new(RING)?;
     let mut held = Vec::new();
-    let mut take = |link: &mut Link, held: &mut Vec<u64>, pages: usize| -> anyhow::Result<f64> {
+    let take = |link: &mut Link, held: &mut Vec<u64>, pages: usize| -> anyhow::Result<f64> {
         let took = link.send(pages)?;
         held.extend(link.receive(pages)?.1);
         Ok(took)
