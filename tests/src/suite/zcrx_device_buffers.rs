@@ -385,9 +385,9 @@ fn zn20() -> TestResult {
         ensure!(data == pattern(taken, len), "other bytes, from {taken} on");
         taken += len;
         of_area[number] += 1;
-        // So many are kept for a while that all areas but one would not do.
+        // So many are kept for a while that no area is of no use.
         held.push_back(offset);
-        while held.len() > FEW * (areas.len() - 1) + 30 {
+        while held.len() > FEW * areas.len() - 150 {
             ifq.give_back(held.pop_front().context("none held")?);
         }
         if taken > areas.len() * LEN / 8 && areas.len() < 4 {

@@ -1,19 +1,22 @@
 // SPDX-License-Identifier: GPL-2.0
 //! D10: areas of a network device's queue that are dma-bufs, which the kernel
-//! cannot read and does not copy into.
+//! cannot read and does not copy into, and areas that the device cannot reach.
 
 use std::fs::File;
 use std::os::fd::{AsRawFd, RawFd};
 
+use anyhow::ensure;
+
 use super::zcrx_device::{BUFFERS, ENTRIES, works};
 use super::zcrx_device_end::{add, add_area, keep_all};
 use super::zcrx_receive::roomy_ring;
-use super::{Outcome, Test, TestResult, test};
+use super::{NOTE, Outcome, Test, TestResult, slow, test};
 use crate::dmabuf;
-use crate::kernel::{expect_eq, expect_result};
+use crate::kernel::{describe, expect_eq, expect_result};
 use crate::netdev;
 use crate::nic::{self, Nic};
 use crate::register::PAGE_SIZE;
+use crate::sandbox::Sysctl;
 use crate::stream::{Stream, ended};
 use crate::wide::{Mapping, WideRing};
 use crate::zcrx::{AreaReg, IORING_ZCRX_AREA_DMABUF, Ifq, Registration, memory, pinned};
@@ -21,6 +24,7 @@ use crate::zcrx::{AreaReg, IORING_ZCRX_AREA_DMABUF, Ifq, Registration, memory, p
 pub const TESTS: &[Test] = &[
     test("ZN17 receiving into a dma-buf", zn17),
     test("ZN18 dma-bufs that are none, or of another size", zn18),
+    slow("ZN23 through bounce buffers", 60, zn23),
 ];
 
 /// A registration of the queue with a dma-buf.
@@ -140,5 +144,60 @@ fn zn18() -> TestResult {
     drop((buffer, ring));
     nic.released()?;
     nic::wait_pinned(0)?;
+    Ok(Outcome::Passed)
+}
+
+/// Where the device cannot reach memory, all goes through buffers that it can
+/// reach, which are to be brought in line each time.
+fn zn23() -> TestResult {
+    /// In one piece there is no more of it.
+    const FEW: usize = 32;
+    let command_line = std::fs::read_to_string("/proc/cmdline")?;
+    if !command_line.contains("swiotlb=force") {
+        return Ok(Outcome::Skipped(
+            "the kernel was not booted with swiotlb=force".to_string(),
+        ));
+    }
+    let nic = Nic::new()?;
+    nic.set_ring(8)?;
+    // TCP is not to want more buffers than there are.
+    nic.set_mtu(4148)?;
+    let _room = Sysctl::set("net/ipv4/tcp_rmem", "4096 32768 32768")?;
+    for dmabuf in [false, true] {
+        let mut ring = roomy_ring()?;
+        let (buffer, shared) = dmabuf::new(FEW * PAGE_SIZE)?;
+        let (mut registration, area) = if dmabuf {
+            let registration = with_dmabuf(&nic, buffer.as_raw_fd(), &shared);
+            (registration, shared)
+        } else {
+            let area = memory(FEW)?;
+            (nic.registration(ENTRIES, &area), area)
+        };
+        let got = registration.register(ring.fd());
+        expect_result(&format!("dma-buf {dmabuf}"), got, 0)?;
+        let ifq = Ifq::attach(ring.fd(), registration, area)?;
+        let tally = nic.transfer(&mut ring, &ifq, 1 << 20)?;
+        expect_eq("pages", tally.page_frags, 0)?;
+        if !dmabuf {
+            nic.conserved(&mut ring, &ifq, FEW)?;
+        }
+        drop((ifq, ring));
+        nic.released()?;
+        nic::wait_pinned(0)?;
+    }
+
+    // Mapping what there is no room for fails, and leaves nothing behind.
+    let ring = WideRing::new(2)?;
+    let area = memory(128 << 20 >> 12)?;
+    let got = nic.registration(ENTRIES, &area).register(ring.fd());
+    ensure!(got < 0, "128 MiB: {}", describe(got));
+    println!("{NOTE}too much to map: {}", describe(got));
+    expect_eq("pinned", pinned()?, 0)?;
+    expect_eq("provided", nic.provided()?, None)?;
+    let area = memory(FEW)?;
+    let got = nic.registration(ENTRIES, &area).register(ring.fd());
+    expect_result("after it", got, 0)?;
+    drop(ring);
+    nic.released()?;
     Ok(Outcome::Passed)
 }
