@@ -48,10 +48,6 @@ impl MemoryProvider for Ifq {
         if !pool.is_from_device() {
             return Err(EOPNOTSUPP);
         }
-        if !self.writable {
-            // A dma-buf is synced by who exports it.
-            pool.stop_sync();
-        }
         Ok(())
     }
 

@@ -18,12 +18,6 @@ rust_helper_page_pool_syncs_dma(const struct page_pool *pool)
 	return pool->dma_sync && dma_dev_need_sync(pool->p.dev);
 }
 
-__rust_helper void rust_helper_page_pool_stop_sync(struct page_pool *pool)
-{
-	pool->dma_sync = false;
-	pool->dma_sync_for_cpu = false;
-}
-
 __rust_helper bool rust_helper_dma_dev_need_sync(const struct device *dev)
 {
 	return dma_dev_need_sync(dev);
@@ -43,6 +37,12 @@ __rust_helper unsigned int rust_helper_dma_get_max_seg_size(struct device *dev)
 }
 
 #ifdef CONFIG_IO_URING_RS_KUNIT_TEST
+
+__rust_helper void rust_helper_page_pool_stop_sync(struct page_pool *pool)
+{
+	pool->dma_sync = false;
+	pool->dma_sync_for_cpu = false;
+}
 
 /* A pool of a device that was not registered, and whose memory is nowhere. */
 __rust_helper struct page_pool *

@@ -118,7 +118,9 @@ impl NewPool<'_> {
         order.saturating_add(PAGE_SHIFT as u32)
     }
 
-    /// Has the pool's buffers not be synced for DMA, neither for the device nor for the CPU.
+    /// Has the pool's buffers not be synced for DMA, neither for the device nor for the CPU, in unit
+    /// tests that have no device.
+    #[cfg(CONFIG_IO_URING_RS_KUNIT_TEST)]
     pub fn stop_sync(&mut self) {
         // SAFETY: The pool is valid, and nobody else uses it yet.
         unsafe { bindings::page_pool_stop_sync(self.pool.as_ptr()) };

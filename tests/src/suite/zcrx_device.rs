@@ -6,7 +6,7 @@
 use anyhow::{Context, ensure};
 
 use super::zcrx_receive::roomy_ring;
-use super::{Outcome, Test, TestResult, test};
+use super::{Outcome, Test, TestResult, slow, test};
 use crate::kernel::{expect_eq, expect_result};
 use crate::netdev;
 use crate::nic::{self, Nic, QUEUE, QUEUES};
@@ -19,7 +19,7 @@ use crate::zcrx::{
 };
 
 pub const TESTS: &[Test] = &[
-    test("ZN01 nothing is copied", zn01),
+    slow("ZN01 nothing is copied", 40, zn01),
     test("ZN02 devices and queues that do not fit", zn02),
     test("ZN03 a driver that ignores the provider", zn03),
     test("ZN04 buffers of two pages", zn04),

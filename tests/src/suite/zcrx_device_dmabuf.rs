@@ -5,7 +5,7 @@
 use std::fs::File;
 use std::os::fd::{AsRawFd, RawFd};
 
-use anyhow::ensure;
+use anyhow::{Context, ensure};
 
 use super::zcrx_device::{BUFFERS, ENTRIES, works};
 use super::zcrx_device_end::{add, add_area, keep_all};
@@ -176,7 +176,8 @@ fn zn23() -> TestResult {
         let got = registration.register(ring.fd());
         expect_result(&format!("dma-buf {dmabuf}"), got, 0)?;
         let ifq = Ifq::attach(ring.fd(), registration, area)?;
-        let tally = nic.transfer(&mut ring, &ifq, 1 << 20)?;
+        let tally = nic.transfer(&mut ring, &ifq, 1 << 20);
+        let tally = tally.with_context(|| format!("dma-buf {dmabuf}"))?;
         expect_eq("pages", tally.page_frags, 0)?;
         if !dmabuf {
             nic.conserved(&mut ring, &ifq, FEW)?;
