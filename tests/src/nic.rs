@@ -97,6 +97,16 @@ pub fn wait_until(what: &str, mut so: impl FnMut() -> anyhow::Result<bool>) -> a
     Ok(())
 }
 
+/// Waits until no pool has buffers that io_uring provided, be it of a device that
+/// is gone. Those of packets that were freed elsewhere than made come back with
+/// the next packet.
+pub fn drained() -> anyhow::Result<()> {
+    wait_until("all pools of the area are gone", || {
+        receive_on_all_cpus()?;
+        Ok(netdev::provided_pools()?.is_empty())
+    })
+}
+
 /// Waits until this process has so many pages pinned.
 pub fn wait_pinned(pages: usize) -> anyhow::Result<()> {
     wait_until(&format!("{pages} pages are pinned"), || {
@@ -170,6 +180,8 @@ impl Nic {
             set(port, "max_seg_size", u32::MAX.into())?;
             plug(port)?;
         }
+        // A process that ended a moment ago may still have had a queue.
+        drained()?;
         let peer = new_namespace()?;
         run(
             &format!(
@@ -327,17 +339,7 @@ impl Nic {
     /// Waits until no queue has a provider, and no buffer of one is out.
     pub fn released(&self) -> anyhow::Result<()> {
         wait_until("the queue is released", || Ok(self.provided()?.is_none()))?;
-        self.drained()
-    }
-
-    /// Waits until no pool has buffers that io_uring provided, be it of a device
-    /// that is gone. Those of packets that were freed elsewhere than made come
-    /// back with the next packet.
-    pub fn drained(&self) -> anyhow::Result<()> {
-        wait_until("all pools of the area are gone", || {
-            receive_on_all_cpus()?;
-            Ok(netdev::provided_pools()?.is_empty())
-        })
+        drained()
     }
 
     /// That all buffers of an area, so many, are free once the device has none:
@@ -345,7 +347,7 @@ impl Nic {
     pub fn conserved(&self, ring: &mut WideRing, ifq: &Ifq, buffers: usize) -> anyhow::Result<()> {
         ifq.flush_all(ring.fd())?;
         self.down()?;
-        self.drained()?;
+        drained()?;
         expect_free(ring, ifq, buffers)?;
         self.up()
     }

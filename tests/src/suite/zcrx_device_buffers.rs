@@ -409,7 +409,7 @@ fn zn20() -> TestResult {
     ifq.flush_all(ring.fd())?;
     drop(stream);
     nic.down()?;
-    nic.drained()?;
+    nic::drained()?;
     nic.up()?;
     drop((ifq, ring));
     nic.released()?;

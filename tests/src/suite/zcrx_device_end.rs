@@ -149,7 +149,7 @@ fn zn08() -> TestResult {
         ifq.give_back(offset);
     }
     ifq.flush_all(ring.fd())?;
-    nic.drained()?;
+    nic::drained()?;
     expect_free(&mut ring, &ifq, BUFFERS)?;
     expect_eq("pinned", pinned()?, BUFFERS)?;
     drop((ifq, ring));
@@ -338,7 +338,7 @@ fn zn19() -> TestResult {
             ifq.give_back(offset);
         }
         ifq.flush_all(ring.fd())?;
-        nic.drained()?;
+        nic::drained()?;
         expect_free(&mut ring, &ifq, BUFFERS)?;
         drop((ifq, ring));
         nic::wait_pinned(0)?;

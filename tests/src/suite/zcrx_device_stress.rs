@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, ensure};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::signal::{Signal, kill};
-use nix::sys::wait::waitpid;
+use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
 
 use super::zcrx_device::{BUFFERS, ENTRIES, works};
@@ -190,6 +190,13 @@ fn st09() -> TestResult {
     Ok(Outcome::Passed)
 }
 
+/// Waits for a child that must have been killed before anything else ended it.
+fn killed(child: Pid) -> anyhow::Result<()> {
+    let status = waitpid(child, None)?;
+    let want = WaitStatus::Signaled(child, Signal::SIGKILL, false);
+    expect_eq("how the child ended", status, want)
+}
+
 /// Receives until it is killed, all bytes compared.
 fn receive_for_ever(nic: &Nic, socket: &TcpStream) -> anyhow::Result<()> {
     let mut ring = roomy_ring()?;
@@ -230,12 +237,13 @@ fn st10() -> TestResult {
         }
         let took = start.elapsed();
         ensure!(took < Duration::from_secs(10), "unplugging took {took:?}");
-        waitpid(child, None)?;
-        ending.shutdown(Shutdown::Both)?;
+        killed(child)?;
+        // It may have found out by itself.
+        let _ = ending.shutdown(Shutdown::Both);
         sending.join().ok().context("sending panicked")??;
     }
     let nic = Nic::new()?;
-    nic.drained()?;
+    nic::drained()?;
     nic::wait_until("all pages are let go of", || Ok(pins()? <= before))?;
     works(&nic)?;
     Ok(Outcome::Passed)
@@ -352,7 +360,7 @@ fn st14() -> TestResult {
             (&first).write_all(&[1; 20 * PAGE_SIZE])?;
             (&second).write_all(&[2; 20 * PAGE_SIZE])?;
         }
-        let mut killed = false;
+        let mut over = false;
         loop {
             let cqe = ring.cqe()?;
             if cqe.flags & IORING_CQE_F_MORE != 0 {
@@ -363,14 +371,14 @@ fn st14() -> TestResult {
                 expect_result("the end", cqe.res, 0)?;
                 break;
             }
-            if !killed && receiver.taken > LEN / 8 {
+            if !over && receiver.taken > LEN / 8 {
                 kill(child, Signal::SIGKILL)?;
-                killed = true;
+                over = true;
             }
         }
         expect_eq("bytes", receiver.taken, LEN)?;
         sending.join().ok().context("sending panicked")??;
-        waitpid(child, None)?;
+        killed(child)?;
         // The queue is still ours, and goes with us.
         expect_eq("of the queue", nic.provided()?, Some(PAGE_SIZE as u64))?;
         drop((socket, first, second, refill, ring));
