@@ -118,8 +118,8 @@ impl NewPool<'_> {
         order.saturating_add(PAGE_SHIFT as u32)
     }
 
-    /// Has the pool's buffers not be synced for DMA, neither for the device nor for the CPU, in unit
-    /// tests that have no device.
+    /// Has the pool's buffers not be synced for DMA, neither for the device nor for the CPU, in
+    /// unit tests that have no device.
     #[cfg(CONFIG_IO_URING_RS_KUNIT_TEST)]
     pub fn stop_sync(&mut self) {
         // SAFETY: The pool is valid, and nobody else uses it yet.
