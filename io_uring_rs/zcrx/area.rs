@@ -2,7 +2,8 @@
 
 //! Memory that is received into, buffer by buffer.
 //!
-//! Lock: `Areas::adding`, held by who reserves the id of an area.
+//! Locks: `Areas::adding`, held by who reserves the id of an area, and `Area::mapping`, held by who
+//! maps or unmaps one. Neither is taken under the other.
 
 use super::{
     buffers::Buffers,

@@ -2,8 +2,8 @@
 
 //! The device that receives into the areas of a queue: its page pools get their buffers here.
 //!
-//! Lock order: the instance lock of the network device, what binds its queue to ours, the mapping
-//! of an area. Allocation takes no sleeping lock.
+//! Lock order: the instance lock of the network device, what binds its queue to ours, then the
+//! mapping of an area or the reservation of an id. Allocation takes no sleeping lock.
 
 use super::{
     area::{
@@ -302,9 +302,9 @@ mod tests {
         Ok(())
     }
 
-    /// A pool that has lost its device lives on for a buffer that user space has.
+    /// A buffer that user space has is the pool's, until it was given back as often.
     #[test]
-    fn a_pool_waits_for_its_buffers() -> Result {
+    fn what_user_space_has_stays_in_the_pool() -> Result {
         let provider = provider()?;
         let mut pool = TestPool::new(provider.clone())?;
         let packet = pool.receive().ok_or(ENOMEM)?;
@@ -312,11 +312,25 @@ mod tests {
 
         assert_eq!(pool.in_flight(), AllocCache::CAPACITY as u32);
         packet.iov().grant();
+        packet.iov().grant();
         drop(packet);
         assert_eq!(pool.in_flight(), AllocCache::CAPACITY as u32);
 
+        // All others can be received, that one cannot.
+        let mut others = KVec::new();
+        while let Some(packet) = pool.receive() {
+            assert_ne!(packet.iov().index(), index);
+            others.push(packet, GFP_KERNEL)?;
+        }
+        assert_eq!(others.len() as u32, COUNT - 1);
+        give_back(&provider, index, 1);
+        assert!(pool.receive().is_none());
+
         // No more than it has.
         give_back(&provider, index, 2);
+        let again = pool.receive().ok_or(ENOMEM)?;
+        assert_eq!(again.iov().index(), index);
+        drop((again, others));
         give_back(&provider, index, 2);
         drop(pool);
         assert_eq!(free(&provider), COUNT);

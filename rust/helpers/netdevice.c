@@ -8,9 +8,10 @@
 
 #ifdef CONFIG_PAGE_POOL
 
+/* NULL if the task is about to end. */
 __rust_helper struct net *rust_helper_current_net(void)
 {
-	return current->nsproxy->net_ns;
+	return current->nsproxy ? current->nsproxy->net_ns : NULL;
 }
 
 __rust_helper void rust_helper_netdev_hold(struct net_device *dev,

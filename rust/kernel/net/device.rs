@@ -54,10 +54,12 @@ impl NetDevice {
     pub fn find(ifindex: u32) -> Result<Self> {
         // There are no negative ones.
         let ifindex = c_int::try_from(ifindex).map_err(|_| ENODEV)?;
-        // SAFETY: The current task has namespaces, as it is in a system call, and they stay while
-        // it is.
+        // SAFETY: The function has no preconditions.
         let net = unsafe { bindings::current_net() };
-        // SAFETY: `net` is a valid namespace.
+        if net.is_null() {
+            return Err(ENODEV);
+        }
+        // SAFETY: `net` is the namespace of the current task, which stays while that is here.
         let dev = unsafe { bindings::netdev_get_by_index_lock(net, ifindex) };
         let dev = NonNull::new(dev).ok_or(ENODEV)?;
         // SAFETY: A device that is locked and registered is valid.

@@ -22,6 +22,7 @@ use crate::{
     num::casts::u32_as_usize,
     prelude::*,
     scatterlist::SGTable,
+    sched,
     sync::atomic::{
         Acquire,
         Atomic,
@@ -44,7 +45,14 @@ use core::{
 };
 
 /// The lowest bit of a `netmem_ref` that is a `net_iov`.
-const NET_IOV: bindings::netmem_ref = bindings::NET_IOV as bindings::netmem_ref;
+pub(super) const NET_IOV: bindings::netmem_ref = bindings::NET_IOV as bindings::netmem_ref;
+
+/// Lets others run after each 4,096 buffers: there may be millions.
+fn rest_after(number: usize) {
+    if number % 4096 == 0 {
+        sched::cond_resched();
+    }
+}
 
 /// What the buffers of one piece of memory share.
 ///
@@ -382,7 +390,7 @@ impl NetIovs {
     }
 
     /// Tells devices where the buffers are: one after the other, `1 << shift` bytes each, in the
-    /// memory that `table` maps.
+    /// memory that `table` maps. May sleep.
     ///
     /// # Errors
     ///
@@ -402,39 +410,42 @@ impl NetIovs {
             }
             let mut address = entry.dma_address();
 
-            for iov in iovs.by_ref().take(count) {
+            for (number, iov) in iovs.by_ref().take(count).enumerate() {
                 // SAFETY: The `net_iov` is valid. Its address is only read by pools that it is in,
                 // after they got it.
                 if unsafe { bindings::net_mp_niov_set_dma_addr(iov.get(), address) } {
                     return Err(EFAULT);
                 }
                 address = address.wrapping_add(size as bindings::dma_addr_t);
+                rest_after(number);
             }
         }
         iovs.next().map_or(Ok(()), |_| Err(EFAULT))
     }
 
-    /// Tells devices nothing of where the buffers are.
+    /// Tells devices nothing of where the buffers are. May sleep.
     pub fn clear_dma(&self) {
-        for iov in &self.0.iovs {
+        for (number, iov) in self.0.iovs.iter().enumerate() {
             // SAFETY: The `net_iov` is valid. Zero can always be set.
             unsafe { bindings::net_mp_niov_set_dma_addr(iov.get(), 0) };
+            rest_after(number);
         }
     }
 }
 
 impl Drop for NetIovs {
     fn drop(&mut self) {
-        let pooled = self
-            .0
-            .iovs
-            .iter()
-            // SAFETY: The `net_iov` is valid. Volatile, as a pool that it is in may be letting go
-            // of it.
-            .any(|iov| !unsafe { (&raw const (*iov.get()).desc.pp).read_volatile() }.is_null());
+        // A pool that lets go of a buffer first leaves it, and gives up its reference last.
+        let is_held = |iov: Iov<'_>| {
+            let granted = iov.granted().load(Relaxed) as isize;
+
+            !iov.pool().is_null() || iov.references().load(Acquire) != granted
+        };
+        // SAFETY: There are as many.
+        let mut iovs = (0..self.len()).map(|index| unsafe { self.0.iov_unchecked(index) });
 
         // What a pool refers to must stay, come what may.
-        if !warn_on!(pooled) {
+        if !warn_on!(iovs.any(is_held)) {
             // SAFETY: This is done once, and nobody refers to the buffers.
             unsafe { ManuallyDrop::drop(&mut self.0) };
         }
@@ -619,6 +630,8 @@ mod tests {
         assert!(iovs.take(1, NonNull::dangling()).is_none());
         assert!(iovs.take(2, NonNull::dangling()).is_none());
         assert!(!iovs.grant_free(2));
+        // No pool got it after all: the first must not be freed as long as one may.
+        iovs.iov(0).ok_or(EINVAL)?.references().store(0, Relaxed);
         Ok(())
     }
 
@@ -672,6 +685,7 @@ mod tests {
         iov.references().add(1, Relaxed);
         assert_eq!(take_back(&iovs, 0, 1), None);
         assert_eq!(iov.references().load(Relaxed), 1);
+        iov.references().store(0, Relaxed);
         Ok(())
     }
 }

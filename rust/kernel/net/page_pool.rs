@@ -22,7 +22,8 @@ use super::{
     },
     netmem::{
         NetIovs,
-        PooledIov, //
+        PooledIov,
+        NET_IOV, //
     }, //
 };
 use crate::{
@@ -180,7 +181,7 @@ impl AllocCache<'_> {
         // SAFETY: The pool is valid, and its counts are ours as its cache is. The buffer was free,
         // so that it is in no pool, and stays as long as it is in this one.
         unsafe { bindings::net_mp_niov_set_page_pool(self.pool.as_ptr(), iov.as_ptr()) };
-        self.push(iov.addr().get() as bindings::netmem_ref | 1);
+        self.push(iov.addr().get() as bindings::netmem_ref | NET_IOV);
         true
     }
 
@@ -201,11 +202,14 @@ impl AllocCache<'_> {
         if !unsafe { bindings::page_pool_syncs_dma(pool) } {
             return;
         }
-        // SAFETY: As above. The parameters do not change.
+        // SAFETY: As above. These parameters do not change, but others next to them may.
         let (dev, dir, offset, order) = unsafe {
-            let p = &(*pool).p;
-
-            (p.dev, p.dma_dir, p.offset, p.order)
+            (
+                (*pool).p.dev,
+                (*pool).p.dma_dir,
+                (*pool).p.offset,
+                (*pool).p.order,
+            )
         };
         let size = 1usize
             .checked_shl(order.saturating_add(PAGE_SHIFT as u32))
@@ -213,9 +217,8 @@ impl AllocCache<'_> {
         let cache = self.cache();
 
         for &netmem in cache.cache.iter().take(u32_as_usize(cache.count)) {
-            let iov = (netmem & !1) as *const bindings::net_iov;
-            // SAFETY: All that is in the cache was put there above, so that it is a valid
-            // `net_iov`.
+            let iov = (netmem & !NET_IOV) as *const bindings::net_iov;
+            // SAFETY: All that is in the cache is the provider's, so that it is a valid `net_iov`.
             let address = unsafe { (*iov).desc.dma_addr };
 
             // SAFETY: The pool's device is valid, and buffers in pools are mapped for it.
@@ -392,7 +395,7 @@ impl<P: MemoryProvider> Adapter<P> {
         // The binding gives up its own.
         let provider = Arc::from(provider);
 
-        provider.queue().uninstalled();
+        provider.queue().uninstalled(mp_priv);
         // SAFETY: The caller guarantees that the queue is valid, and its device locked.
         unsafe { bindings::netdev_rx_queue_clear_mp(rxq) };
     }
@@ -463,17 +466,25 @@ impl<P: MemoryProvider> ProvidedQueue<P> {
         to_result(unsafe {
             bindings::netif_mp_open_rxq(netdev.as_ptr(), queue, &params, null_mut())
         })?;
-        // INVARIANT: It was just bound.
-        let binding = Binding {
-            netdev: netdev.reference(),
-            dev,
-            queue,
-            params,
-            provider: provider.clone(),
-        };
+        {
+            let mut binding = provider.queue().binding.lock();
 
-        *provider.queue().binding.lock() = Some(binding);
-        Ok(())
+            if binding.is_none() {
+                // INVARIANT: It was just bound.
+                *binding = Some(Binding {
+                    netdev: netdev.reference(),
+                    dev,
+                    queue,
+                    params,
+                    provider: provider.clone(),
+                });
+                return Ok(());
+            }
+        }
+        // Somebody was faster, on another device.
+        // SAFETY: The device is valid and locked, and the queue has these parameters.
+        unsafe { bindings::netif_mp_close_rxq(netdev.as_ptr(), queue, &params) };
+        Err(EBUSY)
     }
 
     /// Whether there is a binding.
@@ -513,9 +524,11 @@ impl<P: MemoryProvider> ProvidedQueue<P> {
         binding.unmap();
     }
 
-    /// The network stack lets go of the provider. The device is locked.
-    fn uninstalled(&self) {
-        let binding = self.binding.lock().take();
+    /// The network stack lets go of the provider that it has as `mp_priv`. The device is locked.
+    fn uninstalled(&self, mp_priv: *mut c_void) {
+        let is_its = |binding: &mut Binding<P>| binding.params.mp_priv == mp_priv;
+        // That of another provider keeps that one alive.
+        let binding = self.binding.lock().take_if(is_its);
 
         if let Some(binding) = binding {
             binding.unmap();
@@ -529,7 +542,7 @@ impl<P: MemoryProvider> Binding<P> {
         // SAFETY: The device is valid, as a reference is ours.
         if unsafe { bindings::dma_dev_need_sync(self.dev.as_raw()) } {
             // Pools may be syncing buffers that they just got back.
-            // SAFETY: This may sleep.
+            // SAFETY: The function has to be called where it may sleep, as here.
             unsafe { bindings::synchronize_net() };
         }
         self.provider.unmap();

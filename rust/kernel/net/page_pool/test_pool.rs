@@ -13,7 +13,8 @@ use crate::{
     error::from_err_ptr,
     net::netmem::{
         ProvidedIov,
-        TakenBack, //
+        TakenBack,
+        NET_IOV, //
     },
     prelude::*,
     sync::Arc, //
@@ -84,7 +85,7 @@ impl<P: MemoryProvider> TestPool<P> {
         // SAFETY: By the type invariants, the pool is valid, and its cache ours.
         let netmem =
             unsafe { bindings::page_pool_alloc_netmems(self.pool.as_ptr(), GFP_KERNEL.as_raw()) };
-        let iov = NonNull::new((netmem & !1) as *mut bindings::net_iov)?;
+        let iov = NonNull::new((netmem & !NET_IOV) as *mut bindings::net_iov)?;
 
         // SAFETY: All that the pool has is out of `NetIovs`. The one reference is ours.
         let iov = unsafe { ProvidedIov::whole(iov) };
