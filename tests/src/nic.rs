@@ -19,7 +19,7 @@ use crate::ring::IORING_CQE_F_MORE;
 use crate::sandbox::stay_on_cpu;
 use crate::stream::{Stream, expect_free};
 use crate::wide::{Mapping, WideRing};
-use crate::zcrx::{Ifq, Registration, memory, pinned};
+use crate::zcrx::{EventDesc, Ifq, Registration, ZCRX_EVENT_ALLOC_FAIL, memory, pinned};
 
 /// The port that receives.
 pub const PORT: &str = "zsim0";
@@ -325,6 +325,27 @@ impl Nic {
     pub fn ifq(&self, ring: &WideRing, entries: u32, pages: usize) -> anyhow::Result<Ifq> {
         let area = memory(pages)?;
         let mut registration = self.registration(entries, &area);
+        expect_result("registering", registration.register(ring.fd()), 0)?;
+        Ifq::attach(ring.fd(), registration, area)
+    }
+
+    /// Registers [`QUEUE`] with a ring that is told, with `user_data`, when there is no
+    /// buffer.
+    pub fn ifq_with_event(
+        &self,
+        ring: &WideRing,
+        entries: u32,
+        pages: usize,
+        user_data: u64,
+    ) -> anyhow::Result<Ifq> {
+        let area = memory(pages)?;
+        let mut registration = self.registration(entries, &area);
+        registration.event = EventDesc {
+            user_data,
+            type_mask: 1 << ZCRX_EVENT_ALLOC_FAIL,
+            ..Default::default()
+        };
+        registration.with_event = true;
         expect_result("registering", registration.register(ring.fd()), 0)?;
         Ifq::attach(ring.fd(), registration, area)
     }

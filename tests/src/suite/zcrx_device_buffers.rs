@@ -49,16 +49,7 @@ fn zn12() -> TestResult {
     const FEW: usize = 128;
     let nic = Nic::new()?;
     let mut ring = roomy_ring()?;
-    let area = memory(FEW)?;
-    let mut registration = nic.registration(ENTRIES, &area);
-    registration.event = EventDesc {
-        user_data: EVENT,
-        type_mask: 1 << ZCRX_EVENT_ALLOC_FAIL,
-        ..Default::default()
-    };
-    registration.with_event = true;
-    expect_result("registering", registration.register(ring.fd()), 0)?;
-    let ifq = Ifq::attach(ring.fd(), registration, area)?;
+    let ifq = nic.ifq_with_event(&ring, ENTRIES, FEW, EVENT)?;
     let event = ended(EVENT, ZCRX_EVENT_ALLOC_FAIL as i32);
     let refused = -libc::EINVAL;
     let got = arm(&ring, &ifq, ZCRX_EVENT_ALLOC_FAIL);

@@ -10,11 +10,11 @@ use super::zcrx_device::{BUFFERS, ENTRIES, refused, works};
 use super::zcrx_events::EVENT;
 use super::zcrx_receive::roomy_ring;
 use super::{Outcome, Test, TestResult, slow, test};
-use crate::kernel::{expect_eq, expect_result, has_fault_injection};
+use crate::kernel::{expect_eq, has_fault_injection};
 use crate::nic::Nic;
 use crate::register::PAGE_SIZE;
 use crate::stream::ended;
-use crate::zcrx::{EventDesc, Ifq, ZCRX_EVENT_ALLOC_FAIL, memory};
+use crate::zcrx::ZCRX_EVENT_ALLOC_FAIL;
 
 pub const TESTS: &[Test] = &[
     test("FI13 a driver that cannot change the queue", fi13),
@@ -99,16 +99,7 @@ fn fi18() -> TestResult {
     }
     let nic = Nic::new()?;
     let mut ring = roomy_ring()?;
-    let area = memory(FEW)?;
-    let mut registration = nic.registration(ENTRIES, &area);
-    registration.event = EventDesc {
-        user_data: EVENT,
-        type_mask: 1 << ZCRX_EVENT_ALLOC_FAIL,
-        ..Default::default()
-    };
-    registration.with_event = true;
-    expect_result("registering", registration.register(ring.fd()), 0)?;
-    let ifq = Ifq::attach(ring.fd(), registration, area)?;
+    let ifq = nic.ifq_with_event(&ring, ENTRIES, FEW, EVENT)?;
 
     let mut stream = nic.stream(1)?;
     ring.push(stream.recv(&ifq, 0))?;

@@ -29,9 +29,7 @@ use crate::register::PAGE_SIZE;
 use crate::ring::IORING_CQE_F_MORE;
 use crate::sandbox::{self, pins};
 use crate::wide::{Mapping, WideCqe, WideRing, ZCRX_SETUP};
-use crate::zcrx::{
-    AREA_SHIFT, EventDesc, Ifq, RefillQueue, ZCRX_EVENT_ALLOC_FAIL, memory, recv_zc,
-};
+use crate::zcrx::{AREA_SHIFT, Ifq, RefillQueue, ZCRX_EVENT_ALLOC_FAIL, memory, recv_zc};
 
 pub const TESTS: &[Test] = &[
     slow("ST09 areas, events and dumps under traffic", 60, st09),
@@ -124,16 +122,7 @@ fn st09() -> TestResult {
     nic.set_mtu(9000)?;
     let len = bytes(128 << 20);
     let mut ring = roomy_ring()?;
-    let area = memory(200)?;
-    let mut registration = nic.registration(32768, &area);
-    registration.event = EventDesc {
-        user_data: EVENT,
-        type_mask: 1 << ZCRX_EVENT_ALLOC_FAIL,
-        ..Default::default()
-    };
-    registration.with_event = true;
-    expect_result("registering", registration.register(ring.fd()), 0)?;
-    let ifq = Ifq::attach(ring.fd(), registration, area)?;
+    let ifq = nic.ifq_with_event(&ring, 32768, 200, EVENT)?;
     let mut receiver = Receiver::new(&ifq);
     let (sender, socket) = nic.connect_to("10.9.0.1")?;
     let sending = send_blocks(sender, len);
