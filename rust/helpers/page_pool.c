@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
 #include <linux/dma-mapping.h>
+#include <net/net_namespace.h>
 #include <net/netdev_rx_queue.h>
 #include <net/page_pool/types.h>
 
@@ -44,11 +45,14 @@ __rust_helper void rust_helper_page_pool_stop_sync(struct page_pool *pool)
 	pool->dma_sync_for_cpu = false;
 }
 
-/* A pool of a device that was not registered, and whose memory is nowhere. */
+/*
+ * A pool whose memory is nowhere, of a device that stays for as long as buffers
+ * of the pool may be outside.
+ */
 __rust_helper struct page_pool *
-rust_helper_page_pool_create_provided(struct net_device *dev,
-				      const struct pp_memory_provider_params *p)
+rust_helper_page_pool_create_provided(const struct pp_memory_provider_params *p)
 {
+	struct net_device *dev = init_net.loopback_dev;
 	struct page_pool_params params = {
 		.pool_size = 64,
 		.nid = NUMA_NO_NODE,
@@ -58,11 +62,13 @@ rust_helper_page_pool_create_provided(struct net_device *dev,
 		.flags = PP_FLAG_DMA_MAP | PP_FLAG_DMA_SYNC_DEV |
 			 PP_FLAG_ALLOW_UNREADABLE_NETMEM,
 	};
+	struct netdev_rx_queue *queue = __netif_get_rx_queue(dev, 0);
 	struct page_pool *pool;
 
 	netdev_lock(dev);
-	__netif_get_rx_queue(dev, 0)->mp_params = *p;
+	queue->mp_params = *p;
 	pool = page_pool_create(&params);
+	queue->mp_params = (struct pp_memory_provider_params){};
 	netdev_unlock(dev);
 	return pool;
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Page pools of a device that there is not, for unit tests of who provides them with memory.
+//! Page pools that no driver has, for unit tests of who provides them with memory.
 //!
 //! C header: [`include/net/page_pool/helpers.h`](srctree/include/net/page_pool/helpers.h)
 
@@ -29,55 +29,32 @@ use core::{
 /// # Invariants
 ///
 /// `pool` is a pool with the functions of `P`, and its cache is only accessed by who has `self` for
-/// itself. `netdev` is a device that was never registered, whose pool this is.
+/// itself.
 pub struct TestPool<P: MemoryProvider> {
     pool: NonNull<bindings::page_pool>,
-    netdev: NonNull<bindings::net_device>,
     provider: PhantomData<Arc<P>>,
 }
 
 impl<P: MemoryProvider> TestPool<P> {
-    /// A pool of buffers of a page, for no device at all.
+    /// A pool of buffers of a page, for no queue of a device.
     ///
     /// # Errors
     ///
     /// [`ENOMEM`] if memory is short, and what the provider refuses it with.
     pub fn new(provider: Arc<P>) -> Result<Self> {
-        // SAFETY: The function sets up Ethernet devices, and the name is a format of one number.
-        let netdev = NonNull::new(unsafe {
-            bindings::alloc_netdev_mqs(
-                0,
-                c"test%d".as_char_ptr(),
-                0,
-                Some(bindings::ether_setup),
-                1,
-                1,
-            )
-        })
-        .ok_or(ENOMEM)?;
         let params = bindings::pp_memory_provider_params {
             mp_priv: Arc::as_ptr(&provider).cast_mut().cast(),
             mp_ops: Adapter::<P>::OPS,
             rx_page_size: 0,
         };
-        // SAFETY: The device is valid and has one queue. The provider stays while the pool is made,
-        // which takes a reference of its own.
-        let pool =
-            from_err_ptr(unsafe { bindings::page_pool_create_provided(netdev.as_ptr(), &params) });
+        // SAFETY: The provider stays while the pool is made, which takes a reference of its own.
+        let pool = from_err_ptr(unsafe { bindings::page_pool_create_provided(&params) })?;
 
-        match pool.map(NonNull::new) {
-            // INVARIANT: It was just made, for the queue of this device.
-            Ok(Some(pool)) => Ok(Self {
-                pool,
-                netdev,
-                provider: PhantomData,
-            }),
-            other => {
-                // SAFETY: The device was not registered, and has no pool.
-                unsafe { bindings::free_netdev(netdev.as_ptr()) };
-                Err(other.err().unwrap_or(ENOMEM))
-            }
-        }
+        // INVARIANT: It was just made, with the functions of `P`.
+        Ok(Self {
+            pool: NonNull::new(pool).ok_or(ENOMEM)?,
+            provider: PhantomData,
+        })
     }
 
     /// What a driver does: takes a buffer and puts it into a packet.
@@ -115,15 +92,9 @@ impl<P: MemoryProvider> TestPool<P> {
 
 impl<P: MemoryProvider> Drop for TestPool<P> {
     fn drop(&mut self) {
-        let is_whole = self.in_flight() == 0;
-
         // SAFETY: By the type invariants, the pool is valid. It frees itself once it has all of its
         // buffers back.
         unsafe { bindings::page_pool_destroy(self.pool.as_ptr()) };
-        if is_whole {
-            // SAFETY: The device was never registered, and has no pool any more.
-            unsafe { bindings::free_netdev(self.netdev.as_ptr()) };
-        }
     }
 }
 
