@@ -25,7 +25,10 @@ use crate::{
     types::Opaque, //
 };
 use core::{
-    iter::successors,
+    iter::{
+        from_fn,
+        successors, //
+    },
     marker::PhantomData,
     ptr::NonNull, //
 };
@@ -112,12 +115,21 @@ impl SkBuff {
         // nobody changes the number of its fragments.
         let count = usize::from(unsafe { (*shared).nr_frags });
         // SAFETY: As above. This makes no reference.
-        let frags = unsafe { &raw const (*shared).frags }.cast::<bindings::skb_frag_t>();
+        let mut next = unsafe { &raw const (*shared).frags }.cast::<bindings::skb_frag_t>();
+        let end = next.wrapping_add(count);
 
-        // SAFETY: By the type invariants, the packet is valid, so that its first `nr_frags`
-        // fragments are, and they stay as they are for the duration of the borrow, which the
-        // iterator and its items do not outlive.
-        (0..count).map(move |index| unsafe { Piece::from_frag(frags.wrapping_add(index)) })
+        from_fn(move || {
+            if next == end {
+                return None;
+            }
+            // SAFETY: By the type invariants, the packet is valid, so that its first `nr_frags`
+            // fragments are, and they stay as they are for the duration of the borrow, which the
+            // iterator and its items do not outlive.
+            let piece = unsafe { Piece::from_frag(next) };
+
+            next = next.wrapping_add(1);
+            Some(piece)
+        })
     }
 
     /// The packets of which the rest of this one is made up.
