@@ -16,6 +16,7 @@
 
 #include <linux/atomic.h>
 #include <linux/ethtool.h>
+#include <linux/hrtimer.h>
 #include <linux/netdevice.h>
 #include <linux/skbuff.h>
 #include <net/netdev_queues.h>
@@ -49,6 +50,7 @@ struct zsim_knobs {
 	atomic_t	fail_mem_alloc;	/* a queue cannot be prepared, */
 	atomic_t	fail_start;	/* started, */
 	atomic_t	fail_stop;	/* or stopped */
+	u32		delay;		/* us that the interrupt for a packet is late */
 	u32		pack;		/* bytes per fragment, several in a buffer */
 	u32		pool_order;	/* how much larger pages are than asked for */
 	bool		pool_bidirectional;
@@ -91,6 +93,7 @@ struct zsim_queue {
 	bool			up;		/* under backlog.lock */
 	struct zsim_queue_mem	mem;
 	struct napi_struct	napi;
+	struct hrtimer		interrupt;	/* while it is held back */
 	struct sk_buff_head	backlog;
 	struct zsim_queue_stats	stats;
 };
@@ -138,6 +141,7 @@ void zsim_unplug(struct zsim_port *port);
 extern const struct netdev_queue_mgmt_ops zsim_queue_ops;
 extern const struct netdev_queue_mgmt_ops zsim_queue_ops_page_only;
 void zsim_refill(struct zsim_queue *queue, gfp_t gfp);
+void zsim_queue_init(struct zsim_nic *nic, unsigned int index);
 int zsim_queue_open(struct zsim_queue *queue);
 void zsim_queue_close(struct zsim_queue *queue);
 

@@ -85,6 +85,7 @@ void zsim_debugfs_add(struct zsim_port *port, struct dentry *parent)
 	debugfs_create_atomic_t("fail_mem_alloc", 0600, port->dir, &knobs->fail_mem_alloc);
 	debugfs_create_atomic_t("fail_start", 0600, port->dir, &knobs->fail_start);
 	debugfs_create_atomic_t("fail_stop", 0600, port->dir, &knobs->fail_stop);
+	debugfs_create_u32("delay", 0600, port->dir, &knobs->delay);
 	debugfs_create_u32("pack", 0600, port->dir, &knobs->pack);
 	debugfs_create_u32("pool_order", 0600, port->dir, &knobs->pool_order);
 	debugfs_create_bool("pool_bidirectional", 0600, port->dir, &knobs->pool_bidirectional);

@@ -27,12 +27,17 @@ static struct dentry *debugfs;
 /* Hands a packet to the device at the other end. Takes it over. */
 static void zsim_enqueue(struct zsim_queue *queue, struct sk_buff *skb)
 {
+	u32 delay = READ_ONCE(queue->nic->port->knobs.delay);
 	bool taken = false;
 
 	spin_lock(&queue->backlog.lock);
 	if (queue->up && skb_queue_len(&queue->backlog) < ZSIM_BACKLOG) {
 		__skb_queue_tail(&queue->backlog, skb);
-		napi_schedule(&queue->napi);
+		if (!delay)
+			napi_schedule(&queue->napi);
+		else if (!hrtimer_is_queued(&queue->interrupt))
+			hrtimer_start(&queue->interrupt, us_to_ktime(delay),
+				      HRTIMER_MODE_REL_SOFT);
 		taken = true;
 	} else {
 		queue->stats.overrun++;
@@ -133,7 +138,6 @@ static const struct net_device_ops zsim_netdev_ops = {
 static void zsim_setup(struct net_device *dev, struct zsim_port *port)
 {
 	struct zsim_nic *nic = netdev_priv(dev);
-	struct zsim_queue *queue;
 	unsigned int i;
 
 	snprintf(dev->name, sizeof(dev->name), "zsim%u", port->number);
@@ -155,12 +159,8 @@ static void zsim_setup(struct net_device *dev, struct zsim_port *port)
 	nic->ring_size = ZSIM_RING_DEFAULT;
 	netdev_rss_key_fill(nic->key, sizeof(nic->key));
 	zsim_spread(nic, ZSIM_QUEUES);
-	for (i = 0; i < ZSIM_QUEUES; i++) {
-		queue = &nic->queues[i];
-		queue->nic = nic;
-		queue->index = i;
-		skb_queue_head_init(&queue->backlog);
-	}
+	for (i = 0; i < ZSIM_QUEUES; i++)
+		zsim_queue_init(nic, i);
 }
 
 /* Puts a network device into the slot if there is none. */

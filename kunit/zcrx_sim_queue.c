@@ -124,6 +124,7 @@ static int zsim_queue_stop(struct net_device *dev, void *per_queue_mem, int idx)
 	queue->up = false;
 	spin_unlock_bh(&queue->backlog.lock);
 
+	hrtimer_cancel(&queue->interrupt);
 	napi_disable_locked(&queue->napi);
 	page_pool_disable_direct_recycling(queue->mem.pool);
 	skb_queue_purge(&queue->backlog);
@@ -131,6 +132,26 @@ static int zsim_queue_stop(struct net_device *dev, void *per_queue_mem, int idx)
 	*(struct zsim_queue_mem *)per_queue_mem = queue->mem;
 	memset(&queue->mem, 0, sizeof(queue->mem));
 	return 0;
+}
+
+/* The interrupt that was held back. */
+static enum hrtimer_restart zsim_interrupt(struct hrtimer *timer)
+{
+	struct zsim_queue *queue = container_of(timer, struct zsim_queue, interrupt);
+
+	napi_schedule(&queue->napi);
+	return HRTIMER_NORESTART;
+}
+
+void zsim_queue_init(struct zsim_nic *nic, unsigned int index)
+{
+	struct zsim_queue *queue = &nic->queues[index];
+
+	queue->nic = nic;
+	queue->index = index;
+	skb_queue_head_init(&queue->backlog);
+	hrtimer_setup(&queue->interrupt, zsim_interrupt, CLOCK_MONOTONIC,
+		      HRTIMER_MODE_REL_SOFT);
 }
 
 /* Brings up a queue of a device that is, or is about to be, up. */

@@ -36,12 +36,13 @@ pub const RING: usize = 64;
 const LISTEN: u16 = 9000;
 const KNOBS: &str = "/sys/kernel/debug/zcrx_sim";
 /// The knobs that make a port misbehave, which are 0 at first.
-const MISBEHAVIOUR: [&str; 10] = [
+const MISBEHAVIOUR: [&str; 11] = [
     "page_frags",
     "fail_alloc",
     "fail_mem_alloc",
     "fail_start",
     "fail_stop",
+    "delay",
     "pack",
     "pool_order",
     "pool_bidirectional",

@@ -3,11 +3,13 @@
 //! without a copy. How they end is in `zcrx_device_end`, what becomes of single
 //! buffers in `zcrx_device_buffers`.
 
+use std::path::Path;
+
 use anyhow::{Context, ensure};
 
 use super::zcrx_receive::roomy_ring;
 use super::{Outcome, Test, TestResult, slow, test};
-use crate::kernel::{expect_eq, expect_result};
+use crate::kernel::{Implementation, expect_eq, expect_result, zcrx_implementation};
 use crate::netdev;
 use crate::nic::{self, Nic, QUEUE, QUEUES};
 use crate::register::PAGE_SIZE;
@@ -25,6 +27,7 @@ pub const TESTS: &[Test] = &[
     test("ZN04 buffers of two pages", zn04),
     test("ZN05 pools that do not fit", zn05),
     test("ZN06 what netlink tells of queue and pool", zn06),
+    test("ZN25 pieces no longer than the device takes", zn25),
     test("ZN22 fewer channels than the queue needs", zn22),
 ];
 
@@ -248,6 +251,45 @@ fn zn04() -> TestResult {
     drop((ifq, ring));
     nic.released()?;
 
+    works(&nic)?;
+    Ok(Outcome::Passed)
+}
+
+fn zn25() -> TestResult {
+    const LONGEST: u32 = 64 << 10;
+    let rust = zcrx_implementation() == Implementation::Rust;
+    if !rust && Path::new("/sys/kernel/debug/dma-api").exists() {
+        return Ok(Outcome::Skipped(
+            "the DMA debugger complains of what C does".to_string(),
+        ));
+    }
+    let nic = Nic::new()?;
+    let _pages = Sysctl::set("vm/nr_hugepages", "4")?;
+    let huge = || Mapping::anonymous(4 << 20, libc::MAP_HUGETLB).context("huge pages");
+    nic.set("max_seg_size", LONGEST.into())?;
+    for (size, longer) in [(LONGEST, false), (2 * LONGEST, true)] {
+        let what = format!("{size} bytes");
+        let area = huge()?;
+        let buffers = area.len() / size as usize;
+        let mut ring = roomy_ring()?;
+        let mut registration = nic.registration(ENTRIES, &area);
+        registration.reg.rx_buf_len = size;
+        let got = registration.register(ring.fd());
+        if longer && rust {
+            expect_result(&what, got, -libc::ERANGE)?;
+            expect_eq(&what, nic.provided()?, None)?;
+            expect_eq("pinned", pinned()?, 0)?;
+            continue;
+        }
+        expect_result(&what, got, 0)?;
+        let ifq = Ifq::attach(ring.fd(), registration, area)?;
+        nic.set_ring(16)?;
+        nic.zero_copy(&mut ring, &ifq, 1 << 20)?;
+        nic.conserved(&mut ring, &ifq, buffers)?;
+        drop((ifq, ring));
+        nic.released()?;
+        nic::wait_pinned(0)?;
+    }
     works(&nic)?;
     Ok(Outcome::Passed)
 }

@@ -27,6 +27,7 @@ pub const TESTS: &[Test] = &[
     test("ZN10 packets that nobody has read", zn10),
     test("ZN19 a queue that is leased to a virtual device", zn19),
     test("ZN11 all buffers are user space's", zn11),
+    test("ZN24 packets that the device has not told of", zn24),
 ];
 
 /// Adds an area to a queue: the result.
@@ -278,6 +279,60 @@ fn zn11() -> TestResult {
     drop((ifq, ring));
     nic.released()?;
     nic::wait_pinned(0)?;
+    works(&nic)?;
+    Ok(Outcome::Passed)
+}
+
+/// What the device still has to itself when its queue restarts or ends.
+fn zn24() -> TestResult {
+    /// Microseconds: longer than the test.
+    const LATE: i64 = 3_600_000_000;
+    let nic = Nic::new()?;
+    let mut ring = roomy_ring()?;
+    let ifq = nic.ifq(&ring, ENTRIES, BUFFERS)?;
+    let mut stream = nic.stream(1)?;
+    stream.sender.set_nonblocking(true)?;
+    ring.push(stream.recv(&ifq, 0))?;
+    ring.submit()?;
+    let before = nic.counts()?;
+    nic.set("delay", LATE)?;
+    stream.send_some(16 * PAGE_SIZE)?;
+    expect_eq("of which nothing is told", nic.counts()?, before)?;
+    nic.set_ring(128)?;
+    // They are lost, and TCP sends them again.
+    expect_eq("after a restart", nic.counts()?, before)?;
+    nic.set("delay", 0)?;
+    while stream.left() != 0 {
+        let cqe = ring.cqe()?;
+        ifq.give_back(stream.take(&ifq, &cqe)?);
+    }
+    ensure!(stream.sent_again()? > 0, "nothing was sent again");
+    nic.zero_copy(&mut ring, &ifq, 100 * PAGE_SIZE)?;
+
+    nic.set("delay", LATE)?;
+    stream.send_some(16 * PAGE_SIZE)?;
+    drop((ifq, ring));
+    nic.released()?;
+    nic::wait_pinned(0)?;
+    nic.set("delay", 0)?;
+    drop(stream);
+    works(&nic)?;
+
+    let ring = roomy_ring()?;
+    let ifq = nic.ifq(&ring, ENTRIES, BUFFERS)?;
+    let mut stream = nic.stream(1)?;
+    stream.sender.set_nonblocking(true)?;
+    nic.set("delay", LATE)?;
+    stream.send_some(16 * PAGE_SIZE)?;
+    nic::unplug(PORT)?;
+    nic::drained()?;
+    drop((ifq, ring));
+    nic::wait_pinned(0)?;
+    drop((stream, nic));
+
+    // Late is not lost.
+    let nic = Nic::new()?;
+    nic.set("delay", 1000)?;
     works(&nic)?;
     Ok(Outcome::Passed)
 }
