@@ -11,7 +11,7 @@ use super::zcrx_events::EVENT;
 use super::zcrx_receive::roomy_ring;
 use super::{Outcome, Test, TestResult, slow, test};
 use crate::kernel::{expect_eq, has_fault_injection};
-use crate::nic::Nic;
+use crate::nic::{Nic, RING};
 use crate::register::PAGE_SIZE;
 use crate::stream::ended;
 use crate::zcrx::ZCRX_EVENT_ALLOC_FAIL;
@@ -49,50 +49,82 @@ fn fi13() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-/// Failing allocations of requests that must not wait, until dropped.
-struct NoRequests;
+/// What fault injection makes fail, until dropped: a folder of debugfs.
+struct Faults {
+    folder: &'static str,
+    /// Files, and what is written to them in the end.
+    undo: Vec<(String, String)>,
+}
 
-impl NoRequests {
-    const FAILSLAB: &str = "/sys/kernel/debug/failslab";
-    const CACHE: &str = "/sys/kernel/slab/io_kiocb/failslab";
+impl Faults {
+    const REQUESTS: &str = "/sys/kernel/slab/io_kiocb/failslab";
+    const FUNCTIONS: &str = "/sys/kernel/debug/fail_function";
 
-    fn write(name: &str, value: &str) -> anyhow::Result<()> {
-        let path = format!("{}/{name}", Self::FAILSLAB);
-        fs::write(&path, value).with_context(|| path.clone())
+    fn new(folder: &'static str) -> anyhow::Result<Self> {
+        let faults = Faults {
+            folder,
+            undo: vec![(format!("{folder}/probability"), "0".to_string())],
+        };
+        faults.set("times", 0)?;
+        faults.set("task-filter", 0)?;
+        faults.set("interval", 1)?;
+        faults.set("verbose", 0)?;
+        faults.set("probability", 100)?;
+        Ok(faults)
     }
 
-    /// The next `times` fail.
-    fn new(times: u32) -> anyhow::Result<Self> {
-        fs::write(Self::CACHE, "1").context(Self::CACHE)?;
-        let guard = NoRequests;
-        Self::write("cache-filter", "1")?;
-        Self::write("ignore-gfp-wait", "1")?;
-        Self::write("task-filter", "0")?;
-        Self::write("interval", "1")?;
-        Self::write("verbose", "0")?;
-        Self::write("times", &times.to_string())?;
-        Self::write("probability", "100")?;
-        Ok(guard)
+    /// Allocations of requests that must not wait.
+    fn requests() -> anyhow::Result<Self> {
+        let mut faults = Self::new("/sys/kernel/debug/failslab")?;
+        faults.write(Self::REQUESTS.to_string(), "1", "0")?;
+        faults.write(format!("{}/cache-filter", faults.folder), "1", "0")?;
+        faults.set("ignore-gfp-wait", 1)?;
+        Ok(faults)
+    }
+
+    /// Calls of a function that gives a pointer, or something else that 0 is none of.
+    fn function(name: &str) -> anyhow::Result<Self> {
+        let mut faults = Self::new(Self::FUNCTIONS)?;
+        let folder = faults.folder;
+        faults.write(format!("{folder}/inject"), name, &format!("!{name}"))?;
+        fs::write(format!("{folder}/{name}/retval"), "0").context("retval")?;
+        Ok(faults)
+    }
+
+    fn write(&mut self, path: String, value: &str, after: &str) -> anyhow::Result<()> {
+        fs::write(&path, value).with_context(|| path.clone())?;
+        self.undo.push((path, after.to_string()));
+        Ok(())
+    }
+
+    fn set(&self, name: &str, value: i64) -> anyhow::Result<()> {
+        let path = format!("{}/{name}", self.folder);
+        fs::write(&path, value.to_string()).context(path)
+    }
+
+    /// The next `times` fail; below 0, all do.
+    fn fail(&self, times: i64) -> anyhow::Result<()> {
+        self.set("times", times)
     }
 
     /// How many are still to fail.
-    fn left() -> anyhow::Result<i64> {
-        let text = fs::read_to_string(format!("{}/times", Self::FAILSLAB))?;
+    fn left(&self) -> anyhow::Result<i64> {
+        let text = fs::read_to_string(format!("{}/times", self.folder))?;
         Ok(text.trim().parse()?)
     }
 }
 
-impl Drop for NoRequests {
+impl Drop for Faults {
     fn drop(&mut self) {
-        let _ = Self::write("probability", "0");
-        let _ = Self::write("cache-filter", "0");
-        let _ = fs::write(Self::CACHE, "0");
+        for (path, value) in self.undo.iter().rev() {
+            let _ = fs::write(path, value);
+        }
     }
 }
 
 fn fi18() -> TestResult {
     const FEW: usize = 96;
-    if !has_fault_injection() || !Path::new(NoRequests::CACHE).exists() {
+    if !has_fault_injection() || !Path::new(Faults::REQUESTS).exists() {
         return Ok(Outcome::Skipped(
             "the kernel lets no allocation of a request fail".to_string(),
         ));
@@ -104,10 +136,11 @@ fn fi18() -> TestResult {
     let mut stream = nic.stream(1)?;
     ring.push(stream.recv(&ifq, 0))?;
     ring.submit()?;
-    let failing = NoRequests::new(3)?;
+    let requests = Faults::requests()?;
+    requests.fail(3)?;
     let mut taken = 0;
     // As many packets as it takes for the ring not to be filled.
-    while NoRequests::left()? == 3 {
+    while requests.left()? == 3 {
         ensure!(taken < FEW, "no event was to be told of");
         stream.send(100)?;
         let cqe = ring.cqe()?;
@@ -116,7 +149,7 @@ fn fi18() -> TestResult {
         taken += 1;
     }
     ring.submit()?;
-    let before = NoRequests::left()?;
+    let before = requests.left()?;
     if before > 0 {
         expect_eq("an event that is lost", ring.try_cqe(), None)?;
     }
@@ -134,27 +167,37 @@ fn fi18() -> TestResult {
     }
     let want = Some(ended(EVENT, ZCRX_EVENT_ALLOC_FAIL as i32));
     expect_eq("the event", event, want)?;
-    expect_eq("failures left", NoRequests::left()?, 0)?;
-    drop(failing);
+    expect_eq("failures left", requests.left()?, 0)?;
     Ok(Outcome::Passed)
 }
 
 fn fi21() -> TestResult {
     let nic = Nic::new()?;
+    starved(&nic, &|times| nic.set("fail_alloc", times))?;
+    if Path::new(Faults::FUNCTIONS).exists() {
+        let pools = Faults::function("page_pool_alloc_netmems")?;
+        starved(&nic, &|times| pools.fail(times))?;
+    }
+    Ok(Outcome::Passed)
+}
+
+/// Receives while allocations of buffers fail: `fail` has the next ones fail, or
+/// all.
+fn starved(nic: &Nic, fail: &dyn Fn(i64) -> anyhow::Result<()>) -> anyhow::Result<()> {
     nic.set_mtu(9000)?;
     let mut ring = roomy_ring()?;
     let ifq = nic.ifq(&ring, ENTRIES, BUFFERS)?;
     // Now and then, and for a while.
     for failures in [1, 4, 16] {
         let before = nic.counts()?;
-        nic.set("fail_alloc", failures)?;
+        fail(failures)?;
         let tally = nic.transfer(&mut ring, &ifq, 1 << 20)?;
         expect_eq("pages", tally.page_frags, 0)?;
         let after = nic.counts()?;
         let failed = after.alloc_fail - before.alloc_fail;
         ensure!(failed >= failures as u64, "{failed} of {failures} failed");
     }
-    nic.set("fail_alloc", -1)?;
+    fail(-1)?;
     let mut stream = nic.stream(1)?;
     ring.push(stream.recv(&ifq, 0))?;
     ring.submit()?;
@@ -167,7 +210,7 @@ fn fi21() -> TestResult {
         }
         ring.submit()?;
     }
-    nic.set("fail_alloc", 0)?;
+    fail(0)?;
     while stream.left() != 0 {
         let cqe = ring.cqe()?;
         ifq.give_back(stream.take(&ifq, &cqe)?);
@@ -177,9 +220,11 @@ fn fi21() -> TestResult {
     nic.zero_copy(&mut ring, &ifq, 1 << 20)?;
     nic.conserved(&mut ring, &ifq, BUFFERS)?;
     // A queue that begins without a buffer.
-    nic.set("fail_alloc", 8)?;
+    fail(8)?;
     nic.set_ring(128)?;
     nic.transfer(&mut ring, &ifq, 1 << 20)?;
     nic.conserved(&mut ring, &ifq, BUFFERS)?;
-    Ok(Outcome::Passed)
+    nic.set_ring(RING)?;
+    drop((ifq, ring));
+    nic.released()
 }
