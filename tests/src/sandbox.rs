@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use nix::sched::{CloneFlags, CpuSet, sched_setaffinity, unshare};
+use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Gid, Pid, Uid, fork, setgroups, setresgid, setresuid};
 
@@ -97,6 +98,14 @@ pub fn join(child: Pid) -> anyhow::Result<()> {
     match waitpid(child, None).context("waitpid")? {
         WaitStatus::Exited(_, 0) => Ok(()),
         status => bail!("child failed: {status:?}"),
+    }
+}
+
+/// Waits for a child that must have been killed before anything else ended it.
+pub fn killed(child: Pid) -> anyhow::Result<()> {
+    match waitpid(child, None).context("waitpid")? {
+        WaitStatus::Signaled(_, Signal::SIGKILL, _) => Ok(()),
+        status => bail!("child was not killed: {status:?}"),
     }
 }
 

@@ -3,7 +3,6 @@
 //! process, refill queues that are mapped while registrations fail and rings
 //! end, and processes that are killed. What goes on in one is in `zcrx_stress`.
 
-use std::fs;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::Ordering::SeqCst;
@@ -15,7 +14,6 @@ use anyhow::{Context, ensure};
 use fastrand::Rng;
 use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::{Signal, kill};
-use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
 
 use super::zcrx_registration::read_only;
@@ -25,7 +23,7 @@ use super::{NOTE, Outcome, Test, TestResult, seed, slow};
 use crate::buffers::{Consumer, Held, Taken, offset};
 use crate::kernel::{self, expect_eq, expect_result};
 use crate::register::PAGE_SIZE;
-use crate::sandbox::{self, Shared};
+use crate::sandbox::{self, Shared, killed, pins};
 use crate::stream::{Stream, ended};
 use crate::wide::{Mapping, WideRing, ZCRX_SETUP};
 use crate::zcrx::{Ifq, Registration, TAIL, map_offset, memory, region_size, transfer};
@@ -44,19 +42,6 @@ fn life() -> u64 {
 /// So many rounds, or a part of them with checkers, which slow all down.
 fn rounds(plain: u32) -> u32 {
     if kernel::is_debug() { plain / 8 } else { plain }
-}
-
-/// How many pages are pinned, in the whole system.
-fn pins() -> anyhow::Result<i64> {
-    // Has every CPU hand in what it counted.
-    fs::write("/proc/sys/vm/stat_refresh", "1").context("stat_refresh")?;
-    let text = fs::read_to_string("/proc/vmstat")?;
-    let count = |name: &str| -> anyhow::Result<i64> {
-        let line = text.lines().find_map(|line| line.strip_prefix(name));
-        let number = line.with_context(|| format!("no {name}in vmstat"))?;
-        Ok(number.parse()?)
-    };
-    Ok(count("nr_foll_pin_acquired ")? - count("nr_foll_pin_released ")?)
 }
 
 /// The same, once rings of earlier tests had the time to be taken down.
@@ -359,11 +344,7 @@ fn st16() -> TestResult {
         let child = sandbox::spawn(|| victim(&counts))?;
         thread::sleep(Duration::from_micros(rng.u64(..1000 * life())));
         kill(child, Signal::SIGKILL)?;
-        let status = waitpid(child, None)?;
-        ensure!(
-            matches!(status, WaitStatus::Signaled(_, Signal::SIGKILL, _)),
-            "process {round} ended by itself: {status:?}"
-        );
+        killed(child).with_context(|| format!("process {round}"))?;
         pins_return(&format!("process {round}"), pinned)?;
     }
     let [began, ended] = [0, 1].map(|count| counts[count].load(SeqCst));

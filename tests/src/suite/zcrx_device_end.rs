@@ -5,8 +5,12 @@
 use std::net::Shutdown;
 use std::os::fd::AsRawFd;
 use std::sync::Barrier;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use anyhow::{Context, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::pause;
 
 use super::zcrx_device::{BUFFERS, ENTRIES, works};
 use super::zcrx_receive::roomy_ring;
@@ -16,6 +20,7 @@ use crate::netdev;
 use crate::nic::{self, Nic, PORT, QUEUE};
 use crate::register::PAGE_SIZE;
 use crate::ring::IORING_CQE_F_MORE;
+use crate::sandbox::{self, Shared, killed, pins};
 use crate::stream::{Stream, ended, expect_free};
 use crate::wide::{Mapping, WideRing};
 use crate::zcrx::{AreaReg, Ctrl, Ifq, ZCRX_CTRL_ADD_AREA, control, memory, pinned, transfer};
@@ -23,7 +28,7 @@ use crate::zcrx::{AreaReg, Ctrl, Ifq, ZCRX_CTRL_ADD_AREA, control, memory, pinne
 pub const TESTS: &[Test] = &[
     test("ZN07 the ring first, then the device goes down", zn07),
     test("ZN08 the device first", zn08),
-    slow("ZN09 both at once", 180, zn09),
+    slow("ZN09 both at once, or the process is killed", 180, zn09),
     test("ZN10 packets that nobody has read", zn10),
     test("ZN19 a queue that is leased to a virtual device", zn19),
     test("ZN11 all buffers are user space's", zn11),
@@ -161,37 +166,64 @@ fn zn08() -> TestResult {
     Ok(Outcome::Passed)
 }
 
+/// Pulls the card out while `ring_ends`, which is told to wait a little first.
+fn race(round: u32, ring_ends: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<()> {
+    let barrier = Barrier::new(2);
+    std::thread::scope(|scope| {
+        let unplugging = scope.spawn(|| {
+            barrier.wait();
+            nic::unplug(PORT)
+        });
+        barrier.wait();
+        std::thread::sleep(Duration::from_micros(u64::from(round % 16) * 40));
+        ring_ends()?;
+        unplugging.join().ok().context("unplugging panicked")?
+    })
+}
+
 fn zn09() -> TestResult {
     let rounds = if is_long() { 1000 } else { 100 };
-    let area = memory(BUFFERS)?;
-    let nic = Nic::new()?;
-    for round in 0..rounds {
-        let index = nix::net::if_::if_nametoindex(PORT)?;
-        let ring = WideRing::new(8)?;
-        let mut registration = nic.registration(ENTRIES, &area);
-        registration.reg.if_idx = index;
-        nic.ethtool("-G zsim0 tcp-data-split on")?;
+    let mut nic = Nic::new()?;
+    let before = pins()?;
+    // The last round whose child had a queue.
+    let last = Shared::<[AtomicU32; 1]>::new()?;
+    for round in 1..=rounds {
         let what = format!("round {round}");
-        expect_result(&what, registration.register(ring.fd()), 0)?;
+        nic.index = nix::net::if_::if_nametoindex(PORT)?;
+        nic.ethtool("-G zsim0 tcp-data-split on")?;
         if round % 2 == 0 {
             nic.up()?;
         }
-        let barrier = Barrier::new(2);
-        std::thread::scope(|scope| {
-            let unplugging = scope.spawn(|| {
-                barrier.wait();
-                nic::unplug(PORT)
-            });
-            barrier.wait();
-            if round % 3 == 0 {
-                std::thread::yield_now();
-            }
-            drop(ring);
-            unplugging.join().ok().context("unplugging panicked")?
-        })?;
+        let bound = || {
+            let ring = WideRing::new(8)?;
+            let ifq = nic.ifq(&ring, ENTRIES, BUFFERS)?;
+            anyhow::Ok((ifq, ring))
+        };
+        if round % 3 == 0 {
+            let child = sandbox::spawn(|| {
+                let _bound = bound()?;
+                last[0].store(round, Ordering::Release);
+                loop {
+                    pause();
+                }
+            })?;
+            nic::wait_until("the child is registered", || {
+                Ok(last[0].load(Ordering::Acquire) == round)
+            })?;
+            race(round, || Ok(kill(child, Signal::SIGKILL)?)).context(what)?;
+            killed(child)?;
+        } else {
+            let bound = bound().context(what.clone())?;
+            race(round, || {
+                drop(bound);
+                Ok(())
+            })
+            .context(what)?;
+        }
+        nic::drained()?;
+        nic::wait_until("all pages are let go of", || Ok(pins()? <= before))?;
         nic::plug(PORT)?;
     }
-    nic::wait_pinned(0)?;
     drop(nic);
     works(&Nic::new()?)?;
     Ok(Outcome::Passed)

@@ -13,7 +13,6 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, ensure};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::signal::{Signal, kill};
-use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
 
 use super::zcrx_device::{BUFFERS, ENTRIES, works};
@@ -27,7 +26,7 @@ use crate::netdev;
 use crate::nic::{self, Nic, PORT};
 use crate::register::PAGE_SIZE;
 use crate::ring::IORING_CQE_F_MORE;
-use crate::sandbox::{self, pins};
+use crate::sandbox::{self, killed, pins};
 use crate::wide::{Mapping, WideCqe, WideRing, ZCRX_SETUP};
 use crate::zcrx::{AREA_SHIFT, Ifq, RefillQueue, ZCRX_EVENT_ALLOC_FAIL, memory, recv_zc};
 
@@ -177,13 +176,6 @@ fn st09() -> TestResult {
     nic.released()?;
     nic::wait_pinned(0)?;
     Ok(Outcome::Passed)
-}
-
-/// Waits for a child that must have been killed before anything else ended it.
-fn killed(child: Pid) -> anyhow::Result<()> {
-    let status = waitpid(child, None)?;
-    let want = WaitStatus::Signaled(child, Signal::SIGKILL, false);
-    expect_eq("how the child ended", status, want)
 }
 
 /// Receives until it is killed, all bytes compared.
