@@ -8,8 +8,9 @@
  *
  * Locks: opening, queue management and ethtool run under the network device's
  * instance lock. What a port sends is put into the backlog of a queue of its
- * peer, under the backlog's lock and only while that queue is up; the queue's
- * NAPI alone takes it out, and has the queue's ring and its counters to itself.
+ * peer, under the backlog's lock and only while that queue is up, and so is the
+ * timer started that holds its interrupt back; the queue's NAPI alone takes it
+ * out, and has the queue's ring and its counters to itself.
  */
 #ifndef _IO_URING_ZCRX_SIM_H
 #define _IO_URING_ZCRX_SIM_H

@@ -30,6 +30,10 @@ static void zsim_enqueue(struct zsim_queue *queue, struct sk_buff *skb)
 	u32 delay = READ_ONCE(queue->nic->port->knobs.delay);
 	bool taken = false;
 
+	/* What waits here was sent: TCP does not send again what it was not. */
+	if (delay)
+		skb_orphan(skb);
+
 	spin_lock(&queue->backlog.lock);
 	if (queue->up && skb_queue_len(&queue->backlog) < ZSIM_BACKLOG) {
 		__skb_queue_tail(&queue->backlog, skb);
