@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
 #include <linux/dma-mapping.h>
+#include <linux/rtnetlink.h>
 #include <net/net_namespace.h>
 #include <net/netdev_rx_queue.h>
 #include <net/page_pool/types.h>
@@ -65,11 +66,14 @@ rust_helper_page_pool_create_provided(const struct pp_memory_provider_params *p)
 	struct netdev_rx_queue *queue = __netif_get_rx_queue(dev, 0);
 	struct page_pool *pool;
 
+	/* Those who look at a queue of this device hold RTNL. */
+	rtnl_lock();
 	netdev_lock(dev);
 	queue->mp_params = *p;
 	pool = page_pool_create(&params);
 	queue->mp_params = (struct pp_memory_provider_params){};
 	netdev_unlock(dev);
+	rtnl_unlock();
 	return pool;
 }
 

@@ -36,7 +36,8 @@ pub struct TestPool<P: MemoryProvider> {
 }
 
 impl<P: MemoryProvider> TestPool<P> {
-    /// A pool of buffers of a page, for no queue of a device.
+    /// A pool of buffers of a page, for no queue of a device. Takes RTNL, then a device's lock, and
+    /// has the provider set the pool up under them.
     ///
     /// # Errors
     ///
@@ -47,7 +48,8 @@ impl<P: MemoryProvider> TestPool<P> {
             mp_ops: Adapter::<P>::OPS,
             rx_page_size: 0,
         };
-        // SAFETY: The provider stays while the pool is made, which takes a reference of its own.
+        // SAFETY: The functions are those of the provider, and constant. It stays while the pool is
+        // made, which takes a reference of its own.
         let pool = from_err_ptr(unsafe { bindings::page_pool_create_provided(&params) })?;
 
         // INVARIANT: It was just made, with the functions of `P`.
