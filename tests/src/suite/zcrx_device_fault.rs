@@ -82,7 +82,7 @@ impl Faults {
         Ok(faults)
     }
 
-    /// Calls of a function that gives a pointer, or something else that 0 is none of.
+    /// Calls of a function that returns 0 when it fails.
     fn function(name: &str) -> anyhow::Result<Self> {
         let mut faults = Self::new(Self::FUNCTIONS)?;
         let folder = faults.folder;
