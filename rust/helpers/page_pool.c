@@ -4,7 +4,7 @@
 #include <linux/rtnetlink.h>
 #include <net/net_namespace.h>
 #include <net/netdev_rx_queue.h>
-#include <net/page_pool/types.h>
+#include <net/page_pool/helpers.h>
 
 #ifdef CONFIG_PAGE_POOL
 
@@ -18,6 +18,13 @@ __rust_helper bool
 rust_helper_page_pool_syncs_dma(const struct page_pool *pool)
 {
 	return pool->dma_sync && dma_dev_need_sync(pool->p.dev);
+}
+
+/* What stands in a buffer is shifted where it would not fit otherwise. */
+__rust_helper dma_addr_t
+rust_helper_page_pool_get_dma_addr_netmem(netmem_ref netmem)
+{
+	return page_pool_get_dma_addr_netmem(netmem);
 }
 
 __rust_helper bool rust_helper_dma_dev_need_sync(const struct device *dev)

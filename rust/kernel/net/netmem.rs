@@ -8,13 +8,12 @@
 //!
 //! C header: [`include/net/netmem.h`](srctree/include/net/netmem.h)
 
-use super::{
-    page_pool::MemoryProvider,
-    skbuff::{
-        Piece,
-        SkBuff, //
-    }, //
+mod provided;
+pub use self::provided::{
+    Lookup,
+    ProvidedIov, //
 };
+
 use crate::{
     bindings,
     io::ResourceSize,
@@ -34,11 +33,8 @@ use crate::{
     warn_on, //
 };
 use core::{
-    marker::PhantomData,
     mem::ManuallyDrop,
     ptr::{
-        dangling,
-        from_ref,
         null_mut,
         NonNull, //
     }, //
@@ -411,8 +407,8 @@ impl NetIovs {
             let mut address = entry.dma_address();
 
             for (number, iov) in iovs.by_ref().take(count).enumerate() {
-                // SAFETY: The `net_iov` is valid. Its address is only read by pools that it is in,
-                // after they got it.
+                // SAFETY: The `net_iov` is valid. Its address is one word, so that a pool that it
+                // is in already finds the old one or the new one.
                 if unsafe { bindings::net_mp_niov_set_dma_addr(iov.get(), address) } {
                     return Err(EFAULT);
                 }
@@ -449,146 +445,6 @@ impl Drop for NetIovs {
             // SAFETY: This is done once, and nobody refers to the buffers.
             unsafe { ManuallyDrop::drop(&mut self.0) };
         }
-    }
-}
-
-/// Finds out which fragments of a packet are in buffers of a provider. Mostly they are all of the
-/// same [`NetIovs`]: it remembers those of the last one.
-///
-/// # Invariants
-///
-/// `owner` is dangling, or that of buffers which are in pools of `provider`, and stays for the
-/// duration of `'a`.
-pub struct Lookup<'a, 'p, P> {
-    provider: &'p P,
-    owner: *const Owner,
-    packet: PhantomData<&'a SkBuff>,
-}
-
-impl<'a, 'p, P: MemoryProvider> Lookup<'a, 'p, P> {
-    /// For the fragments of a packet.
-    #[inline]
-    pub fn new(_skb: &'a SkBuff, provider: &'p P) -> Self {
-        // INVARIANT: There is no owner yet.
-        Self {
-            provider,
-            owner: dangling(),
-            packet: PhantomData,
-        }
-    }
-
-    /// The buffer that the bytes of a piece are in, if the provider gave it to the pool that it is
-    /// from.
-    #[inline]
-    pub fn find(&mut self, piece: &Piece<'a>) -> Option<ProvidedIov<'a>> {
-        let (iov, offset) = piece.net_iov()?;
-        // SAFETY: The packet has a reference to the buffer, so that it is valid.
-        let owner = unsafe { (*iov.as_ptr()).owner }.cast_const().cast();
-
-        if owner != self.owner {
-            self.remember(iov)?;
-        }
-        // INVARIANT: The buffer is one of that owner.
-        let iov = Iov {
-            iov,
-            // SAFETY: By the type invariants, it is an owner, which stays as long as its buffers. A
-            // packet that stays for `'a` has one of them.
-            owner: unsafe { &*owner },
-        };
-
-        Some(ProvidedIov {
-            iov,
-            index: iov.index(),
-            offset,
-        })
-    }
-
-    #[cold]
-    fn remember(&mut self, iov: NonNull<bindings::net_iov>) -> Option<()> {
-        // SAFETY: The packet has a reference to the buffer, so that it is valid, and who owns it
-        // and which pool it is in does not change.
-        let (pool, owner) = unsafe { ((*iov.as_ptr()).desc.pp, (*iov.as_ptr()).owner) };
-        let pool = NonNull::new(pool)?;
-        // SAFETY: The pool stays until it has all its buffers back. It does not change its
-        // provider.
-        let provided = unsafe { (*pool.as_ptr()).mp_priv };
-
-        if provided.cast_const() != from_ref(self.provider).cast() {
-            return None;
-        }
-        // INVARIANT: Pools of this provider, of which this is the address, only get buffers out of
-        // `NetIovs`. So the owner is such a one, and its buffers are in no others' pools.
-        self.owner = owner.cast_const().cast();
-        Some(())
-    }
-}
-
-/// A run of bytes of a packet that is in a buffer of ours.
-///
-/// # Invariants
-///
-/// `index` is the number of `iov`.
-pub struct ProvidedIov<'a> {
-    iov: Iov<'a>,
-    index: usize,
-    offset: usize,
-}
-
-impl ProvidedIov<'_> {
-    /// What [`NetIovs::set_tag`] set.
-    #[inline]
-    pub fn tag(&self) -> u64 {
-        self.iov.owner.tag.load(Relaxed)
-    }
-
-    /// The number of the buffer.
-    #[inline]
-    pub fn index(&self) -> usize {
-        self.index
-    }
-
-    /// Where the bytes begin in the buffer.
-    #[inline]
-    pub fn offset(&self) -> usize {
-        self.offset
-    }
-
-    /// Grants user space the buffer, once more: it is not free before that is given back.
-    #[inline]
-    pub fn grant(&self) {
-        // In this order, lest user space gives back what is not there yet.
-        self.iov.references().add(1, Relaxed);
-        // SAFETY: By the type invariants, there is such a buffer, and there are as many counts.
-        unsafe { self.iov.owner.granted.get_unchecked(self.index) }.add(1, Relaxed);
-    }
-
-    /// The whole of a buffer that was just taken out of a pool.
-    ///
-    /// # Safety
-    ///
-    /// `iov` must be one of [`NetIovs`], and the caller own a reference to it that is not given
-    /// back before [`Self::unreference`].
-    #[cfg(CONFIG_IO_URING_RS_KUNIT_TEST)]
-    pub(super) unsafe fn whole(iov: NonNull<bindings::net_iov>) -> Self {
-        // SAFETY: The caller guarantees it.
-        let iov = unsafe { Iov::from_raw(iov) };
-
-        // INVARIANT: That is its number.
-        Self {
-            iov,
-            index: iov.index(),
-            offset: 0,
-        }
-    }
-
-    /// Gives back the reference of a packet: what remains.
-    ///
-    /// # Safety
-    ///
-    /// The caller must have a reference, and give it up.
-    #[cfg(CONFIG_IO_URING_RS_KUNIT_TEST)]
-    pub(super) unsafe fn unreference(&self) -> TakenBack<'_> {
-        self.iov.put(1)
     }
 }
 
@@ -648,11 +504,8 @@ mod tests {
 
         // As often as its bytes were received.
         assert!(iovs.grant_free(1));
-        let received = ProvidedIov {
-            iov: iovs.iov(1).ok_or(EINVAL)?,
-            index: 1,
-            offset: 7,
-        };
+        let received = ProvidedIov::new(iovs.iov(1).ok_or(EINVAL)?, 7);
+
         received.grant();
         received.grant();
         iovs.set_tag(5);

@@ -73,6 +73,9 @@ pub trait MemoryProvider: Sized + Send + Sync + 'static {
     fn init(&self, pool: &mut NewPool<'_>) -> Result;
 
     /// Puts buffers into the empty cache of a pool. May be called in softirqs.
+    ///
+    /// The device writes to where [`NetIovs::set_dma`] said that they are: they are to be mapped
+    /// for it, until [`Self::unmap`].
     fn alloc(&self, cache: &mut AllocCache<'_>);
 
     /// A pool has let go of a buffer, which is free now: the one with this number of the
@@ -217,15 +220,18 @@ impl AllocCache<'_> {
         let cache = self.cache();
 
         for &netmem in cache.cache.iter().take(u32_as_usize(cache.count)) {
-            let iov = (netmem & !NET_IOV) as *const bindings::net_iov;
-            // SAFETY: All that is in the cache is the provider's, so that it is a valid `net_iov`.
-            let address = unsafe { (*iov).desc.dma_addr };
+            // SAFETY: All that is in the cache is the provider's, and valid.
+            let address = unsafe { bindings::page_pool_get_dma_addr_netmem(netmem) };
 
-            // SAFETY: The pool's device is valid, and buffers in pools are mapped for it.
+            if address == 0 {
+                continue;
+            }
+            // SAFETY: The pool's device is valid. What is not zero is where `NetIovs::set_dma` was
+            // told that there is memory.
             unsafe {
                 bindings::dma_sync_single_for_device(
                     dev,
-                    (address as bindings::dma_addr_t).wrapping_add(offset.into()),
+                    address.wrapping_add(offset.into()),
                     size,
                     dir,
                 )
