@@ -4,10 +4,11 @@
 //! its own and sends. Queue [`QUEUE`] gets the connections that tests make.
 
 use std::fs::{self, File};
+use std::io::Write;
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
@@ -154,11 +155,32 @@ fn output(line: &str, namespace: Option<&OwnedFd>) -> anyhow::Result<Output> {
 
 /// Runs a command that must succeed: what it printed.
 fn run(line: &str, namespace: Option<&OwnedFd>) -> anyhow::Result<String> {
-    let output = output(line, namespace)?;
+    succeeded(line, output(line, namespace)?)
+}
+
+/// What a command printed that must have succeeded.
+fn succeeded(line: &str, output: Output) -> anyhow::Result<String> {
     if !output.status.success() {
         bail!("{line}: {}", String::from_utf8_lossy(&output.stderr).trim());
     }
     Ok(String::from_utf8(output.stdout)?)
+}
+
+/// Gives a port addresses, and brings it up: all with one command, as starting one
+/// takes half a second where every access is checked.
+fn bring_up(port: &str, addresses: [&str; 2], namespace: Option<&OwnedFd>) -> anyhow::Result<()> {
+    let [first, second] = addresses;
+    let lines =
+        format!("addr add dev {port} {first}\naddr add dev {port} {second}\nlink set {port} up\n");
+    let mut ip = command("ip -batch -", namespace)?;
+    ip.stdin(Stdio::piped());
+    ip.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut ip = ip.spawn().context("ip")?;
+    ip.stdin
+        .take()
+        .context("stdin")?
+        .write_all(lines.as_bytes())?;
+    succeeded("ip -batch", ip.wait_with_output()?).map(drop)
 }
 
 /// A network namespace that lives as long as somebody has it open.
@@ -199,9 +221,8 @@ impl Nic {
         };
         nic.ethtool("-G zsim0 tcp-data-split on")?;
         nic.configure()?;
-        nic.peer_ip("addr add 10.9.0.2/24 dev zsim1")?;
-        nic.peer_ip("-6 addr add fd09::2/64 dev zsim1 nodad")?;
-        nic.peer_ip("link set zsim1 up")?;
+        let addresses = ["10.9.0.2/24", "fd09::2/64 nodad"];
+        bring_up(PEER, addresses, Some(&nic.peer))?;
         Ok(nic)
     }
 
@@ -213,9 +234,7 @@ impl Nic {
                 "-N zsim0 flow-type {version} dst-port {LISTEN} action {QUEUE}"
             ))?;
         }
-        self.ip("addr add 10.9.0.1/24 dev zsim0")?;
-        self.ip("-6 addr add fd09::1/64 dev zsim0 nodad")?;
-        self.up()
+        bring_up(PORT, ["10.9.0.1/24", "fd09::1/64 nodad"], None)
     }
 
     /// `ip` where [`PORT`] is.
