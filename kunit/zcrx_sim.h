@@ -10,12 +10,13 @@
  * instance lock. What a port sends is put into the backlog of a queue of its
  * peer, under the backlog's lock and only while that queue is up, and so is the
  * timer started that holds its interrupt back; the queue's NAPI alone takes it
- * out, and has the queue's ring and its counters to itself.
+ * out, and has the queue's ring to itself, and all counters but overrun.
  */
 #ifndef _IO_URING_ZCRX_SIM_H
 #define _IO_URING_ZCRX_SIM_H
 
 #include <linux/atomic.h>
+#include <linux/bits.h>
 #include <linux/ethtool.h>
 #include <linux/hrtimer.h>
 #include <linux/netdevice.h>
@@ -43,7 +44,7 @@ struct platform_device;
 
 /*
  * Misbehaviour to order, from debugfs. Counters say how often it is to happen
- * from now on; below 0 is always.
+ * from now on, on queues that are not spared; below 0 is always.
  */
 struct zsim_knobs {
 	atomic_t	page_frags;	/* payload goes into pages of nobody's */
@@ -51,6 +52,7 @@ struct zsim_knobs {
 	atomic_t	fail_mem_alloc;	/* a queue cannot be prepared, */
 	atomic_t	fail_start;	/* started, */
 	atomic_t	fail_stop;	/* or stopped */
+	u32		spared;		/* queues, a bit each, that counters leave alone */
 	u32		delay;		/* us that the interrupt for a packet is late */
 	u32		pack;		/* bytes per fragment, several in a buffer */
 	u32		pool_order;	/* how much larger pages are than asked for */
@@ -63,7 +65,6 @@ struct zsim_port {
 	struct platform_device		*pdev;
 	struct zsim_port		*peer;
 	struct net_device __rcu		*dev;
-	struct dentry			*dir;
 	unsigned int			number;
 	struct zsim_knobs		knobs;
 };
@@ -128,9 +129,11 @@ struct zsim_flow {
 	__be16		port;
 };
 
-/* Whether a knob asks for its misbehaviour now. */
-static inline bool zsim_knob(atomic_t *knob)
+/* Whether a knob asks for misbehaviour of a queue now. */
+static inline bool zsim_knob(const struct zsim_queue *queue, atomic_t *knob)
 {
+	if (READ_ONCE(queue->nic->port->knobs.spared) & BIT(queue->index))
+		return false;
 	return atomic_read(knob) < 0 || atomic_dec_if_positive(knob) >= 0;
 }
 

@@ -2,7 +2,8 @@
 /*
  * Knobs of the software NIC, one folder per port in debugfs: how it is to
  * misbehave (see struct zsim_knobs), what its device can do, and whether it is
- * there. Putting it in and out leaves them as they are.
+ * there. Putting it in and out leaves them as they are; but what is put in has
+ * large buffers.
  */
 
 #include <linux/debugfs.h>
@@ -73,22 +74,24 @@ DEFINE_DEBUGFS_ATTRIBUTE(zsim_max_seg_size_fops, zsim_max_seg_size_get,
 void zsim_debugfs_add(struct zsim_port *port, struct dentry *parent)
 {
 	struct zsim_knobs *knobs = &port->knobs;
+	struct dentry *dir;
 	char name[16];
 
 	snprintf(name, sizeof(name), "zsim%u", port->number);
-	port->dir = debugfs_create_dir(name, parent);
-	debugfs_create_file("plugged", 0600, port->dir, port, &zsim_plugged_fops);
-	debugfs_create_file("large_buffers", 0200, port->dir, port, &zsim_large_buffers_fops);
-	debugfs_create_file("max_seg_size", 0600, port->dir, port, &zsim_max_seg_size_fops);
-	debugfs_create_atomic_t("page_frags", 0600, port->dir, &knobs->page_frags);
-	debugfs_create_atomic_t("fail_alloc", 0600, port->dir, &knobs->fail_alloc);
-	debugfs_create_atomic_t("fail_mem_alloc", 0600, port->dir, &knobs->fail_mem_alloc);
-	debugfs_create_atomic_t("fail_start", 0600, port->dir, &knobs->fail_start);
-	debugfs_create_atomic_t("fail_stop", 0600, port->dir, &knobs->fail_stop);
-	debugfs_create_u32("delay", 0600, port->dir, &knobs->delay);
-	debugfs_create_u32("pack", 0600, port->dir, &knobs->pack);
-	debugfs_create_u32("pool_order", 0600, port->dir, &knobs->pool_order);
-	debugfs_create_bool("pool_bidirectional", 0600, port->dir, &knobs->pool_bidirectional);
-	debugfs_create_bool("ignore_provider", 0600, port->dir, &knobs->ignore_provider);
-	debugfs_create_bool("frag_list", 0600, port->dir, &knobs->frag_list);
+	dir = debugfs_create_dir(name, parent);
+	debugfs_create_file("plugged", 0600, dir, port, &zsim_plugged_fops);
+	debugfs_create_file("large_buffers", 0200, dir, port, &zsim_large_buffers_fops);
+	debugfs_create_file("max_seg_size", 0600, dir, port, &zsim_max_seg_size_fops);
+	debugfs_create_atomic_t("page_frags", 0600, dir, &knobs->page_frags);
+	debugfs_create_atomic_t("fail_alloc", 0600, dir, &knobs->fail_alloc);
+	debugfs_create_atomic_t("fail_mem_alloc", 0600, dir, &knobs->fail_mem_alloc);
+	debugfs_create_atomic_t("fail_start", 0600, dir, &knobs->fail_start);
+	debugfs_create_atomic_t("fail_stop", 0600, dir, &knobs->fail_stop);
+	debugfs_create_u32("spared", 0600, dir, &knobs->spared);
+	debugfs_create_u32("delay", 0600, dir, &knobs->delay);
+	debugfs_create_u32("pack", 0600, dir, &knobs->pack);
+	debugfs_create_u32("pool_order", 0600, dir, &knobs->pool_order);
+	debugfs_create_bool("pool_bidirectional", 0600, dir, &knobs->pool_bidirectional);
+	debugfs_create_bool("ignore_provider", 0600, dir, &knobs->ignore_provider);
+	debugfs_create_bool("frag_list", 0600, dir, &knobs->frag_list);
 }

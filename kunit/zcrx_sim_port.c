@@ -209,6 +209,15 @@ void zsim_unplug(struct zsim_port *port)
 		free_netdev(dev);
 }
 
+/* Who transfers by DMA has a driver, which this one stays. */
+static struct platform_driver zsim_driver = {
+	.driver = {
+		.name			= "zcrx_sim",
+		.probe_type		= PROBE_FORCE_SYNCHRONOUS,
+		.suppress_bind_attrs	= true,
+	},
+};
+
 static int zsim_port_add(struct zsim_port *port, unsigned int number)
 {
 	const struct platform_device_info info = {
@@ -244,6 +253,7 @@ static void zsim_remove(void)
 		zsim_unplug(&ports[i]);
 	for (i = 0; i < 2 * pairs; i++)
 		platform_device_unregister(ports[i].pdev);
+	platform_driver_unregister(&zsim_driver);
 	kfree(ports);
 }
 
@@ -257,6 +267,11 @@ static int __init zsim_init(void)
 	ports = kcalloc(2 * pairs, sizeof(*ports), GFP_KERNEL);
 	if (!ports)
 		return -ENOMEM;
+	err = platform_driver_register(&zsim_driver);
+	if (err) {
+		kfree(ports);
+		return err;
+	}
 	debugfs = debugfs_create_dir("zcrx_sim", NULL);
 
 	for (i = 0; i < 2 * pairs; i++) {

@@ -24,13 +24,15 @@ static int zsim_queue_mem_alloc(struct net_device *dev,
 	struct zsim_knobs *knobs = &nic->port->knobs;
 	struct zsim_queue_mem *mem = per_queue_mem;
 	struct page_pool_params params = {};
+	unsigned int order;
 
-	if (zsim_knob(&knobs->fail_mem_alloc))
+	if (zsim_knob(&nic->queues[idx], &knobs->fail_mem_alloc))
 		return -ENOMEM;
 
 	memset(mem, 0, sizeof(*mem));
 	mem->size = nic->ring_size;
-	mem->buf_len = qcfg->rx_page_size << READ_ONCE(knobs->pool_order);
+	order = min(READ_ONCE(knobs->pool_order), ilog2(ZSIM_BUF_MAX));
+	mem->buf_len = min_t(u64, (u64)qcfg->rx_page_size << order, ZSIM_BUF_MAX);
 	mem->ring = kvcalloc(mem->size, sizeof(*mem->ring), GFP_KERNEL);
 	if (!mem->ring)
 		return -ENOMEM;
@@ -76,7 +78,7 @@ void zsim_refill(struct zsim_queue *queue, gfp_t gfp)
 	netmem_ref netmem;
 
 	for (; mem->filled < mem->size; mem->filled++) {
-		if (zsim_knob(&queue->nic->port->knobs.fail_alloc))
+		if (zsim_knob(queue, &queue->nic->port->knobs.fail_alloc))
 			netmem = 0;
 		else
 			netmem = page_pool_alloc_netmems(mem->pool, gfp | __GFP_NOWARN);
@@ -95,7 +97,7 @@ static int zsim_queue_start(struct net_device *dev,
 	struct zsim_nic *nic = netdev_priv(dev);
 	struct zsim_queue *queue = &nic->queues[idx];
 
-	if (zsim_knob(&nic->port->knobs.fail_start))
+	if (zsim_knob(queue, &nic->port->knobs.fail_start))
 		return -EIO;
 
 	queue->mem = *(struct zsim_queue_mem *)per_queue_mem;
@@ -109,17 +111,9 @@ static int zsim_queue_start(struct net_device *dev,
 	return 0;
 }
 
-static int zsim_queue_stop(struct net_device *dev, void *per_queue_mem, int idx)
+/* Takes the memory off a queue that is up. */
+static void zsim_queue_take(struct zsim_queue *queue, struct zsim_queue_mem *mem)
 {
-	struct zsim_nic *nic = netdev_priv(dev);
-	struct zsim_queue *queue = &nic->queues[idx];
-
-	/* It is not up if it could not be started again. */
-	if (!queue->up)
-		return -ENETDOWN;
-	if (zsim_knob(&nic->port->knobs.fail_stop))
-		return -EIO;
-
 	spin_lock_bh(&queue->backlog.lock);
 	queue->up = false;
 	spin_unlock_bh(&queue->backlog.lock);
@@ -129,8 +123,22 @@ static int zsim_queue_stop(struct net_device *dev, void *per_queue_mem, int idx)
 	page_pool_disable_direct_recycling(queue->mem.pool);
 	skb_queue_purge(&queue->backlog);
 
-	*(struct zsim_queue_mem *)per_queue_mem = queue->mem;
+	*mem = queue->mem;
 	memset(&queue->mem, 0, sizeof(queue->mem));
+}
+
+static int zsim_queue_stop(struct net_device *dev, void *per_queue_mem, int idx)
+{
+	struct zsim_nic *nic = netdev_priv(dev);
+	struct zsim_queue *queue = &nic->queues[idx];
+
+	/* It is not up if it could not be started again. */
+	if (!queue->up)
+		return -ENETDOWN;
+	if (zsim_knob(queue, &nic->port->knobs.fail_stop))
+		return -EIO;
+
+	zsim_queue_take(queue, per_queue_mem);
 	return 0;
 }
 
@@ -182,12 +190,12 @@ int zsim_queue_open(struct zsim_queue *queue)
 void zsim_queue_close(struct zsim_queue *queue)
 {
 	struct net_device *dev = queue->nic->dev;
-	atomic_t *fail = &queue->nic->port->knobs.fail_stop;
 	struct zsim_queue_mem mem;
 
-	atomic_set(fail, 0);
-	if (!zsim_queue_stop(dev, &mem, queue->index))
+	if (queue->up) {
+		zsim_queue_take(queue, &mem);
 		zsim_queue_mem_free(dev, &mem);
+	}
 	netif_queue_set_napi(dev, queue->index, NETDEV_QUEUE_TYPE_RX, NULL);
 	netif_napi_del_locked(&queue->napi);
 }

@@ -237,7 +237,7 @@ static void zsim_receive(struct zsim_queue *queue, const struct sk_buff *from)
 
 	copy.at = zsim_linear(queue->nic, from);
 	copy.left = from->len - copy.at;
-	copy.pages = copy.left && zsim_knob(&queue->nic->port->knobs.page_frags);
+	copy.pages = copy.left && zsim_knob(queue, &queue->nic->port->knobs.page_frags);
 
 	needed = copy.pages ? 0 : DIV_ROUND_UP(copy.left, mem->buf_len);
 	if (mem->filled < max(needed, mem->size / 2))

@@ -37,12 +37,13 @@ pub const RING: usize = 64;
 const LISTEN: u16 = 9000;
 const KNOBS: &str = "/sys/kernel/debug/zcrx_sim";
 /// The knobs that make a port misbehave, which are 0 at first.
-const MISBEHAVIOUR: [&str; 11] = [
+const MISBEHAVIOUR: [&str; 12] = [
     "page_frags",
     "fail_alloc",
     "fail_mem_alloc",
     "fail_start",
     "fail_stop",
+    "spared",
     "delay",
     "pack",
     "pool_order",
@@ -134,7 +135,7 @@ pub fn receive_on_all_cpus() -> anyhow::Result<()> {
 }
 
 /// A command of words, in another network namespace if one is given.
-fn command(line: &str, namespace: Option<&OwnedFd>) -> anyhow::Result<Command> {
+pub fn command(line: &str, namespace: Option<&OwnedFd>) -> anyhow::Result<Command> {
     let mut words = line.split_whitespace();
     let mut command = Command::new(words.next().context("no command")?);
     command.args(words);
@@ -154,7 +155,7 @@ fn output(line: &str, namespace: Option<&OwnedFd>) -> anyhow::Result<Output> {
 }
 
 /// Runs a command that must succeed: what it printed.
-fn run(line: &str, namespace: Option<&OwnedFd>) -> anyhow::Result<String> {
+pub fn run(line: &str, namespace: Option<&OwnedFd>) -> anyhow::Result<String> {
     succeeded(line, output(line, namespace)?)
 }
 
@@ -255,11 +256,6 @@ impl Nic {
     /// `ethtool` where [`PORT`] is.
     pub fn ethtool(&self, arguments: &str) -> anyhow::Result<String> {
         run(&format!("ethtool {arguments}"), None)
-    }
-
-    /// `ethtool` where [`PEER`] is.
-    pub fn peer_ethtool(&self, arguments: &str) -> anyhow::Result<String> {
-        run(&format!("ethtool {arguments}"), Some(&self.peer))
     }
 
     /// That `ethtool` where [`PORT`] is fails, for a reason with these words.

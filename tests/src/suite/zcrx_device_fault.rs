@@ -11,7 +11,7 @@ use super::zcrx_events::EVENT;
 use super::zcrx_receive::roomy_ring;
 use super::{Outcome, Test, TestResult, slow, test};
 use crate::kernel::{expect_eq, has_fault_injection};
-use crate::nic::{Nic, RING};
+use crate::nic::{Nic, QUEUE, RING};
 use crate::register::PAGE_SIZE;
 use crate::stream::ended;
 use crate::zcrx::ZCRX_EVENT_ALLOC_FAIL;
@@ -36,12 +36,15 @@ fn fi13() -> TestResult {
         super::zcrx_device_end::plain(&nic)?;
         works(&nic)?;
     }
-    // The same while it is bound, for another reason to change it.
+    // The same while it is bound, for another reason to change all queues.
     let mut ring = roomy_ring()?;
     let ifq = nic.ifq(&ring, ENTRIES, BUFFERS)?;
-    for (knob, _) in failures {
+    nic.set("spared", !(1 << QUEUE) & 0xf)?;
+    for (knob, errno) in failures {
         nic.set(knob, 1)?;
-        nic.ethtool_fails("-G zsim0 rx 32", "")?;
+        let reason = std::io::Error::from_raw_os_error(errno).to_string();
+        let reason = reason.split(" (os").next().context("no words")?;
+        nic.ethtool_fails("-G zsim0 rx 32", reason)?;
         expect_eq(knob, nic.provided()?, Some(PAGE_SIZE as u64))?;
         nic.zero_copy(&mut ring, &ifq, 100 * PAGE_SIZE)?;
         nic.conserved(&mut ring, &ifq, BUFFERS)?;
