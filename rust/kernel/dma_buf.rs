@@ -14,7 +14,8 @@ use crate::{
     },
     error::from_err_ptr,
     prelude::*,
-    scatterlist::SGTable, //
+    scatterlist::SGTable,
+    sync::aref::ARef, //
 };
 use core::ptr::NonNull;
 
@@ -82,9 +83,10 @@ impl Drop for DmaBuf {
 ///
 /// # Invariants
 ///
-/// `attachment` attaches a device to `buf`, and `table` is the mapping of it.
+/// `attachment` attaches `_dev` to `buf`, and `table` is the mapping of it.
 pub struct Attachment {
     buf: DmaBuf,
+    _dev: ARef<Device>,
     attachment: NonNull<bindings::dma_buf_attachment>,
     table: NonNull<bindings::sg_table>,
 }
@@ -120,6 +122,7 @@ impl Attachment {
             // INVARIANT: It is attached and mapped.
             Ok((Some(table), Some(attachment))) => Ok(Self {
                 buf,
+                _dev: dev.into(),
                 attachment,
                 table,
             }),

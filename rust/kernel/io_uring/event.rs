@@ -75,26 +75,23 @@ impl RingRef {
         unsafe { Atomic::<u32>::from_ptr(flags) }.load(Acquire)
     }
 
-    /// Whether the ring was set up with `IORING_SETUP_R_DISABLED` and not enabled yet.
-    ///
-    /// A ring that is disabled may have no task that could be woken.
-    pub fn is_disabled(&self) -> bool {
-        self.flags() & bindings::IORING_SETUP_R_DISABLED != 0
-    }
-
     /// Has the ring's task post a completion with this `user_data` and `res`, and no flags.
     ///
     /// The task does so when it runs its task work. If the completion queue is full then, the
     /// completion overflows as others do.
     ///
-    /// Returns `false`, and nothing is posted, if there is no memory, or if the ring was not set up
-    /// with `IORING_SETUP_DEFER_TASKRUN`: then its task work is not its own.
+    /// Returns `false`, and nothing is posted, if there is no memory; if the ring was not set up with
+    /// `IORING_SETUP_DEFER_TASKRUN`, as its task work is not its own then; or if it was set up with
+    /// `IORING_SETUP_R_DISABLED` and not enabled yet, as it may have no task that could be woken.
     ///
     /// May be called in any context but interrupt handlers, and does not sleep.
     ///
     /// C counterpart: `zcrx_send_notif()` in [`io_uring/zcrx.c`](srctree/io_uring/zcrx.c).
     pub fn post_later(&self, user_data: u64, res: i32) -> bool {
-        if self.flags() & bindings::IORING_SETUP_DEFER_TASKRUN == 0 {
+        const DEFERRED: u32 = bindings::IORING_SETUP_DEFER_TASKRUN;
+        const DISABLED: u32 = bindings::IORING_SETUP_R_DISABLED;
+
+        if self.flags() & (DEFERRED | DISABLED) != DEFERRED {
             return false;
         }
 
@@ -125,7 +122,7 @@ impl RingRef {
 
         // SAFETY:
         // - The request belongs to a ring with deferred task work, so that no task context is
-        //   needed, and it has the ring and the function to be called.
+        //   needed, and it has the ring and the function to be called. The ring has its task.
         // - The request becomes the ring's, which calls `post` for it once.
         // - `self` keeps the ring also if `post` is called before this returns.
         unsafe { bindings::io_req_task_work_add(req) };

@@ -40,6 +40,8 @@ impl Table {
         let count = u32::try_from(pages.len())?;
         // SAFETY: The device is valid.
         let longest = unsafe { bindings::dma_get_max_seg_size(dev.as_raw()) };
+        // Buffers have a power of two of bytes, of which there are the most in a run of so many.
+        let longest = 1 << longest.max(PAGE_SIZE as u32).ilog2();
 
         // SAFETY: The table is ours, and there are `count` valid pages, more than none, to which
         // the function does not write.
@@ -50,7 +52,7 @@ impl Table {
                 count,
                 0,
                 pages.len() * PAGE_SIZE,
-                longest.max(PAGE_SIZE as u32),
+                longest,
                 GFP_KERNEL_ACCOUNT.as_raw(),
             )
         })?;

@@ -128,6 +128,11 @@ impl LockedNetDevice<'_> {
         self.netdev.dev.as_ptr()
     }
 
+    /// Whether it is this device.
+    pub(super) fn is(&self, netdev: &NetDevice) -> bool {
+        self.netdev.dev == netdev.dev
+    }
+
     /// Another reference to the device.
     pub(super) fn reference(&self) -> NetDevice {
         self.netdev.clone()

@@ -43,6 +43,10 @@ use core::{
 /// The lowest bit of a `netmem_ref` that is a `net_iov`.
 pub(super) const NET_IOV: bindings::netmem_ref = bindings::NET_IOV as bindings::netmem_ref;
 
+/// How many references a free buffer has: a number that is no other's. Those of a buffer in a pool
+/// may be zero for a moment.
+const FREE: isize = isize::MIN;
+
 /// Lets others run after each 4,096 buffers: there may be millions.
 fn rest_after(number: usize) {
     if number % 4096 == 0 {
@@ -117,7 +121,7 @@ impl<'a> Iov<'a> {
         self.iov.addr().get().wrapping_sub(first) / size_of::<bindings::net_iov>()
     }
 
-    /// How many references there are. Zero while it is free.
+    /// How many references there are, or [`FREE`].
     #[inline]
     fn references(self) -> &'a Atomic<isize> {
         // SAFETY: By the type invariants, the `net_iov` is valid. C accesses this field by atomic
@@ -148,7 +152,7 @@ impl<'a> Iov<'a> {
 
     /// Takes it, if it is free.
     fn take(self) -> bool {
-        self.references().cmpxchg(0, 1, Acquire).is_ok()
+        self.references().cmpxchg(FREE, 1, Acquire).is_ok()
     }
 
     /// Gives references back that were granted: what remains.
@@ -161,7 +165,7 @@ impl<'a> Iov<'a> {
             return TakenBack::Held;
         }
         if self.pool().is_null() {
-            references.store(0, Release);
+            references.store(FREE, Release);
             return TakenBack::Free;
         }
         // Pools want it so.
@@ -221,7 +225,7 @@ impl PooledIov<'_> {
 ///
 /// - `iovs` and `granted` of the owner have as many elements, and are never moved nor shortened.
 /// - Each `net_iov` is of that owner. Its `pp` is null while it is in no pool; its `pp_ref_count`
-///   is zero while it is free, and else not below what was granted.
+///   is [`FREE`] while it is free, and else not below what was granted.
 pub struct NetIovs(ManuallyDrop<Pin<KBox<Owner>>>);
 
 // SAFETY: The buffers belong to nobody in particular.
@@ -261,6 +265,7 @@ impl NetIovs {
 
             iov.type_ = bindings::net_iov_type_NET_IOV_IOURING;
             iov.owner = area;
+            iov.desc.pp_ref_count.counter = FREE as _;
             iovs.push(Opaque::new(iov), GFP_KERNEL_ACCOUNT)?;
             granted.push(Atomic::new(0), GFP_KERNEL_ACCOUNT)?;
         }
@@ -332,7 +337,7 @@ impl NetIovs {
 
         // SAFETY: The caller guarantees that it is valid, and in a pool that lets go of it.
         unsafe { bindings::net_mp_niov_clear_page_pool(iov.iov.as_ptr()) };
-        iov.references().store(0, Release);
+        iov.references().store(FREE, Release);
         named
     }
 
@@ -340,7 +345,7 @@ impl NetIovs {
     pub fn grant_free(&self, index: u32) -> bool {
         match self.iov(index.into()) {
             Some(iov) if iov.take() => {
-                iov.granted().add(1, Relaxed);
+                iov.granted().fetch_add(1, Release);
                 true
             }
             _ => false,
@@ -433,9 +438,12 @@ impl Drop for NetIovs {
     fn drop(&mut self) {
         // A pool that lets go of a buffer first leaves it, and gives up its reference last.
         let is_held = |iov: Iov<'_>| {
-            let granted = iov.granted().load(Relaxed) as isize;
+            let left = match iov.granted().load(Relaxed) {
+                0 => FREE,
+                granted => granted as isize,
+            };
 
-            !iov.pool().is_null() || iov.references().load(Acquire) != granted
+            !iov.pool().is_null() || iov.references().load(Acquire) != left
         };
         // SAFETY: There are as many.
         let mut iovs = (0..self.len()).map(|index| unsafe { self.0.iov_unchecked(index) });
@@ -486,9 +494,57 @@ mod tests {
         assert!(iovs.take(1, NonNull::dangling()).is_none());
         assert!(iovs.take(2, NonNull::dangling()).is_none());
         assert!(!iovs.grant_free(2));
-        // No pool got it after all: the first must not be freed as long as one may.
-        iovs.iov(0).ok_or(EINVAL)?.references().store(0, Relaxed);
+
+        // A pool that gets it back has none for a moment.
+        let references = iovs.iov(0).ok_or(EINVAL)?.references();
+
+        references.store(0, Relaxed);
+        assert!(iovs.take(0, NonNull::dangling()).is_none());
+        assert!(!iovs.grant_free(0));
+        // No pool got it after all: it must not be freed as long as one may.
+        references.store(FREE, Relaxed);
         Ok(())
+    }
+
+    /// What three buffers of 4 KiB or 8 KiB are told if these pieces, address and bytes each, are
+    /// mapped for a device.
+    fn told(pieces: [(u64, u32); 3], shift: u32) -> Result<[u64; 3]> {
+        let iovs = NetIovs::new(3)?;
+        let mut entries: [bindings::scatterlist; 3] = pin_init::zeroed();
+        let mut table: bindings::sg_table = pin_init::zeroed();
+
+        // SAFETY: There are so many entries.
+        unsafe { bindings::sg_init_table(entries.as_mut_ptr(), 3) };
+        for (entry, (address, len)) in entries.iter_mut().zip(pieces) {
+            entry.dma_address = address as bindings::dma_addr_t;
+            entry.length = len;
+            #[cfg(CONFIG_NEED_SG_DMA_LENGTH)]
+            {
+                entry.dma_length = len;
+            }
+        }
+        table.sgl = entries.as_mut_ptr();
+        table.nents = 3;
+        // SAFETY: The table and its entries stay while it is used.
+        iovs.set_dma(unsafe { SGTable::from_raw(&raw mut table) }, shift)?;
+
+        // SAFETY: The buffer is valid.
+        let address =
+            |iov: Iov<'_>| unsafe { bindings::page_pool_get_dma_addr_netmem(iov.netmem()) as u64 };
+        Ok([0, 1, 2].map(|index| iovs.iov(index).map_or(0, address)))
+    }
+
+    #[test]
+    fn addresses() {
+        let odd = [(0x7000, 4096), (0x3000, 4096), (0x1_0000, 4096)];
+        assert_eq!(told(odd, 12), Ok([0x7000, 0x3000, 0x1_0000]));
+        // No two of them are in a row.
+        assert_eq!(told(odd, 13), Err(EINVAL));
+        let long = [(0x8000, 16384), (0x2000, 8192), (0x4000, 8192)];
+        assert_eq!(told(long, 12), Ok([0x8000, 0x9000, 0xa000]));
+        assert_eq!(told(long, 13), Ok([0x8000, 0xa000, 0x2000]));
+        let few = [(0x5000, 4096), (0x2000, 4096), (0x9000, 0)];
+        assert_eq!(told(few, 12), Err(EFAULT));
     }
 
     /// No more than was granted.
@@ -538,7 +594,7 @@ mod tests {
         iov.references().add(1, Relaxed);
         assert_eq!(take_back(&iovs, 0, 1), None);
         assert_eq!(iov.references().load(Relaxed), 1);
-        iov.references().store(0, Relaxed);
+        iov.references().store(FREE, Relaxed);
         Ok(())
     }
 }

@@ -214,9 +214,11 @@ impl AllocCache<'_> {
                 (*pool).p.order,
             )
         };
+        // No further than the buffer goes.
         let size = 1usize
             .checked_shl(order.saturating_add(PAGE_SHIFT as u32))
-            .unwrap_or(0);
+            .unwrap_or(0)
+            .saturating_sub(u32_as_usize(offset));
         let cache = self.cache();
 
         for &netmem in cache.cache.iter().take(u32_as_usize(cache.count)) {
@@ -411,7 +413,7 @@ impl<P: MemoryProvider> Adapter<P> {
 ///
 /// # Invariants
 ///
-/// The receive queue `queue` of `netdev` has `params`, which point to `provider`.
+/// Once `netdev` can be locked, its receive queue `queue` has `params`, which point to `provider`.
 struct Binding<P> {
     netdev: NetDevice,
     dev: ARef<Device>,
@@ -457,40 +459,38 @@ impl<P: MemoryProvider> ProvidedQueue<P> {
         page_size: u32,
     ) -> Result {
         let dev = ARef::from(netdev.dma_device(queue)?);
-
-        if provider.queue().binding.lock().is_some() {
-            return Err(EBUSY);
-        }
         let params = bindings::pp_memory_provider_params {
             mp_priv: Arc::as_ptr(&provider).cast_mut().cast(),
             mp_ops: Adapter::<P>::OPS,
             rx_page_size: page_size,
         };
 
+        let bound = &provider.queue().binding;
+        {
+            let mut binding = bound.lock();
+
+            if binding.is_some() {
+                return Err(EBUSY);
+            }
+            // Before it is bound: if another device is behind the queue, the lock of which is not
+            // ours, that may go as soon as it is.
+            // INVARIANT: The device is locked until the queue has the parameters.
+            *binding = Some(Binding {
+                netdev: netdev.reference(),
+                dev,
+                queue,
+                params,
+                provider: provider.clone(),
+            });
+        }
         // SAFETY: The device is valid and locked. The functions are constant, and what goes with
-        // them stays: until the binding below has it, we do.
+        // them stays: the binding has it, or who uninstalls.
         to_result(unsafe {
             bindings::netif_mp_open_rxq(netdev.as_ptr(), queue, &params, null_mut())
-        })?;
-        {
-            let mut binding = provider.queue().binding.lock();
-
-            if binding.is_none() {
-                // INVARIANT: It was just bound.
-                *binding = Some(Binding {
-                    netdev: netdev.reference(),
-                    dev,
-                    queue,
-                    params,
-                    provider: provider.clone(),
-                });
-                return Ok(());
-            }
-        }
-        // Somebody was faster, on another device.
-        // SAFETY: The device is valid and locked, and the queue has these parameters.
-        unsafe { bindings::netif_mp_close_rxq(netdev.as_ptr(), queue, &params) };
-        Err(EBUSY)
+        })
+        .inspect_err(|_| {
+            drop(bound.lock().take_if(|binding| netdev.is(&binding.netdev)));
+        })
     }
 
     /// Whether there is a binding.
@@ -515,19 +515,26 @@ impl<P: MemoryProvider> ProvidedQueue<P> {
     /// C counterpart: `netif_mp_close_rxq`.
     pub fn close(&self) {
         let bound = |binding: &Binding<P>| binding.netdev.clone();
-        let Some(netdev) = self.binding.lock().as_ref().map(bound) else {
-            return;
-        };
-        let netdev = netdev.lock();
-        // Who uninstalls holds the device's lock, too.
-        let Some(binding) = self.binding.lock().take() else {
-            return;
-        };
 
-        // SAFETY: The device is valid and locked. By the type invariants of `Binding`, the queue
-        // has these parameters.
-        unsafe { bindings::netif_mp_close_rxq(netdev.as_ptr(), binding.queue, &binding.params) };
-        binding.unmap();
+        loop {
+            let Some(netdev) = self.binding.lock().as_ref().map(bound) else {
+                return;
+            };
+            let netdev = netdev.lock();
+            // It may have been uninstalled, and bound elsewhere, meanwhile.
+            let is_its = |binding: &mut Binding<P>| netdev.is(&binding.netdev);
+            let Some(binding) = self.binding.lock().take_if(is_its) else {
+                continue;
+            };
+
+            // SAFETY: The device is valid and locked. By the type invariants of `Binding`, the
+            // queue has these parameters, unless it was just uninstalled, which the function sees.
+            unsafe {
+                bindings::netif_mp_close_rxq(netdev.as_ptr(), binding.queue, &binding.params)
+            };
+            binding.unmap();
+            return;
+        }
     }
 
     /// The network stack lets go of the provider that it has as `mp_priv`. The device is locked.

@@ -18,7 +18,10 @@ use crate::{
         }, //
     },
     prelude::*,
-    sync::atomic::Relaxed, //
+    sync::atomic::{
+        Relaxed,
+        Release, //
+    }, //
 };
 use core::{
     marker::PhantomData,
@@ -46,6 +49,8 @@ impl<'a, 'p, P: MemoryProvider> Lookup<'a, 'p, P> {
     /// For the fragments of a packet.
     #[inline]
     pub fn new(_skb: &'a SkBuff, provider: &'p P) -> Self {
+        // Providers are told apart by where they are.
+        const { assert!(size_of::<P>() != 0) };
         // INVARIANT: There is no owner yet.
         Self {
             provider,
@@ -139,10 +144,10 @@ impl<'a> ProvidedIov<'a> {
     /// Grants user space the buffer, once more: it is not free before that is given back.
     #[inline]
     pub fn grant(&self) {
-        // In this order, lest user space gives back what is not there yet.
         self.iov.references().add(1, Relaxed);
+        // In this order, lest user space gives back what is not there yet.
         // SAFETY: By the type invariants, there is such a buffer, and there are as many counts.
-        unsafe { self.iov.owner.granted.get_unchecked(self.index) }.add(1, Relaxed);
+        unsafe { self.iov.owner.granted.get_unchecked(self.index) }.fetch_add(1, Release);
     }
 
     /// The whole of a buffer that was just taken out of a pool.
