@@ -94,9 +94,7 @@ impl Events {
         if fired & bit != 0 {
             return;
         }
-        // A ring that is disabled has no task that could be woken.
-        let posted =
-            |ring: &RingRef| !ring.is_disabled() && ring.post_later(self.user_data, event as i32);
+        let posted = |ring: &RingRef| ring.post_later(self.user_data, event as i32);
 
         if ring.as_ref().is_some_and(posted) {
             self.fired.store(fired | bit, Relaxed);

@@ -30,7 +30,10 @@ use kernel::{
             AREA_DMABUF, //
         }, //
     },
-    page::PAGE_MASK,
+    page::{
+        PAGE_MASK,
+        PAGE_SIZE, //
+    },
     prelude::*,
     scatterlist::SGTable,
     sync::Arc, //
@@ -103,8 +106,8 @@ impl Memory {
     fn of_dmabuf(fd: u32, size: usize) -> Result<Self> {
         let buf = DmaBuf::get(fd)?;
 
-        // What a device can reach of it is compared when it is mapped.
-        if buf.size() < size {
+        // What a device can reach of it, which may be whole pages, is compared when it is mapped.
+        if buf.size().div_ceil(PAGE_SIZE) < size / PAGE_SIZE {
             return Err(EINVAL);
         }
         Ok(Self {

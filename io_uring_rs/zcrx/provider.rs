@@ -12,8 +12,13 @@ use super::{
     },
     Ifq, //
 };
+use core::ptr;
 use kernel::{
-    io_uring::zcrx::EVENT_ALLOC_FAIL,
+    device::Device,
+    io_uring::zcrx::{
+        IfqReg,
+        EVENT_ALLOC_FAIL, //
+    },
     net::{
         device::NetDevice,
         page_pool::{
@@ -24,7 +29,10 @@ use kernel::{
         }, //
     },
     prelude::*,
-    sync::Arc,
+    sync::{
+        aref::ARef,
+        Arc, //
+    },
     warn_on, //
 };
 
@@ -74,26 +82,36 @@ impl MemoryProvider for Ifq {
     }
 }
 
-/// Makes `area` the first one of `ifq`, and has the receive queue `rxq` of `netdev` receive into
-/// it. The driver is asked for buffers of `page_size` bytes if that is not zero.
+/// Makes `area` the first one of `ifq`, and has the receive queue that `reg` names receive into it.
 ///
 /// # Errors
 ///
-/// - [`ENODEV`] if the device has gone.
+/// - [`ENODEV`] if the device has gone, or is another than that of `ifq`.
 /// - Those of [`Area::map`] and [`ProvidedQueue::open`].
 pub(super) fn open(
     ifq: &Arc<Ifq>,
-    netdev: &NetDevice,
-    rxq: u32,
-    page_size: u32,
+    reg: &IfqReg,
     first: Reservation<'_>,
     area: Pin<KBox<Area>>,
 ) -> Result {
+    let netdev = NetDevice::find(reg.if_idx)?;
     let netdev = netdev.lock();
+    let dev = netdev.dma_device(reg.if_rxq)?;
+    let is_its = |its: &ARef<Device>| ptr::addr_eq(&**its, dev);
 
-    area.map(netdev.dma_device(rxq)?)?;
+    if !ifq.dev.as_ref().is_some_and(is_its) {
+        return Err(ENODEV);
+    }
+    // As large as the driver likes, unless user space says.
+    let page_size = match reg.rx_buf_len {
+        0 => 0,
+        _ => 1u32.checked_shl(ifq.areas.shift()).ok_or(EINVAL)?,
+    };
+
+    area.map(dev)?;
     first.fill(area);
-    ProvidedQueue::open(ifq.clone(), &netdev, rxq, page_size).inspect_err(|_| ifq.areas.unmap())
+    ProvidedQueue::open(ifq.clone(), &netdev, reg.if_rxq, page_size)
+        .inspect_err(|_| ifq.areas.unmap())
 }
 
 /// Makes `area` one more of `ifq`, mapped for its device if it has any.
@@ -120,9 +138,15 @@ pub(super) fn add(ifq: &Ifq, reservation: Reservation<'_>, area: Pin<KBox<Area>>
 mod tests {
     use super::*;
     use crate::zcrx::buffers::Buffers;
-    use kernel::net::page_pool::test_pool::{
-        Packet,
-        TestPool, //
+    use kernel::{
+        net::page_pool::test_pool::{
+            Packet,
+            TestPool, //
+        },
+        sync::atomic::{
+            Atomic,
+            Relaxed, //
+        }, //
     };
 
     const COUNT: u32 = 150;
@@ -134,6 +158,10 @@ mod tests {
         buffers: Buffers,
         #[pin]
         queue: ProvidedQueue<Provider>,
+        /// How often user space names each buffer, for the pool to see when it wants some.
+        named: [Atomic<u32>; COUNT as usize],
+        /// How often it has looked.
+        looked: Atomic<u32>,
     }
 
     impl MemoryProvider for Provider {
@@ -151,6 +179,17 @@ mod tests {
         fn alloc(&self, cache: &mut AllocCache<'_>) {
             let mut buffers = [0; 7];
 
+            for (buffer, named) in self.named.iter().enumerate() {
+                if cache.room() != 0 {
+                    let count = named.xchg(0, Relaxed);
+
+                    self.buffers
+                        .take_back(buffer as u64, count, &mut None, &mut |iov| {
+                            cache.recycle(iov)
+                        });
+                }
+            }
+            self.looked.add(1, Relaxed);
             while cache.room() != 0 {
                 let wanted = cache.room().min(buffers.len());
                 let count = self.buffers.take(&mut buffers[..wanted]);
@@ -180,6 +219,8 @@ mod tests {
             pin_init!(Provider {
                 buffers <- buffers,
                 queue <- ProvidedQueue::new(),
+                named: [const { Atomic::new(0) }; COUNT as usize],
+                looked: Atomic::new(0),
             }),
             GFP_KERNEL,
         )
@@ -208,6 +249,15 @@ mod tests {
         granted: u32,
         /// It is not in the pool: it was copied to.
         copied: bool,
+        /// How often user space has named it since the pool has looked.
+        named: u32,
+    }
+
+    impl Model {
+        fn given_back(&mut self, count: u32) {
+            self.granted -= self.granted.min(count);
+            self.copied &= self.granted != 0;
+        }
     }
 
     /// Any sequence of what a driver, packets, user space and copying do: each buffer is in one
@@ -233,7 +283,18 @@ mod tests {
 
             match random(8) {
                 0 | 1 => {
-                    if let Some(packet) = pool.receive() {
+                    let packet = pool.receive();
+
+                    if provider.looked.xchg(0, Relaxed) != 0 {
+                        for (at, named) in model.iter_mut().zip(&provider.named) {
+                            // Where the cache had room for it.
+                            if named.load(Relaxed) == 0 {
+                                let count = core::mem::take(&mut at.named);
+                                at.given_back(count);
+                            }
+                        }
+                    }
+                    if let Some(packet) = packet {
                         let at = &mut model[packet.iov().index()];
 
                         assert!(at.packets.is_empty() && at.granted == 0);
@@ -257,9 +318,13 @@ mod tests {
                     let count = 1 + random(3);
                     let at = &mut model[any];
 
-                    give_back(&provider, any, count);
-                    at.granted -= at.granted.min(count);
-                    at.copied &= at.granted != 0;
+                    if random(2) == 0 {
+                        give_back(&provider, any, count);
+                        at.given_back(count);
+                    } else {
+                        provider.named[any].add(count, Relaxed);
+                        at.named += count;
+                    }
                 }
                 6 => {
                     let mut buffer = [0];

@@ -29,7 +29,10 @@ use kernel::{
             STATS_SIZE, //
         }, //
     },
-    net::page_pool::AllocCache,
+    net::{
+        netmem::PooledIov,
+        page_pool::AllocCache, //
+    },
     page::PAGE_SIZE,
     prelude::*,
     sched,
@@ -134,9 +137,17 @@ impl Refill {
         }
     }
 
-    /// Reads up to `most` entries, and hands what they name to `f`, where buffers have `1 << shift`
-    /// bytes: how many. Those that name nothing are passed over.
-    fn read(&self, most: u32, shift: u32, mut f: impl FnMut(Place)) -> u32 {
+    /// Reads up to `most` entries, and gives back the buffers that they name, of `1 << shift` bytes:
+    /// how many. Those that name nothing are passed over.
+    ///
+    /// All of them are back before others may read: who finds the queue empty then finds the
+    /// buffers where they belong.
+    fn read<'a, F: FnMut(PooledIov<'a>)>(
+        &self,
+        most: u32,
+        shift: u32,
+        returns: &mut Returns<'a, F>,
+    ) -> u32 {
         let mut cursor = self.cursor.lock();
         let tail = self.region.load_acquire_u32(RQ_TAIL);
         let count = cursor.available(tail).min(most);
@@ -150,9 +161,10 @@ impl Refill {
             let padding = entries.read_u32::<RQE_PAD>(entry);
 
             if let Some(place) = Place::of_entry(offset, padding, shift) {
-                f(place);
+                returns.push(place);
             }
         }
+        returns.end_run();
         self.region.store_release_u32(RQ_HEAD, cursor.head());
         count
     }
@@ -163,10 +175,10 @@ impl Refill {
         let mut total = 0;
 
         while total < REFILL_CAP && cache.room() != 0 {
-            // 64 at most.
-            let most = cache.room() as u32;
+            // There is room for 64 at most.
+            let most = REFILL_CAP.saturating_sub(total).min(cache.room() as u32);
             let mut returns = Returns::new(areas, |iov| cache.recycle(iov));
-            let count = self.read(most, areas.shift(), |place| returns.push(place));
+            let count = self.read(most, areas.shift(), &mut returns);
 
             drop(returns);
             total += count;
@@ -183,7 +195,7 @@ impl Refill {
 
         while total < self.entries {
             let mut returns = Returns::new(areas, |iov| iov.put());
-            let count = self.read(BATCH, areas.shift(), |place| returns.push(place));
+            let count = self.read(BATCH, areas.shift(), &mut returns);
 
             drop(returns);
             total += count;

@@ -196,13 +196,15 @@ pub(crate) fn register(queues: &mut Queues<'_, Ifq>, arg: UserPtr) -> Result {
     let stats = (wanted.flags & EVENT_DESC_STATS != 0).then_some(wanted.stats_offset);
     let refill = Refill::new(region, reg.rq_entries, stats)?;
 
-    let mut dev = None;
-    let mut netdev = None;
-    if !no_device {
-        let found = netdev.insert(NetDevice::find(reg.if_idx)?);
+    // The network device is let go of while memory is pinned, for as long as that takes.
+    let dev = if no_device {
+        None
+    } else {
+        let netdev = NetDevice::find(reg.if_idx)?;
+        let netdev = netdev.lock();
 
-        dev = Some(ARef::from(found.lock().dma_device(reg.if_rxq)?));
-    }
+        Some(ARef::from(netdev.dma_device(reg.if_rxq)?))
+    };
     let shift = buffer_shift(reg.rx_buf_len, dev.is_some())?;
     let area = Area::new(&account, &area_reg, shift, dev.is_some())?;
     let writable = area.is_writable();
@@ -224,13 +226,10 @@ pub(crate) fn register(queues: &mut Queues<'_, Ifq>, arg: UserPtr) -> Result {
 
     let first = ifq.areas.reserve()?;
     area_reg.rq_area_token = token(first.id());
-    match &netdev {
-        None => first.fill(area),
-        Some(netdev) => {
-            let page_size = if reg.rx_buf_len == 0 { 0 } else { 1 << shift };
-
-            provider::open(&ifq, netdev, reg.if_rxq, page_size, first, area)?;
-        }
+    if no_device {
+        first.fill(area);
+    } else {
+        provider::open(&ifq, &reg, first, area)?;
     }
     reg.zcrx_id = id;
     // 31 at most.

@@ -64,8 +64,9 @@ impl<'a, F: FnMut(PooledIov<'a>)> Returns<'a, F> {
         self.run = place;
     }
 
+    /// Gives back what was named last. What follows is not taken together with it.
     #[inline]
-    fn end_run(&mut self) {
+    pub(super) fn end_run(&mut self) {
         // There is none before the first entry.
         if let Some(area) = self.area {
             area.buffers().take_back(
@@ -76,11 +77,5 @@ impl<'a, F: FnMut(PooledIov<'a>)> Returns<'a, F> {
             );
         }
         self.count = 0;
-    }
-}
-
-impl<'a, F: FnMut(PooledIov<'a>)> Drop for Returns<'a, F> {
-    fn drop(&mut self) {
-        self.end_run();
     }
 }
