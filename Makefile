@@ -106,7 +106,7 @@ toolchain: ## get compilers, QEMU and bindgen into build/
 tree: toolchain ## lay this project on Linux 7.3 in build/linux
 	@scripts/tree
 
-guest: toolchain ## build the programs of tests/ and pack them into build/guest.cpio
+guest: tree ## build the programs of tests/ and pack them into build/guest.cpio
 	@scripts/tests "$$PWD/build/guest.cpio"
 
 host-tests: toolchain ## property tests of what needs no kernel

@@ -12,7 +12,6 @@ pub mod op {
     pub const POLL_ADD: u8 = opcode::PollAdd::CODE;
     pub const SYNC_FILE_RANGE: u8 = opcode::SyncFileRange::CODE;
     pub const SENDMSG: u8 = opcode::SendMsg::CODE;
-    pub const TIMEOUT: u8 = opcode::Timeout::CODE;
     pub const ACCEPT: u8 = opcode::Accept::CODE;
     pub const ASYNC_CANCEL: u8 = opcode::AsyncCancel::CODE;
     pub const LINK_TIMEOUT: u8 = opcode::LinkTimeout::CODE;
@@ -22,11 +21,9 @@ pub mod op {
     pub const CLOSE: u8 = opcode::Close::CODE;
     pub const STATX: u8 = opcode::Statx::CODE;
     pub const READ: u8 = opcode::Read::CODE;
-    pub const WRITE: u8 = opcode::Write::CODE;
     pub const FSYNC: u8 = opcode::Fsync::CODE;
     pub const FADVISE: u8 = opcode::Fadvise::CODE;
     pub const MADVISE: u8 = opcode::Madvise::CODE;
-    pub const SEND: u8 = opcode::Send::CODE;
     pub const RECV: u8 = opcode::Recv::CODE;
     pub const OPENAT2: u8 = opcode::OpenAt2::CODE;
     pub const SPLICE: u8 = opcode::Splice::CODE;

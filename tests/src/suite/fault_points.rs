@@ -100,8 +100,14 @@ pub fn prepare(points: Points) -> anyhow::Result<Option<Outcome>> {
         "failslab/cache-filter",
         if marked_caches_only { "Y" } else { "N" },
     )?;
+    // No allocation is of such an order.
+    set(
+        "fail_page_alloc/min-order",
+        if marked_caches_only { "99" } else { "0" },
+    )?;
+    set("fail_page_alloc/ignore-gfp-wait", "N")?;
     // Thousands of stack traces help nobody.
-    for attribute in ["failslab", "fail_usercopy"] {
+    for attribute in ["failslab", "fail_page_alloc", "fail_usercopy"] {
         set(&format!("{attribute}/verbose"), "0")?;
     }
     Ok(None)

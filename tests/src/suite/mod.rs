@@ -29,6 +29,8 @@ mod zcrx_device_buffers;
 mod zcrx_device_dmabuf;
 mod zcrx_device_end;
 mod zcrx_device_fault;
+mod zcrx_device_points;
+mod zcrx_device_selftest;
 mod zcrx_device_stress;
 mod zcrx_events;
 mod zcrx_export;
@@ -167,6 +169,7 @@ const GROUPS: &[Group] = &[
             zcrx_device_end::TESTS,
             zcrx_device_buffers::TESTS,
             zcrx_device_dmabuf::TESTS,
+            zcrx_device_selftest::TESTS,
         ],
     },
     Group {
@@ -177,6 +180,7 @@ const GROUPS: &[Group] = &[
             zcrx_fault::TESTS,
             zcrx_fault_sharing::TESTS,
             zcrx_device_fault::TESTS,
+            zcrx_device_points::TESTS,
         ],
     },
     Group {

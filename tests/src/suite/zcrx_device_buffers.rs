@@ -33,6 +33,7 @@ pub const TESTS: &[Test] = &[
     test("ZN15 pages among the area's buffers", zn15),
     test("ZN16 several fragments in a buffer", zn16),
     slow("ZN20 an area that is added under load", 30, zn20),
+    test("ZV27device entries that name nothing", zv27_device),
 ];
 
 /// Takes completions of data until all that was sent is there: their offsets.
@@ -405,5 +406,36 @@ fn zn20() -> TestResult {
     drop((ifq, ring));
     nic.released()?;
     nic::wait_pinned(0)?;
+    Ok(Outcome::Passed)
+}
+
+/// How far the pool reads at once when it looks for buffers.
+fn zv27_device() -> TestResult {
+    const NOTHING: u32 = 1000;
+    let nic = Nic::new()?;
+    let mut ring = roomy_ring()?;
+    let ifq = nic.ifq(&ring, 1024, BUFFERS)?;
+    for _ in 0..NOTHING {
+        ifq.give_back(7 << AREA_SHIFT);
+    }
+    let mut stream = nic.stream(1)?;
+    ring.push(stream.recv(&ifq, 0))?;
+    let (mut steps, mut head) = (Vec::new(), ifq.head());
+    // The driver wants another buffer for each packet, the pool some for many.
+    while head != NOTHING {
+        stream.send_some(100)?;
+        stream.take(&ifq, &ring.cqe()?)?;
+        let before = std::mem::replace(&mut head, ifq.head());
+        if head != before {
+            steps.push(head - before);
+        }
+    }
+    let want = match zcrx_implementation() {
+        Implementation::C => vec![1000],
+        Implementation::Rust => vec![256, 256, 256, 232],
+    };
+    expect_eq("entries that were read at once", steps, want)?;
+    drop(stream);
+    ring.cqe()?;
     Ok(Outcome::Passed)
 }

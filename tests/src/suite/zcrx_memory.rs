@@ -7,8 +7,9 @@ use std::fs;
 use nix::sys::resource::{Resource, setrlimit};
 
 use super::zcrx_registration::{map_error, refused};
-use super::{Outcome, Test, TestResult, test};
-use crate::kernel::{expect_eq, expect_result};
+use super::{Outcome, Test, TestResult, slow, test};
+use crate::buffers::Held;
+use crate::kernel::{Implementation, expect_eq, expect_result, zcrx_implementation};
 use crate::register::PAGE_SIZE;
 use crate::sandbox;
 use crate::wide::{Mapping, WideRing};
@@ -30,6 +31,7 @@ pub const TESTS: &[Test] = &[
     test("ZR19 areas that are refused", zr19),
     test("ZR20 user memory that is none", zr20),
     test("ZR23 huge pages", zr23),
+    slow("ZR31 2049 queues", 60, zr31),
     test("ZR33 a page of a huge page", zr33),
 ];
 
@@ -167,17 +169,18 @@ fn zr17() -> TestResult {
         setrlimit(Resource::RLIMIT_MEMLOCK, 64 * PAGE, 64 * PAGE)?;
         let mut ring = WideRing::new(8)?;
         let (small, large) = (memory(16)?, memory(128)?);
+        let held = Held::now()?;
         for _ in 0..20 {
             let mut registration = Registration::new(64, &large);
             let got = registration.register(ring.fd());
             expect_result("an area past the limit", got, -libc::ENOMEM)?;
-            expect_eq("pinned", pinned()?, 0)?;
+            held.expect("an area past the limit")?;
 
             let mut registration = Registration::new(64, &small);
             registration.region.size = 128 * PAGE;
             let got = registration.register(ring.fd());
             expect_result("a region past the limit", got, -libc::ENOMEM)?;
-            expect_eq("pinned", pinned()?, 0)?;
+            held.expect("a region past the limit")?;
         }
         // Nothing of these stayed charged.
         let ifq = Ifq::new(ring.fd(), 64, 16)?;
@@ -308,5 +311,47 @@ fn zr33() -> TestResult {
     expect_result("registering", registration.register(ring.fd()), 0)?;
     // The whole of it cannot be used otherwise.
     expect_eq("pinned", pinned()?, HUGE / PAGE_SIZE)?;
+    Ok(Outcome::Passed)
+}
+
+fn zr31() -> TestResult {
+    const IDS: u32 = 2048;
+    let ring = WideRing::new(2)?;
+    let area = memory(1)?;
+    let add = |id: u32| {
+        let mut registration = Registration::new(1, &area);
+        let got = registration.register(ring.fd());
+        if got == 0 {
+            expect_eq("id", registration.reg.zcrx_id, id)?;
+        }
+        anyhow::Ok((got, registration.region.mmap_offset as i64))
+    };
+    for id in 0..IDS - 1 {
+        expect_result("registering", add(id)?.0, 0)?;
+    }
+    let (got, offset) = add(IDS - 1)?;
+    expect_result("the last that can be mapped", got, 0)?;
+    Mapping::new(ring.fd(), offset, PAGE_SIZE)?;
+
+    match zcrx_implementation() {
+        Implementation::C => {
+            let (got, offset) = add(IDS)?;
+            expect_result("one more", got, 0)?;
+            // Its offset is that of nothing.
+            let error = map_error(&ring, 0, offset, PAGE_SIZE);
+            expect_eq("mapping it", error, Some(libc::EINVAL))?;
+        }
+        Implementation::Rust => {
+            let held = pinned()?;
+            let mut registration = Registration::new(1, &area);
+            for _ in 0..2 {
+                let got = registration.register(ring.fd());
+                expect_result("one more", got, -libc::EBUSY)?;
+                expect_eq("its id", registration.reg.zcrx_id, 0)?;
+                expect_eq("its offset", registration.region.mmap_offset, 0)?;
+                expect_eq("pinned", pinned()?, held)?;
+            }
+        }
+    }
     Ok(Outcome::Passed)
 }

@@ -6,8 +6,9 @@ use std::os::fd::RawFd;
 
 use nix::sched::{CloneFlags, unshare};
 
-use super::{Outcome, Test, TestResult, slow, test};
-use crate::kernel::{Implementation, expect_eq, expect_result, zcrx_implementation};
+use super::{Outcome, Test, TestResult, test};
+use crate::kernel::{expect_eq, expect_result};
+use crate::nic;
 use crate::register::{
     self, IORING_REGISTER_ENABLE_RINGS, IORING_REGISTER_QUERY, PAGE_SIZE, Page, Restriction, TASK,
     register,
@@ -16,7 +17,7 @@ use crate::ring::{IORING_SETUP_R_DISABLED, IORING_SETUP_SINGLE_ISSUER};
 use crate::sandbox;
 use crate::wide::{
     IORING_SETUP_CLAMP, IORING_SETUP_CQE_MIXED, IORING_SETUP_CQE32, IORING_SETUP_DEFER_TASKRUN,
-    Mapping, WideRing, ZCRX_SETUP,
+    WideRing, ZCRX_SETUP,
 };
 use crate::zcrx::{
     EventDesc, IORING_REGISTER_ZCRX_IFQ, IORING_ZCRX_AREA_DMABUF, Ifq, IfqReg, MAX_ENTRIES,
@@ -47,7 +48,6 @@ pub const TESTS: &[Test] = &[
     test("ZR28 devices of another namespace", zr28),
     test("ZR29 two queues of one ring", zr29),
     test("ZR30 a ring that is disabled", zr30),
-    slow("ZR31 2049 queues", 60, zr31),
     test("ZR32 what can be asked beforehand", zr32),
     test("ZR34 a ring of another task", zr34),
     test("ZR36 a ring that may not register queues", zr36),
@@ -475,6 +475,10 @@ fn zr27() -> TestResult {
     ] {
         refused(&ring, what, -want, on_device(index))?;
     }
+    unshare(CloneFlags::CLONE_NEWNET)?;
+    nic::run("ip link add veth0 type veth peer veth1", None)?;
+    let veth = on_device(device("veth0")?);
+    refused(&ring, "veth", -libc::EOPNOTSUPP, veth)?;
     none_so_far(&ring)?;
     Ok(Outcome::Passed)
 }
@@ -505,48 +509,6 @@ fn zr30() -> TestResult {
     let ifq = Ifq::new(ring.fd(), 64, 8)?;
     expect_result("enabling", register::enable(ring.fd()), 0)?;
     transfer(&mut ring, &ifq, 2 * PAGE_SIZE)?;
-    Ok(Outcome::Passed)
-}
-
-fn zr31() -> TestResult {
-    const IDS: u32 = 2048;
-    let ring = WideRing::new(2)?;
-    let area = memory(1)?;
-    let add = |id: u32| {
-        let mut registration = Registration::new(1, &area);
-        let got = registration.register(ring.fd());
-        if got == 0 {
-            expect_eq("id", registration.reg.zcrx_id, id)?;
-        }
-        anyhow::Ok((got, registration.region.mmap_offset as i64))
-    };
-    for id in 0..IDS - 1 {
-        expect_result("registering", add(id)?.0, 0)?;
-    }
-    let (got, offset) = add(IDS - 1)?;
-    expect_result("the last that can be mapped", got, 0)?;
-    Mapping::new(ring.fd(), offset, PAGE_SIZE)?;
-
-    match zcrx_implementation() {
-        Implementation::C => {
-            let (got, offset) = add(IDS)?;
-            expect_result("one more", got, 0)?;
-            // Its offset is that of nothing.
-            let error = map_error(&ring, 0, offset, PAGE_SIZE);
-            expect_eq("mapping it", error, Some(libc::EINVAL))?;
-        }
-        Implementation::Rust => {
-            let held = pinned()?;
-            let mut registration = Registration::new(1, &area);
-            for _ in 0..2 {
-                let got = registration.register(ring.fd());
-                expect_result("one more", got, -libc::EBUSY)?;
-                expect_eq("its id", registration.reg.zcrx_id, 0)?;
-                expect_eq("its offset", registration.region.mmap_offset, 0)?;
-                expect_eq("pinned", pinned()?, held)?;
-            }
-        }
-    }
     Ok(Outcome::Passed)
 }
 

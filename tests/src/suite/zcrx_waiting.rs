@@ -13,15 +13,20 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::{Pid, gettid};
 
 use super::zcrx_control::add;
+use super::zcrx_device_end::add_area;
 use super::zcrx_sharing::{ENTRIES, PAGES, export, import};
 use super::{Outcome, Test, TestResult, test};
 use crate::buffers::{Consumer, Held, offset};
 use crate::kernel::{Implementation, expect_eq, expect_result, result, zcrx_implementation};
+use crate::nic::{self, Nic, PORT};
 use crate::register::PAGE_SIZE;
-use crate::wide::Mapping;
-use crate::zcrx::{AREA_SHIFT, AreaReg, memory};
+use crate::wide::{Mapping, WideRing};
+use crate::zcrx::{AREA_SHIFT, AreaReg, memory, pinned};
 
-pub const TESTS: &[Test] = &[test("ZX28 an area that takes long to add", zx28)];
+pub const TESTS: &[Test] = &[
+    test("ZX28 an area that takes long to add", zx28),
+    test("BG03 a device goes while memory is withheld", bg03),
+];
 
 /// Asks for the interface that there is: `struct uffdio_api`.
 #[repr(C)]
@@ -179,5 +184,71 @@ fn zx28() -> TestResult {
     consumer.expect_free("more", &[])?;
     drop((consumer, area, withheld, more));
     before.wait("closing")?;
+    Ok(Outcome::Passed)
+}
+
+/// Pulls the device out while the kernel waits for memory on behalf of `act`, which
+/// is done after that, or in C, before: its result.
+fn unplugged<R: Send>(withheld: &Withheld, act: impl FnOnce() -> R + Send) -> anyhow::Result<R> {
+    let gone = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let acting = scope.spawn(act);
+        withheld.wait()?;
+        let unplugging = scope.spawn(|| {
+            let unplugged = nic::unplug(PORT);
+            gone.store(true, Ordering::Release);
+            unplugged
+        });
+        match zcrx_implementation() {
+            Implementation::C => {
+                thread::sleep(Duration::from_secs(1));
+                ensure!(!gone.load(Ordering::Acquire), "C did not wait");
+            }
+            // The runner ends a test that waits for ever.
+            Implementation::Rust => {
+                while !gone.load(Ordering::Acquire) {
+                    thread::sleep(Duration::from_millis(5));
+                }
+            }
+        }
+        withheld.serve()?;
+        unplugging.join().ok().context("unplugging panicked")??;
+        acting.join().ok().context("the ring panicked")
+    })
+}
+
+fn bg03() -> TestResult {
+    let in_c = zcrx_implementation() == Implementation::C;
+    // One more area of a queue.
+    let nic = Nic::new()?;
+    let withheld = Withheld::new(4)?;
+    let (got, pinned) = unplugged(&withheld, || {
+        let ring = WideRing::new(8)?;
+        let ifq = nic.ifq(&ring, ENTRIES, PAGES)?;
+        let got = add_area(&ring, &ifq, &withheld.memory).0;
+        anyhow::Ok((got, pinned()?))
+    })??;
+    expect_result("adding", got, if in_c { 0 } else { -libc::EFAULT })?;
+    let all = if in_c { PAGES + 4 } else { PAGES };
+    expect_eq("pinned", pinned, all)?;
+    nic::drained()?;
+    nic::wait_pinned(0)?;
+    drop(nic);
+
+    // The first one.
+    let nic = Nic::new()?;
+    let withheld = Withheld::new(4)?;
+    let got = unplugged(&withheld, || {
+        let ring = WideRing::new(8)?;
+        anyhow::Ok(
+            nic.registration(ENTRIES, &withheld.memory)
+                .register(ring.fd()),
+        )
+    })??;
+    expect_result("registering", got, if in_c { 0 } else { -libc::ENODEV })?;
+    nic::drained()?;
+    nic::wait_pinned(0)?;
+    drop(nic);
+    Nic::new()?;
     Ok(Outcome::Passed)
 }

@@ -1,0 +1,167 @@
+// SPDX-License-Identifier: GPL-2.0
+//! D11: queues of a network device at every point where memory may be short, or a
+//! user copy may fail. Without a device that is in `zcrx_fault`.
+
+use std::sync::OnceLock;
+
+use anyhow::{Context, ensure};
+
+use super::fault_points::{Met, Points, Scenario, prepare, sweep};
+use super::zcrx_device_end::add_area;
+use super::zcrx_fault::{either, none};
+use super::zcrx_receive::roomy_ring;
+use super::{Outcome, Test, TestResult, slow};
+use crate::buffers::Held;
+use crate::kernel::expect_eq;
+use crate::netdev;
+use crate::nic::Nic;
+use crate::register::PAGE_SIZE;
+use crate::wide::{Mapping, WideRing};
+use crate::zcrx::{AREA_SHIFT, AreaReg, Ifq, Registration, memory};
+
+pub const TESTS: &[Test] = &[
+    slow("FI10device a queue of a device", 120, fi10device),
+    slow("FI11device one more area of it", 120, fi11device),
+];
+
+const ENTRIES: u32 = 256;
+/// More than a ring of the device has.
+const PAGES: usize = 160;
+/// Those of the area that is added.
+const MORE: usize = 16;
+/// Bytes that show that a queue works.
+const SOME: usize = 24 * PAGE_SIZE;
+
+/// The software NIC of all attempts, which are children of who made it.
+static NIC: OnceLock<Nic> = OnceLock::new();
+
+fn nic() -> anyhow::Result<&'static Nic> {
+    NIC.get().context("no NIC")
+}
+
+/// That nothing is provided to the device.
+fn unbound() -> anyhow::Result<()> {
+    expect_eq("provided", nic()?.provided()?, None)?;
+    expect_eq("pools", netdev::provided_pools()?.len(), 0)
+}
+
+/// The first queue of a ring.
+struct Bind {
+    begin: Held,
+    ring: Option<WideRing>,
+    area: Option<Mapping>,
+    registration: Option<Registration>,
+    held: Held,
+}
+
+impl Scenario for Bind {
+    fn setup() -> anyhow::Result<Self> {
+        let begin = Held::now()?;
+        Ok(Bind {
+            begin,
+            ring: Some(roomy_ring()?),
+            area: Some(memory(PAGES)?),
+            registration: None,
+            held: Held::now()?,
+        })
+    }
+    fn act(&mut self) -> i32 {
+        let (Ok(nic), Some(ring), Some(area)) = (nic(), &self.ring, &self.area) else {
+            return -libc::EINVAL;
+        };
+        let registration = self.registration.insert(nic.registration(ENTRIES, area));
+        registration.register(ring.fd())
+    }
+    fn unchanged(&mut self) -> anyhow::Result<()> {
+        none(self.ring.as_ref().context("no ring")?)?;
+        unbound()?;
+        self.held.expect("failing")
+    }
+    fn done(&mut self) -> anyhow::Result<()> {
+        let provided = nic()?.provided()?;
+        expect_eq("provided", provided, Some(PAGE_SIZE as u64))?;
+        self.held.with_pages(PAGES).expect("registering")?;
+        let mut ring = self.ring.take().context("no ring")?;
+        let area = self.area.take().context("no area")?;
+        let registration = self.registration.take().context("no registration")?;
+        let ifq = Ifq::attach(ring.fd(), registration, area)?;
+        nic()?.zero_copy(&mut ring, &ifq, SOME)?;
+        drop((ifq, ring));
+        nic()?.released()?;
+        self.begin.wait("closing")
+    }
+}
+
+/// One more area of a queue.
+struct AddArea {
+    begin: Held,
+    queue: Option<(WideRing, Ifq)>,
+    area: Mapping,
+    description: AreaReg,
+    got: i32,
+    held: Held,
+}
+
+impl Scenario for AddArea {
+    fn setup() -> anyhow::Result<Self> {
+        let begin = Held::now()?;
+        let ring = roomy_ring()?;
+        let ifq = nic()?.ifq(&ring, ENTRIES, PAGES)?;
+        Ok(AddArea {
+            begin,
+            queue: Some((ring, ifq)),
+            area: memory(MORE)?,
+            description: AreaReg::default(),
+            got: 0,
+            held: Held::now()?,
+        })
+    }
+    fn act(&mut self) -> i32 {
+        let Some((ring, ifq)) = &self.queue else {
+            return -libc::EINVAL;
+        };
+        (self.got, self.description) = add_area(ring, ifq, &self.area);
+        self.got
+    }
+    fn unchanged(&mut self) -> anyhow::Result<()> {
+        let copied = self.got == -libc::ENOMEM;
+        // C has written the token by then, unless that is what failed.
+        let token = if copied { either(1, 0) } else { 0 };
+        let want = u64::from(token) << AREA_SHIFT;
+        expect_eq("the token", self.description.rq_area_token, want)?;
+        self.held.expect("failing")
+    }
+    fn done(&mut self) -> anyhow::Result<()> {
+        let token = self.description.rq_area_token;
+        expect_eq("the token", token, 1 << AREA_SHIFT)?;
+        self.held.with_pages(MORE).expect("adding")?;
+        let (mut ring, ifq) = self.queue.take().context("no queue")?;
+        nic()?.zero_copy(&mut ring, &ifq, SOME)?;
+        drop((ifq, ring));
+        nic()?.released()?;
+        self.begin.wait("closing")
+    }
+}
+
+/// Sweeps a scenario, which has so many user copies, and at least so many
+/// allocations that are not tried again.
+fn swept<S: Scenario>(what: &str, allocations: u32, copies: u32) -> TestResult {
+    if let Some(skipped) = prepare(Points::All)? {
+        return Ok(skipped);
+    }
+    ensure!(NIC.set(Nic::new()?).is_ok(), "there is a NIC");
+    let met: Met = sweep::<S>(what)?;
+    expect_eq("user copies that failed", met.fault, copies)?;
+    ensure!(met.no_memory >= allocations, "too few failed: {met:?}");
+    Ok(Outcome::Passed)
+}
+
+fn fi10device() -> TestResult {
+    // In: the queue, the region, the area; out: the same.
+    swept::<Bind>("a queue of a device", 15, 6)
+}
+
+fn fi11device() -> TestResult {
+    // In: the operation, the description. Out: the description, in Rust twice.
+    swept::<AddArea>("one more area of a device", 6, either(3, 4))
+}
