@@ -100,14 +100,10 @@ pub fn prepare(points: Points) -> anyhow::Result<Option<Outcome>> {
         "failslab/cache-filter",
         if marked_caches_only { "Y" } else { "N" },
     )?;
-    // No allocation is of such an order.
-    set(
-        "fail_page_alloc/min-order",
-        if marked_caches_only { "99" } else { "0" },
-    )?;
-    set("fail_page_alloc/ignore-gfp-wait", "N")?;
+    // Of pages, none is of such an order: `without_pages` is about those.
+    set("fail_page_alloc/min-order", "99")?;
     // Thousands of stack traces help nobody.
-    for attribute in ["failslab", "fail_page_alloc", "fail_usercopy"] {
+    for attribute in ["failslab", "fail_usercopy"] {
         set(&format!("{attribute}/verbose"), "0")?;
     }
     Ok(None)
@@ -237,6 +233,37 @@ pub fn exhaust<S: Scenario>(what: &str) -> anyhow::Result<u32> {
         points += u32::from(last.replace(consumed) != Some(consumed));
     }
     bail!("{what}: {MOST} bytes are not enough")
+}
+
+/// Has a scenario, which takes pages for itself, fail for want of them.
+pub fn without_pages<S: Scenario>(what: &str) -> anyhow::Result<()> {
+    let set = |knob: &str, value: &str| {
+        let path = format!("/sys/kernel/debug/fail_page_alloc/{knob}");
+        fs::write(&path, value).with_context(|| format!("{value} > {path}"))
+    };
+    for (knob, value) in [
+        ("task-filter", "Y"),
+        ("ignore-gfp-wait", "N"),
+        ("min-order", "0"),
+        ("verbose", "0"),
+        ("probability", "100"),
+    ] {
+        set(knob, value)?;
+    }
+    sandbox::in_child(|| {
+        let who = File::options().write(true).open("/proc/self/make-it-fail");
+        let who = who.context("/proc/self/make-it-fail")?;
+        let mut scenario = S::setup().context("setup")?;
+        // What is tried again, or in another way, fails again.
+        set("times", "50")?;
+        who.write_all_at(b"1", 0).context("make-it-fail")?;
+        let got = scenario.act();
+        who.write_all_at(b"0", 0).context("make-it-fail")?;
+        set("times", "0")?;
+        expect_result("without pages", got, -libc::ENOMEM)?;
+        finish(scenario, got)
+    })
+    .with_context(|| what.to_string())
 }
 
 /// Results of NOP 0 to 3 and of CLOSE on a ring.

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 
-use super::fault_points::{FailNth, Met, Points, Scenario, exhaust, prepare, sweep};
+use super::fault_points::{FailNth, Met, Points, Scenario, exhaust, prepare, sweep, without_pages};
 use super::zcrx_control::limit_pages;
 use super::zcrx_registration::map_error;
 use super::{Outcome, Test, TestResult, slow, test};
@@ -420,6 +420,7 @@ fn fi10() -> TestResult {
     // Pages that are not in a row are mapped, for which the kernel keeps objects
     // that were freed: the points are not always the same. FI15 counts copies.
     swept::<Register<true>>("a queue in own memory", either(9, 5), None)?;
+    without_pages::<Register<false>>("a queue")?;
     Ok(Outcome::Passed)
 }
 
