@@ -164,7 +164,7 @@ impl Refill {
                 returns.push(place);
             }
         }
-        returns.end_run();
+        returns.finish();
         self.region.store_release_u32(RQ_HEAD, cursor.head());
         count
     }

@@ -64,9 +64,15 @@ impl<'a, F: FnMut(PooledIov<'a>)> Returns<'a, F> {
         self.run = place;
     }
 
-    /// Gives back what was named last. What follows is not taken together with it.
-    #[inline]
-    pub(super) fn end_run(&mut self) {
+    /// Gives back what was named last, too.
+    // Not inline, so that the loop over entries is short.
+    #[inline(never)]
+    pub(super) fn finish(&mut self) {
+        self.end_run();
+    }
+
+    #[inline(always)]
+    fn end_run(&mut self) {
         // There is none before the first entry.
         if let Some(area) = self.area {
             area.buffers().take_back(

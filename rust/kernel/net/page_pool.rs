@@ -145,12 +145,14 @@ impl AllocCache<'_> {
     /// How many buffers the cache should have at most.
     pub const CAPACITY: usize = bindings::PP_ALLOC_CACHE_REFILL as usize;
 
+    #[inline]
     fn cache(&mut self) -> &mut bindings::pp_alloc_cache {
         // SAFETY: By the type invariants, the pool is valid and its cache ours.
         unsafe { &mut (*self.pool.as_ptr()).alloc }
     }
 
     /// How many more buffers it should get.
+    #[inline]
     pub fn room(&mut self) -> usize {
         Self::CAPACITY.saturating_sub(u32_as_usize(self.cache().count))
     }
@@ -160,6 +162,7 @@ impl AllocCache<'_> {
         self.cache().count == 0
     }
 
+    #[inline]
     fn push(&mut self, netmem: bindings::netmem_ref) {
         let cache = self.cache();
         let count = u32_as_usize(cache.count);
@@ -189,6 +192,7 @@ impl AllocCache<'_> {
     }
 
     /// Gives a buffer back to its pool: if it is this one and there is room, into the cache.
+    #[inline]
     pub fn recycle(&mut self, iov: PooledIov<'_>) {
         if iov.pool() == self.pool.as_ptr() && self.room() != 0 {
             self.push(iov.into_netmem());
