@@ -16,8 +16,9 @@ use nix::sched::{CloneFlags, setns, unshare};
 
 use crate::kernel::{expect_eq, expect_result, limit};
 use crate::netdev;
+use crate::register::PAGE_SIZE;
 use crate::ring::IORING_CQE_F_MORE;
-use crate::sandbox::stay_on_cpu;
+use crate::sandbox::{Sysctl, stay_on_cpu};
 use crate::stream::{Stream, expect_free};
 use crate::wide::{Mapping, WideRing};
 use crate::zcrx::{EventDesc, Ifq, Registration, ZCRX_EVENT_ALLOC_FAIL, memory, pinned};
@@ -132,6 +133,15 @@ pub fn receive_on_all_cpus() -> anyhow::Result<()> {
         sent.ok().context("the sender panicked")??;
     }
     Ok(())
+}
+
+/// Limits what a socket keeps to so many buffers of a page, until dropped. What came
+/// after a packet that was lost must not take all buffers that there are: that packet
+/// needs one when it is sent again.
+pub fn limit_sockets(buffers: usize) -> anyhow::Result<Sysctl> {
+    let bytes = buffers * PAGE_SIZE;
+    let first = bytes.min(1 << 17);
+    Sysctl::set("net/ipv4/tcp_rmem", &format!("4096 {first} {bytes}"))
 }
 
 /// A command of words, in another network namespace if one is given.

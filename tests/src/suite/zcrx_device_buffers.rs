@@ -177,6 +177,7 @@ fn zn14() -> TestResult {
     let nic = Nic::new()?;
     let mut ring = roomy_ring()?;
     let ifq = nic.ifq(&ring, ENTRIES, FEW)?;
+    let _room = nic::limit_sockets(FEW / 4)?;
     // Many times as much as there is room for, without a flush.
     for _ in 0..4 {
         let head = ifq.head();
@@ -346,6 +347,7 @@ fn zn20() -> TestResult {
     nic.set_mtu(9000)?;
     let mut ring = roomy_ring()?;
     let ifq = nic.ifq(&ring, 4096, FEW)?;
+    let _room = nic::limit_sockets(50)?;
     let mut areas = vec![(ifq.area.address() as usize, FEW)];
     let mut added = Vec::new();
     let stream = nic.stream(1)?;

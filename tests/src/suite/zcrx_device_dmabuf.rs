@@ -16,7 +16,6 @@ use crate::kernel::{expect_eq, expect_result};
 use crate::netdev;
 use crate::nic::{self, Nic};
 use crate::register::PAGE_SIZE;
-use crate::sandbox::Sysctl;
 use crate::stream::{Stream, ended};
 use crate::wide::{Mapping, WideRing};
 use crate::zcrx::{AreaReg, IORING_ZCRX_AREA_DMABUF, Ifq, Registration, memory, pinned};
@@ -160,9 +159,8 @@ fn zn23() -> TestResult {
     }
     let nic = Nic::new()?;
     nic.set_ring(8)?;
-    // TCP is not to want more buffers than there are.
     nic.set_mtu(4148)?;
-    let _room = Sysctl::set("net/ipv4/tcp_rmem", "4096 32768 32768")?;
+    let _room = nic::limit_sockets(8)?;
     for dmabuf in [false, true] {
         let mut ring = roomy_ring()?;
         let (buffer, shared) = dmabuf::new(FEW * PAGE_SIZE)?;

@@ -122,11 +122,14 @@ fn st09() -> TestResult {
     let len = bytes(128 << 20);
     let mut ring = roomy_ring()?;
     let ifq = nic.ifq_with_event(&ring, 32768, 200, EVENT)?;
+    let _room = nic::limit_sockets(100)?;
     let mut receiver = Receiver::new(&ifq);
     let (sender, socket) = nic.connect_to("10.9.0.1")?;
     let sending = send_blocks(sender, len);
     let over = AtomicBool::new(false);
     let (mut added, mut events) = (Vec::new(), 0);
+    // Until there is no buffer left for once.
+    let mut kept = Some(Vec::new());
     let dumps = thread::scope(|scope| {
         let dumping = scope.spawn(|| {
             let mut dumps = 0;
@@ -144,10 +147,17 @@ fn st09() -> TestResult {
                 let cqe = ring.cqe()?;
                 if cqe.user_data == EVENT {
                     events += 1;
+                    for offset in kept.take().unwrap_or_default() {
+                        ifq.give_back(offset);
+                    }
                     let got = arm(&ring, &ifq, ZCRX_EVENT_ALLOC_FAIL);
                     expect_result("arming", got, 0)?;
                 } else if cqe.flags & IORING_CQE_F_MORE != 0 {
-                    ifq.give_back(receiver.take(&cqe)?);
+                    let offset = receiver.take(&cqe)?;
+                    match &mut kept {
+                        Some(kept) => kept.push(offset),
+                        None => ifq.give_back(offset),
+                    }
                 } else if cqe.res == -libc::ENOSPC {
                     ring.push(request)?;
                 } else {
@@ -239,6 +249,7 @@ fn st11() -> TestResult {
     let mut ring = roomy_ring()?;
     let ifq = nic.ifq(&ring, 4096, 2 * BUFFERS)?;
     let len = bytes(256 << 20);
+    let _room = nic::limit_sockets(BUFFERS)?;
     let mut receiver = Receiver::new(&ifq);
     let (sender, socket) = nic.connect_to("10.9.0.1")?;
     let sending = send_blocks(sender, len);
