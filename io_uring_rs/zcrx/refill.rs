@@ -137,8 +137,8 @@ impl Refill {
         }
     }
 
-    /// Reads up to `most` entries, and gives back the buffers that they name, of `1 << shift` bytes:
-    /// how many. Those that name nothing are passed over.
+    /// Reads up to `most` entries, and gives back the buffers that they name, of `1 << shift`
+    /// bytes: how many. Those that name nothing are passed over.
     ///
     /// All of them are back before others may read: who finds the queue empty then finds the
     /// buffers where they belong.

@@ -80,9 +80,9 @@ impl RingRef {
     /// The task does so when it runs its task work. If the completion queue is full then, the
     /// completion overflows as others do.
     ///
-    /// Returns `false`, and nothing is posted, if there is no memory; if the ring was not set up with
-    /// `IORING_SETUP_DEFER_TASKRUN`, as its task work is not its own then; or if it was set up with
-    /// `IORING_SETUP_R_DISABLED` and not enabled yet, as it may have no task that could be woken.
+    /// Returns `false`, and nothing is posted, if there is no memory; if the ring was not set up
+    /// with `IORING_SETUP_DEFER_TASKRUN`, as its task work is not its own then; or if it was set up
+    /// with `IORING_SETUP_R_DISABLED` and not enabled yet, as it may have no task to wake.
     ///
     /// May be called in any context but interrupt handlers, and does not sleep.
     ///
