@@ -175,6 +175,7 @@ fn zn13() -> TestResult {
 fn zn14() -> TestResult {
     const FEW: usize = 160;
     let nic = Nic::new()?;
+    nic.set_mtu(9000)?;
     let mut ring = roomy_ring()?;
     let ifq = nic.ifq(&ring, ENTRIES, FEW)?;
     let _room = nic::limit_sockets(FEW / 4)?;
