@@ -225,7 +225,7 @@ impl PooledIov<'_> {
 ///
 /// - `iovs` and `granted` of the owner have as many elements, and are never moved nor shortened.
 /// - Each `net_iov` is of that owner. Its `pp` is null while it is in no pool; its `pp_ref_count`
-///   is [`FREE`] while it is free, and else not below what was granted.
+///   is `FREE` while it is free, and else not below what was granted.
 pub struct NetIovs(ManuallyDrop<Pin<KBox<Owner>>>);
 
 // SAFETY: The buffers belong to nobody in particular.
@@ -265,7 +265,7 @@ impl NetIovs {
 
             iov.type_ = bindings::net_iov_type_NET_IOV_IOURING;
             iov.owner = area;
-            iov.desc.pp_ref_count.counter = FREE as _;
+            iov.desc.pp_ref_count.counter = FREE.try_into()?;
             iovs.push(Opaque::new(iov), GFP_KERNEL_ACCOUNT)?;
             granted.push(Atomic::new(0), GFP_KERNEL_ACCOUNT)?;
         }

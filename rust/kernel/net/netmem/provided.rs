@@ -33,7 +33,7 @@ use core::{
 };
 
 /// Finds out which fragments of a packet are in buffers of a provider. Mostly they are all of the
-/// same [`NetIovs`]: it remembers those of the last one.
+/// same [`NetIovs`](super::NetIovs): it remembers those of the last one.
 ///
 /// # Invariants
 ///
