@@ -162,7 +162,8 @@ impl LockedNetDevice<'_> {
         let dev = NonNull::new(dev).ok_or(EOPNOTSUPP)?;
 
         // SAFETY: The device is valid, and has a driver: one that goes away unregisters its network
-        // devices first, for which it needs the lock.
+        // devices first, for which it needs the lock; and with them those that its queues are
+        // leased to, for which it needs theirs.
         Ok(unsafe { Device::<Normal>::from_raw(dev.as_ptr()).as_bound() })
     }
 }

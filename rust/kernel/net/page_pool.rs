@@ -417,7 +417,8 @@ impl<P: MemoryProvider> Adapter<P> {
 ///
 /// # Invariants
 ///
-/// Once `netdev` can be locked, its receive queue `queue` has `params`, which point to `provider`.
+/// Once `netdev` can be locked, its receive queue `queue` has `params`, which point to `provider`,
+/// or the network stack is uninstalling that.
 struct Binding<P> {
     netdev: NetDevice,
     dev: ARef<Device>,
@@ -509,7 +510,8 @@ impl<P: MemoryProvider> ProvidedQueue<P> {
         let binding = binding.as_ref()?;
 
         // SAFETY: It has a driver: before that goes, the provider is uninstalled, which takes the
-        // lock that is held here.
+        // lock that is held here. While it is being bound, the network device stays locked, also
+        // until a binding that failed is taken back, which takes that lock, too.
         Some(f(unsafe { binding.dev.as_bound() }))
     }
 

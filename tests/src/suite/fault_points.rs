@@ -9,7 +9,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering::SeqCst;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 
 use super::{NOTE, Outcome};
 use crate::bpf::{self, Program, USER_DATA_LO};
@@ -83,16 +83,18 @@ pub enum Points {
     UserCopies,
 }
 
+/// Sets a knob of fault injection.
+fn set(knob: &str, value: &str) -> anyhow::Result<()> {
+    let path = format!("/sys/kernel/debug/{knob}");
+    fs::write(&path, value).with_context(|| format!("{value} > {path}"))
+}
+
 /// Sets the fault points up, or says why there are none.
 pub fn prepare(points: Points) -> anyhow::Result<Option<Outcome>> {
     if !kernel::has_fault_injection() {
         let reason = "the kernel has no CONFIG_FAILSLAB and CONFIG_FAULT_INJECTION_USERCOPY";
         return Ok(Some(Outcome::Skipped(reason.to_string())));
     }
-    let set = |knob: &str, value: &str| {
-        let path = format!("/sys/kernel/debug/{knob}");
-        fs::write(&path, value).with_context(|| format!("{value} > {path}"))
-    };
     set("failslab/ignore-gfp-wait", "N")?;
     // No cache is marked for it, so this leaves allocations alone.
     let marked_caches_only = matches!(points, Points::UserCopies);
@@ -211,8 +213,7 @@ pub fn exhaust<S: Scenario>(what: &str) -> anyhow::Result<u32> {
         ("times", "-1"),
         ("probability", "100"),
     ] {
-        let path = format!("/sys/kernel/debug/failslab/{knob}");
-        fs::write(&path, value).with_context(|| format!("{value} > {path}"))?;
+        set(&format!("failslab/{knob}"), value)?;
     }
     let shared = Shared::<[AtomicU32; 2]>::new()?;
     let [result, used] = &*shared;
@@ -242,10 +243,10 @@ pub fn exhaust<S: Scenario>(what: &str) -> anyhow::Result<u32> {
 
 /// Has a scenario, which takes pages for itself, fail for want of them.
 pub fn without_pages<S: Scenario>(what: &str) -> anyhow::Result<()> {
-    let set = |knob: &str, value: &str| {
-        let path = format!("/sys/kernel/debug/fail_page_alloc/{knob}");
-        fs::write(&path, value).with_context(|| format!("{value} > {path}"))
-    };
+    const TIMES: &str = "fail_page_alloc/times";
+    const MOST: i32 = 50;
+    // Of what `exhaust` has left. Objects are there.
+    set("failslab/probability", "0")?;
     for (knob, value) in [
         ("task-filter", "Y"),
         ("ignore-gfp-wait", "N"),
@@ -253,18 +254,20 @@ pub fn without_pages<S: Scenario>(what: &str) -> anyhow::Result<()> {
         ("verbose", "0"),
         ("probability", "100"),
     ] {
-        set(knob, value)?;
+        set(&format!("fail_page_alloc/{knob}"), value)?;
     }
     sandbox::in_child(|| {
         let who = File::options().write(true).open("/proc/self/make-it-fail");
         let who = who.context("/proc/self/make-it-fail")?;
         let mut scenario = S::setup().context("setup")?;
         // What is tried again, or in another way, fails again.
-        set("times", "50")?;
+        set(TIMES, &MOST.to_string())?;
         who.write_all_at(b"1", 0).context("make-it-fail")?;
         let got = scenario.act();
         who.write_all_at(b"0", 0).context("make-it-fail")?;
-        set("times", "0")?;
+        let left = fs::read_to_string(format!("/sys/kernel/debug/{TIMES}"))?;
+        set(TIMES, "0")?;
+        ensure!(left.trim() != MOST.to_string(), "no page was wanted");
         expect_result("without pages", got, -libc::ENOMEM)?;
         finish(scenario, got)
     })
