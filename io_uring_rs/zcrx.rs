@@ -3,7 +3,7 @@
 //! Zero-copy receive: interface queues.
 //!
 //! - `cursor`: positions in a refill queue, and what its entries mean.
-//! - `area`, `buffers`, `memory`: what is received into, and who has its buffers.
+//! - `area`, `buffers`, `free_list`, `memory`: what is received into, and who has its buffers.
 //! - `refill`, `returns`: the queue through which user space gives buffers back.
 //! - `provider`: the device that receives, and the buffers that its page pools get.
 //! - `event`: telling user space that something happened.
@@ -21,6 +21,7 @@ mod buffers;
 mod control;
 mod cursor;
 mod event;
+mod free_list;
 mod memory;
 mod provider;
 mod recv;
@@ -61,7 +62,10 @@ use kernel::{
     }, //
 };
 
-/// An interface queue.
+/// An interface queue, with the device that it may be bound to.
+pub(crate) type Queue = ProvidedQueue<Ifq>;
+
+/// What an interface queue is without its binding to a device.
 #[pin_data]
 pub(crate) struct Ifq {
     account: Account,
@@ -74,34 +78,32 @@ pub(crate) struct Ifq {
     refill: Refill,
     /// Whether the kernel can write to the areas.
     writable: bool,
-    /// Who else does, if anybody.
+    /// The device that writes to the areas, if there is one.
     dev: Option<ARef<Device>>,
-    /// Which queue of it.
-    #[pin]
-    queue: ProvidedQueue<Ifq>,
 }
 
 impl Ifq {
-    /// The memory of the refill queue, for who maps it.
+    /// Returns the memory of the refill queue, for whoever maps it.
     pub(crate) fn region(&self) -> &Region {
         self.refill.region()
     }
+}
 
-    /// One user less. The last one leaves no buffer to user space, nor a queue of a device to us.
-    fn drop_user(&self) {
-        if self.users.dec_and_test() {
-            self.queue.close();
-            self.areas.scrub();
-        }
+/// Drops a user of `ifq`. The last one gives the device its queue back, and takes back the buffers
+/// that user space has.
+fn drop_user(ifq: &Queue) {
+    if ifq.users.dec_and_test() {
+        ifq.close();
+        ifq.areas.scrub();
     }
 }
 
 /// A user of a queue that is not a ring: an exported file, or who is about to give it to a ring.
-pub(crate) struct User(Arc<Ifq>);
+pub(crate) struct User(Arc<Queue>);
 
 impl User {
     /// One user more.
-    fn new(ifq: Arc<Ifq>) -> Self {
+    fn new(ifq: Arc<Queue>) -> Self {
         ifq.users.inc();
         Self(ifq)
     }
@@ -114,7 +116,7 @@ impl User {
 
 impl Drop for User {
     fn drop(&mut self) {
-        self.0.drop_user();
+        drop_user(&self.0);
     }
 }
 
@@ -125,15 +127,15 @@ impl AnonFile for User {
 }
 
 /// The ring goes away: it uses its queues no more. They stay for the requests that are left.
-pub(crate) fn terminate(queues: &Queues<'_, Ifq>) {
+pub(crate) fn terminate(queues: &Queues<'_, Queue>) {
     queues.terminate(|ifq| {
         ifq.events.disconnect(queues);
-        ifq.drop_user();
+        drop_user(&ifq);
     });
 }
 
 /// The ring has gone away, with all its requests: they may have taken buffers since.
-pub(crate) fn unregister(mut queues: Queues<'_, Ifq>) {
+pub(crate) fn unregister(mut queues: Queues<'_, Queue>) {
     while let Some(ifq) = queues.take() {
         if ifq.users.as_atomic().load(Acquire) == 0 {
             ifq.areas.scrub();

@@ -2,8 +2,7 @@
 
 //! Memory that is received into, buffer by buffer.
 //!
-//! Locks: `Areas::adding`, held by who reserves the id of an area, and `Area::mapping`, held by who
-//! maps or unmaps one. Neither is taken under the other.
+//! Lock: `Areas::adding`, a mutex, held by whoever reserves the id of an area.
 
 use super::{
     buffers::Buffers,
@@ -11,10 +10,8 @@ use super::{
         Place,
         AREA_SHIFT, //
     },
-    memory::{
-        Mapping,
-        Memory, //
-    }, //
+    free_list::FreeAreas,
+    memory::Memory, //
 };
 use kernel::{
     device::{
@@ -28,7 +25,10 @@ use kernel::{
     },
     net::{
         netmem::ProvidedIov,
-        page_pool::AllocCache, //
+        page_pool::{
+            AllocCache,
+            Unused, //
+        }, //
     },
     new_mutex,
     nospec,
@@ -41,25 +41,23 @@ use kernel::{
             Relaxed,
             Release, //
         },
+        Arc,
         Mutex,
         SetOnce, //
     }, //
 };
 
-/// What offsets into an area begin with.
+/// Returns the token of an area: the offset at which it begins for user space.
 pub(super) fn token(area: u32) -> u64 {
     u64::from(area) << AREA_SHIFT
 }
 
-/// How many buffers are taken off a free list at once: enough for a packet of 64 KiB.
+/// The number of buffers that are taken off a free list at once: enough for a packet of 64 KiB.
 const BATCH: usize = 16;
 
 /// One piece of memory, cut into buffers.
 #[pin_data]
 pub(super) struct Area {
-    /// How a device finds it, while there is one.
-    #[pin]
-    mapping: Mutex<Option<Mapping>>,
     memory: Memory,
     /// The base-2 logarithm of the size of a buffer, in bytes.
     shift: u32,
@@ -70,8 +68,8 @@ pub(super) struct Area {
 }
 
 impl Area {
-    /// Of the memory that `reg` describes, in buffers of `1 << shift` bytes, a page or more. If it
-    /// is for a device, it has to be mapped.
+    /// Creates an area from the memory that `reg` describes, cut into buffers of `1 << shift` bytes, a
+    /// page or more. If it is for a device, it has to be mapped. May sleep.
     ///
     /// # Errors
     ///
@@ -84,11 +82,11 @@ impl Area {
     ) -> Result<Pin<KBox<Self>>> {
         let page_shift = shift.checked_sub(PAGE_SHIFT as u32).ok_or(EINVAL)?;
         let memory = Memory::new(account, reg, has_device)?;
-        let buffers = Buffers::new(u32::try_from(memory.size() >> shift)?, has_device)?;
+        let count = u32::try_from(memory.size() >> shift)?;
+        let buffers = Buffers::new(count, shift, has_device)?;
 
         KBox::pin_init(
             pin_init!(Self {
-                mapping <- new_mutex!(None, "zcrx_mapping"),
                 memory,
                 shift,
                 page_shift,
@@ -98,44 +96,26 @@ impl Area {
         )
     }
 
-    /// Whether the kernel can write to it.
+    /// Returns whether the kernel can write to it.
     pub(super) fn is_writable(&self) -> bool {
         self.memory.is_writable()
     }
 
-    /// Who has its buffers.
+    /// Returns its buffers.
     pub(super) fn buffers(&self) -> &Buffers {
         &self.buffers
     }
 
-    /// Maps it for a device.
+    /// Maps the area for a device. May sleep.
     ///
     /// # Errors
     ///
-    /// - [`ERANGE`] if not all buffers are in one piece.
-    /// - [`EFAULT`] for addresses that devices cannot be told.
-    /// - Those of [`Memory::map`].
+    /// Those of [`Memory::map`] and [`Buffers::map`].
     pub(super) fn map(&self, dev: &Device<Bound>) -> Result {
-        let mapping = self.memory.map(dev)?;
-
-        if self.shift > mapping.largest_shift() {
-            return Err(ERANGE);
-        }
-        self.buffers.set_dma(mapping.table(), self.shift)?;
-        *self.mapping.lock() = Some(mapping);
-        Ok(())
+        self.buffers.map(self.memory.map(dev, self.shift)?, dev)
     }
 
-    /// Unmaps it, if it is mapped. No device uses it any more.
-    fn unmap(&self) {
-        let mapping = self.mapping.lock().take();
-
-        if mapping.is_some() {
-            self.buffers.clear_dma();
-        }
-    }
-
-    /// The page that a buffer begins with.
+    /// Returns the page that a buffer begins with.
     fn page(&self, buffer: u32) -> Option<PinnedPage<'_>> {
         self.memory
             .page((buffer as usize).checked_shl(self.page_shift)?)
@@ -247,8 +227,10 @@ pub(super) struct Areas {
     /// The base-2 logarithm of the size of a buffer, in bytes.
     shift: u32,
     parts: [SetOnce<KBox<Part>>; PART],
-    /// How many ids are in use. There may not be an area yet.
+    /// The number of ids that are in use. There may not be an area yet.
     len: Atomic<u32>,
+    /// Which of them have free buffers.
+    free: Arc<FreeAreas>,
     /// The area that had free buffers when some were last wanted.
     hint: Atomic<u32>,
     /// Held by who changes that.
@@ -257,23 +239,30 @@ pub(super) struct Areas {
 }
 
 impl Areas {
-    /// None yet. They will have buffers of `1 << shift` bytes.
-    pub(super) fn new(shift: u32) -> impl PinInit<Self> {
-        pin_init!(Self {
+    /// Creates a set without areas. They will have buffers of `1 << shift` bytes.
+    ///
+    /// # Errors
+    ///
+    /// [`ENOMEM`] if memory is short.
+    pub(super) fn new(shift: u32) -> Result<impl PinInit<Self>> {
+        let free = FreeAreas::new(PART * PART)?;
+
+        Ok(pin_init!(Self {
             shift,
             parts: [const { SetOnce::new() }; PART],
             len: Atomic::new(0),
+            free,
             hint: Atomic::new(0),
             adding <- new_mutex!((), "zcrx_adding"),
-        })
+        }))
     }
 
-    /// The base-2 logarithm of the size of a buffer, in bytes.
+    /// Returns the base-2 logarithm of the size of a buffer, in bytes.
     pub(super) fn shift(&self) -> u32 {
         self.shift
     }
 
-    /// Where bytes of a packet are that are in a buffer of an area: what user space is told.
+    /// Returns the offset by which user space knows the bytes of `iov`.
     pub(super) fn offset(&self, iov: &ProvidedIov<'_>) -> u64 {
         let buffer = (iov.index() as u64).wrapping_shl(self.shift);
 
@@ -283,12 +272,12 @@ impl Areas {
             .wrapping_add(iov.offset() as u64)
     }
 
-    /// How many ids are in use.
+    /// Returns the number of ids that are in use.
     fn len(&self) -> u32 {
         self.len.load(Acquire)
     }
 
-    /// An area, if there is one with this id, which may come from user space.
+    /// Returns the area with this id, if there is one. The id may come from user space.
     pub(super) fn get(&self, id: u32) -> Option<&Area> {
         let id = nospec::checked_index(id as usize, self.len() as usize)?;
         let part = self.parts.get(id / PART)?.as_ref()?;
@@ -324,12 +313,17 @@ impl Areas {
         })
     }
 
-    /// Takes free buffers of an area that has any: which area, and how many.
+    /// Takes free buffers of an area that has any. Returns its id, the area, and how many it took.
+    ///
+    /// No lock is taken if there are none.
     fn take(&self, buffers: &mut [u32]) -> Option<(u32, &Area, usize)> {
-        let len = self.len();
-        let hint = self.hint.load(Relaxed).min(len);
+        let hint = self.hint.load(Relaxed);
+        let mut from = hint;
 
-        for id in Iterator::chain(hint..len, 0..hint) {
+        // Others may take what was found, each time; so it is not tried for ever.
+        for _ in 0..=self.len() {
+            let id = self.free.find(from)?;
+
             if let Some(area) = self.get(id) {
                 let count = area.buffers.take(buffers);
 
@@ -340,6 +334,7 @@ impl Areas {
                     return Some((id, area, count));
                 }
             }
+            from = id.wrapping_add(1);
         }
         None
     }
@@ -357,13 +352,15 @@ impl Areas {
             else {
                 return;
             };
+            let taken = buffers.get(..count).unwrap_or(&[]);
 
-            area.buffers
-                .adopt(buffers.get(..count).unwrap_or(&[]), cache);
+            if !area.buffers.adopt(taken, cache) {
+                return;
+            }
         }
     }
 
-    /// A pool has let go of a buffer.
+    /// Frees a buffer that a pool has let go of: number `buffer` of the area with this token.
     pub(super) fn release(&self, token: u64, buffer: usize) {
         let id = token >> AREA_SHIFT;
 
@@ -372,11 +369,11 @@ impl Areas {
         }
     }
 
-    /// Unmaps all areas. No device uses them any more.
-    pub(super) fn unmap(&self) {
+    /// Unmaps all areas. May sleep.
+    pub(super) fn unmap(&self, unused: &Unused<'_>) {
         for id in 0..self.len() {
             if let Some(area) = self.get(id) {
-                area.unmap();
+                area.buffers.unmap(unused);
             }
         }
     }
@@ -399,15 +396,19 @@ pub(super) struct Reservation<'a> {
 }
 
 impl Reservation<'_> {
-    /// The id.
+    /// Returns the id.
     pub(super) fn id(&self) -> u32 {
         self.id
     }
 
-    /// Makes the area one of the queue.
+    /// Makes the area one of the queue. From now on its buffers are taken.
     pub(super) fn fill(self, area: Pin<KBox<Area>>) {
         area.buffers.set_token(token(self.id));
         self.slot.populate(area);
+        // Only now, so that whoever sees that there are free buffers finds the area.
+        if let Some(area) = self.slot.as_ref() {
+            area.buffers.note_in(self.areas.free.clone(), self.id);
+        }
     }
 }
 

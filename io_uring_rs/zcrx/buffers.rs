@@ -1,26 +1,38 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Who has which buffer of an area.
+//! The buffers of an area, and who has which.
 //!
 //! A buffer is in one place: on the free list; with user space, which was told of it by a
 //! completion and gives it back through the refill queue; or, if there is a device, in a page pool.
-//! How often user space was told is counted, so that it can give back no more than it got.
+//! The number of times that user space was told is counted, so that it cannot give back more than it
+//! got.
 //!
 //! Lock: the free list has one, which disables bottom halves; nothing is locked under it. Pools may
 //! be given a buffer only while it is not held, as they may let go of it at once.
 
+use super::free_list::{
+    FreeAreas,
+    FreeList, //
+};
 use kernel::{
+    device::{
+        Bound,
+        Device, //
+    },
+    dma_memory::DmaMemory,
     net::{
         netmem::{
             NetIovs,
             PooledIov,
             TakenBack, //
         },
-        page_pool::AllocCache, //
+        page_pool::{
+            AllocCache,
+            Unused, //
+        }, //
     },
     nospec,
     prelude::*,
-    scatterlist::SGTable,
     sched,
     sync::{
         atomic::{
@@ -32,14 +44,22 @@ use kernel::{
             SpinLockBh,
             SpinLockBhGuard, //
         },
-        new_spinlock_bh, //
+        new_spinlock_bh,
+        Arc, //
     }, //
 };
 
-/// After how many buffers that are scrubbed others may run.
-const SCRUB_BATCH: u32 = 4096;
+/// The number of buffers after which a loop over all of them lets other tasks run.
+const REST_EVERY: u32 = 4096;
 
-/// How often user space has been told of each buffer and has not given it back.
+/// Lets other tasks run now and then in a loop over buffers, of which there may be millions.
+pub(super) fn rest_after(buffer: u32) {
+    if buffer % REST_EVERY == 0 {
+        sched::cond_resched();
+    }
+}
+
+/// The number of times that user space has been told of each buffer and has not given it back.
 enum Granted {
     /// Buffers that are in no pool: a number each.
     Counts(KVVec<Atomic<i32>>),
@@ -48,37 +68,34 @@ enum Granted {
 }
 
 /// The free list of an area, locked, if anything was put there.
-pub(super) type FreeList<'a> = Option<SpinLockBhGuard<'a, KVVec<u32>>>;
+pub(super) type LockedFreeList<'a> = Option<SpinLockBhGuard<'a, FreeList>>;
 
 /// The buffers of an area, by their numbers.
 #[pin_data]
 pub(super) struct Buffers {
     /// Those that nobody has.
     #[pin]
-    free: SpinLockBh<KVVec<u32>>,
+    free: SpinLockBh<FreeList>,
     granted: Granted,
 }
 
 impl Buffers {
-    /// So many buffers, all of them free, for a device if there is one.
+    /// Creates `count` free buffers of `1 << shift` bytes. `has_device` says whether a device will
+    /// receive into them. May sleep.
     ///
     /// # Errors
     ///
     /// [`ENOMEM`] if memory is short.
-    pub(super) fn new(count: u32, has_device: bool) -> Result<impl PinInit<Self>> {
-        let capacity = count as usize;
-        let mut free = KVVec::with_capacity(capacity, GFP_KERNEL_ACCOUNT)?;
-
-        for buffer in 0..count {
-            free.push(buffer, GFP_KERNEL_ACCOUNT)?;
-        }
+    pub(super) fn new(count: u32, shift: u32, has_device: bool) -> Result<impl PinInit<Self>> {
+        let free = FreeList::new(count)?;
         let granted = if has_device {
-            Granted::Iovs(NetIovs::new(count)?)
+            Granted::Iovs(NetIovs::new(count, shift)?)
         } else {
-            let mut counts = KVVec::with_capacity(capacity, GFP_KERNEL_ACCOUNT)?;
+            let mut counts = KVVec::with_capacity(count as usize, GFP_KERNEL_ACCOUNT)?;
 
-            for _ in 0..count {
+            for buffer in 0..count {
                 counts.push(Atomic::new(0), GFP_KERNEL_ACCOUNT)?;
+                rest_after(buffer);
             }
             Granted::Counts(counts)
         };
@@ -96,43 +113,39 @@ impl Buffers {
         }
     }
 
-    /// Tells packets which area the buffers are of: where that begins for user space.
+    /// Sets the token of the area, by which packets tell whose buffers they have. It is the offset at
+    /// which the area begins for user space.
     pub(super) fn set_token(&self, token: u64) {
         if let Some(iovs) = self.iovs() {
             iovs.set_tag(token);
         }
     }
 
-    /// Tells a device where the buffers are, of `1 << shift` bytes each.
+    /// Notes in `areas` from now on whether there are free buffers, as those of area `id`.
+    pub(super) fn note_in(&self, areas: Arc<FreeAreas>, id: u32) {
+        self.free.lock().note_in(areas, id);
+    }
+
+    /// Gives the buffers to `dev`, which finds them in `memory`. Without a device, this does nothing.
     ///
     /// # Errors
     ///
-    /// Those of [`NetIovs::set_dma`].
-    pub(super) fn set_dma(&self, table: &SGTable, shift: u32) -> Result {
-        self.iovs()
-            .map_or(Ok(()), |iovs| iovs.set_dma(table, shift))
+    /// Those of [`NetIovs::map`].
+    pub(super) fn map(&self, memory: KBox<dyn DmaMemory>, dev: &Device<Bound>) -> Result {
+        self.iovs().map_or(Ok(()), |iovs| iovs.map(memory, dev))
     }
 
-    /// The device is told no more.
-    pub(super) fn clear_dma(&self) {
+    /// Takes the buffers away from their device. May sleep.
+    pub(super) fn unmap(&self, unused: &Unused<'_>) {
         if let Some(iovs) = self.iovs() {
-            iovs.clear_dma();
+            iovs.unmap(unused);
         }
     }
 
-    /// Takes up to `buffers.len()` buffers off the free list: how many. The one to be used first
-    /// comes last, as it was freed last and is still warm.
+    /// Takes up to `buffers.len()` buffers off the free list. Returns how many. The one to be used
+    /// first comes last.
     pub(super) fn take(&self, buffers: &mut [u32]) -> usize {
-        let mut free = self.free.lock();
-        let left = free.len().saturating_sub(buffers.len());
-        let taken = free.get(left..).unwrap_or(&[]);
-        let count = taken.len();
-
-        for (to, from) in buffers.iter_mut().zip(taken) {
-            *to = *from;
-        }
-        free.truncate(left);
-        count
+        self.free.lock().take(buffers)
     }
 
     /// Puts buffers that nobody has on the free list.
@@ -140,18 +153,20 @@ impl Buffers {
         let mut free = self.free.lock();
 
         for &buffer in buffers {
-            // There is room for all buffers that there are.
-            let _ = free.push_within_capacity(buffer);
+            free.push(buffer);
         }
     }
 
-    /// Puts buffers that [`Self::take`] took into a pool.
-    pub(super) fn adopt(&self, buffers: &[u32], cache: &mut AllocCache<'_>) {
-        if let Some(iovs) = self.iovs() {
-            for &buffer in buffers {
-                cache.adopt(iovs, buffer);
-            }
+    /// Puts buffers that [`Self::take`] took into a pool. Returns whether it took all of them; the
+    /// others are free again.
+    pub(super) fn adopt(&self, buffers: &[u32], cache: &mut AllocCache<'_>) -> bool {
+        let adopted = self.iovs().map_or(0, |iovs| cache.adopt(iovs, buffers));
+        let refused = buffers.get(adopted..).unwrap_or(&[]);
+
+        if !refused.is_empty() {
+            self.put(refused);
         }
+        refused.is_empty()
     }
 
     /// Counts that user space was told of a buffer that [`Self::take`] took.
@@ -177,16 +192,13 @@ impl Buffers {
         &'a self,
         buffer: u64,
         count: u32,
-        free: &mut FreeList<'a>,
+        free: &mut LockedFreeList<'a>,
         pooled: &mut impl FnMut(PooledIov<'a>),
     ) {
         match &self.granted {
             Granted::Counts(counts) => {
                 if let Some(buffer) = ungrant(counts, buffer, count) {
-                    // There is room for all buffers that there are.
-                    let _ = free
-                        .get_or_insert_with(|| self.free.lock())
-                        .push_within_capacity(buffer);
+                    free.get_or_insert_with(|| self.free.lock()).push(buffer);
                 }
             }
             Granted::Iovs(iovs) => match iovs.take_back(buffer, count) {
@@ -221,9 +233,7 @@ impl Buffers {
                     TakenBack::Pooled(iov) => iov.put(),
                 },
             }
-            if buffer % SCRUB_BATCH == 0 {
-                sched::cond_resched();
-            }
+            rest_after(buffer);
         }
     }
 }
@@ -254,7 +264,7 @@ mod tests {
     use super::*;
 
     fn buffers(count: u32) -> Result<Pin<KBox<Buffers>>> {
-        KBox::pin_init(Buffers::new(count, false)?, GFP_KERNEL)
+        KBox::pin_init(Buffers::new(count, 12, false)?, GFP_KERNEL)
     }
 
     /// User space names these buffers, each so often.
@@ -333,7 +343,7 @@ mod tests {
 
     #[test]
     fn scrubbing() -> Result {
-        let buffers = buffers(SCRUB_BATCH + 3)?;
+        let buffers = buffers(REST_EVERY + 3)?;
 
         assert_eq!(drain(&buffers)?.len(), 4099);
         for granted in [0, 7, 4096, 4098] {

@@ -9,7 +9,7 @@ use super::{
     },
     provider,
     register,
-    Ifq,
+    Queue,
     User, //
 };
 use kernel::{
@@ -50,13 +50,13 @@ use kernel::{
 /// - [`EINVAL`] for other values that are unknown or reserved.
 /// - [`EMFILE`] if the task can have no more files.
 /// - [`EFAULT`] for more memory if the device has gone; those of [`Area::new`] and [`Area::map`].
-pub(crate) fn control(queues: &Queues<'_, Ifq>, arg: UserPtr) -> Result {
+pub(crate) fn control(queues: &Queues<'_, Queue>, arg: UserPtr) -> Result {
     let mut ctrl: Ctrl = UserSlice::new(arg, size_of::<Ctrl>()).reader().read()?;
 
     if ctrl.reserved != [0; 2] {
         return Err(EFAULT);
     }
-    let ifq: Arc<Ifq> = queues.get(ctrl.zcrx_id).ok_or(ENXIO)?.into();
+    let ifq: Arc<Queue> = queues.get(ctrl.zcrx_id).ok_or(ENXIO)?.into();
 
     match ctrl.op {
         CTRL_FLUSH_RQ => {
@@ -81,7 +81,7 @@ pub(crate) fn control(queues: &Queues<'_, Ifq>, arg: UserPtr) -> Result {
 }
 
 /// Makes a file of a queue, which keeps it and with which another ring can import it.
-fn export(ifq: Arc<Ifq>, ctrl: &mut Ctrl, arg: UserPtr) -> Result {
+fn export(ifq: Arc<Queue>, ctrl: &mut Ctrl, arg: UserPtr) -> Result {
     if ctrl.arguments != [0; 12] {
         return Err(EINVAL);
     }
@@ -102,7 +102,7 @@ fn export(ifq: Arc<Ifq>, ctrl: &mut Ctrl, arg: UserPtr) -> Result {
 /// Memory is pinned, and user space written to, while nothing is locked that others need to go on.
 /// The descriptor is written twice: that it cannot be written at all comes before whatever else is
 /// wrong, as in C.
-fn add_area(ifq: &Ifq, ctrl: &Ctrl) -> Result {
+fn add_area(ifq: &Queue, ctrl: &Ctrl) -> Result {
     let [low, high, reserved @ ..] = ctrl.arguments;
     // As the uapi has them: an address of eight bytes.
     let to = u64::from_ne_bytes(low_and_high(low, high));
@@ -112,7 +112,7 @@ fn add_area(ifq: &Ifq, ctrl: &Ctrl) -> Result {
         return Err(EINVAL);
     }
     let has_device = ifq.dev.is_some();
-    if has_device && !ifq.queue.is_bound() {
+    if has_device && !ifq.is_bound() {
         return Err(EFAULT);
     }
     register::write(to, &reg)?;

@@ -4,7 +4,7 @@
 //!
 //! Locks: one, which disables bottom halves; what wakes the ring's task is locked under it.
 
-use super::Ifq;
+use super::Queue;
 use kernel::{
     io_uring::{
         event::RingRef,
@@ -77,7 +77,7 @@ impl Events {
     }
 
     /// Has no more events go to the ring of `queues`.
-    pub(super) fn disconnect(&self, queues: &Queues<'_, Ifq>) {
+    pub(super) fn disconnect(&self, queues: &Queues<'_, Queue>) {
         drop(self.ring.lock().take_if(|ring| queues.is_of(ring)));
     }
 

@@ -5,12 +5,12 @@
 //! Each takes raw pointers in, makes safe types of them, makes one call, and gives an errno out.
 //!
 //! All queues of rings are registered by functions of this file, so that the entries of
-//! `zcrx_ctxs` are `Ifq`s. C has pointers to them that it takes for a `struct io_zcrx_ifq`, and
+//! `zcrx_ctxs` are `Queue`s. C has pointers to them that it takes for a `struct io_zcrx_ifq`, and
 //! does no more with them than to hand them back.
 
 use crate::zcrx::{
     self,
-    Ifq,
+    Queue,
     Received, //
 };
 use core::ptr::{
@@ -50,8 +50,8 @@ pub unsafe extern "C" fn io_register_zcrx(
     from_result(|| {
         let ctx = NonNull::new(ctx).ok_or(EINVAL)?;
         // SAFETY: The caller guarantees that the ring is valid and its lock held. Its queues are
-        // `Ifq`s.
-        let mut queues = unsafe { Queues::<Ifq>::from_raw(ctx) };
+        // `Queue`s.
+        let mut queues = unsafe { Queues::<Queue>::from_raw(ctx) };
 
         zcrx::register(&mut queues, UserPtr::from_ptr(arg.cast())).map(|()| 0)
     })
@@ -71,8 +71,8 @@ pub unsafe extern "C" fn io_zcrx_ctrl(
     from_result(|| {
         let ctx = NonNull::new(ctx).ok_or(EINVAL)?;
         // SAFETY: The caller guarantees that the ring is valid and its lock held. Its queues are
-        // `Ifq`s.
-        let queues = unsafe { Queues::<Ifq>::from_raw(ctx) };
+        // `Queue`s.
+        let queues = unsafe { Queues::<Queue>::from_raw(ctx) };
 
         if nr_args != 0 {
             return Err(EINVAL);
@@ -90,7 +90,7 @@ pub unsafe extern "C" fn io_zcrx_ctrl(
 pub unsafe extern "C" fn io_terminate_zcrx(ctx: *mut bindings::io_ring_ctx) {
     if let Some(ctx) = NonNull::new(ctx) {
         // SAFETY: The caller guarantees that the ring is valid and its lock held. Its queues are
-        // `Ifq`s.
+        // `Queue`s.
         zcrx::terminate(&unsafe { Queues::from_raw(ctx) });
     }
 }
@@ -104,7 +104,7 @@ pub unsafe extern "C" fn io_terminate_zcrx(ctx: *mut bindings::io_ring_ctx) {
 pub unsafe extern "C" fn io_unregister_zcrx(ctx: *mut bindings::io_ring_ctx) {
     if let Some(ctx) = NonNull::new(ctx) {
         // SAFETY: The caller guarantees that the ring is valid and its lock held. Its queues are
-        // `Ifq`s.
+        // `Queue`s.
         zcrx::unregister(unsafe { Queues::from_raw(ctx) });
     }
 }
@@ -131,7 +131,7 @@ pub unsafe extern "C" fn io_zcrx_recv(
 ) -> c_int {
     // SAFETY: The caller guarantees that the pointer came from the ring's array, where queues stay
     // as long as there are requests.
-    let ifq = unsafe { &*ifq.cast::<Ifq>() };
+    let ifq = unsafe { &*ifq.cast::<Queue>() };
     // SAFETY: The caller guarantees it.
     let len = unsafe { &mut *len };
 
@@ -161,8 +161,8 @@ pub unsafe extern "C" fn io_zcrx_get_region(
     NonNull::new(ctx)
         .and_then(|ctx| {
             // SAFETY: The caller guarantees that the ring is valid and the lock held. Its queues
-            // are `Ifq`s.
-            unsafe { queues::with_entry(ctx, id, |ifq: &Ifq| ifq.region().as_raw()) }
+            // are `Queue`s.
+            unsafe { queues::with_entry(ctx, id, |ifq: &Queue| ifq.region().as_raw()) }
         })
         .unwrap_or(null_mut())
 }

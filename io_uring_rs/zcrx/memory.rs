@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The memory of an area: pages of user space that are pinned, or a dma-buf; and how a device finds
-//! it.
+//! The memory of an area: pages of user space that are pinned, or a dma-buf.
 
 #[cfg(CONFIG_DMA_SHARED_BUFFER)]
 use kernel::dma_buf::{
@@ -13,6 +12,7 @@ use kernel::{
         Bound,
         Device, //
     },
+    dma_memory::DmaMemory,
     io::ResourceSize,
     io_uring::{
         account::{
@@ -35,11 +35,10 @@ use kernel::{
         PAGE_SIZE, //
     },
     prelude::*,
-    scatterlist::SGTable,
     sync::Arc, //
 };
 
-/// What memory there is.
+/// The kind of memory of an area.
 enum Kind {
     Pages {
         pages: Arc<PinnedPages>,
@@ -56,8 +55,8 @@ pub(super) struct Memory {
 }
 
 impl Memory {
-    /// The memory that `reg` describes. If it is pages of user space, they are pinned, and
-    /// `account` pays for them.
+    /// Takes the memory that `reg` describes. If it is pages of user space, they are pinned, and
+    /// `account` pays for them. May sleep.
     ///
     /// # Errors
     ///
@@ -121,17 +120,17 @@ impl Memory {
         Err(EINVAL)
     }
 
-    /// The size in bytes.
+    /// Returns the size in bytes.
     pub(super) fn size(&self) -> usize {
         self.size
     }
 
-    /// Whether the kernel can write to it.
+    /// Returns whether the kernel can write to it.
     pub(super) fn is_writable(&self) -> bool {
         matches!(self.kind, Kind::Pages { .. })
     }
 
-    /// A page of it, if it has pages.
+    /// Returns the page number `index`, if the memory has pages, and so many.
     pub(super) fn page(&self, index: usize) -> Option<PinnedPage<'_>> {
         match &self.kind {
             Kind::Pages { pages, .. } => pages.get(index),
@@ -140,54 +139,37 @@ impl Memory {
         }
     }
 
-    /// Maps it for a device.
+    /// Maps the memory for a device, which receives into buffers of `1 << shift` bytes.
     ///
     /// # Errors
     ///
-    /// [`EINVAL`] if the device reaches more or less than there should be, and what mapping gives.
-    pub(super) fn map(&self, dev: &Device<Bound>) -> Result<Mapping> {
-        let mapping = match &self.kind {
-            Kind::Pages { pages, .. } => Mapping::Pages(PinnedMapping::new(pages.clone(), dev)?),
+    /// - [`EINVAL`] if the device reaches more or less than there should be.
+    /// - [`ERANGE`] if a buffer would not be in one piece, or not at a multiple of its size. Hardware
+    ///   that is given addresses in units of buffers ignores what is below.
+    /// - What mapping gives.
+    pub(super) fn map(&self, dev: &Device<Bound>, shift: u32) -> Result<KBox<dyn DmaMemory>> {
+        let memory = match &self.kind {
+            Kind::Pages { pages, .. } => {
+                KBox::new(PinnedMapping::new(pages.clone(), dev)?, GFP_KERNEL)?
+                    as KBox<dyn DmaMemory>
+            }
             #[cfg(CONFIG_DMA_SHARED_BUFFER)]
-            Kind::DmaBuf(buf) => Mapping::DmaBuf(Attachment::new(buf, dev)?),
+            Kind::DmaBuf(buf) => {
+                KBox::new(Attachment::new(buf, dev)?, GFP_KERNEL)? as KBox<dyn DmaMemory>
+            }
         };
-        let total = mapping
-            .table()
-            .iter()
-            .fold(0, |total: ResourceSize, entry| {
-                total.saturating_add(entry.dma_len())
-            });
+        let (mut total, mut bits): (ResourceSize, ResourceSize) = (0, 0);
 
+        for piece in memory.table(dev)?.iter() {
+            total = total.saturating_add(piece.dma_len());
+            bits |= piece.dma_len() | piece.dma_address() as ResourceSize;
+        }
         if total != self.size as ResourceSize {
             return Err(EINVAL);
         }
-        Ok(mapping)
-    }
-}
-
-/// Memory that is mapped for a device, until this is dropped.
-pub(super) enum Mapping {
-    Pages(PinnedMapping),
-    #[cfg(CONFIG_DMA_SHARED_BUFFER)]
-    DmaBuf(Attachment),
-}
-
-impl Mapping {
-    /// Where the device finds it.
-    pub(super) fn table(&self) -> &SGTable {
-        match self {
-            Mapping::Pages(mapping) => mapping.table(),
-            #[cfg(CONFIG_DMA_SHARED_BUFFER)]
-            Mapping::DmaBuf(attachment) => attachment.table(),
+        if bits.trailing_zeros() < shift {
+            return Err(ERANGE);
         }
-    }
-
-    /// The base-2 logarithm of the largest size that buffers can have which are in one piece each.
-    pub(super) fn largest_shift(&self) -> u32 {
-        self.table()
-            .iter()
-            .map(|entry| entry.dma_len().trailing_zeros())
-            .min()
-            .unwrap_or(0)
+        Ok(memory)
     }
 }

@@ -2,15 +2,16 @@
 
 //! The device that receives into the areas of a queue: its page pools get their buffers here.
 //!
-//! Lock order: the instance lock of the network device, what binds its queue to ours, then the
-//! mapping of an area or the reservation of an id. Allocation takes no sleeping lock.
+//! Lock order: the instance lock of the network device, the state of its queue's binding, then the
+//! memory of an area or the reservation of an id. Allocation takes no sleeping lock.
 
 use super::{
     area::{
         Area,
         Reservation, //
     },
-    Ifq, //
+    Ifq,
+    Queue, //
 };
 use core::ptr;
 use kernel::{
@@ -25,36 +26,22 @@ use kernel::{
             AllocCache,
             MemoryProvider,
             NewPool,
-            ProvidedQueue, //
+            ProvidedQueue,
+            Unused, //
         }, //
     },
     prelude::*,
     sync::{
         aref::ARef,
         Arc, //
-    },
-    warn_on, //
+    }, //
 };
 
 impl MemoryProvider for Ifq {
-    fn queue(&self) -> &ProvidedQueue<Self> {
-        &self.queue
-    }
-
     fn init(&self, pool: &mut NewPool<'_>) -> Result {
-        let is_ours = self.dev.as_ref().is_some_and(|dev| pool.is_of(dev));
-
-        if warn_on!(!is_ours) {
-            return Err(EINVAL);
-        }
-        if warn_on!(!pool.is_mapped()) {
-            return Err(EOPNOTSUPP);
-        }
-        if pool.shift() != self.areas.shift() {
-            return Err(EINVAL);
-        }
-        if !pool.is_from_device() {
-            return Err(EOPNOTSUPP);
+        // What is not pages is a dma-buf, all of it.
+        if !self.writable {
+            pool.leave_caches_to_exporter();
         }
         Ok(())
     }
@@ -73,23 +60,19 @@ impl MemoryProvider for Ifq {
         self.areas.release(tag, index);
     }
 
-    fn buffer_size(&self) -> u64 {
-        1u64.checked_shl(self.areas.shift()).unwrap_or(0)
-    }
-
-    fn unmap(&self) {
-        self.areas.unmap();
+    fn unmap(&self, unused: &Unused<'_>) {
+        self.areas.unmap(unused);
     }
 }
 
-/// Makes `area` the first one of `ifq`, and has the receive queue that `reg` names receive into it.
+/// Makes `area` the first one of `ifq`, and binds the receive queue that `reg` names to it.
 ///
 /// # Errors
 ///
 /// - [`ENODEV`] if the device has gone, or is another than that of `ifq`.
 /// - Those of [`Area::map`] and [`ProvidedQueue::open`].
 pub(super) fn open(
-    ifq: &Arc<Ifq>,
+    ifq: &Arc<Queue>,
     reg: &IfqReg,
     first: Reservation<'_>,
     area: Pin<KBox<Area>>,
@@ -110,27 +93,25 @@ pub(super) fn open(
 
     area.map(dev)?;
     first.fill(area);
-    ProvidedQueue::open(ifq.clone(), &netdev, reg.if_rxq, page_size)
-        .inspect_err(|_| ifq.areas.unmap())
+    ProvidedQueue::open(ifq, &netdev, reg.if_rxq, page_size)
 }
 
-/// Makes `area` one more of `ifq`, mapped for its device if it has any.
+/// Makes `area` one more of `ifq`, and maps it for the device if there is one.
 ///
 /// # Errors
 ///
 /// [`EFAULT`] if the device has gone, and those of [`Area::map`].
-pub(super) fn add(ifq: &Ifq, reservation: Reservation<'_>, area: Pin<KBox<Area>>) -> Result {
+pub(super) fn add(ifq: &Queue, reservation: Reservation<'_>, area: Pin<KBox<Area>>) -> Result {
     if ifq.dev.is_none() {
         reservation.fill(area);
         return Ok(());
     }
-    ifq.queue
-        .while_bound(|dev| {
-            area.map(dev)?;
-            reservation.fill(area);
-            Ok(())
-        })
-        .unwrap_or(Err(EFAULT))
+    ifq.while_bound(|dev| {
+        area.map(dev)?;
+        reservation.fill(area);
+        Ok(())
+    })
+    .unwrap_or(Err(EFAULT))
 }
 
 #[cfg(CONFIG_IO_URING_RS_KUNIT_TEST)]
@@ -143,6 +124,7 @@ mod tests {
             Packet,
             TestPool, //
         },
+        page::PAGE_SHIFT,
         sync::atomic::{
             Atomic,
             Relaxed, //
@@ -156,8 +138,6 @@ mod tests {
     struct Provider {
         #[pin]
         buffers: Buffers,
-        #[pin]
-        queue: ProvidedQueue<Provider>,
         /// How often user space names each buffer, for the pool to see when it wants some.
         named: [Atomic<u32>; COUNT as usize],
         /// How often it has looked.
@@ -165,17 +145,6 @@ mod tests {
     }
 
     impl MemoryProvider for Provider {
-        fn queue(&self) -> &ProvidedQueue<Self> {
-            &self.queue
-        }
-
-        fn init(&self, pool: &mut NewPool<'_>) -> Result {
-            assert!(pool.is_mapped() && pool.is_from_device());
-            // There is no device.
-            pool.stop_sync();
-            Ok(())
-        }
-
         fn alloc(&self, cache: &mut AllocCache<'_>) {
             let mut buffers = [0; 7];
 
@@ -205,23 +174,23 @@ mod tests {
             self.buffers.put(&[index as u32]);
         }
 
-        fn buffer_size(&self) -> u64 {
-            4096
+        fn unmap(&self, unused: &Unused<'_>) {
+            self.buffers.unmap(unused);
         }
-
-        fn unmap(&self) {}
     }
 
-    fn provider() -> Result<Arc<Provider>> {
-        let buffers = Buffers::new(COUNT, true)?;
+    fn provider() -> Result<Arc<ProvidedQueue<Provider>>> {
+        let buffers = Buffers::new(COUNT, PAGE_SHIFT as u32, true)?;
 
         Arc::pin_init(
-            pin_init!(Provider {
-                buffers <- buffers,
-                queue <- ProvidedQueue::new(),
-                named: [const { Atomic::new(0) }; COUNT as usize],
-                looked: Atomic::new(0),
-            }),
+            ProvidedQueue::new(
+                PAGE_SHIFT as u32,
+                pin_init!(Provider {
+                    buffers <- buffers,
+                    named: [const { Atomic::new(0) }; COUNT as usize],
+                    looked: Atomic::new(0),
+                }),
+            ),
             GFP_KERNEL,
         )
     }
@@ -265,7 +234,7 @@ mod tests {
     #[test]
     fn follows_the_model() -> Result {
         let provider = provider()?;
-        let mut pool = TestPool::new(provider.clone())?;
+        let mut pool = TestPool::new(&provider)?;
         let mut model = KVec::new();
         let mut seed = 0x9e37_79b9_u32;
         let mut random = |below: u32| {
@@ -371,7 +340,7 @@ mod tests {
     #[test]
     fn what_user_space_has_stays_in_the_pool() -> Result {
         let provider = provider()?;
-        let mut pool = TestPool::new(provider.clone())?;
+        let mut pool = TestPool::new(&provider)?;
         let packet = pool.receive().ok_or(ENOMEM)?;
         let index = packet.iov().index();
 

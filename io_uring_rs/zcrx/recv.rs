@@ -9,7 +9,8 @@ use super::{
         Taker,
         Walk, //
     },
-    Ifq, //
+    Ifq,
+    Queue, //
 };
 use kernel::{
     io_uring::{
@@ -38,7 +39,7 @@ pub(crate) enum Received {
 
 /// Gives user space what was received.
 struct Receiver<'a> {
-    ifq: &'a Ifq,
+    ifq: &'a Queue,
     request: &'a Receive<'a>,
     batch: Batch<'a>,
 }
@@ -119,7 +120,7 @@ impl<'r> Taker for Receiver<'r> {
 /// - [`EFAULT`] for data that cannot be copied.
 /// - The socket's own error.
 pub(crate) fn receive(
-    ifq: &Ifq,
+    ifq: &Queue,
     request: &Receive<'_>,
     socket: &TcpSocket<'_>,
     len: &mut u32,

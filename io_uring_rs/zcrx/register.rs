@@ -18,6 +18,7 @@ use super::{
         Refill, //
     },
     Ifq,
+    Queue,
     User, //
 };
 use kernel::{
@@ -123,7 +124,7 @@ fn buffer_shift(bytes: u32, has_device: bool) -> Result<u32> {
 }
 
 /// Whether the ring can have queues.
-fn ring_is_fit(queues: &Queues<'_, Ifq>) -> bool {
+fn ring_is_fit(queues: &Queues<'_, Queue>) -> bool {
     let flags = queues.ring_flags();
 
     flags & SETUP_DEFER_TASKRUN != 0 && flags & (SETUP_CQE32 | SETUP_CQE_MIXED) != 0
@@ -144,7 +145,7 @@ fn ring_is_fit(queues: &Queues<'_, Ifq>) -> bool {
 /// - [`ERANGE`] if the device has no such queue, or memory is in too small pieces.
 /// - [`ENOMEM`] if memory is short, or the limit on locked memory is reached.
 /// - [`EBUSY`] if the ring has as many queues as can be.
-pub(crate) fn register(queues: &mut Queues<'_, Ifq>, arg: UserPtr) -> Result {
+pub(crate) fn register(queues: &mut Queues<'_, Queue>, arg: UserPtr) -> Result {
     if !capability::current_has(Capability::NET_ADMIN) {
         return Err(EPERM);
     }
@@ -208,17 +209,20 @@ pub(crate) fn register(queues: &mut Queues<'_, Ifq>, arg: UserPtr) -> Result {
     let shift = buffer_shift(reg.rx_buf_len, dev.is_some())?;
     let area = Area::new(&account, &area_reg, shift, dev.is_some())?;
     let writable = area.is_writable();
+    let areas = Areas::new(shift)?;
     let ifq = Arc::pin_init(
-        pin_init!(Ifq {
-            account,
-            areas <- Areas::new(shift),
-            users: Refcount::new(1),
-            events <- Events::new(&wanted),
-            refill <- refill,
-            writable,
-            dev,
-            queue <- ProvidedQueue::new(),
-        }),
+        ProvidedQueue::new(
+            shift,
+            pin_init!(Ifq {
+                account,
+                areas <- areas,
+                users: Refcount::new(1),
+                events <- Events::new(&wanted),
+                refill <- refill,
+                writable,
+                dev,
+            }),
+        ),
         GFP_KERNEL,
     )?;
     // Until the ring has it.
@@ -248,7 +252,7 @@ pub(crate) fn register(queues: &mut Queues<'_, Ifq>, arg: UserPtr) -> Result {
 }
 
 /// Gives the ring a queue of another one, which was exported as a file.
-fn import(queues: &mut Queues<'_, Ifq>, to: u64, mut reg: IfqReg) -> Result {
+fn import(queues: &mut Queues<'_, Queue>, to: u64, mut reg: IfqReg) -> Result {
     if reg.if_rxq != 0 || reg.rq_entries != 0 || reg.area_ptr != 0 || reg.region_ptr != 0 {
         return Err(EINVAL);
     }

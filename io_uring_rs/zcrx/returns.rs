@@ -7,7 +7,7 @@ use super::{
         Area,
         Areas, //
     },
-    buffers::FreeList,
+    buffers::LockedFreeList,
     cursor::Place, //
 };
 use kernel::net::netmem::PooledIov;
@@ -22,7 +22,7 @@ pub(super) struct Returns<'a, F: FnMut(PooledIov<'a>)> {
     /// The area of the last run, and its free list if that was needed. Buffers go there without
     /// unlocking it, as long as it is of the same area.
     area: Option<&'a Area>,
-    free: FreeList<'a>,
+    free: LockedFreeList<'a>,
     /// Gets those that are in page pools.
     pooled: F,
 }

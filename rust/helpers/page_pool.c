@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
+#include <linux/dma-map-ops.h>
 #include <linux/dma-mapping.h>
 #include <linux/rtnetlink.h>
 #include <net/net_namespace.h>
@@ -27,9 +28,30 @@ rust_helper_page_pool_get_dma_addr_netmem(netmem_ref netmem)
 	return page_pool_get_dma_addr_netmem(netmem);
 }
 
-__rust_helper bool rust_helper_dma_dev_need_sync(const struct device *dev)
+/* Whether the pool's device needs syncs at all. Pools of tests have no device. */
+__rust_helper bool
+rust_helper_page_pool_dev_needs_sync(const struct page_pool *pool)
 {
-	return dma_dev_need_sync(dev);
+	return pool->p.dev && dma_dev_need_sync(pool->p.dev);
+}
+
+/*
+ * Whether the driver has destroyed the pool, which waits for buffers to come
+ * back. It asks its provider for no more buffers then, and gives none away.
+ */
+__rust_helper bool
+rust_helper_page_pool_is_destroyed(const struct page_pool *pool)
+{
+	return READ_ONCE(pool->destroy_cnt);
+}
+
+/* Keeps syncs only where they touch no cache: they copy from bounce buffers. */
+__rust_helper void rust_helper_page_pool_sync_bounced_only(struct page_pool *pool)
+{
+	if (!dev_is_dma_coherent(pool->p.dev)) {
+		pool->dma_sync = false;
+		pool->dma_sync_for_cpu = false;
+	}
 }
 
 __rust_helper void
@@ -46,12 +68,6 @@ __rust_helper unsigned int rust_helper_dma_get_max_seg_size(struct device *dev)
 }
 
 #ifdef CONFIG_IO_URING_RS_KUNIT_TEST
-
-__rust_helper void rust_helper_page_pool_stop_sync(struct page_pool *pool)
-{
-	pool->dma_sync = false;
-	pool->dma_sync_for_cpu = false;
-}
 
 /*
  * A pool whose memory is nowhere, of a device that stays for as long as buffers
@@ -78,6 +94,11 @@ rust_helper_page_pool_create_provided(const struct pp_memory_provider_params *p)
 	netdev_lock(dev);
 	queue->mp_params = *p;
 	pool = page_pool_create(&params);
+	if (!IS_ERR(pool)) {
+		/* There is no device to sync for. */
+		pool->dma_sync = false;
+		pool->dma_sync_for_cpu = false;
+	}
 	queue->mp_params = (struct pp_memory_provider_params){};
 	netdev_unlock(dev);
 	rtnl_unlock();

@@ -12,10 +12,11 @@ use crate::{
         Bound,
         Device, //
     },
+    devres::Devres,
+    dma_memory::DmaMemory,
     error::from_err_ptr,
     prelude::*,
-    scatterlist::SGTable,
-    sync::aref::ARef, //
+    scatterlist::SGTable, //
 };
 use core::ptr::NonNull;
 
@@ -79,38 +80,35 @@ impl Drop for DmaBuf {
     }
 }
 
-/// Memory that is mapped so that a device can write to it.
+/// The attachment of a device to a dma-buf, with its mapping.
 ///
 /// # Invariants
 ///
-/// `attachment` attaches `_dev` to `buf`, and `table` is the mapping of it.
-pub struct Attachment {
+/// `attachment` attaches a device to `buf`, and `table` is the mapping of it.
+struct Mapped {
     buf: DmaBuf,
-    _dev: ARef<Device>,
     attachment: NonNull<bindings::dma_buf_attachment>,
     table: NonNull<bindings::sg_table>,
 }
 
-// SAFETY: It may be detached by any task.
-unsafe impl Send for Attachment {}
+// SAFETY: Any task may detach the device.
+unsafe impl Send for Mapped {}
 
 // SAFETY: The mapping is constant.
-unsafe impl Sync for Attachment {}
+unsafe impl Sync for Mapped {}
 
-impl Attachment {
-    /// Attaches `dev` to `buf`, and maps that for it. May sleep.
-    ///
-    /// C counterparts: `dma_buf_attach`, `dma_buf_map_attachment_unlocked`.
+impl Mapped {
+    /// Attaches `dev` to `buf`, and maps that for it.
     ///
     /// # Errors
     ///
-    /// What these give.
-    pub fn new(buf: &DmaBuf, dev: &Device<Bound>) -> Result<Self> {
+    /// What the exporter gives.
+    fn new(buf: &DmaBuf, dev: &Device<Bound>) -> Result<Self> {
         let buf = buf.reference();
-        // SAFETY: Both are valid.
+        // SAFETY: The dma-buf is valid by its type invariants, the device as a `Device<Bound>`.
         let attachment =
             from_err_ptr(unsafe { bindings::dma_buf_attach(buf.buf.as_ptr(), dev.as_raw()) })?;
-        // SAFETY: It was just attached, and is not locked.
+        // SAFETY: The device was just attached, and the reservation lock is not held here.
         let table = from_err_ptr(unsafe {
             bindings::dma_buf_map_attachment_unlocked(
                 attachment,
@@ -119,33 +117,25 @@ impl Attachment {
         });
 
         match table.map(|table| (NonNull::new(table), NonNull::new(attachment))) {
-            // INVARIANT: It is attached and mapped.
+            // INVARIANT: The device is attached to `buf`, which was mapped for it.
             Ok((Some(table), Some(attachment))) => Ok(Self {
                 buf,
-                _dev: dev.into(),
                 attachment,
                 table,
             }),
             other => {
-                // SAFETY: It is attached to this, and not mapped.
+                // SAFETY: The device is attached to this dma-buf, which is not mapped for it.
                 unsafe { bindings::dma_buf_detach(buf.buf.as_ptr(), attachment) };
                 Err(other.err().unwrap_or(ENOMEM))
             }
         }
     }
-
-    /// Where the device finds the memory.
-    pub fn table(&self) -> &SGTable {
-        // SAFETY: By the type invariants, the table is valid while `self` is. As the attachment is
-        // not dynamic, the exporter does not change it.
-        unsafe { SGTable::from_raw(self.table.as_ptr()) }
-    }
 }
 
-impl Drop for Attachment {
+impl Drop for Mapped {
     fn drop(&mut self) {
-        // SAFETY: By the type invariants, this is the mapping, and is not locked. It was made for
-        // this direction.
+        // SAFETY: By the type invariants, `table` is the mapping of this attachment. It was made
+        // for this direction, and the reservation lock is not held here.
         unsafe {
             bindings::dma_buf_unmap_attachment_unlocked(
                 self.attachment.as_ptr(),
@@ -153,7 +143,45 @@ impl Drop for Attachment {
                 bindings::dma_data_direction::DMA_FROM_DEVICE,
             )
         };
-        // SAFETY: By the type invariants, it is attached to this, and it is not mapped any more.
+        // SAFETY: By the type invariants, the attachment is one to this dma-buf, which is not mapped
+        // any more.
         unsafe { bindings::dma_buf_detach(self.buf.buf.as_ptr(), self.attachment.as_ptr()) };
+    }
+}
+
+/// A dma-buf that is mapped so that a device can write to it.
+///
+/// The mapping, and with it the attachment, ends when this is dropped, or when the device loses its
+/// driver, whichever comes first.
+pub struct Attachment(Devres<Mapped>);
+
+impl Attachment {
+    /// Attaches `dev` to `buf`, and maps that for it. May sleep.
+    ///
+    /// C counterparts: `dma_buf_attach`, `dma_buf_map_attachment_unlocked`.
+    ///
+    /// # Errors
+    ///
+    /// [`ENOMEM`] if memory is short, and what the exporter gives.
+    pub fn new(buf: &DmaBuf, dev: &Device<Bound>) -> Result<Self> {
+        Ok(Self(Devres::new(dev, Mapped::new(buf, dev))?))
+    }
+}
+
+// SAFETY:
+// - The mapping is made when the object is, and undone by the drop of `Mapped`, which happens when
+//   this object is dropped or when the device is unbound. As the attachment is not dynamic, the
+//   exporter neither moves the memory nor changes the table.
+// - The memory is the exporter's, which offers it to devices. `Mapped` has a reference to it.
+unsafe impl DmaMemory for Attachment {
+    fn device(&self) -> &Device {
+        self.0.device()
+    }
+
+    fn table<'a>(&'a self, dev: &'a Device<Bound>) -> Result<&'a SGTable> {
+        let mapped = self.0.access(dev)?;
+
+        // SAFETY: By the type invariants of `Mapped`, the table is valid. Nobody changes it.
+        Ok(unsafe { SGTable::from_raw(mapped.table.as_ptr()) })
     }
 }

@@ -11,6 +11,8 @@ use crate::{
         Bound,
         Device, //
     },
+    devres::Devres,
+    dma_memory::DmaMemory,
     error::to_result,
     page::PAGE_SIZE,
     prelude::*,
@@ -21,30 +23,45 @@ use crate::{
     },
     types::Opaque, //
 };
+use core::ptr::NonNull;
 
-/// What is in the pages is nothing to the device, so that they are not synced when they are mapped
-/// and unmapped, only when a buffer changes hands. And the device may write in any order.
+/// Attributes of the mapping.
+///
+/// The device does not care what the pages hold. So they are not synced as a whole when they are
+/// mapped and unmapped, but buffer by buffer when one changes hands. The device may write in any
+/// order.
 const ATTRS: usize = (bindings::DMA_ATTR_SKIP_CPU_SYNC | bindings::DMA_ATTR_WEAK_ORDERING) as usize;
 
 /// A table of runs of pages.
 ///
 /// # Invariants
 ///
-/// It was set up, and is not moved.
+/// The table was set up, with valid pages.
 struct Table(KBox<Opaque<bindings::sg_table>>);
 
+// SAFETY: Any task may free the table.
+unsafe impl Send for Table {}
+
+// SAFETY: The table is not changed while it is shared.
+unsafe impl Sync for Table {}
+
 impl Table {
-    /// The runs in `pages`, none of them longer than `dev` takes.
+    /// Creates a table of the runs in `pages`, none of them longer than `dev` takes.
+    ///
+    /// # Errors
+    ///
+    /// [`ENOMEM`] if memory is short.
     fn new(pages: &PinnedPages, dev: &Device<Bound>) -> Result<Self> {
         let table = KBox::new(Opaque::zeroed(), GFP_KERNEL)?;
         let count = u32::try_from(pages.len())?;
-        // SAFETY: The device is valid.
+        // SAFETY: A `Device<Bound>` is valid.
         let longest = unsafe { bindings::dma_get_max_seg_size(dev.as_raw()) };
-        // Buffers have a power of two of bytes, of which there are the most in a run of so many.
+        // Buffers have a power of two of bytes: so a run holds whole ones.
         let longest = 1 << longest.max(PAGE_SIZE as u32).ilog2();
 
-        // SAFETY: The table is ours, and there are `count` valid pages, more than none, to which
-        // the function does not write.
+        // SAFETY:
+        // - The table is in a box of this function.
+        // - The array has `count` valid pages, more than none. The function does not write to it.
         to_result(unsafe {
             bindings::sg_alloc_table_from_pages_segment(
                 table.get(),
@@ -56,34 +73,91 @@ impl Table {
                 GFP_KERNEL_ACCOUNT.as_raw(),
             )
         })?;
-        // INVARIANT: It was just set up.
+        // INVARIANT: The table was just set up.
         Ok(Self(table))
     }
 }
 
 impl Drop for Table {
     fn drop(&mut self) {
-        // SAFETY: By the type invariants, it was set up.
+        // SAFETY: By the type invariants, the table was set up.
         unsafe { bindings::sg_free_table(self.0.get()) };
     }
 }
 
-/// Pinned pages that are mapped so that a device can write to them. They stay pinned meanwhile.
+/// A table that is mapped so that a device can write to its pages.
 ///
 /// # Invariants
 ///
-/// `table` is mapped for `dev`.
-pub struct PinnedMapping {
-    table: Table,
+/// The table that `table` points to is mapped for `dev`, and stays valid while this object exists.
+struct Mapped {
+    table: NonNull<bindings::sg_table>,
     dev: ARef<Device>,
-    _pages: Arc<PinnedPages>,
 }
 
-// SAFETY: It may be unmapped by any task.
-unsafe impl Send for PinnedMapping {}
+// SAFETY: Any task may unmap it.
+unsafe impl Send for Mapped {}
 
 // SAFETY: The mapping is constant.
-unsafe impl Sync for PinnedMapping {}
+unsafe impl Sync for Mapped {}
+
+impl Mapped {
+    /// Maps `table` for `dev`.
+    ///
+    /// # Errors
+    ///
+    /// What `dma_map_sgtable` gives.
+    ///
+    /// # Safety
+    ///
+    /// `table` must outlive the result.
+    unsafe fn new(table: &Table, dev: &Device<Bound>) -> Result<Self> {
+        // SAFETY:
+        // - A `Device<Bound>` is valid, and has a driver.
+        // - By the type invariants of `Table`, the table was set up, with valid pages.
+        to_result(unsafe {
+            bindings::dma_map_sgtable(
+                dev.as_raw(),
+                table.0.get(),
+                bindings::dma_data_direction::DMA_FROM_DEVICE,
+                ATTRS,
+            )
+        })?;
+        // INVARIANT: The table was just mapped, and the caller guarantees that it stays.
+        Ok(Self {
+            table: NonNull::new(table.0.get()).ok_or(EINVAL)?,
+            dev: dev.into(),
+        })
+    }
+}
+
+impl Drop for Mapped {
+    fn drop(&mut self) {
+        // SAFETY:
+        // - By the type invariants, the table is valid and mapped for this device. `Devres` drops
+        //   this object before the device's driver is gone.
+        // - The table was mapped with this direction and these attributes.
+        unsafe {
+            bindings::dma_unmap_sgtable(
+                self.dev.as_raw(),
+                self.table.as_ptr(),
+                bindings::dma_data_direction::DMA_FROM_DEVICE,
+                ATTRS,
+            )
+        };
+    }
+}
+
+/// Pinned pages that are mapped so that a device can write to them.
+///
+/// The pages stay pinned for as long as this object exists. They are unmapped when it is dropped,
+/// or when the device loses its driver, whichever comes first.
+// Fields are dropped in this order: the table must outlive its mapping, and the pages the table.
+pub struct PinnedMapping {
+    mapped: Devres<Mapped>,
+    _table: Table,
+    _pages: Arc<PinnedPages>,
+}
 
 impl PinnedMapping {
     /// Maps `pages` for `dev`. May sleep.
@@ -93,42 +167,32 @@ impl PinnedMapping {
     /// [`ENOMEM`] if memory is short, and what `dma_map_sgtable` gives.
     pub fn new(pages: Arc<PinnedPages>, dev: &Device<Bound>) -> Result<Self> {
         let table = Table::new(&pages, dev)?;
+        // SAFETY: `Devres` has dropped its content when it was dropped itself, which is before the
+        // table is: the table stands behind it in the object made here, and in a box, which stays
+        // where it is. If there is no `Devres`, it has dropped the content before it returns.
+        let mapped = Devres::new(dev, unsafe { Mapped::new(&table, dev) })?;
 
-        // SAFETY: The device is valid and has a driver, and the table is one of valid pages.
-        to_result(unsafe {
-            bindings::dma_map_sgtable(
-                dev.as_raw(),
-                table.0.get(),
-                bindings::dma_data_direction::DMA_FROM_DEVICE,
-                ATTRS,
-            )
-        })?;
-        // INVARIANT: It was just mapped.
         Ok(Self {
-            table,
-            dev: dev.into(),
+            mapped,
+            _table: table,
             _pages: pages,
         })
     }
-
-    /// Where the device finds the memory.
-    pub fn table(&self) -> &SGTable {
-        // SAFETY: The table is valid while `self` is, and nobody changes it.
-        unsafe { SGTable::from_raw(self.table.0.get()) }
-    }
 }
 
-impl Drop for PinnedMapping {
-    fn drop(&mut self) {
-        // SAFETY: By the type invariants, the table is mapped for this device. These are the
-        // direction and the attributes that it was mapped with.
-        unsafe {
-            bindings::dma_unmap_sgtable(
-                self.dev.as_raw(),
-                self.table.0.get(),
-                bindings::dma_data_direction::DMA_FROM_DEVICE,
-                ATTRS,
-            )
-        };
+// SAFETY:
+// - The mapping is made when the object is, and undone by the drop of `Mapped`, which happens when
+//   this object is dropped or when the device is unbound. The table names the pinned pages.
+// - The pages are user space's, to which the kernel has no references, and stay pinned.
+unsafe impl DmaMemory for PinnedMapping {
+    fn device(&self) -> &Device {
+        self.mapped.device()
+    }
+
+    fn table<'a>(&'a self, dev: &'a Device<Bound>) -> Result<&'a SGTable> {
+        let mapped = self.mapped.access(dev)?;
+
+        // SAFETY: By the type invariants of `Mapped`, the table is valid. Nobody changes it.
+        Ok(unsafe { SGTable::from_raw(mapped.table.as_ptr()) })
     }
 }

@@ -24,7 +24,7 @@ use core::ptr::NonNull;
 
 /// A reference to a network device.
 ///
-/// The device may be unregistered at any time, but for while it is locked.
+/// The device may be unregistered at any time except while it is locked.
 ///
 /// Wraps a pointer to the kernel's `struct net_device`.
 ///
@@ -46,20 +46,21 @@ unsafe impl Send for NetDevice {}
 unsafe impl Sync for NetDevice {}
 
 impl NetDevice {
-    /// The device with an index, in the network namespace of the current task.
+    /// Finds the device with an index in the network namespace of the current task.
     ///
     /// # Errors
     ///
     /// [`ENODEV`] if there is none.
     pub fn find(ifindex: u32) -> Result<Self> {
-        // There are no negative ones.
+        // Indices are positive numbers of type `int`.
         let ifindex = c_int::try_from(ifindex).map_err(|_| ENODEV)?;
         // SAFETY: The function has no preconditions.
         let net = unsafe { bindings::current_net() };
         if net.is_null() {
             return Err(ENODEV);
         }
-        // SAFETY: `net` is the namespace of the current task, which stays while that is here.
+        // SAFETY: `net` is the namespace of the current task. It stays: only the task itself can
+        // leave it.
         let dev = unsafe { bindings::netdev_get_by_index_lock(net, ifindex) };
         let dev = NonNull::new(dev).ok_or(ENODEV)?;
         // SAFETY: A device that is locked and registered is valid.
@@ -70,7 +71,7 @@ impl NetDevice {
         Ok(this)
     }
 
-    /// One more reference.
+    /// Takes one more reference.
     ///
     /// # Safety
     ///
@@ -84,7 +85,7 @@ impl NetDevice {
         Self { dev, tracker }
     }
 
-    /// Locks the device. May sleep.
+    /// Locks the device. May sleep: whoever configures the device holds this lock.
     ///
     /// C counterpart: `netdev_lock`.
     pub fn lock(&self) -> LockedNetDevice<'_> {
@@ -112,40 +113,45 @@ impl Drop for NetDevice {
     }
 }
 
-/// A network device whose instance lock is held, which dropping this releases.
+/// A network device whose instance lock is held. Dropping this releases the lock.
 ///
 /// # Invariants
 ///
 /// The current task holds the lock.
+#[must_use = "the lock is released when this is dropped"]
 pub struct LockedNetDevice<'a> {
     netdev: &'a NetDevice,
     _task: NotThreadSafe,
 }
 
 impl LockedNetDevice<'_> {
-    /// The device as C knows it: valid and locked while `self` exists.
+    /// Returns the device as C knows it. It is valid and locked while `self` exists.
     pub(super) fn as_ptr(&self) -> *mut bindings::net_device {
         self.netdev.dev.as_ptr()
     }
 
-    /// Whether it is this device.
+    /// Returns whether this is `netdev`.
     pub(super) fn is(&self, netdev: &NetDevice) -> bool {
         self.netdev.dev == netdev.dev
     }
 
-    /// Another reference to the device.
+    /// Takes another reference to the device.
     pub(super) fn reference(&self) -> NetDevice {
         self.netdev.clone()
     }
 
-    /// The device that transfers what the receive queue `queue` receives, if there is any.
+    /// Returns the device that writes what the receive queue `queue` receives.
+    ///
+    /// That is a device whose driver made the network device: it has queues that can be restarted, and
+    /// says itself by what it transfers. A network device may have a parent without a driver, though,
+    /// on which nothing can be mapped for as long as it has one; such a parent is refused.
     ///
     /// C counterpart: `netdev_queue_get_dma_dev`.
     ///
     /// # Errors
     ///
     /// - [`ENODEV`] if the network device is not registered any more.
-    /// - [`EOPNOTSUPP`] if it transfers nothing by DMA.
+    /// - [`EOPNOTSUPP`] if it transfers nothing by DMA, or by a device that has no driver.
     pub fn dma_device(&self, queue: u32) -> Result<&Device<Bound>> {
         // SAFETY: By the type invariants, the device is valid.
         if !unsafe { bindings::netdev_is_registered(self.as_ptr()) } {
@@ -161,9 +167,15 @@ impl LockedNetDevice<'_> {
         };
         let dev = NonNull::new(dev).ok_or(EOPNOTSUPP)?;
 
-        // SAFETY: The device is valid, and has a driver: one that goes away unregisters its network
-        // devices first, for which it needs the lock; and with them those that its queues are
-        // leased to, for which it needs theirs.
+        // SAFETY: The device stays as long as the network device does. Nobody but the driver core
+        // writes the field, as a whole.
+        if unsafe { (&raw const (*dev.as_ptr()).driver).read_volatile() }.is_null() {
+            return Err(EOPNOTSUPP);
+        }
+        // SAFETY: The device is valid, and was just seen to have a driver. One that goes away
+        // unregisters its network devices first, for which it needs the lock that is held; and with
+        // them those that its queues are leased to, for which it needs their locks, of which one is
+        // the one that is held.
         Ok(unsafe { Device::<Normal>::from_raw(dev.as_ptr()).as_bound() })
     }
 }

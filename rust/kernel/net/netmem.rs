@@ -1,39 +1,70 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Buffers that network devices receive into and whose memory the network stack knows nothing of.
+//! Buffers that network devices receive into and whose memory the network stack cannot access.
 //!
-//! [`NetIovs`] are the buffers of one piece of memory. Each is free, or has references: of the page
-//! pool that it was put into, of packets, and of user space, to which it was *granted*. How often
-//! it was granted is counted, so that user space cannot give back what it has not got.
+//! [`NetIovs`] are the buffers of one piece of memory, all of one size. Each is free, or has
+//! references: of the page pool that it is in, of packets, and of user space, to which it was
+//! *granted*. The number of grants is counted, so that user space cannot give back more than it was
+//! granted.
+//!
+//! The memory is mapped by [`NetIovs::map`], which tells each buffer the address by which the device
+//! knows it, and keeps the mapping. Only buffers with an address are put into page pools, and only
+//! into those of the device that the memory is mapped for. The mapping ends when the buffers are
+//! dropped, which no pool may have then, or by [`NetIovs::unmap`], which demands evidence that no
+//! pool gives buffers to a device any more.
 //!
 //! C header: [`include/net/netmem.h`](srctree/include/net/netmem.h)
 
+mod iov;
 mod provided;
-pub use self::provided::{
-    Lookup,
-    ProvidedIov, //
+
+pub use self::{
+    iov::{
+        PooledIov,
+        TakenBack, //
+    },
+    provided::{
+        Lookup,
+        ProvidedIov, //
+    }, //
 };
 
+use self::iov::{
+    Iov,
+    Owner,
+    FREE, //
+};
+use super::page_pool::Unused;
 use crate::{
     bindings,
+    device::{
+        Bound,
+        Device, //
+    },
+    dma_memory::DmaMemory,
     io::ResourceSize,
+    new_mutex,
     nospec::checked_index,
     num::casts::u32_as_usize,
     prelude::*,
     scatterlist::SGTable,
     sched,
-    sync::atomic::{
-        Acquire,
-        Atomic,
-        Full,
-        Relaxed,
-        Release, //
+    sync::{
+        atomic::{
+            Acquire,
+            Atomic,
+            Full,
+            Relaxed,
+            Release, //
+        },
+        barrier,
+        Mutex, //
     },
     types::Opaque,
-    warn_on, //
+    warn_on_once, //
 };
 use core::{
-    mem::ManuallyDrop,
+    pin::Pin,
     ptr::{
         null_mut,
         NonNull, //
@@ -43,10 +74,6 @@ use core::{
 /// The lowest bit of a `netmem_ref` that is a `net_iov`.
 pub(super) const NET_IOV: bindings::netmem_ref = bindings::NET_IOV as bindings::netmem_ref;
 
-/// How many references a free buffer has: a number that is no other's. Those of a buffer in a pool
-/// may be zero for a moment.
-const FREE: isize = isize::MIN;
-
 /// Lets others run after each 4,096 buffers: there may be millions.
 fn rest_after(number: usize) {
     if number % 4096 == 0 {
@@ -54,198 +81,42 @@ fn rest_after(number: usize) {
     }
 }
 
-/// What the buffers of one piece of memory share.
-///
-/// `area` is where C looks for it: each `net_iov` points to it.
-#[repr(C)]
-struct Owner {
-    area: Opaque<bindings::net_iov_area>,
-    /// What [`ProvidedIov::tag`] returns.
-    tag: Atomic<u64>,
-    /// Whose pools the buffers may be put into, once one was.
-    provider: Atomic<*mut c_void>,
-    iovs: KVVec<Opaque<bindings::net_iov>>,
-    /// How many references of each are user space's.
-    granted: KVVec<Atomic<i32>>,
-}
-
-impl Owner {
-    /// # Safety
-    ///
-    /// `index` must be less than how many there are.
-    #[inline]
-    unsafe fn iov_unchecked(&self, index: usize) -> Iov<'_> {
-        // SAFETY: The caller guarantees it.
-        let iov = unsafe { self.iovs.get_unchecked(index) }.get();
-
-        // INVARIANT: The `net_iov` is one of this owner's.
-        Iov {
-            // SAFETY: A reference is not null.
-            iov: unsafe { NonNull::new_unchecked(iov) },
-            owner: self,
-        }
-    }
-}
-
-/// One `net_iov`.
-///
-/// # Invariants
-///
-/// For the duration of `'a`, `iov` is a valid `net_iov` of `owner`.
-#[derive(Clone, Copy)]
-struct Iov<'a> {
-    iov: NonNull<bindings::net_iov>,
-    owner: &'a Owner,
-}
-
-impl<'a> Iov<'a> {
-    /// # Safety
-    ///
-    /// For the duration of `'a`, `iov` must be a valid one of [`NetIovs`].
-    #[inline]
-    unsafe fn from_raw(iov: NonNull<bindings::net_iov>) -> Self {
-        // INVARIANT: The caller guarantees it.
-        Self {
-            iov,
-            // SAFETY: The caller guarantees that the `net_iov` is valid. Its owner never changes,
-            // and is the first member of an `Owner` that lives as long.
-            owner: unsafe { &*(*iov.as_ptr()).owner.cast::<Owner>() },
-        }
-    }
-
-    /// Its number in the owner's array.
-    #[inline]
-    fn index(self) -> usize {
-        let first = self.owner.iovs.as_ptr().addr();
-
-        self.iov.addr().get().wrapping_sub(first) / size_of::<bindings::net_iov>()
-    }
-
-    /// How many references there are, or [`FREE`].
-    #[inline]
-    fn references(self) -> &'a Atomic<isize> {
-        // SAFETY: By the type invariants, the `net_iov` is valid. C accesses this field by atomic
-        // operations, while the `net_iov` is in a pool; `atomic_long_t` has one member of the size
-        // of an `isize`.
-        unsafe { Atomic::from_ptr((&raw mut (*self.iov.as_ptr()).desc.pp_ref_count).cast()) }
-    }
-
-    /// The pool that it is in, or null. Does not change while somebody has a reference.
-    #[inline]
-    fn pool(self) -> *mut bindings::page_pool {
-        // SAFETY: By the type invariants, the `net_iov` is valid. The field is only written to by
-        // who has all references. This is volatile as others may be those.
-        unsafe { (&raw const (*self.iov.as_ptr()).desc.pp).read_volatile() }
-    }
-
-    /// How many references are user space's.
-    #[inline]
-    fn granted(self) -> &'a Atomic<i32> {
-        // SAFETY: There are as many as there are `net_iov`s, of which this is one.
-        unsafe { self.owner.granted.get_unchecked(self.index()) }
-    }
-
-    #[inline]
-    fn netmem(self) -> bindings::netmem_ref {
-        self.iov.addr().get() as bindings::netmem_ref | NET_IOV
-    }
-
-    /// Takes it, if it is free.
-    fn take(self) -> bool {
-        self.references().cmpxchg(FREE, 1, Acquire).is_ok()
-    }
-
-    /// Gives references back that were granted: what remains.
-    #[inline]
-    fn put(self, count: i32) -> TakenBack<'a> {
-        let (references, count) = (self.references(), count as isize);
-
-        // Mostly there are no others. Who sees that has no need of an atomic operation.
-        if references.load(Acquire) != count && references.fetch_sub(count, Full) != count {
-            return TakenBack::Held;
-        }
-        if self.pool().is_null() {
-            references.store(FREE, Release);
-            return TakenBack::Free;
-        }
-        // Pools want it so.
-        references.store(1, Relaxed);
-        // INVARIANT: It is in a pool, and all references were ours.
-        TakenBack::Pooled(PooledIov(self))
-    }
-}
-
-/// What became of references that user space gave back.
-pub enum TakenBack<'a> {
-    /// It had none, or others are left.
-    Held,
-    /// The buffer is free.
-    Free,
-    /// Nobody but the pool has the buffer.
-    Pooled(PooledIov<'a>),
-}
-
-/// A buffer in a pool that nobody has a reference to any more. It is to be given back to the pool:
-/// to drop this is to lose it.
-///
-/// # Invariants
-///
-/// The `net_iov` is in a pool, has one reference, and nobody else refers to it.
-pub struct PooledIov<'a>(Iov<'a>);
-
-impl PooledIov<'_> {
-    /// The pool that the buffer is in.
-    #[inline]
-    pub(super) fn pool(&self) -> *mut bindings::page_pool {
-        self.0.pool()
-    }
-
-    /// The buffer as C knows it.
-    #[inline]
-    pub(super) fn into_netmem(self) -> bindings::netmem_ref {
-        self.0.netmem()
-    }
-
-    /// Gives the buffer back to its pool. May be called in any context.
-    ///
-    /// C counterpart: `page_pool_put_unrefed_netmem`.
-    #[inline]
-    pub fn put(self) {
-        let (pool, netmem) = (self.pool(), self.0.netmem());
-
-        // SAFETY: By the type invariants, the buffer is in that pool, which stays until it has all
-        // its buffers back, and nobody refers to the buffer.
-        unsafe { bindings::page_pool_put_unrefed_netmem(pool, netmem, u32::MAX, false) };
-    }
-}
-
 /// Buffers of one piece of memory.
 ///
 /// # Invariants
 ///
+/// - `owner` came from `KBox::into_raw`, is pinned, and is ours. It is freed only while no buffer is
+///   in a pool.
 /// - `iovs` and `granted` of the owner have as many elements, and are never moved nor shortened.
 /// - Each `net_iov` is of that owner. Its `pp` is null while it is in no pool; its `pp_ref_count`
-///   is `FREE` while it is free, and else not below what was granted.
-pub struct NetIovs(ManuallyDrop<Pin<KBox<Owner>>>);
+///   is `FREE` while it is free, and else not below the number of grants.
+/// - While the owner's `dev` is not null, all buffers have addresses that `memory` maps for that
+///   device. Buffers are put only into pools of that device, of `provider`. While it is null, they
+///   are put only into pools that have no device, which are those of unit tests.
+pub struct NetIovs {
+    owner: NonNull<Owner>,
+}
 
 // SAFETY: The buffers belong to nobody in particular.
 unsafe impl Send for NetIovs {}
 
-// SAFETY: All accesses by way of shared references are atomic, or by who has taken the buffer.
+// SAFETY: All accesses by way of shared references are atomic, locked, or by the one who has taken
+// the buffer.
 unsafe impl Sync for NetIovs {}
 
 impl NetIovs {
-    /// So many buffers, all of them free.
+    /// Creates `count` free buffers of `1 << shift` bytes each. Their memory is not mapped yet. May
+    /// sleep.
     ///
     /// # Errors
     ///
     /// [`ENOMEM`] if memory is short.
-    pub fn new(count: u32) -> Result<Self> {
+    pub fn new(count: u32, shift: u32) -> Result<Self> {
         let capacity = u32_as_usize(count);
         let mut iovs = KVVec::with_capacity(capacity, GFP_KERNEL_ACCOUNT)?;
         let mut granted = KVVec::with_capacity(capacity, GFP_KERNEL_ACCOUNT)?;
-        let mut owner = KBox::new(
-            Owner {
+        let owner = KBox::pin_init(
+            pin_init!(Owner {
                 area: Opaque::new(bindings::net_iov_area {
                     niovs: null_mut(),
                     num_niovs: capacity,
@@ -253,41 +124,61 @@ impl NetIovs {
                 }),
                 tag: Atomic::new(0),
                 provider: Atomic::new(null_mut()),
+                dev: Atomic::new(null_mut()),
+                shift,
                 iovs: KVVec::new(),
                 granted: KVVec::new(),
-            },
+                memory <- new_mutex!(None, "NetIovs::memory"),
+            }),
             GFP_KERNEL_ACCOUNT,
         )?;
-        let area = owner.area.get();
+        // SAFETY: The object is not moved out of the allocation, here or by `NetIovs`.
+        let owner = KBox::into_raw(unsafe { Pin::into_inner_unchecked(owner) });
+        // SAFETY: A box is not null.
+        let owner = unsafe { NonNull::new_unchecked(owner) };
+        // INVARIANT: There are no buffers so far, and the owner is ours. The invariants hold for
+        // those that are added below, before which nobody else has this object.
+        let this = Self { owner };
 
-        for _ in 0..count {
+        for number in 0..capacity {
             let mut iov: bindings::net_iov = pin_init::zeroed();
 
             iov.type_ = bindings::net_iov_type_NET_IOV_IOURING;
-            iov.owner = area;
+            // A pointer to the whole owner, as `Iov::from_raw` goes back from it to there.
+            iov.owner = owner.as_ptr().cast();
             iov.desc.pp_ref_count.counter = FREE.try_into()?;
             iovs.push(Opaque::new(iov), GFP_KERNEL_ACCOUNT)?;
             granted.push(Atomic::new(0), GFP_KERNEL_ACCOUNT)?;
+            rest_after(number);
         }
-        // SAFETY: Nobody else has a pointer to it yet.
-        unsafe { (*area).niovs = iovs.as_mut_ptr().cast() };
-        owner.iovs = iovs;
-        owner.granted = granted;
-        // INVARIANT: All are of this owner, in no pool and free. Nothing below moves them.
-        Ok(Self(ManuallyDrop::new(owner.into())))
+        // SAFETY: The owner is valid, and nobody else has a pointer to it yet. The arrays stay where
+        // they are when the vectors are moved.
+        unsafe {
+            (*(*owner.as_ptr()).area.get()).niovs = iovs.as_mut_ptr().cast();
+            (*owner.as_ptr()).iovs = iovs;
+            (*owner.as_ptr()).granted = granted;
+        }
+        Ok(this)
     }
 
-    /// Sets what [`ProvidedIov::tag`] returns.
+    #[inline]
+    fn owner(&self) -> &Owner {
+        // SAFETY: By the type invariants, the owner is valid as long as `self` is, and nobody has it
+        // mutably.
+        unsafe { self.owner.as_ref() }
+    }
+
+    /// Sets the value that [`ProvidedIov::tag`] returns for all of these buffers.
     pub fn set_tag(&self, tag: u64) {
-        self.0.tag.store(tag, Relaxed);
+        self.owner().tag.store(tag, Relaxed);
     }
 
-    /// How many there are.
+    /// Returns the number of buffers.
     pub fn len(&self) -> usize {
-        self.0.iovs.len()
+        self.owner().iovs.len()
     }
 
-    /// Whether there are none.
+    /// Returns whether there are no buffers.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -297,31 +188,47 @@ impl NetIovs {
         let index = checked_index(usize::try_from(index).ok()?, self.len())?;
 
         // SAFETY: There is such a buffer.
-        Some(unsafe { self.0.iov_unchecked(index) })
+        Some(unsafe { self.owner().iov_unchecked(index) })
     }
 
-    /// Takes a free buffer for a page pool of `provider`: what C calls it. It is in no pool yet.
-    ///
-    /// Only one provider can have them.
-    pub(super) fn take(
-        &self,
-        index: u32,
-        provider: NonNull<c_void>,
-    ) -> Option<NonNull<bindings::net_iov>> {
+    /// Claims the buffers for the pools of `provider`. Returns whether they are its own: only one
+    /// provider can have them, which the first claim decides.
+    fn claim(&self, provider: NonNull<c_void>) -> bool {
         let provider = provider.as_ptr();
-        let known = self.0.provider.load(Relaxed);
-        let is_theirs = known == provider
+        let owner = &self.owner().provider;
+        let known = owner.load(Relaxed);
+
+        known == provider
             || known.is_null() && {
-                let claimed = self.0.provider.cmpxchg(null_mut(), provider, Relaxed);
+                let claimed = owner.cmpxchg(null_mut(), provider, Relaxed);
 
                 claimed.is_ok() || claimed == Err(provider)
-            };
-        let iov = self.iov(index.into())?;
-
-        (is_theirs && iov.take()).then_some(iov.iov)
+            }
     }
 
-    /// Takes a buffer out of its pool: the tag and its number. It is free then.
+    /// Returns whether the buffers may be put into pools of `provider` that have buffers of
+    /// `1 << shift` bytes and transfer by way of `dev`.
+    pub(super) fn fit(
+        &self,
+        provider: NonNull<c_void>,
+        dev: *mut bindings::device,
+        shift: u32,
+    ) -> bool {
+        // Acquire, so that the addresses are seen that were set before.
+        self.owner().dev.load(Acquire) == dev && self.owner().shift == shift && self.claim(provider)
+    }
+
+    /// Takes a free buffer for a page pool, which it is not in yet. Returns the buffer as C knows
+    /// it, or `None` if it is not free.
+    #[inline]
+    pub(super) fn take(&self, index: u32) -> Option<NonNull<bindings::net_iov>> {
+        let iov = self.iov(index.into())?;
+
+        iov.take().then_some(iov.iov)
+    }
+
+    /// Takes a buffer out of its pool. Returns the tag of its [`NetIovs`] and its number there. It
+    /// is free then.
     ///
     /// # Safety
     ///
@@ -338,10 +245,14 @@ impl NetIovs {
         // SAFETY: The caller guarantees that it is valid, and in a pool that lets go of it.
         unsafe { bindings::net_mp_niov_clear_page_pool(iov.iov.as_ptr()) };
         iov.references().store(FREE, Release);
+        // The pool counts the buffer as back next, by a relaxed operation, and when all are back it
+        // drops its reference to the provider, perhaps on another CPU. Whoever drops the buffers
+        // then must see what was stored here.
+        barrier::smp_mb(barrier::Write);
         named
     }
 
-    /// Grants user space a buffer that is free. Returns whether it was.
+    /// Grants user space a free buffer. Returns whether it was free.
     pub fn grant_free(&self, index: u32) -> bool {
         match self.iov(index.into()) {
             Some(iov) if iov.take() => {
@@ -352,7 +263,8 @@ impl NetIovs {
         }
     }
 
-    /// Takes back up to `count` references that user space has to a buffer.
+    /// Takes back up to `count` references that user space has to a buffer. Returns what became of
+    /// the buffer.
     ///
     /// The index may come from user space: it is clamped for speculative execution.
     #[inline]
@@ -375,7 +287,7 @@ impl NetIovs {
         TakenBack::Held
     }
 
-    /// Takes back all references that user space has to a buffer.
+    /// Takes back all references that user space has to a buffer. Returns what became of the buffer.
     pub fn take_back_all(&self, index: u32) -> TakenBack<'_> {
         let Some(iov) = self.iov(index.into()) else {
             return TakenBack::Held;
@@ -390,30 +302,52 @@ impl NetIovs {
         }
     }
 
-    /// Tells devices where the buffers are: one after the other, `1 << shift` bytes each, in the
-    /// memory that `table` maps. May sleep.
+    /// Gives the buffers, one after the other, to `dev`, which finds them in `memory`. From then on
+    /// they can be put into its page pools. May sleep.
     ///
     /// # Errors
     ///
-    /// - [`EINVAL`] if a buffer would not be in one piece.
+    /// - [`EBUSY`] if they are mapped already.
+    /// - [`EINVAL`] if `memory` is mapped for another device, or if a buffer would not be in one
+    ///   piece at a multiple of its size: devices may ignore the lower bits of an address.
     /// - [`EFAULT`] if the memory is not as large as the buffers, or has addresses that a device
     ///   cannot be told.
-    pub fn set_dma(&self, table: &SGTable, shift: u32) -> Result {
+    pub fn map(&self, memory: KBox<dyn DmaMemory>, dev: &Device<Bound>) -> Result {
+        let owner = self.owner();
+        let mut slot = owner.memory.lock();
+
+        if slot.is_some() {
+            return Err(EBUSY);
+        }
+        self.set_addresses(memory.table(dev)?)?;
+        // INVARIANT: All buffers have addresses in `memory`, which is kept. It is mapped for this
+        // device. Release, so that whoever sees the device sees the addresses.
+        *slot = Some(memory);
+        owner.dev.store(dev.as_raw(), Release);
+        Ok(())
+    }
+
+    /// Tells each buffer its address.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Self::map`].
+    fn set_addresses(&self, table: &SGTable) -> Result {
+        let shift = self.owner().shift;
         let size = ResourceSize::checked_shl(1, shift).ok_or(EINVAL)?;
-        let mut iovs = self.0.iovs.iter();
+        let mut iovs = self.owner().iovs.iter();
 
         for entry in table.iter() {
             let len = entry.dma_len();
+            let mut address = entry.dma_address();
             let count = usize::try_from(len >> shift)?;
 
-            if len & (size - 1) != 0 {
+            if (len | address as ResourceSize) & (size - 1) != 0 {
                 return Err(EINVAL);
             }
-            let mut address = entry.dma_address();
-
             for (number, iov) in iovs.by_ref().take(count).enumerate() {
-                // SAFETY: The `net_iov` is valid. Its address is one word, so that a pool that it
-                // is in already finds the old one or the new one.
+                // SAFETY: The `net_iov` is valid. It is in no pool: it could only be put into one
+                // while its owner's `dev` is not null.
                 if unsafe { bindings::net_mp_niov_set_dma_addr(iov.get(), address) } {
                     return Err(EFAULT);
                 }
@@ -424,19 +358,37 @@ impl NetIovs {
         iovs.next().map_or(Ok(()), |_| Err(EFAULT))
     }
 
-    /// Tells devices nothing of where the buffers are. May sleep.
-    pub fn clear_dma(&self) {
-        for (number, iov) in self.0.iovs.iter().enumerate() {
-            // SAFETY: The `net_iov` is valid. Zero can always be set.
+    /// Ends the mapping, if there is one. May sleep.
+    ///
+    /// `unused` shows that no pool gives buffers of its provider to a device. Buffers that another
+    /// provider has are left alone.
+    pub fn unmap(&self, unused: &Unused<'_>) {
+        let owner = self.owner();
+        let memory = owner.memory.lock().take();
+
+        if memory.is_none() {
+            return;
+        }
+        if warn_on_once!(!self.claim(unused.provider())) {
+            *owner.memory.lock() = memory;
+            return;
+        }
+        // INVARIANT: Nobody can put the buffers into a pool any more: they are this provider's alone,
+        // which has no pool that asks for any.
+        owner.dev.store(null_mut(), Relaxed);
+        for (number, iov) in owner.iovs.iter().enumerate() {
+            // SAFETY: The `net_iov` is valid. Packets that still have it do not read its address,
+            // nor does a pool, whose device uses it no more. Zero can always be set.
             unsafe { bindings::net_mp_niov_set_dma_addr(iov.get(), 0) };
             rest_after(number);
         }
+        drop(memory);
     }
 }
 
 impl Drop for NetIovs {
+    /// Frees the buffers and ends their mapping. May sleep.
     fn drop(&mut self) {
-        // A pool that lets go of a buffer first leaves it, and gives up its reference last.
         let is_held = |iov: Iov<'_>| {
             let left = match iov.granted().load(Relaxed) {
                 0 => FREE,
@@ -445,13 +397,20 @@ impl Drop for NetIovs {
 
             !iov.pool().is_null() || iov.references().load(Acquire) != left
         };
-        // SAFETY: There are as many.
-        let mut iovs = (0..self.len()).map(|index| unsafe { self.0.iov_unchecked(index) });
+        let owner = self.owner();
+        // A pool that lets go of a buffer takes it out first, then marks it as free, and drops its
+        // reference to the provider last: see `release`.
+        let any_held = (0..self.len()).any(|index| {
+            rest_after(index);
+            // SAFETY: There are as many.
+            is_held(unsafe { owner.iov_unchecked(index) })
+        });
 
         // What a pool refers to must stay, come what may.
-        if !warn_on!(iovs.any(is_held)) {
-            // SAFETY: This is done once, and nobody refers to the buffers.
-            unsafe { ManuallyDrop::drop(&mut self.0) };
+        if !warn_on_once!(any_held) {
+            // SAFETY: By the type invariants, the pointer came from `KBox::into_raw` and is ours.
+            // This is done once, and as no buffer is in a pool nobody refers to one.
+            drop(unsafe { Pin::new_unchecked(KBox::from_raw(self.owner.as_ptr())) });
         }
     }
 }
@@ -459,7 +418,10 @@ impl Drop for NetIovs {
 #[cfg(CONFIG_RUST_IO_URING_KUNIT_TEST)]
 #[macros::kunit_tests(rust_kernel_net_netmem)]
 mod tests {
-    use super::*;
+    use super::{
+        iov::GRANTED_MAX,
+        *, //
+    };
 
     fn take_back(iovs: &NetIovs, index: u64, count: u32) -> Option<bool> {
         match iovs.take_back(index, count) {
@@ -471,35 +433,35 @@ mod tests {
 
     #[test]
     fn numbers() -> Result {
-        let iovs = NetIovs::new(3)?;
+        let iovs = NetIovs::new(3, 12)?;
 
         assert_eq!(iovs.len(), 3);
         for index in 0..3 {
             assert_eq!(iovs.iov(index).map(Iov::index), Some(index as usize));
         }
         assert!(iovs.iov(3).is_none());
-        assert!(NetIovs::new(0)?.is_empty());
+        assert!(NetIovs::new(0, 12)?.is_empty());
         Ok(())
     }
 
     /// In one place at a time.
     #[test]
     fn taking() -> Result {
-        let iovs = NetIovs::new(2)?;
+        let iovs = NetIovs::new(2, 12)?;
 
-        assert!(iovs.take(0, NonNull::dangling()).is_some());
-        assert!(iovs.take(0, NonNull::dangling()).is_none());
+        assert!(iovs.take(0).is_some());
+        assert!(iovs.take(0).is_none());
         assert!(!iovs.grant_free(0));
         assert!(iovs.grant_free(1));
-        assert!(iovs.take(1, NonNull::dangling()).is_none());
-        assert!(iovs.take(2, NonNull::dangling()).is_none());
+        assert!(iovs.take(1).is_none());
+        assert!(iovs.take(2).is_none());
         assert!(!iovs.grant_free(2));
 
         // A pool that gets it back has none for a moment.
         let references = iovs.iov(0).ok_or(EINVAL)?.references();
 
         references.store(0, Relaxed);
-        assert!(iovs.take(0, NonNull::dangling()).is_none());
+        assert!(iovs.take(0).is_none());
         assert!(!iovs.grant_free(0));
         // No pool got it after all: it must not be freed as long as one may.
         references.store(FREE, Relaxed);
@@ -509,7 +471,7 @@ mod tests {
     /// What three buffers of 4 KiB or 8 KiB are told if these pieces, address and bytes each, are
     /// mapped for a device.
     fn told(pieces: [(u64, u32); 3], shift: u32) -> Result<[u64; 3]> {
-        let iovs = NetIovs::new(3)?;
+        let iovs = NetIovs::new(3, shift)?;
         let mut entries: [bindings::scatterlist; 3] = pin_init::zeroed();
         let mut table: bindings::sg_table = pin_init::zeroed();
 
@@ -526,7 +488,7 @@ mod tests {
         table.sgl = entries.as_mut_ptr();
         table.nents = 3;
         // SAFETY: The table and its entries stay while it is used.
-        iovs.set_dma(unsafe { SGTable::from_raw(&raw mut table) }, shift)?;
+        iovs.set_addresses(unsafe { SGTable::from_raw(&raw mut table) })?;
 
         // SAFETY: The buffer is valid.
         let address =
@@ -543,6 +505,10 @@ mod tests {
         let long = [(0x8000, 16384), (0x2000, 8192), (0x4000, 8192)];
         assert_eq!(told(long, 12), Ok([0x8000, 0x9000, 0xa000]));
         assert_eq!(told(long, 13), Ok([0x8000, 0xa000, 0x2000]));
+        // In one piece, but not at a multiple of its size.
+        let askew = [(0x9000, 16384), (0x2000, 8192), (0x4000, 8192)];
+        assert_eq!(told(askew, 12), Ok([0x9000, 0xa000, 0xb000]));
+        assert_eq!(told(askew, 13), Err(EINVAL));
         let few = [(0x5000, 4096), (0x2000, 4096), (0x9000, 0)];
         assert_eq!(told(few, 12), Err(EFAULT));
     }
@@ -550,7 +516,7 @@ mod tests {
     /// No more than was granted.
     #[test]
     fn taking_back() -> Result {
-        let iovs = NetIovs::new(4)?;
+        let iovs = NetIovs::new(4, 12)?;
 
         assert_eq!(take_back(&iovs, 0, 1), None);
         assert!(iovs.grant_free(0));
@@ -584,10 +550,48 @@ mod tests {
         Ok(())
     }
 
+    /// However often it is granted, nothing wraps.
+    #[test]
+    fn grants_are_bounded() -> Result {
+        let iovs = NetIovs::new(1, 12)?;
+        let iov = iovs.iov(0).ok_or(EINVAL)?;
+        let received = ProvidedIov::new(iov, 0);
+
+        assert!(iovs.grant_free(0));
+        iov.granted().store(GRANTED_MAX - 1, Relaxed);
+        iov.references().store(GRANTED_MAX as isize - 1, Relaxed);
+        for _ in 0..3 {
+            received.grant();
+            assert_eq!(iov.granted().load(Relaxed), GRANTED_MAX);
+            assert_eq!(iov.references().load(Relaxed), GRANTED_MAX as isize);
+        }
+        assert_eq!(take_back(&iovs, 0, u32::MAX), Some(true));
+        Ok(())
+    }
+
+    /// Only into pools of the device, size and provider that they are for.
+    #[test]
+    fn pools_that_they_fit_into() -> Result {
+        let iovs = NetIovs::new(1, 12)?;
+        let (one, other) = (NonNull::<u32>::dangling(), NonNull::<u64>::dangling());
+        let (dev, others) = (one.as_ptr().cast(), other.as_ptr().cast());
+
+        assert!(!iovs.fit(one.cast(), dev, 12));
+        iovs.owner().dev.store(dev, Relaxed);
+        assert!(!iovs.fit(one.cast(), others, 12));
+        assert!(!iovs.fit(one.cast(), null_mut(), 12));
+        assert!(!iovs.fit(one.cast(), dev, 13));
+        assert!(!iovs.fit(one.cast(), dev, 11));
+        assert!(iovs.fit(one.cast(), dev, 12));
+        assert!(!iovs.fit(other.cast(), dev, 12));
+        assert!(iovs.fit(one.cast(), dev, 12));
+        Ok(())
+    }
+
     /// Somebody else has a reference, too.
     #[test]
     fn held_elsewhere() -> Result {
-        let iovs = NetIovs::new(1)?;
+        let iovs = NetIovs::new(1, 12)?;
         let iov = iovs.iov(0).ok_or(EINVAL)?;
 
         assert!(iovs.grant_free(0));

@@ -1,163 +1,140 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Page pools whose buffers somebody else provides.
+//! Page pools that get their buffers from a provider of memory.
 //!
-//! A [`MemoryProvider`] has buffers, as [`NetIovs`], and is bound to a receive queue of a network
-//! device by way of a [`ProvidedQueue`]. The pools that the device's driver makes for that queue
-//! then get their buffers of it.
+//! A [`MemoryProvider`] has buffers, as [`NetIovs`]. It stands in a [`ProvidedQueue`], which binds it
+//! to a receive queue of a network device. The page pools that the device's driver creates for that
+//! queue then get their buffers from it. The queue keeps a list of these pools: the memory stays
+//! mapped for as long as one of them can give a buffer to the device.
 //!
-//! Lock order: the instance lock of the network device, then the mutex of [`ProvidedQueue`].
+//! Lock order: the instance lock of the network device, the mutex of [`ProvidedQueue`], and then that
+//! of [`NetIovs`].
 //!
 //! C headers:
 //! [`include/net/page_pool/memory_provider.h`](srctree/include/net/page_pool/memory_provider.h),
 //! [`include/net/page_pool/types.h`](srctree/include/net/page_pool/types.h)
 
+mod queue;
 #[cfg(CONFIG_IO_URING_RS_KUNIT_TEST)]
 pub mod test_pool;
 
-use super::{
-    device::{
-        LockedNetDevice,
-        NetDevice, //
-    },
-    netmem::{
-        NetIovs,
-        PooledIov,
-        NET_IOV, //
-    }, //
+pub use self::queue::{
+    ProvidedQueue,
+    Unused, //
+};
+
+use super::netmem::{
+    NetIovs,
+    PooledIov,
+    NET_IOV, //
 };
 use crate::{
     bindings,
-    device::{
-        Bound,
-        Device, //
-    },
     error::{
         from_result,
         to_result, //
     },
-    new_mutex,
     num::casts::u32_as_usize,
     page::PAGE_SHIFT,
     prelude::*,
     sync::{
-        aref::ARef,
         Arc,
-        ArcBorrow,
-        Mutex, //
+        ArcBorrow, //
     },
-    warn_on, //
+    warn_on_once, //
 };
 use core::{
     marker::PhantomData,
-    ptr::{
-        null_mut,
-        NonNull, //
-    }, //
+    ptr::NonNull, //
 };
 
-/// Who has buffers for page pools.
+/// A provider of buffers for page pools.
 ///
-/// Pools keep a reference to the provider of their buffers until they have given all of them back.
+/// Pools keep a reference to the [`ProvidedQueue`] of their provider until they have given all
+/// buffers back. None of the methods may call one of that queue.
 ///
 /// C counterpart: `struct memory_provider_ops`.
 pub trait MemoryProvider: Sized + Send + Sync + 'static {
-    /// The queue that it is bound to.
-    fn queue(&self) -> &ProvidedQueue<Self>;
-
-    /// Looks at a pool that a driver makes, and may refuse it. May sleep.
+    /// Looks at a pool that a driver creates for the queue, and may refuse it. May sleep; the
+    /// network device is locked.
+    ///
+    /// The pool is one of the device that the queue is bound for, which writes to its buffers by
+    /// DMA, and its buffers have the size of the queue's.
     ///
     /// # Errors
     ///
-    /// Whatever the driver is to be told.
-    fn init(&self, pool: &mut NewPool<'_>) -> Result;
+    /// Those that the driver shall get.
+    fn init(&self, _pool: &mut NewPool<'_>) -> Result {
+        Ok(())
+    }
 
-    /// Puts buffers into the empty cache of a pool. May be called in softirqs.
+    /// Puts buffers into the empty cache of a pool.
     ///
-    /// The device writes to where [`NetIovs::set_dma`] said that they are: they are to be mapped
-    /// for it, until [`Self::unmap`].
+    /// Called in softirqs, and where a driver fills its ring also in tasks. Must not sleep.
     fn alloc(&self, cache: &mut AllocCache<'_>);
 
-    /// A pool has let go of a buffer, which is free now: the one with this number of the
-    /// [`NetIovs`] that has this tag. May be called in softirqs.
+    /// Takes note that a pool has let go of a buffer, which is free now: number `index` of the
+    /// [`NetIovs`] that has this tag.
+    ///
+    /// Called in softirqs and in tasks. Must not sleep.
     fn release(&self, tag: u64, index: usize);
 
-    /// The size of the buffers in bytes, to be told to who asks for it by netlink.
-    fn buffer_size(&self) -> u64;
-
-    /// The device is about to go, or uses the buffers no more: they are to be unmapped. May sleep.
-    fn unmap(&self);
+    /// Unmaps the memory, by [`NetIovs::unmap`] of all buffers.
+    ///
+    /// Called when the queue is not bound any more and no pool can give a buffer to the device, as
+    /// `unused` shows. May sleep. The network device may be locked.
+    fn unmap(&self, unused: &Unused<'_>);
 }
 
-/// A pool that is being made.
+/// A pool that a driver is creating.
+///
+/// # Invariants
+///
+/// `pool` is valid for the duration of `'a`, and nobody uses it yet. Its parameters are set.
 pub struct NewPool<'a> {
     pool: NonNull<bindings::page_pool>,
     new: PhantomData<&'a mut bindings::page_pool>,
 }
 
 impl NewPool<'_> {
-    /// Whether it is for transfers by `dev`.
-    pub fn is_of(&self, dev: &Device) -> bool {
-        // SAFETY: The pool is valid.
-        unsafe { (*self.pool.as_ptr()).p.dev == dev.as_raw() }
-    }
-
-    /// Whether its buffers are mapped for DMA.
-    pub fn is_mapped(&self) -> bool {
-        // SAFETY: The pool is valid.
-        unsafe { bindings::page_pool_maps_dma(self.pool.as_ptr()) }
-    }
-
-    /// Whether the device only writes to buffers.
-    pub fn is_from_device(&self) -> bool {
-        // SAFETY: The pool is valid.
-        unsafe { (*self.pool.as_ptr()).p.dma_dir == bindings::dma_data_direction::DMA_FROM_DEVICE }
-    }
-
-    /// The base-2 logarithm of the size of its buffers, in bytes.
-    pub fn shift(&self) -> u32 {
-        // SAFETY: The pool is valid.
-        let order = unsafe { (*self.pool.as_ptr()).p.order };
-
-        order.saturating_add(PAGE_SHIFT as u32)
-    }
-
-    /// Has the pool's buffers not be synced for DMA, neither for the device nor for the CPU, in
-    /// unit tests that have no device.
-    #[cfg(CONFIG_IO_URING_RS_KUNIT_TEST)]
-    pub fn stop_sync(&mut self) {
-        // SAFETY: The pool is valid, and nobody else uses it yet.
-        unsafe { bindings::page_pool_stop_sync(self.pool.as_ptr()) };
+    /// Leaves it to the exporter of a dma-buf to keep CPU caches and memory the same.
+    ///
+    /// On a device that is not coherent, the pool syncs nothing from then on: the memory may be none
+    /// that the CPU has caches for, or even addresses for. On one that is coherent, a sync touches
+    /// no cache: it only copies what stands in a bounce buffer, which must go on.
+    pub fn leave_caches_to_exporter(&mut self) {
+        // SAFETY: By the type invariants, the pool is valid and nobody else uses it.
+        unsafe { bindings::page_pool_sync_bounced_only(self.pool.as_ptr()) };
     }
 }
 
-/// The cache of a pool that has to be filled.
+/// The cache of a pool that wants buffers.
 ///
 /// # Invariants
 ///
-/// The pool is valid, and its cache ours for the duration of `'a`.
+/// For the duration of `'a`, the pool is valid and nobody else accesses its cache.
 pub struct AllocCache<'a> {
     pool: NonNull<bindings::page_pool>,
     cache: PhantomData<&'a mut bindings::page_pool>,
 }
 
 impl AllocCache<'_> {
-    /// How many buffers the cache should have at most.
+    /// The number of buffers that the cache should have at most.
     pub const CAPACITY: usize = bindings::PP_ALLOC_CACHE_REFILL as usize;
 
     #[inline]
     fn cache(&mut self) -> &mut bindings::pp_alloc_cache {
-        // SAFETY: By the type invariants, the pool is valid and its cache ours.
+        // SAFETY: By the type invariants, the pool is valid and nobody else accesses its cache.
         unsafe { &mut (*self.pool.as_ptr()).alloc }
     }
 
-    /// How many more buffers it should get.
+    /// Returns the number of buffers that the cache still has room for.
     #[inline]
     pub fn room(&mut self) -> usize {
         Self::CAPACITY.saturating_sub(u32_as_usize(self.cache().count))
     }
 
-    /// Whether there is nothing in it.
+    /// Returns whether the cache is empty.
     pub fn is_empty(&mut self) -> bool {
         self.cache().count == 0
     }
@@ -173,25 +150,41 @@ impl AllocCache<'_> {
         }
     }
 
-    /// Puts a buffer into the pool that is free. Returns whether it was, and there was room.
-    pub fn adopt(&mut self, iovs: &NetIovs, index: u32) -> bool {
-        if self.room() == 0 {
-            return false;
-        }
-        // SAFETY: The pool is valid, and its provider does not change.
-        let provider = NonNull::new(unsafe { (*self.pool.as_ptr()).mp_priv });
-        let Some(iov) = provider.and_then(|provider| iovs.take(index, provider)) else {
-            return false;
-        };
+    /// Puts free buffers into the pool, as many of `indices` as there is room for. Returns how many
+    /// it took, which are the first ones.
+    ///
+    /// None are taken if the buffers are not mapped for the pool's device, have another size, or are
+    /// another provider's. It ends, with a warning, at one that is not free.
+    pub fn adopt(&mut self, iovs: &NetIovs, indices: &[u32]) -> usize {
+        let pool = self.pool.as_ptr();
+        // SAFETY: By the type invariants, the pool is valid. These fields do not change.
+        let (provider, dev, order) =
+            unsafe { ((*pool).mp_priv, (*pool).p.dev, (*pool).p.order) };
+        let shift = order.saturating_add(PAGE_SHIFT as u32);
+        let room = self.room();
+        let mut adopted = 0;
 
-        // SAFETY: The pool is valid, and its counts are ours as its cache is. The buffer was free,
-        // so that it is in no pool, and stays as long as it is in this one.
-        unsafe { bindings::net_mp_niov_set_page_pool(self.pool.as_ptr(), iov.as_ptr()) };
-        self.push(iov.addr().get() as bindings::netmem_ref | NET_IOV);
-        true
+        if !NonNull::new(provider).is_some_and(|provider| iovs.fit(provider, dev, shift)) {
+            return 0;
+        }
+        for &index in indices.iter().take(room) {
+            let iov = iovs.take(index);
+            warn_on_once!(iov.is_none());
+            let Some(iov) = iov else {
+                break;
+            };
+
+            // SAFETY: By the type invariants, the pool is valid, and its counts are ours as its
+            // cache is. The buffer was free, so that it is in no pool, and it stays as long as it is
+            // in this one.
+            unsafe { bindings::net_mp_niov_set_page_pool(pool, iov.as_ptr()) };
+            self.push(iov.addr().get() as bindings::netmem_ref | NET_IOV);
+            adopted += 1;
+        }
+        adopted
     }
 
-    /// Gives a buffer back to its pool: if it is this one and there is room, into the cache.
+    /// Gives a buffer back to its pool. If that is this one and there is room, it goes into the cache.
     #[inline]
     pub fn recycle(&mut self, iov: PooledIov<'_>) {
         if iov.pool() == self.pool.as_ptr() && self.room() != 0 {
@@ -201,7 +194,7 @@ impl AllocCache<'_> {
         }
     }
 
-    /// Gives what is in the cache to the device.
+    /// Gives the buffers in the cache to the device.
     fn sync(&mut self) {
         let pool = self.pool.as_ptr();
 
@@ -209,7 +202,8 @@ impl AllocCache<'_> {
         if !unsafe { bindings::page_pool_syncs_dma(pool) } {
             return;
         }
-        // SAFETY: As above. These parameters do not change, but others next to them may.
+        // SAFETY: By the type invariants, the pool is valid. These parameters do not change, but
+        // others next to them may, so that there is no reference to all of them.
         let (dev, dir, offset, order) = unsafe {
             (
                 (*pool).p.dev,
@@ -218,7 +212,7 @@ impl AllocCache<'_> {
                 (*pool).p.order,
             )
         };
-        // No further than the buffer goes.
+        // A sync must not go past the end of the buffer.
         let size = 1usize
             .checked_shl(order.saturating_add(PAGE_SHIFT as u32))
             .unwrap_or(0)
@@ -226,14 +220,11 @@ impl AllocCache<'_> {
         let cache = self.cache();
 
         for &netmem in cache.cache.iter().take(u32_as_usize(cache.count)) {
-            // SAFETY: All that is in the cache is the provider's, and valid.
+            // SAFETY: All buffers in the cache are the provider's, and valid.
             let address = unsafe { bindings::page_pool_get_dma_addr_netmem(netmem) };
 
-            if address == 0 {
-                continue;
-            }
-            // SAFETY: The pool's device is valid. What is not zero is where `NetIovs::set_dma` was
-            // told that there is memory.
+            // SAFETY: The pool's device is valid. `NetIovs::fit` made sure that the address is one
+            // that the memory is mapped at for it; it stays mapped while this pool asks for buffers.
             unsafe {
                 bindings::dma_sync_single_for_device(
                     dev,
@@ -256,7 +247,7 @@ impl AllocCache<'_> {
     }
 }
 
-/// The functions that C calls, by which a provider is known to page pools.
+/// The functions that C calls, by which page pools know a provider.
 struct Adapter<P>(PhantomData<P>);
 
 impl<P: MemoryProvider> Adapter<P> {
@@ -270,14 +261,15 @@ impl<P: MemoryProvider> Adapter<P> {
         uninstall: Some(Self::uninstall),
     };
 
-    /// The provider of a pool.
+    /// Returns the queue whose provider a pool has.
     ///
     /// # Safety
     ///
     /// `pool` must be a valid pool with these functions, for the duration of `'a`.
-    unsafe fn provider<'a>(pool: *mut bindings::page_pool) -> ArcBorrow<'a, P> {
+    unsafe fn queue<'a>(pool: *mut bindings::page_pool) -> ArcBorrow<'a, ProvidedQueue<P>> {
         // SAFETY: The caller guarantees that the pool is valid. With these functions goes an
-        // `Arc`'s pointer, of which the pool, or the queue that it is being made for, has a count.
+        // `Arc`'s pointer, of which the pool, or the queue that it is being created for, has a
+        // count.
         unsafe { ArcBorrow::from_raw((*pool).mp_priv.cast_const().cast()) }
     }
 
@@ -288,21 +280,22 @@ impl<P: MemoryProvider> Adapter<P> {
         pool: *mut bindings::page_pool,
         _gfp: bindings::gfp_t,
     ) -> bindings::netmem_ref {
-        // SAFETY: The caller guarantees it.
-        let provider = unsafe { Self::provider(pool) };
+        // SAFETY: The caller guarantees that the pool is valid and has these functions.
+        let queue = unsafe { Self::queue(pool) };
         let Some(pool) = NonNull::new(pool) else {
             return 0;
         };
-        // INVARIANT: The caller guarantees it.
+        // INVARIANT: The caller guarantees that the pool is valid and its cache not accessed by
+        // others.
         let mut cache = AllocCache {
             pool,
             cache: PhantomData,
         };
 
-        if warn_on!(cache.cache().count != 0) {
+        if warn_on_once!(cache.cache().count != 0) {
             return 0;
         }
-        provider.alloc(&mut cache);
+        queue.alloc(&mut cache);
         cache.sync();
         cache.pop()
     }
@@ -315,32 +308,34 @@ impl<P: MemoryProvider> Adapter<P> {
         pool: *mut bindings::page_pool,
         netmem: bindings::netmem_ref,
     ) -> bool {
-        // SAFETY: The caller guarantees it.
-        let provider = unsafe { Self::provider(pool) };
+        // SAFETY: The caller guarantees that the pool is valid and has these functions.
+        let queue = unsafe { Self::queue(pool) };
 
+        // Pages never get into such a pool. As in C, one that does all the same is not freed.
+        if warn_on_once!(netmem & NET_IOV == 0) {
+            return false;
+        }
         // SAFETY: The caller guarantees that the buffer is of a pool that only gets them by
         // `AllocCache`, and that nobody refers to it.
         let (tag, index) = unsafe { NetIovs::release(netmem) };
-        provider.release(tag, index);
+        queue.release(tag, index);
         // There is no page to be put.
         false
     }
 
     /// # Safety
     ///
-    /// `pool` must be a pool that is being made for a queue to which a provider with these
+    /// `pool` must be a pool that is being created for a queue to which a provider with these
     /// functions is bound.
     unsafe extern "C" fn init(pool: *mut bindings::page_pool) -> c_int {
         from_result(|| {
-            // SAFETY: The caller guarantees it.
-            let provider = unsafe { Self::provider(pool) };
+            // SAFETY: The caller guarantees that the pool is valid and has these functions.
+            let queue = Arc::from(unsafe { Self::queue(pool) });
 
-            provider.init(&mut NewPool {
-                pool: NonNull::new(pool).ok_or(EINVAL)?,
-                new: PhantomData,
-            })?;
-            // The pool's own count.
-            let _ = Arc::into_raw(Arc::from(provider));
+            // SAFETY: The caller guarantees that the pool is valid and new.
+            unsafe { queue.add_pool(NonNull::new(pool).ok_or(EINVAL)?) }?;
+            // The count is the pool's own.
+            let _ = Arc::into_raw(queue);
             Ok(0)
         })
     }
@@ -351,7 +346,10 @@ impl<P: MemoryProvider> Adapter<P> {
     /// back.
     unsafe extern "C" fn destroy(pool: *mut bindings::page_pool) {
         // SAFETY: The caller guarantees that the pool is valid. The count is that of `init`.
-        drop(unsafe { Arc::<P>::from_raw((*pool).mp_priv.cast_const().cast()) });
+        let queue =
+            unsafe { Arc::<ProvidedQueue<P>>::from_raw((*pool).mp_priv.cast_const().cast()) };
+
+        queue.remove_pool(pool);
     }
 
     /// # Safety
@@ -362,8 +360,9 @@ impl<P: MemoryProvider> Adapter<P> {
         rsp: *mut bindings::sk_buff,
         rxq: *mut bindings::netdev_rx_queue,
     ) -> c_int {
-        // SAFETY: The caller guarantees that the provider is bound, or has a pool.
-        let provider = unsafe { ArcBorrow::<P>::from_raw(mp_priv.cast_const().cast()) };
+        // SAFETY: The caller guarantees that the queue is bound, or has a pool.
+        let queue =
+            unsafe { ArcBorrow::<ProvidedQueue<P>>::from_raw(mp_priv.cast_const().cast()) };
         let kind = if rxq.is_null() {
             bindings::NETDEV_A_PAGE_POOL_IO_URING
         } else {
@@ -377,21 +376,21 @@ impl<P: MemoryProvider> Adapter<P> {
             if nest.is_null() {
                 return Err(EMSGSIZE);
             }
-            // SAFETY: As above.
+            // SAFETY: The caller guarantees that the message is valid.
             let put = to_result(unsafe {
                 bindings::nla_put_uint(
                     rsp,
                     bindings::NETDEV_A_IO_URING_PROVIDER_INFO_RX_BUF_LEN as c_int,
-                    provider.buffer_size(),
+                    queue.buffer_size(),
                 )
             });
 
             if put.is_err() {
-                // SAFETY: As above, and the nest was started in it.
+                // SAFETY: The message is valid, and the nest was started in it.
                 unsafe { bindings::nla_nest_cancel(rsp, nest) };
                 return Err(EMSGSIZE);
             }
-            // SAFETY: Likewise.
+            // SAFETY: The message is valid, and the nest was started in it.
             unsafe { bindings::nla_nest_end(rsp, nest) };
             Ok(0)
         })
@@ -402,168 +401,14 @@ impl<P: MemoryProvider> Adapter<P> {
     /// `mp_priv` must be what stands beside these functions in `rxq`, whose network device is
     /// locked.
     unsafe extern "C" fn uninstall(mp_priv: *mut c_void, rxq: *mut bindings::netdev_rx_queue) {
-        // SAFETY: The caller guarantees that the provider is bound.
-        let provider = unsafe { ArcBorrow::<P>::from_raw(mp_priv.cast_const().cast()) };
-        // The binding gives up its own.
-        let provider = Arc::from(provider);
+        // SAFETY: The caller guarantees that the queue is bound. The count that is taken here keeps it
+        // when the binding gives up its own.
+        let queue = Arc::from(unsafe {
+            ArcBorrow::<ProvidedQueue<P>>::from_raw(mp_priv.cast_const().cast())
+        });
 
-        provider.queue().uninstalled(mp_priv);
+        queue.uninstalled();
         // SAFETY: The caller guarantees that the queue is valid, and its device locked.
         unsafe { bindings::netdev_rx_queue_clear_mp(rxq) };
-    }
-}
-
-/// A queue to which a provider is bound.
-///
-/// # Invariants
-///
-/// Once `netdev` can be locked, its receive queue `queue` has `params`, which point to `provider`,
-/// or the network stack is uninstalling that.
-struct Binding<P> {
-    netdev: NetDevice,
-    dev: ARef<Device>,
-    queue: u32,
-    params: bindings::pp_memory_provider_params,
-    provider: Arc<P>,
-}
-
-// SAFETY: `params` is constant, and a copy of what the network stack has.
-unsafe impl<P: Send + Sync> Send for Binding<P> {}
-
-/// Where a provider notes which receive queue it is bound to.
-///
-/// A provider that is bound is kept: [`Self::close`] it.
-#[pin_data]
-pub struct ProvidedQueue<P> {
-    #[pin]
-    binding: Mutex<Option<Binding<P>>>,
-}
-
-impl<P: MemoryProvider> ProvidedQueue<P> {
-    /// None yet.
-    pub fn new() -> impl PinInit<Self> {
-        pin_init!(Self {
-            binding <- new_mutex!(None, "ProvidedQueue"),
-        })
-    }
-
-    /// Binds `provider` to the receive queue `queue` of `netdev`, which is restarted.
-    ///
-    /// `page_size` is how large the driver is asked to make buffers, in bytes; zero is as it likes.
-    ///
-    /// C counterpart: `netif_mp_open_rxq`.
-    ///
-    /// # Errors
-    ///
-    /// - [`EBUSY`] if the provider is bound already.
-    /// - What [`LockedNetDevice::dma_device`] and `netif_mp_open_rxq` give.
-    pub fn open(
-        provider: Arc<P>,
-        netdev: &LockedNetDevice<'_>,
-        queue: u32,
-        page_size: u32,
-    ) -> Result {
-        let dev = ARef::from(netdev.dma_device(queue)?);
-        let params = bindings::pp_memory_provider_params {
-            mp_priv: Arc::as_ptr(&provider).cast_mut().cast(),
-            mp_ops: Adapter::<P>::OPS,
-            rx_page_size: page_size,
-        };
-
-        let bound = &provider.queue().binding;
-        {
-            let mut binding = bound.lock();
-
-            if binding.is_some() {
-                return Err(EBUSY);
-            }
-            // Before it is bound: if another device is behind the queue, the lock of which is not
-            // ours, that may go as soon as it is.
-            // INVARIANT: The device is locked until the queue has the parameters.
-            *binding = Some(Binding {
-                netdev: netdev.reference(),
-                dev,
-                queue,
-                params,
-                provider: provider.clone(),
-            });
-        }
-        // SAFETY: The device is valid and locked. The functions are constant, and what goes with
-        // them stays: the binding has it, or who uninstalls.
-        to_result(unsafe {
-            bindings::netif_mp_open_rxq(netdev.as_ptr(), queue, &params, null_mut())
-        })
-        .inspect_err(|_| {
-            drop(bound.lock().take_if(|binding| netdev.is(&binding.netdev)));
-        })
-    }
-
-    /// Whether there is a binding.
-    pub fn is_bound(&self) -> bool {
-        self.binding.lock().is_some()
-    }
-
-    /// Does something that takes the device that transfers, which does not go away meanwhile.
-    /// Returns [`None`] if it has already.
-    pub fn while_bound<R>(&self, f: impl FnOnce(&Device<Bound>) -> R) -> Option<R> {
-        let binding = self.binding.lock();
-        let binding = binding.as_ref()?;
-
-        // SAFETY: It has a driver: before that goes, the provider is uninstalled, which takes the
-        // lock that is held here. While it is being bound, the network device stays locked, also
-        // until a binding that failed is taken back, which takes that lock, too.
-        Some(f(unsafe { binding.dev.as_bound() }))
-    }
-
-    /// Ends the binding, if there is any: the queue is restarted without, and the provider's memory
-    /// unmapped. May sleep.
-    ///
-    /// C counterpart: `netif_mp_close_rxq`.
-    pub fn close(&self) {
-        let bound = |binding: &Binding<P>| binding.netdev.clone();
-
-        loop {
-            let Some(netdev) = self.binding.lock().as_ref().map(bound) else {
-                return;
-            };
-            let netdev = netdev.lock();
-            // It may have been uninstalled, and bound elsewhere, meanwhile.
-            let is_its = |binding: &mut Binding<P>| netdev.is(&binding.netdev);
-            let Some(binding) = self.binding.lock().take_if(is_its) else {
-                continue;
-            };
-
-            // SAFETY: The device is valid and locked. By the type invariants of `Binding`, the
-            // queue has these parameters, unless it was just uninstalled, which the function sees.
-            unsafe {
-                bindings::netif_mp_close_rxq(netdev.as_ptr(), binding.queue, &binding.params)
-            };
-            binding.unmap();
-            return;
-        }
-    }
-
-    /// The network stack lets go of the provider that it has as `mp_priv`. The device is locked.
-    fn uninstalled(&self, mp_priv: *mut c_void) {
-        let is_its = |binding: &mut Binding<P>| binding.params.mp_priv == mp_priv;
-        // That of another provider keeps that one alive.
-        let binding = self.binding.lock().take_if(is_its);
-
-        if let Some(binding) = binding {
-            binding.unmap();
-        }
-    }
-}
-
-impl<P: MemoryProvider> Binding<P> {
-    /// Has the provider unmap its memory. The device uses it no more.
-    fn unmap(&self) {
-        // SAFETY: The device is valid, as a reference is ours.
-        if unsafe { bindings::dma_dev_need_sync(self.dev.as_raw()) } {
-            // Pools may be syncing buffers that they just got back.
-            // SAFETY: The function has to be called where it may sleep, as here.
-            unsafe { bindings::synchronize_net() };
-        }
-        self.provider.unmap();
     }
 }

@@ -3,15 +3,19 @@
 //! Buffers of a provider in packets: which ones they are, and granting them to user space.
 
 #[cfg(CONFIG_IO_URING_RS_KUNIT_TEST)]
-use super::TakenBack;
-use super::{
+use super::iov::TakenBack;
+use super::iov::{
     Iov,
-    Owner, //
+    Owner,
+    GRANTED_MAX, //
 };
 use crate::{
     bindings,
     net::{
-        page_pool::MemoryProvider,
+        page_pool::{
+            MemoryProvider,
+            ProvidedQueue, //
+        },
         skbuff::{
             Piece,
             SkBuff, //
@@ -27,7 +31,6 @@ use core::{
     marker::PhantomData,
     ptr::{
         dangling,
-        from_ref,
         NonNull, //
     }, //
 };
@@ -40,17 +43,15 @@ use core::{
 /// `owner` is dangling, or that of buffers which are in pools of `provider`, and stays for the
 /// duration of `'a`.
 pub struct Lookup<'a, 'p, P> {
-    provider: &'p P,
+    provider: &'p ProvidedQueue<P>,
     owner: *const Owner,
     packet: PhantomData<&'a SkBuff>,
 }
 
 impl<'a, 'p, P: MemoryProvider> Lookup<'a, 'p, P> {
-    /// For the fragments of a packet.
+    /// Creates a lookup for the fragments of a packet.
     #[inline]
-    pub fn new(_skb: &'a SkBuff, provider: &'p P) -> Self {
-        // Providers are told apart by where they are.
-        const { assert!(size_of::<P>() != 0) };
+    pub fn new(_skb: &'a SkBuff, provider: &'p ProvidedQueue<P>) -> Self {
         // INVARIANT: There is no owner yet.
         Self {
             provider,
@@ -59,8 +60,8 @@ impl<'a, 'p, P: MemoryProvider> Lookup<'a, 'p, P> {
         }
     }
 
-    /// The buffer that the bytes of a piece are in, if the provider gave it to the pool that it is
-    /// from.
+    /// Returns the buffer that the bytes of a piece are in, or `None` if it is not from a pool of the
+    /// provider.
     #[inline]
     pub fn find(&mut self, piece: &Piece<'a>) -> Option<ProvidedIov<'a>> {
         let (iov, offset) = piece.net_iov()?;
@@ -87,11 +88,9 @@ impl<'a, 'p, P: MemoryProvider> Lookup<'a, 'p, P> {
         // and which pool it is in does not change.
         let (pool, owner) = unsafe { ((*iov.as_ptr()).desc.pp, (*iov.as_ptr()).owner) };
         let pool = NonNull::new(pool)?;
-        // SAFETY: The pool stays until it has all its buffers back. It does not change its
-        // provider.
-        let provided = unsafe { (*pool.as_ptr()).mp_priv };
 
-        if provided.cast_const() != from_ref(self.provider).cast() {
+        // SAFETY: The pool stays until it has all its buffers back.
+        if !unsafe { self.provider.provides(pool) } {
             return None;
         }
         // INVARIANT: Pools of this provider, of which this is the address, only get buffers out of
@@ -141,13 +140,21 @@ impl<'a> ProvidedIov<'a> {
         self.offset
     }
 
-    /// Grants user space the buffer, once more: it is not free before that is given back.
+    /// Grants the buffer to user space once more. It is not free before that is given back.
+    ///
+    /// Grants past 2^30 that were not given back are not counted: user space that has so many can
+    /// give back no more.
     #[inline]
     pub fn grant(&self) {
-        self.iov.references().add(1, Relaxed);
-        // In this order, lest user space gives back what is not there yet.
         // SAFETY: By the type invariants, there is such a buffer, and there are as many counts.
-        unsafe { self.iov.owner.granted.get_unchecked(self.index) }.fetch_add(1, Release);
+        let granted = unsafe { self.iov.owner.granted.get_unchecked(self.index) };
+
+        if granted.load(Relaxed) >= GRANTED_MAX {
+            return;
+        }
+        self.iov.references().add(1, Relaxed);
+        // The reference first: user space could give back a grant that it sees at once.
+        granted.fetch_add(1, Release);
     }
 
     /// The whole of a buffer that was just taken out of a pool.

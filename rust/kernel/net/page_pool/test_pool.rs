@@ -5,8 +5,8 @@
 //! C header: [`include/net/page_pool/helpers.h`](srctree/include/net/page_pool/helpers.h)
 
 use super::{
-    Adapter,
-    MemoryProvider, //
+    MemoryProvider,
+    ProvidedQueue, //
 };
 use crate::{
     bindings,
@@ -32,7 +32,7 @@ use core::{
 /// itself.
 pub struct TestPool<P: MemoryProvider> {
     pool: NonNull<bindings::page_pool>,
-    provider: PhantomData<Arc<P>>,
+    provider: PhantomData<Arc<ProvidedQueue<P>>>,
 }
 
 impl<P: MemoryProvider> TestPool<P> {
@@ -42,12 +42,8 @@ impl<P: MemoryProvider> TestPool<P> {
     /// # Errors
     ///
     /// [`ENOMEM`] if memory is short, and what the provider refuses it with.
-    pub fn new(provider: Arc<P>) -> Result<Self> {
-        let params = bindings::pp_memory_provider_params {
-            mp_priv: Arc::as_ptr(&provider).cast_mut().cast(),
-            mp_ops: Adapter::<P>::OPS,
-            rx_page_size: 0,
-        };
+    pub fn new(provider: &Arc<ProvidedQueue<P>>) -> Result<Self> {
+        let params = provider.params(0);
         // SAFETY: The functions are those of the provider, and constant. It stays while the pool is
         // made, which takes a reference of its own.
         let pool = from_err_ptr(unsafe { bindings::page_pool_create_provided(&params) })?;

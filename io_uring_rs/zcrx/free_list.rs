@@ -1,0 +1,165 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Lists of free buffers, and which areas have any.
+//!
+//! Each area has a [`FreeList`] of its own, with a lock around it. [`FreeAreas`] has a bit per area,
+//! so that a queue whose areas are all used up is seen to be without taking a lock. A bit is set
+//! before a buffer is on the list that another CPU can take, and cleared when the last one is taken,
+//! both while that list is locked: so no area that has free buffers is overlooked for good.
+
+use kernel::{
+    bitmap::BitmapVec,
+    prelude::*,
+    sync::Arc,
+    warn_on_once, //
+};
+
+/// The areas of a queue that may have free buffers, a bit each.
+pub(super) struct FreeAreas(BitmapVec);
+
+impl FreeAreas {
+    /// Creates a set for `count` areas, none of which has free buffers.
+    ///
+    /// # Errors
+    ///
+    /// [`ENOMEM`] if memory is short.
+    pub(super) fn new(count: usize) -> Result<Arc<Self>> {
+        let areas = BitmapVec::new(count, GFP_KERNEL_ACCOUNT)?;
+
+        Ok(Arc::new(Self(areas), GFP_KERNEL_ACCOUNT)?)
+    }
+
+    /// Returns the first area from `from` on that may have free buffers. After the last area, it
+    /// goes on with the first one.
+    pub(super) fn find(&self, from: u32) -> Option<u32> {
+        let from = from as usize;
+        let behind = (from < self.0.len()).then(|| self.0.next_bit(from));
+        let found = behind.flatten().or_else(|| self.0.next_bit(0))?;
+
+        u32::try_from(found).ok()
+    }
+}
+
+/// The free buffers of an area, by their numbers.
+pub(super) struct FreeList {
+    buffers: KVVec<u32>,
+    /// Where to note whether there are any, once the area belongs to a queue, and as which area.
+    noted: Option<(Arc<FreeAreas>, u32)>,
+}
+
+impl FreeList {
+    /// Creates a list of `count` buffers, all of which are free. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// [`ENOMEM`] if memory is short.
+    pub(super) fn new(count: u32) -> Result<Self> {
+        let mut buffers = KVVec::with_capacity(count as usize, GFP_KERNEL_ACCOUNT)?;
+
+        for buffer in 0..count {
+            buffers.push(buffer, GFP_KERNEL_ACCOUNT)?;
+            super::buffers::rest_after(buffer);
+        }
+        Ok(Self {
+            buffers,
+            noted: None,
+        })
+    }
+
+    /// Notes in `areas` from now on whether area `id`, whose list this is, has free buffers.
+    pub(super) fn note_in(&mut self, areas: Arc<FreeAreas>, id: u32) {
+        self.noted = Some((areas, id));
+        if !self.buffers.is_empty() {
+            self.note_some();
+        }
+    }
+
+    /// Puts a buffer on the list.
+    #[inline]
+    pub(super) fn push(&mut self, buffer: u32) {
+        if self.buffers.is_empty() {
+            self.note_some();
+        }
+        // There is room for all buffers of the area, each of which is in one place.
+        warn_on_once!(self.buffers.push_within_capacity(buffer).is_err());
+    }
+
+    /// Takes up to `to.len()` buffers, those that were freed last. Returns how many. The one to be
+    /// used first comes last: it was freed last, and is still in the CPU's cache.
+    pub(super) fn take(&mut self, to: &mut [u32]) -> usize {
+        let left = self.buffers.len().saturating_sub(to.len());
+        let taken = self.buffers.get(left..).unwrap_or(&[]);
+        let count = taken.len();
+
+        for (to, from) in to.iter_mut().zip(taken) {
+            *to = *from;
+        }
+        self.buffers.truncate(left);
+        if left == 0 {
+            self.note_none();
+        }
+        count
+    }
+
+    #[cold]
+    fn note_some(&self) {
+        if let Some((areas, id)) = &self.noted {
+            areas.0.set_bit_atomic(*id as usize);
+        }
+    }
+
+    fn note_none(&self) {
+        if let Some((areas, id)) = &self.noted {
+            areas.0.clear_bit_atomic(*id as usize);
+        }
+    }
+}
+
+#[cfg(CONFIG_IO_URING_RS_KUNIT_TEST)]
+#[kernel::macros::kunit_tests(io_uring_zcrx_free_list)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn areas_are_found_in_a_circle() -> Result {
+        let areas = FreeAreas::new(1024)?;
+
+        assert_eq!(areas.find(0), None);
+        for id in [3, 64, 1023] {
+            areas.0.set_bit_atomic(id);
+        }
+        for (from, found) in [(0, 3), (3, 3), (4, 64), (65, 1023), (1023, 1023), (1024, 3)] {
+            assert_eq!(areas.find(from), Some(found));
+        }
+        areas.0.clear_bit_atomic(1023);
+        assert_eq!(areas.find(65), Some(3));
+        assert_eq!(areas.find(u32::MAX), Some(3));
+        Ok(())
+    }
+
+    /// The bit follows the list.
+    #[test]
+    fn lists_say_whether_there_are_any() -> Result {
+        let areas = FreeAreas::new(1024)?;
+        let mut list = FreeList::new(3)?;
+        let mut none = FreeList::new(0)?;
+        let mut to = [0; 2];
+
+        list.note_in(areas.clone(), 700);
+        none.note_in(areas.clone(), 5);
+        assert_eq!(areas.find(0), Some(700));
+        assert_eq!((list.take(&mut to), to), (2, [1, 2]));
+        assert_eq!(areas.find(0), Some(700));
+        assert_eq!((list.take(&mut to), to[0]), (1, 0));
+        assert_eq!(areas.find(0), None);
+        assert_eq!(list.take(&mut to), 0);
+
+        list.push(2);
+        assert_eq!(areas.find(0), Some(700));
+        assert_eq!(list.take(&mut to[..0]), 0);
+        assert_eq!(areas.find(0), Some(700));
+        assert_eq!((list.take(&mut to), to[0]), (1, 2));
+        assert_eq!(areas.find(0), None);
+        Ok(())
+    }
+}

@@ -1,0 +1,225 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A single buffer, the references to it, and what becomes of it when they are given back.
+//!
+//! How buffers are made, mapped and taken is in the parent module; how packets have them, in
+//! `provided`.
+
+use super::NET_IOV;
+use crate::{
+    bindings,
+    dma_memory::DmaMemory,
+    prelude::*,
+    sync::{
+        atomic::{
+            Acquire,
+            Atomic,
+            Full,
+            Relaxed,
+            Release, //
+        },
+        Mutex, //
+    },
+    types::Opaque,
+    warn_on_once, //
+};
+use core::ptr::NonNull;
+
+/// The number of references that a free buffer has. No other buffer has it: those of a buffer in a
+/// pool may be zero for a moment.
+pub(super) const FREE: isize = isize::MIN;
+
+/// The number of grants past which those of a buffer are not counted any more.
+///
+/// A grant looks at the number before it counts, so that each CPU may add one that is too many.
+/// References stay far from [`FREE`] all the same, also where they have 32 bits.
+pub(super) const GRANTED_MAX: i32 = 1 << 30;
+
+/// State that the buffers of one piece of memory share.
+///
+/// `area` is where C looks for it: each `net_iov` points to it.
+#[repr(C)]
+#[pin_data]
+pub(super) struct Owner {
+    pub(super) area: Opaque<bindings::net_iov_area>,
+    /// The value that [`ProvidedIov::tag`](super::ProvidedIov::tag) returns.
+    pub(super) tag: Atomic<u64>,
+    /// The provider whose pools the buffers may be put into, once one was.
+    pub(super) provider: Atomic<*mut c_void>,
+    /// The device that the buffers have addresses for. Null while the memory is not mapped.
+    pub(super) dev: Atomic<*mut bindings::device>,
+    /// The base-2 logarithm of the size of a buffer, in bytes.
+    pub(super) shift: u32,
+    pub(super) iovs: KVVec<Opaque<bindings::net_iov>>,
+    /// The number of references that user space has to each buffer.
+    pub(super) granted: KVVec<Atomic<i32>>,
+    #[pin]
+    pub(super) memory: Mutex<Option<KBox<dyn DmaMemory>>>,
+}
+
+impl Owner {
+    /// Returns a buffer by its number.
+    ///
+    /// # Safety
+    ///
+    /// `index` must be less than the number of buffers.
+    #[inline]
+    pub(super) unsafe fn iov_unchecked(&self, index: usize) -> Iov<'_> {
+        // SAFETY: The caller guarantees it.
+        let iov = unsafe { self.iovs.get_unchecked(index) }.get();
+
+        // INVARIANT: The `net_iov` is one of this owner's.
+        Iov {
+            // SAFETY: A reference is not null.
+            iov: unsafe { NonNull::new_unchecked(iov) },
+            owner: self,
+        }
+    }
+}
+
+/// One `net_iov`.
+///
+/// # Invariants
+///
+/// For the duration of `'a`, `iov` is a valid `net_iov` of `owner`.
+#[derive(Clone, Copy)]
+pub(super) struct Iov<'a> {
+    pub(super) iov: NonNull<bindings::net_iov>,
+    pub(super) owner: &'a Owner,
+}
+
+impl<'a> Iov<'a> {
+    /// Makes a buffer of the pointer that C has.
+    ///
+    /// # Safety
+    ///
+    /// For the duration of `'a`, `iov` must be a valid one of [`NetIovs`](super::NetIovs).
+    #[inline]
+    pub(super) unsafe fn from_raw(iov: NonNull<bindings::net_iov>) -> Self {
+        // INVARIANT: The caller guarantees it.
+        Self {
+            iov,
+            // SAFETY: The caller guarantees that the `net_iov` is valid. Its `owner` never changes:
+            // it is the pointer to the whole `Owner`, as `NetIovs::new` got it, which lives as long.
+            owner: unsafe { &*(*iov.as_ptr()).owner.cast::<Owner>() },
+        }
+    }
+
+    /// Returns its number in the owner's array.
+    #[inline]
+    pub(super) fn index(self) -> usize {
+        let first = self.owner.iovs.as_ptr().addr();
+
+        self.iov.addr().get().wrapping_sub(first) / size_of::<bindings::net_iov>()
+    }
+
+    /// Returns the number of references, which is [`FREE`] if the buffer is.
+    #[inline]
+    pub(super) fn references(self) -> &'a Atomic<isize> {
+        // SAFETY: By the type invariants, the `net_iov` is valid. C accesses this field by atomic
+        // operations, while the `net_iov` is in a pool; `atomic_long_t` has one member of the size
+        // of an `isize`.
+        unsafe { Atomic::from_ptr((&raw mut (*self.iov.as_ptr()).desc.pp_ref_count).cast()) }
+    }
+
+    /// Returns the pool that the buffer is in, or null. It does not change while somebody has a
+    /// reference.
+    #[inline]
+    pub(super) fn pool(self) -> *mut bindings::page_pool {
+        // SAFETY: By the type invariants, the `net_iov` is valid. Only the sole owner of all
+        // references writes this field. The read is volatile, as another CPU may be that owner.
+        unsafe { (&raw const (*self.iov.as_ptr()).desc.pp).read_volatile() }
+    }
+
+    /// Returns the number of references that user space has.
+    #[inline]
+    pub(super) fn granted(self) -> &'a Atomic<i32> {
+        // SAFETY: There are as many as there are `net_iov`s, of which this is one.
+        unsafe { self.owner.granted.get_unchecked(self.index()) }
+    }
+
+    /// Returns the buffer as C knows it.
+    #[inline]
+    pub(super) fn netmem(self) -> bindings::netmem_ref {
+        self.iov.addr().get() as bindings::netmem_ref | NET_IOV
+    }
+
+    /// Takes the buffer if it is free. Returns whether it was.
+    pub(super) fn take(self) -> bool {
+        self.references().cmpxchg(FREE, 1, Acquire).is_ok()
+    }
+
+    /// Drops `count` references, which the caller has. Returns what became of the buffer.
+    #[inline]
+    pub(super) fn put(self, count: i32) -> TakenBack<'a> {
+        let (references, count) = (self.references(), count as isize);
+
+        // Mostly nobody else has a reference. Then nobody else can change the number, and it takes
+        // no atomic operation to change it.
+        if references.load(Acquire) != count {
+            let before = references.fetch_sub(count, Full);
+
+            if before != count {
+                // C, too, looks for a count that was dropped too often.
+                warn_on_once!(before < count);
+                return TakenBack::Held;
+            }
+        }
+        if self.pool().is_null() {
+            references.store(FREE, Release);
+            return TakenBack::Free;
+        }
+        // Pools want it so.
+        references.store(1, Relaxed);
+        // INVARIANT: It is in a pool, and all references were ours.
+        TakenBack::Pooled(PooledIov(self))
+    }
+}
+
+/// What became of a buffer whose references user space gave back.
+#[must_use = "a buffer that is not given back to where it belongs is lost"]
+pub enum TakenBack<'a> {
+    /// User space had no reference, or others have some left.
+    Held,
+    /// The buffer is free.
+    Free,
+    /// Nobody but the pool has the buffer.
+    Pooled(PooledIov<'a>),
+}
+
+/// A buffer in a pool that nobody has a reference to any more.
+///
+/// It is to be given back to the pool. Dropping this loses the buffer until the pool ends.
+///
+/// # Invariants
+///
+/// The `net_iov` is in a pool, has one reference, and nobody else refers to it.
+#[must_use = "a buffer that is not given back to its pool is lost"]
+pub struct PooledIov<'a>(Iov<'a>);
+
+impl PooledIov<'_> {
+    /// Returns the pool that the buffer is in.
+    #[inline]
+    pub(in crate::net) fn pool(&self) -> *mut bindings::page_pool {
+        self.0.pool()
+    }
+
+    /// Returns the buffer as C knows it, whose reference goes with it.
+    #[inline]
+    pub(in crate::net) fn into_netmem(self) -> bindings::netmem_ref {
+        self.0.netmem()
+    }
+
+    /// Gives the buffer back to its pool. May be called in tasks and in softirqs, but neither in
+    /// interrupt handlers nor with interrupts disabled, where the pool may not be locked.
+    ///
+    /// C counterpart: `page_pool_put_unrefed_netmem`.
+    #[inline]
+    pub fn put(self) {
+        let (pool, netmem) = (self.pool(), self.0.netmem());
+
+        // SAFETY: By the type invariants, the buffer is in that pool, which stays until it has all
+        // its buffers back, and nobody refers to the buffer.
+        unsafe { bindings::page_pool_put_unrefed_netmem(pool, netmem, u32::MAX, false) };
+    }
+}

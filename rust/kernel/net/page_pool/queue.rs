@@ -1,0 +1,558 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Receive queues whose page pools get their buffers from a provider.
+//!
+//! Either side may end a binding: [`ProvidedQueue::close`], or the network stack when the device
+//! goes. Neither says that the device does not write to the memory any more: a driver that cannot
+//! restart its queue goes on with the page pool that it has, and one may hide a queue whose pool it
+//! keeps. So pools are asked. A pool that its driver has not destroyed may give a buffer to the
+//! device, also one that packets gave back. Until there is no such pool, the memory stays mapped;
+//! but no longer than the device has a driver, which [`DmaMemory`](crate::dma_memory::DmaMemory) sees
+//! to.
+//!
+//! Locks: the state of a queue has a mutex, under which the provider maps and unmaps memory. That
+//! calls the exporter of a dma-buf, and whoever unregisters the network device waits for it, as it
+//! also does in C.
+
+use super::{
+    Adapter,
+    MemoryProvider,
+    NewPool, //
+};
+use crate::{
+    bindings,
+    device::{
+        Bound,
+        Device, //
+    },
+    error::to_result,
+    net::device::{
+        LockedNetDevice,
+        NetDevice, //
+    },
+    new_mutex,
+    page::PAGE_SHIFT,
+    prelude::*,
+    sync::{
+        aref::ARef,
+        Arc,
+        Mutex,
+        MutexGuard, //
+    },
+    warn_on_once, //
+};
+use core::{
+    marker::PhantomData,
+    ops::Deref,
+    ptr::{
+        from_ref,
+        null_mut,
+        NonNull, //
+    }, //
+};
+
+/// Evidence that no page pool gives buffers of a provider to a device.
+///
+/// # Invariants
+///
+/// For the duration of `'a`, all pools of `provider` that there are have been destroyed by their
+/// drivers, which only wait for buffers that packets and user space have, and no pool is created.
+pub struct Unused<'a> {
+    provider: NonNull<c_void>,
+    state: PhantomData<&'a ()>,
+}
+
+impl Unused<'_> {
+    /// Returns the address by which pools know the provider.
+    pub(in crate::net) fn provider(&self) -> NonNull<c_void> {
+        self.provider
+    }
+}
+
+/// A page pool that gets its buffers from a provider.
+///
+/// # Invariants
+///
+/// The pool is valid.
+struct Pool(NonNull<bindings::page_pool>);
+
+// SAFETY: Only fields that do not change, and one that may be read by any task, are read.
+unsafe impl Send for Pool {}
+
+impl Pool {
+    /// Returns whether the driver has destroyed the pool, which waits for buffers to come back.
+    fn is_destroyed(&self) -> bool {
+        // SAFETY: By the type invariants, the pool is valid.
+        unsafe { bindings::page_pool_is_destroyed(self.0.as_ptr()) }
+    }
+
+    /// Returns whether the pool may be syncing a buffer that comes back.
+    fn may_sync(&self) -> bool {
+        // SAFETY: By the type invariants, the pool is valid, and with it its device.
+        unsafe { bindings::page_pool_dev_needs_sync(self.0.as_ptr()) }
+    }
+}
+
+/// A receive queue of a network device that a provider is bound to.
+///
+/// # Invariants
+///
+/// Once `netdev` can be locked, its receive queue `queue` has `params`, which point to `provider`,
+/// or the network stack is uninstalling that, or the queue is being closed.
+struct Binding<P> {
+    netdev: NetDevice,
+    dev: ARef<Device>,
+    queue: u32,
+    params: bindings::pp_memory_provider_params,
+    // Keeps what `params` points to.
+    _provider: Arc<ProvidedQueue<P>>,
+}
+
+// SAFETY: `params` is constant, and a copy of what the network stack has.
+unsafe impl<P: Send + Sync> Send for Binding<P> {}
+
+/// The state of a queue.
+///
+/// # Invariants
+///
+/// `pools` are all pools of the provider that there are.
+struct State<P> {
+    binding: Option<Binding<P>>,
+    pools: KVec<Pool>,
+    /// Whether the provider was bound, and has not been told to unmap its memory since.
+    may_be_mapped: bool,
+}
+
+/// A provider of memory, and the receive queue that it is bound to, if any.
+///
+/// A provider that is bound is kept: [`Self::close`] it.
+#[pin_data]
+pub struct ProvidedQueue<P> {
+    /// The base-2 logarithm of the size of a buffer, in bytes.
+    shift: u32,
+    /// The functions by which pools know the provider.
+    ops: &'static bindings::memory_provider_ops,
+    #[pin]
+    state: Mutex<State<P>>,
+    #[pin]
+    provider: P,
+}
+
+impl<P> Deref for ProvidedQueue<P> {
+    type Target = P;
+
+    #[inline]
+    fn deref(&self) -> &P {
+        &self.provider
+    }
+}
+
+impl<P: MemoryProvider> ProvidedQueue<P> {
+    /// Creates a queue that is not bound. Its buffers have `1 << shift` bytes.
+    ///
+    /// # Errors
+    ///
+    /// Those of `provider`.
+    pub fn new<E>(shift: u32, provider: impl PinInit<P, E>) -> impl PinInit<Self, Error>
+    where
+        Error: From<E>,
+    {
+        try_pin_init!(Self {
+            shift,
+            ops: Adapter::<P>::OPS,
+            state <- new_mutex!(
+                State {
+                    binding: None,
+                    pools: KVec::new(),
+                    may_be_mapped: false,
+                },
+                "ProvidedQueue"
+            ),
+            provider <- provider,
+        })
+    }
+
+    /// Returns the size of a buffer in bytes.
+    pub(super) fn buffer_size(&self) -> u64 {
+        1u64.checked_shl(self.shift).unwrap_or(0)
+    }
+
+    /// Returns whether a pool has the buffers of this provider.
+    ///
+    /// # Safety
+    ///
+    /// `pool` must be valid.
+    pub(in crate::net) unsafe fn provides(&self, pool: NonNull<bindings::page_pool>) -> bool {
+        // SAFETY: The caller guarantees that the pool is valid. It does not change its provider.
+        let (ops, provider) = unsafe { ((*pool.as_ptr()).mp_ops, (*pool.as_ptr()).mp_priv) };
+
+        ops == from_ref(self.ops) && provider.cast_const() == from_ref(self).cast()
+    }
+
+    /// Returns what a receive queue is told of the provider. `page_size` is the size of buffers that
+    /// the driver is asked for, in bytes; zero leaves it to the driver.
+    pub(super) fn params(&self, page_size: u32) -> bindings::pp_memory_provider_params {
+        bindings::pp_memory_provider_params {
+            mp_priv: from_ref(self).cast_mut().cast(),
+            mp_ops: self.ops,
+            rx_page_size: page_size,
+        }
+    }
+
+    /// Binds `provider` to the receive queue `queue` of `netdev`, which is restarted.
+    ///
+    /// The provider's memory has to be mapped before, for the device that
+    /// [`LockedNetDevice::dma_device`] returns. If this fails after the queue was bound, it is
+    /// unmapped by [`MemoryProvider::unmap`], as soon as no pool is left that uses it.
+    ///
+    /// `page_size` is the size of buffers that the driver is asked for, in bytes; zero leaves it to
+    /// the driver.
+    ///
+    /// C counterpart: `netif_mp_open_rxq`.
+    ///
+    /// # Errors
+    ///
+    /// - [`EBUSY`] if the provider is bound already.
+    /// - What [`LockedNetDevice::dma_device`] and `netif_mp_open_rxq` give.
+    pub fn open(
+        provider: &Arc<Self>,
+        netdev: &LockedNetDevice<'_>,
+        queue: u32,
+        page_size: u32,
+    ) -> Result {
+        let dev = ARef::from(netdev.dma_device(queue)?);
+        let params = provider.params(page_size);
+
+        {
+            let mut state = provider.state.lock();
+
+            if state.binding.is_some() {
+                return Err(EBUSY);
+            }
+            // The binding is noted before the queue has it. Behind a leased queue is another device,
+            // whose lock is not held here, and which may go as soon as the queue is bound.
+            // INVARIANT: The device is locked until the queue has the parameters.
+            state.binding = Some(Binding {
+                netdev: netdev.reference(),
+                dev,
+                queue,
+                params,
+                _provider: provider.clone(),
+            });
+            state.may_be_mapped = true;
+        }
+        // SAFETY: The device is valid and locked. The functions are constant, and the provider that
+        // goes with them stays: the binding has a reference, or whoever uninstalls it.
+        to_result(unsafe {
+            bindings::netif_mp_open_rxq(netdev.as_ptr(), queue, &params, null_mut())
+        })
+        .inspect_err(|_| provider.end(|binding| netdev.is(&binding.netdev)))
+    }
+
+    /// Returns whether there is a binding.
+    pub fn is_bound(&self) -> bool {
+        self.state.lock().binding.is_some()
+    }
+
+    /// Calls `f` with the device that writes to the buffers, which keeps its driver meanwhile.
+    /// Returns [`None`] if there is no binding any more. May sleep.
+    ///
+    /// Whoever unregisters the network device waits for `f`.
+    pub fn while_bound<R>(&self, f: impl FnOnce(&Device<Bound>) -> R) -> Option<R> {
+        let state = self.state.lock();
+        let binding = state.binding.as_ref()?;
+
+        // SAFETY: The device has a driver, as `dma_device` found. Before the driver goes, the provider
+        // is uninstalled, which takes the lock that is held here. While it is being bound, the
+        // network device stays locked, also until a binding that failed is taken back, which takes
+        // that lock, too.
+        Some(f(unsafe { binding.dev.as_bound() }))
+    }
+
+    /// Ends the binding, if there is any. The queue is restarted without it, and the provider's
+    /// memory is unmapped as soon as no pool is left that gives buffers to the device. May sleep.
+    ///
+    /// C counterpart: `netif_mp_close_rxq`.
+    pub fn close(&self) {
+        let bound = |binding: &Binding<P>| binding.netdev.clone();
+
+        loop {
+            let Some(netdev) = self.state.lock().binding.as_ref().map(bound) else {
+                return;
+            };
+            let netdev = netdev.lock();
+            let is_its = |binding: &&Binding<P>| netdev.is(&binding.netdev);
+            let whose = |binding: &Binding<P>| (binding.queue, binding.params);
+            let Some((queue, params)) =
+                self.state.lock().binding.as_ref().filter(is_its).map(whose)
+            else {
+                // It was uninstalled meanwhile, and perhaps bound to another device.
+                continue;
+            };
+
+            // The binding stays until this returns. If the device behind a leased queue goes at the
+            // same time, whoever uninstalls finds it, and unmaps the memory before the driver is gone.
+            // SAFETY: The device is valid and locked. By the type invariants of `Binding`, the
+            // queue has these parameters, unless it was just uninstalled, which the function sees.
+            unsafe { bindings::netif_mp_close_rxq(netdev.as_ptr(), queue, &params) };
+            self.end(|binding| netdev.is(&binding.netdev));
+            return;
+        }
+    }
+
+    /// Takes note that the network stack lets go of the provider. The device is locked, and has been
+    /// stopped.
+    pub(super) fn uninstalled(&self) {
+        self.end(|_| true);
+    }
+
+    /// Drops the binding if it is one of those that `is_its` wants, and has the memory unmapped if no
+    /// pool uses it any more.
+    fn end(&self, is_its: impl FnOnce(&mut Binding<P>) -> bool) {
+        let mut state = self.state.lock();
+        let binding = state.binding.take_if(is_its);
+
+        self.unmap_if_unused(&mut state);
+        // Dropped after the lock: it may have the last reference to the network device.
+        drop(state);
+        drop(binding);
+    }
+
+    /// Has the provider unmap its memory if that is not done yet and no pool can give a buffer to the
+    /// device any more.
+    fn unmap_if_unused(&self, state: &mut MutexGuard<'_, State<P>>) {
+        let is_used = state.binding.is_some() || !state.pools.iter().all(Pool::is_destroyed);
+
+        if is_used || !state.may_be_mapped {
+            return;
+        }
+        if state.pools.iter().any(Pool::may_sync) {
+            // A pool may be syncing a buffer that it just got back. It does that with bottom halves
+            // disabled, and not any more once it was destroyed.
+            // SAFETY: The function has to be called where it may sleep, as here.
+            unsafe { bindings::synchronize_net() };
+        }
+        // INVARIANT: All pools have been destroyed, as was just seen. None is created as long as the
+        // state is locked.
+        self.provider.unmap(&Unused {
+            provider: NonNull::from(self).cast(),
+            state: PhantomData,
+        });
+        state.may_be_mapped = false;
+    }
+
+    /// Takes a pool that a driver creates for the queue.
+    ///
+    /// # Errors
+    ///
+    /// As C's `io_pp_zc_init` in [`io_uring/zcrx.c`](srctree/io_uring/zcrx.c):
+    ///
+    /// - [`EINVAL`] for a pool of another device, or of buffers of another size.
+    /// - [`EOPNOTSUPP`] if its buffers are not mapped, or are not only written to.
+    /// - [`ENOMEM`] if memory is short, and what the provider refuses it with.
+    ///
+    /// # Safety
+    ///
+    /// `pool` must be valid until [`Self::remove_pool`], and nobody use it yet.
+    pub(super) unsafe fn add_pool(&self, pool: NonNull<bindings::page_pool>) -> Result {
+        let mut state = self.state.lock();
+        // Pools of unit tests have no device.
+        let dev = state
+            .binding
+            .as_ref()
+            .map_or(null_mut(), |binding| binding.dev.as_raw());
+        // SAFETY: The caller guarantees that the pool is valid.
+        let params = unsafe { &(*pool.as_ptr()).p };
+
+        if warn_on_once!(params.dev != dev) {
+            return Err(EINVAL);
+        }
+        // SAFETY: The caller guarantees that the pool is valid.
+        if warn_on_once!(!unsafe { bindings::page_pool_maps_dma(pool.as_ptr()) }) {
+            return Err(EOPNOTSUPP);
+        }
+        if params.order.saturating_add(PAGE_SHIFT as u32) != self.shift {
+            return Err(EINVAL);
+        }
+        if params.dma_dir != bindings::dma_data_direction::DMA_FROM_DEVICE {
+            return Err(EOPNOTSUPP);
+        }
+        // INVARIANT: The caller guarantees that the pool is valid and nobody uses it.
+        self.provider.init(&mut NewPool {
+            pool,
+            new: PhantomData,
+        })?;
+        // INVARIANT: The caller guarantees that the pool is valid until it is removed.
+        state.pools.push(Pool(pool), GFP_KERNEL)?;
+        Ok(())
+    }
+
+    /// Lets go of a pool that is about to be freed.
+    pub(super) fn remove_pool(&self, pool: *mut bindings::page_pool) {
+        let mut state = self.state.lock();
+
+        state.pools.retain(|known| known.0.as_ptr() != pool);
+        self.unmap_if_unused(&mut state);
+    }
+}
+
+#[cfg(CONFIG_IO_URING_RS_KUNIT_TEST)]
+#[macros::kunit_tests(rust_kernel_net_page_pool_queue)]
+mod tests {
+    use super::*;
+    use crate::{
+        dma_memory::DmaMemory,
+        faux,
+        net::{
+            netmem::NetIovs,
+            page_pool::{
+                test_pool::TestPool,
+                AllocCache, //
+            }, //
+        },
+        scatterlist::SGTable,
+        sync::atomic::{
+            Atomic,
+            Relaxed, //
+        },
+    };
+
+    /// A table of one entry, which names no memory, and counts that it is mapped.
+    struct Fake {
+        dev: ARef<Device>,
+        table: KBox<(bindings::sg_table, bindings::scatterlist)>,
+        mapped: Arc<Atomic<i32>>,
+    }
+
+    // SAFETY: The table is not changed.
+    unsafe impl Send for Fake {}
+
+    // SAFETY: The table is not changed.
+    unsafe impl Sync for Fake {}
+
+    // SAFETY: No device of these tests writes anywhere.
+    unsafe impl DmaMemory for Fake {
+        fn device(&self) -> &Device {
+            &self.dev
+        }
+
+        fn table<'a>(&'a self, _dev: &'a Device<Bound>) -> Result<&'a SGTable> {
+            // SAFETY: The table is valid, and nobody changes it.
+            Ok(unsafe { SGTable::from_raw((&raw const self.table.0).cast_mut()) })
+        }
+    }
+
+    impl Drop for Fake {
+        fn drop(&mut self) {
+            self.mapped.fetch_sub(1, Relaxed);
+        }
+    }
+
+    /// One buffer for pools, which have no device; another one that is mapped.
+    struct Provider {
+        buffer: NetIovs,
+        mapped: NetIovs,
+    }
+
+    impl MemoryProvider for Provider {
+        fn alloc(&self, cache: &mut AllocCache<'_>) {
+            // Those are for a device, and the pool has none.
+            assert_eq!(cache.adopt(&self.mapped, &[0]), 0);
+            if self.buffer.grant_free(0) {
+                let _ = self.buffer.take_back_all(0);
+                assert_eq!(cache.adopt(&self.buffer, &[0]), 1);
+            }
+        }
+
+        fn release(&self, _tag: u64, index: usize) {
+            assert_eq!(index, 0);
+        }
+
+        fn unmap(&self, unused: &Unused<'_>) {
+            self.mapped.unmap(unused);
+        }
+    }
+
+    /// A provider that was bound, as far as it knows, and the number of its mappings.
+    fn provider(dev: &Device<Bound>) -> Result<(Arc<ProvidedQueue<Provider>>, Arc<Atomic<i32>>)> {
+        let mapped = Arc::new(Atomic::new(1), GFP_KERNEL)?;
+        let mut table: KBox<(bindings::sg_table, bindings::scatterlist)> =
+            KBox::init(pin_init::init_zeroed(), GFP_KERNEL)?;
+
+        // SAFETY: There is one entry.
+        unsafe { bindings::sg_init_table(&raw mut table.1, 1) };
+        table.1.dma_address = 0x1000;
+        table.1.length = 4096;
+        #[cfg(CONFIG_NEED_SG_DMA_LENGTH)]
+        {
+            table.1.dma_length = 4096;
+        }
+        table.0.sgl = &raw mut table.1;
+        table.0.nents = 1;
+        let fake = Fake {
+            dev: dev.into(),
+            table,
+            mapped: mapped.clone(),
+        };
+        let provider = Provider {
+            buffer: NetIovs::new(1, PAGE_SHIFT as u32)?,
+            mapped: NetIovs::new(1, 12)?,
+        };
+        let fake = KBox::new(fake, GFP_KERNEL)? as KBox<dyn DmaMemory>;
+
+        provider.mapped.map(fake, dev)?;
+        let queue = Arc::pin_init(
+            ProvidedQueue::new::<Error>(PAGE_SHIFT as u32, Ok(provider)),
+            GFP_KERNEL,
+        )?;
+        queue.state.lock().may_be_mapped = true;
+        Ok((queue, mapped))
+    }
+
+    /// A driver that goes on with its pool still writes to the memory.
+    #[test]
+    fn memory_stays_mapped_as_long_as_a_pool() -> Result {
+        let dev = faux::Registration::new(c"page_pool_queue", None)?;
+        let (queue, mapped) = provider(dev.as_ref().as_ref())?;
+        let pools = (TestPool::new(&queue)?, TestPool::new(&queue)?);
+
+        queue.end(|_| true);
+        assert_eq!(mapped.load(Relaxed), 1);
+        drop(pools.0);
+        assert_eq!(mapped.load(Relaxed), 1);
+        drop(pools.1);
+        assert_eq!(mapped.load(Relaxed), 0);
+        Ok(())
+    }
+
+    /// It may be unmapped while packets have buffers of a pool that the driver has destroyed.
+    #[test]
+    fn packets_do_not_keep_memory_mapped() -> Result {
+        let dev = faux::Registration::new(c"page_pool_queue", None)?;
+        let (queue, mapped) = provider(dev.as_ref().as_ref())?;
+        let mut pool = TestPool::new(&queue)?;
+        let packet = pool.receive().ok_or(ENOMEM)?;
+
+        drop(pool);
+        assert_eq!(mapped.load(Relaxed), 1);
+        queue.end(|_| true);
+        assert_eq!(mapped.load(Relaxed), 0);
+        assert_eq!(queue.state.lock().pools.len(), 1);
+        drop(packet);
+        Ok(())
+    }
+
+    /// It is unmapped once, and not as long as the queue is bound.
+    #[test]
+    fn memory_without_pools_is_unmapped_at_once() -> Result {
+        let dev = faux::Registration::new(c"page_pool_queue", None)?;
+        let (queue, mapped) = provider(dev.as_ref().as_ref())?;
+
+        queue.end(|_| true);
+        assert_eq!(mapped.load(Relaxed), 0);
+        queue.end(|_| true);
+        drop(TestPool::new(&queue)?);
+        assert_eq!(mapped.load(Relaxed), 0);
+        Ok(())
+    }
+}
