@@ -17,7 +17,7 @@ pub use self::provided::{
 use crate::{
     bindings,
     io::ResourceSize,
-    nospec::checked_index,
+    nospec::index_in,
     num::casts::u32_as_usize,
     prelude::*,
     scatterlist::SGTable,
@@ -294,7 +294,7 @@ impl NetIovs {
 
     #[inline]
     fn iov(&self, index: u64) -> Option<Iov<'_>> {
-        let index = checked_index(usize::try_from(index).ok()?, self.len())?;
+        let index = index_in(&self.0.iovs, usize::try_from(index).ok()?)?;
 
         // SAFETY: There is such a buffer.
         Some(unsafe { self.0.iov_unchecked(index) })
