@@ -29,5 +29,9 @@ mod zcrx;
 #[expect(unsafe_code)]
 pub mod zcrx_exports;
 
+// What `vtable` takes for the owner of what it is put on.
+#[cfg(CONFIG_IO_URING_ZCRX_RUST)]
+use self::zcrx_exports::LocalModule;
+
 /// Prefix to appear before log messages printed from within this crate.
 const __LOG_PREFIX: &[u8] = b"io_uring\0";

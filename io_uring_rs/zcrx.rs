@@ -120,6 +120,7 @@ impl Drop for User {
     }
 }
 
+#[vtable]
 impl AnonFile for User {
     const NAME: &'static CStr = c"[zcrx]";
 

@@ -121,33 +121,34 @@ mod tests {
     /// Each byte of a valid argument set to a value that it may not have.
     #[test]
     fn fields() -> Result {
+        const LAST: usize = Opcode::COUNT - 1;
         let mut valid = [0u8; 72];
         valid[0] = 1; // cmd_type
-        valid[8] = 64; // opcode, the last
+        valid[8] = LAST as u8; // opcode
         valid[16] = 1; // filter_len
 
         let check = |bytes: &[u8]| match Bpf::from_bytes_copy(bytes) {
             Some(bpf) => check_fields(&bpf).map(|(opcode, len)| (opcode.index(), len)),
             None => Err(ENOENT),
         };
-        assert_eq!(check(&valid), Ok((64, 1)));
+        assert_eq!(check(&valid), Ok((LAST, 1)));
 
         for (offset, value, expected) in [
             (0, 0, Err(EINVAL)),  // cmd_type 0
             (0, 2, Err(EINVAL)),  // cmd_type 2
             (2, 1, Err(EINVAL)),  // cmd_flags
             (4, 1, Err(EINVAL)),  // resv
-            (8, 65, Err(EINVAL)), // opcode IORING_OP_LAST
+            (8, LAST as u8 + 1, Err(EINVAL)), // opcode IORING_OP_LAST
             (11, 1, Err(EINVAL)), // opcode + 2^24
-            (12, 3, Ok((64, 1))), // both flags
+            (12, 3, Ok((LAST, 1))), // both flags
             (12, 4, Err(EINVAL)), // unknown flag
             (15, 0x80, Err(EINVAL)),
             (16, 0, Err(EINVAL)),    // no instructions
             (17, 16, Err(EINVAL)),   // 4097
             (18, 1, Err(EINVAL)),    // 65537
-            (20, 255, Ok((64, 1))),  // pdu_size is not judged here
-            (24, 1, Ok((64, 1))),    // nor is the pointer
-            (31, 0xff, Ok((64, 1))), // nor is the pointer
+            (20, 255, Ok((LAST, 1))),  // pdu_size is not judged here
+            (24, 1, Ok((LAST, 1))),    // nor is the pointer
+            (31, 0xff, Ok((LAST, 1))), // nor is the pointer
         ] {
             let mut bytes = valid;
             if let Some(byte) = bytes.get_mut(offset) {
@@ -164,7 +165,7 @@ mod tests {
         }
         valid[16] = 0;
         valid[17] = 16;
-        assert_eq!(check(&valid), Ok((64, 4096)));
+        assert_eq!(check(&valid), Ok((LAST, 4096)));
         Ok(())
     }
 }

@@ -77,6 +77,10 @@ mod tests {
     use super::*;
     use kernel::io_uring::rules::OpSet;
 
+    // Both numbers are below 256, as an entry has a byte for an opcode.
+    const LAST_REGISTER: u8 = (REGISTER_LAST - 1) as u8;
+    const LAST_OP: u8 = (OP_LAST - 1) as u8;
+
     fn parse(entries: &[(u16, u8)]) -> Option<Rules> {
         let mut parser = Parser::new();
 
@@ -90,12 +94,12 @@ mod tests {
     fn kinds() {
         let registers = Rules {
             registers_restricted: true,
-            register_ops: OpSet::from_iter([0, 37]),
+            register_ops: OpSet::from_iter([0, LAST_REGISTER.into()]),
             ..Rules::default()
         };
         let sqes = Rules {
             sqes_restricted: true,
-            sqe_ops: OpSet::from_iter([0, 64]),
+            sqe_ops: OpSet::from_iter([0, LAST_OP.into()]),
             ..Rules::default()
         };
         let flags = Rules {
@@ -111,19 +115,22 @@ mod tests {
         };
 
         for (entries, expected) in [
-            (&[(0, 37), (0, 0), (0, 37)][..], Some(registers)),
-            (&[(1, 64), (1, 0)], Some(sqes)),
+            (
+                &[(0, LAST_REGISTER), (0, 0), (0, LAST_REGISTER)][..],
+                Some(registers),
+            ),
+            (&[(1, LAST_OP), (1, 0)], Some(sqes)),
             // The last flags win.
             (&[(2, 1), (3, 2), (3, 0x80), (2, 0xff)], Some(flags)),
             (&[], Some(nothing)),
-            (&[(0, 38)], None),
-            (&[(1, 65)], None),
+            (&[(0, LAST_REGISTER + 1)], None),
+            (&[(1, LAST_OP + 1)], None),
             (&[(1, 255)], None),
             (&[(4, 0)], None),
             (&[(0xffff, 0)], None),
             // One bad entry spoils the list, wherever it stands.
             (&[(4, 0), (0, 1)], None),
-            (&[(0, 1), (1, 65), (1, 2)], None),
+            (&[(0, 1), (1, LAST_OP + 1), (1, 2)], None),
         ] {
             assert!(parse(entries) == expected);
         }

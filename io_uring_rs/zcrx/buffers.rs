@@ -241,7 +241,7 @@ impl Buffers {
 /// Counts that user space gives a buffer back so often, as far as it has it. Returns its number if
 /// user space has it no more.
 fn ungrant(counts: &[Atomic<i32>], buffer: u64, count: u32) -> Option<u32> {
-    let index = nospec::checked_index(usize::try_from(buffer).ok()?, counts.len())?;
+    let index = nospec::index_in(counts, usize::try_from(buffer).ok()?)?;
     let granted = counts.get(index)?;
     let mut old = granted.load(Relaxed);
 

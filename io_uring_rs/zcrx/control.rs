@@ -53,28 +53,21 @@ use kernel::{
 pub(crate) fn control(queues: &Queues<'_, Queue>, arg: UserPtr) -> Result {
     let mut ctrl: Ctrl = UserSlice::new(arg, size_of::<Ctrl>()).reader().read()?;
 
-    if ctrl.reserved != [0; 2] {
+    if !ctrl.reserved_is_zero() {
         return Err(EFAULT);
     }
     let ifq: Arc<Queue> = queues.get(ctrl.zcrx_id).ok_or(ENXIO)?.into();
 
     match ctrl.op {
         CTRL_FLUSH_RQ => {
-            if ctrl.arguments != [0; 12] {
+            if !ctrl.has_no_arguments() {
                 return Err(EINVAL);
             }
             ifq.refill.flush(&ifq.areas);
             Ok(())
         }
         CTRL_EXPORT => export(ifq, &mut ctrl, arg),
-        CTRL_ARM_EVENT => {
-            let [event, reserved @ ..] = ctrl.arguments;
-
-            if reserved != [0; 11] {
-                return Err(EINVAL);
-            }
-            ifq.events.arm(event)
-        }
+        CTRL_ARM_EVENT => ifq.events.arm(ctrl.event().ok_or(EINVAL)?),
         CTRL_ADD_AREA => add_area(&ifq, &ctrl),
         _ => Err(EOPNOTSUPP),
     }
@@ -82,14 +75,14 @@ pub(crate) fn control(queues: &Queues<'_, Queue>, arg: UserPtr) -> Result {
 
 /// Makes a file of a queue, which keeps it and with which another ring can import it.
 fn export(ifq: Arc<Queue>, ctrl: &mut Ctrl, arg: UserPtr) -> Result {
-    if ctrl.arguments != [0; 12] {
+    if !ctrl.has_no_arguments() {
         return Err(EINVAL);
     }
     let user = KBox::new(User::new(ifq), GFP_KERNEL)?;
     let file = anon_inode::create::<User>(user, O_CLOEXEC)?;
     let fd = FileDescriptorReservation::get_unused_fd_flags(O_CLOEXEC)?;
 
-    ctrl.arguments[0] = fd.reserved_fd();
+    ctrl.set_exported_fd(fd.reserved_fd());
     UserSlice::new(arg, size_of::<Ctrl>())
         .writer()
         .write(ctrl)?;
@@ -103,12 +96,10 @@ fn export(ifq: Arc<Queue>, ctrl: &mut Ctrl, arg: UserPtr) -> Result {
 /// The descriptor is written twice: that it cannot be written at all comes before whatever else is
 /// wrong, as in C.
 fn add_area(ifq: &Queue, ctrl: &Ctrl) -> Result {
-    let [low, high, reserved @ ..] = ctrl.arguments;
-    // As the uapi has them: an address of eight bytes.
-    let to = u64::from_ne_bytes(low_and_high(low, high));
+    let (to, reserved_is_zero) = ctrl.area();
     let mut reg: AreaReg = register::read(to)?;
 
-    if reserved != [0; 10] || reg.rq_area_token != 0 {
+    if !reserved_is_zero || reg.rq_area_token != 0 {
         return Err(EINVAL);
     }
     let has_device = ifq.dev.is_some();
@@ -132,10 +123,3 @@ fn add_area(ifq: &Queue, ctrl: &Ctrl) -> Result {
     })
 }
 
-/// The bytes of two words as they stand in memory.
-fn low_and_high(first: u32, second: u32) -> [u8; 8] {
-    let [a, b, c, d] = first.to_ne_bytes();
-    let [e, f, g, h] = second.to_ne_bytes();
-
-    [a, b, c, d, e, f, g, h]
-}

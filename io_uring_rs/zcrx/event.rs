@@ -49,7 +49,7 @@ pub(super) fn check(desc: &EventDesc) -> Result {
     if desc.type_mask >> EVENTS != 0
         || desc.flags & !EVENT_DESC_STATS != 0
         || (desc.flags & EVENT_DESC_STATS == 0 && desc.stats_offset != 0)
-        || desc.reserved != [0; 9]
+        || !desc.reserved_is_zero()
     {
         return Err(EINVAL);
     }

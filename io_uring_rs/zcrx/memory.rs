@@ -68,7 +68,7 @@ impl Memory {
     /// - [`ENOMEM`] if memory is short, or the limit on locked memory is reached.
     /// - What pinning gives.
     pub(super) fn new(account: &Account, reg: &AreaReg, has_device: bool) -> Result<Self> {
-        if reg.flags & !AREA_DMABUF != 0 || reg.rq_area_token != 0 || reg.reserved != [0; 2] {
+        if reg.flags & !AREA_DMABUF != 0 || reg.rq_area_token != 0 || !reg.reserved_is_zero() {
             return Err(EINVAL);
         }
         pinned::validate_range(reg.addr, reg.len)?;

@@ -37,15 +37,11 @@ use kernel::{
             AreaReg,
             EventDesc,
             IfqReg,
-            Offsets,
             EVENT_DESC_STATS,
             MAP_OFFSET,
             MAP_SHIFT,
             REG_IMPORT,
             REG_NODEV,
-            RQ_ENTRIES,
-            RQ_HEAD,
-            RQ_TAIL,
             SETUP_CLAMP,
             SETUP_CQE32,
             SETUP_CQE_MIXED,
@@ -93,13 +89,6 @@ pub(super) fn write<T: AsBytes>(to: u64, value: &T) -> Result {
     UserSlice::new(UserPtr::from_addr(to as usize), size_of::<T>())
         .writer()
         .write(value)
-}
-
-/// Tells user space where things are in the refill queue.
-fn fill_in(offsets: &mut Offsets) {
-    offsets.head = RQ_HEAD as u32;
-    offsets.tail = RQ_TAIL as u32;
-    offsets.rqes = RQ_ENTRIES as u32;
 }
 
 /// How many entries the refill queue gets.
@@ -155,7 +144,7 @@ pub(crate) fn register(queues: &mut Queues<'_, Queue>, arg: UserPtr) -> Result {
     let to = arg.as_mut_ptr() as usize as u64;
     let mut reg: IfqReg = read(to)?;
 
-    if reg.reserved != [0; 2] || reg.zcrx_id != 0 || reg.flags & !(REG_IMPORT | REG_NODEV) != 0 {
+    if !reg.reserved_is_zero() || reg.zcrx_id != 0 || reg.flags & !(REG_IMPORT | REG_NODEV) != 0 {
         return Err(EINVAL);
     }
     if reg.flags & REG_IMPORT != 0 {
@@ -238,7 +227,7 @@ pub(crate) fn register(queues: &mut Queues<'_, Queue>, arg: UserPtr) -> Result {
     reg.zcrx_id = id;
     // 31 at most.
     reg.rx_buf_len = 1 << shift;
-    fill_in(&mut reg.offsets);
+    reg.set_offsets();
 
     let published = reservation.publish(ifq.clone())?;
 
@@ -264,7 +253,7 @@ fn import(queues: &mut Queues<'_, Queue>, to: u64, mut reg: IfqReg) -> Result {
     let reservation = queues.reserve(MAX_ID)?;
 
     reg.zcrx_id = reservation.id();
-    fill_in(&mut reg.offsets);
+    reg.set_offsets();
     write(to, &reg)?;
     reservation.publish(user.0.clone())?.keep();
     user.leave();

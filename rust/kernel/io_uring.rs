@@ -46,3 +46,11 @@ pub use self::opcode::{
     Opcode,
     PerOpcode, //
 };
+
+use crate::bindings;
+
+/// The number of opcodes that requests have: `IORING_OP_LAST`.
+pub const OP_LAST: usize = bindings::io_uring_op_IORING_OP_LAST as usize;
+
+/// The number of opcodes that `io_uring_register()` has: `IORING_REGISTER_LAST`.
+pub const REGISTER_LAST: usize = bindings::io_uring_register_op_IORING_REGISTER_LAST as usize;

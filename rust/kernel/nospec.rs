@@ -11,7 +11,8 @@ use crate::bindings;
 
 /// Checks that `index` is below `size`, and clamps it for speculative execution.
 ///
-/// Returns [`None`] if `index` is not below `size`.
+/// Returns [`None`] if `index` is not below `size`, or if `size` is above [`isize::MAX`], which no
+/// array has as many elements as. For a slice, [`index_in`] is cheaper.
 ///
 /// # Examples
 ///
@@ -21,12 +22,75 @@ use crate::bindings;
 /// assert_eq!(checked_index(64, 65), Some(64));
 /// assert_eq!(checked_index(65, 65), None);
 /// assert_eq!(checked_index(0, 0), None);
+/// assert_eq!(checked_index(0, usize::MAX), None);
 /// ```
 #[inline]
 pub fn checked_index(index: usize, size: usize) -> Option<usize> {
-    if index >= size {
+    // C's generic `array_index_mask_nospec()` takes the sign of `size - 1 - index` for the borrow
+    // of that subtraction. Beyond this limit it would clamp indices that are in range to zero.
+    if index >= size || size > isize::MAX.unsigned_abs() {
         return None;
     }
     // SAFETY: The function has no preconditions: it computes on its two arguments alone.
     Some(unsafe { bindings::array_index_nospec(index, size) })
+}
+
+/// Checks that `index` is the index of an element of `slice`, and clamps it for speculative
+/// execution.
+///
+/// Returns [`None`] if the slice has no such element.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::nospec::index_in;
+///
+/// assert_eq!(index_in(&[7, 8, 9], 2), Some(2));
+/// assert_eq!(index_in(&[7, 8, 9], 3), None);
+/// assert_eq!(index_in::<u32>(&[], 0), None);
+/// ```
+#[inline]
+pub fn index_in<T>(slice: &[T], index: usize) -> Option<usize> {
+    const { assert!(size_of::<T>() != 0) };
+
+    // SAFETY: A slice has no more than `isize::MAX` bytes, and each of its elements has one at
+    // least.
+    unsafe { core::hint::assert_unchecked(slice.len() <= isize::MAX.unsigned_abs()) };
+
+    checked_index(index, slice.len())
+}
+
+#[macros::kunit_tests(rust_kernel_nospec)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn indices_in_range_are_kept() {
+        const MAX: usize = isize::MAX.unsigned_abs();
+
+        for size in [1, 2, 65, 1 << 16, MAX] {
+            assert_eq!(checked_index(0, size), Some(0));
+            assert_eq!(checked_index(size - 1, size), Some(size - 1));
+            assert_eq!(checked_index(size, size), None);
+            assert_eq!(checked_index(usize::MAX, size), None);
+        }
+        assert_eq!(checked_index(0, 0), None);
+    }
+
+    /// No array is so long, and C's mask would be wrong on some machines.
+    #[test]
+    fn sizes_that_no_array_has() {
+        for size in [1 << (usize::BITS - 1), usize::MAX] {
+            for index in [0, 1, size - 1, size] {
+                assert_eq!(checked_index(index, size), None);
+            }
+        }
+    }
+
+    #[test]
+    fn indices_in_slices() {
+        assert_eq!(index_in(&[7u64, 8, 9], 2), Some(2));
+        assert_eq!(index_in(&[7u64, 8, 9], 3), None);
+        assert_eq!(index_in::<u64>(&[], 0), None);
+    }
 }

@@ -14,6 +14,10 @@ pub mod io_uring {
     pub use crate::rules;
 }
 
+/// The numbers that the kernel takes from its own headers: those of Linux 7.3.
+pub const OP_LAST: usize = SQE_OPCODES as usize;
+pub const REGISTER_LAST: usize = REGISTER_OPCODES as usize;
+
 // Formatted as the kernel is.
 #[rustfmt::skip]
 #[path = "../../io_uring_rs/restriction/parse.rs"]
@@ -23,7 +27,7 @@ use std::collections::BTreeSet;
 
 use parse::{MAX_ENTRIES, Parser};
 use proptest::prelude::*;
-use rules::{OP_LAST, OpSet, REGISTER_LAST, Rules};
+use rules::{OpSet, Rules};
 
 /// An entry: its kind and its value.
 type Entry = (u16, u8);

@@ -29,11 +29,12 @@ use core::ops::Index;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Opcode(u8);
 
-const _: () = assert!(bindings::io_uring_op_IORING_OP_LAST <= 256);
+// An SQE has a byte for its opcode.
+const _: () = assert!(super::OP_LAST <= 256);
 
 impl Opcode {
     /// How many opcodes there are: `IORING_OP_LAST`.
-    pub const COUNT: usize = bindings::io_uring_op_IORING_OP_LAST as usize;
+    pub const COUNT: usize = super::OP_LAST;
 
     /// Makes a socket.
     pub const SOCKET: Self = Self::known(bindings::io_uring_op_IORING_OP_SOCKET);
@@ -46,7 +47,7 @@ impl Opcode {
 
     /// An opcode of the kernel's own list.
     const fn known(opcode: u32) -> Self {
-        assert!(opcode < bindings::io_uring_op_IORING_OP_LAST);
+        assert!((opcode as usize) < super::OP_LAST);
 
         // INVARIANT: The opcode was just checked.
         Self(opcode as u8)

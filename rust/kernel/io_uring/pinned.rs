@@ -14,7 +14,7 @@ use crate::{
         from_err_ptr,
         to_result, //
     },
-    nospec::checked_index,
+    nospec::index_in,
     page::{
         PAGE_SHIFT,
         PAGE_SIZE, //
@@ -191,8 +191,8 @@ impl PinnedPages {
     /// The index may come from user space: it is clamped for speculative execution.
     #[inline]
     pub fn get(&self, index: usize) -> Option<PinnedPage<'_>> {
-        let index = checked_index(index, self.len)?;
-        let page = self.as_slice().get(index)?;
+        let pages = self.as_slice();
+        let page = pages.get(index_in(pages, index)?)?;
 
         // INVARIANT: By the type invariants, the page is pinned, and it stays so while `self` is
         // borrowed.

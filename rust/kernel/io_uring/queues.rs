@@ -20,6 +20,10 @@ use crate::{
     error::to_result,
     prelude::*,
     sync::{
+        lock::{
+            mutex::MutexBackend,
+            Backend, //
+        },
         Arc,
         ArcBorrow,
         Mutex, //
@@ -32,7 +36,7 @@ use core::{
     ptr::NonNull, //
 };
 
-/// The array of queues of a ring.
+/// Returns the array of queues of a ring.
 ///
 /// # Safety
 ///
@@ -42,7 +46,7 @@ unsafe fn array(ctx: NonNull<bindings::io_ring_ctx>) -> *mut bindings::xarray {
     unsafe { &raw mut (*ctx.as_ptr()).zcrx_ctxs }
 }
 
-/// The lock under which the array is changed.
+/// Returns the lock under which the array is changed.
 ///
 /// # Safety
 ///
@@ -52,26 +56,39 @@ unsafe fn mmap_lock<'a>(ctx: NonNull<bindings::io_ring_ctx>) -> &'a Mutex<()> {
     unsafe { Mutex::from_raw(&raw mut (*ctx.as_ptr()).mmap_lock) }
 }
 
+/// Has lockdep complain unless the current task holds `lock`. Compiled out without lockdep.
+///
+/// # Safety
+///
+/// `lock` must point to an initialised mutex.
+#[inline]
+unsafe fn assert_held(lock: *mut bindings::mutex) {
+    // SAFETY: The caller guarantees that the mutex is valid and initialised.
+    unsafe { MutexBackend::assert_is_held(lock) }
+}
+
 /// Erases the entry `id`, and returns what it was: null if there was none or it was reserved.
 ///
 /// # Safety
 ///
-/// `ctx` must point to a valid ring whose `uring_lock` is held, or which nobody else has.
+/// `ctx` must point to a valid ring whose `uring_lock` is held.
 unsafe fn erase(ctx: NonNull<bindings::io_ring_ctx>, id: usize) -> *mut c_void {
     // SAFETY: The ring is valid during the call.
     let _guard = unsafe { mmap_lock(ctx) }.lock();
 
-    // SAFETY: As above.
+    // SAFETY: The ring is valid during the call, and so is its array. `mmap_lock` is held.
     unsafe { bindings::xa_erase(array(ctx), id) }
 }
 
-/// The interface queues of a ring whose `uring_lock` is held, or which nobody else has.
+/// The interface queues of a ring whose `uring_lock` is held.
 ///
-/// Queues only go with `&mut self`, so that those borrowed from [`Queues::get`] stay.
+/// Whatever drops a queue here does so in process context, with `uring_lock` held and `mmap_lock`
+/// released, so that a queue may sleep when it is dropped. Queues only go with `&mut self`, so that those borrowed from [`Queues::get`] stay.
 ///
 /// # Invariants
 ///
-/// For the duration of `'a`, the ring is valid and nobody else changes its queues. Each entry of
+/// For the duration of `'a`, the ring is valid, the current task holds its `uring_lock`, and
+/// nobody else changes its queues. Each entry of
 /// `zcrx_ctxs` is reserved or came from [`Arc::into_raw`] of an `Arc<T>`, which the entry owns;
 /// marked ones have been terminated. All changes are made with `mmap_lock` held.
 pub struct Queues<'a, T> {
@@ -85,13 +102,16 @@ impl<T: Send + Sync + 'static> Queues<'_, T> {
     /// # Safety
     ///
     /// - While the handle exists, `ctx` must point to a valid ring, and its `uring_lock` be held by
-    ///   the current task, or nobody else have access to the ring; there must be no other handle.
+    ///   the current task, also where nobody else has the ring; there must be no other handle.
     /// - The ring's `user` and `mm_account` must not have been released yet.
     /// - `zcrx_ctxs` must be initialised, with `XA_FLAGS_ALLOC`, and only be changed through this
     ///   type, always with the same `T`.
     pub unsafe fn from_raw(ctx: NonNull<bindings::io_ring_ctx>) -> Self {
         // The two lowest bits of a pointer in an xarray must be zero.
         const { assert!(Arc::<T>::DATA_OFFSET.is_multiple_of(4)) };
+
+        // SAFETY: The caller guarantees that the ring is valid; its lock was initialised with it.
+        unsafe { assert_held(&raw mut (*ctx.as_ptr()).__bindgen_anon_2.uring_lock) };
 
         // INVARIANT: The caller guarantees it.
         Self {
@@ -100,26 +120,26 @@ impl<T: Send + Sync + 'static> Queues<'_, T> {
         }
     }
 
-    /// The array.
+    /// Returns the array.
     fn array(&self) -> *mut bindings::xarray {
         // SAFETY: By the type invariants, the ring is valid.
         unsafe { array(self.ctx) }
     }
 
-    /// The lock under which the array is changed.
+    /// Returns the lock under which the array is changed.
     fn mmap_lock(&self) -> &Mutex<()> {
         // SAFETY: By the type invariants, the ring is valid as long as `self` is.
         unsafe { mmap_lock(self.ctx) }
     }
 
-    /// The flags that the ring was set up with, `IORING_SETUP_*`.
+    /// Returns the flags that the ring was set up with, `IORING_SETUP_*`.
     pub fn ring_flags(&self) -> u32 {
         // SAFETY: By the type invariants, the ring is valid, and whoever writes to the flags holds
         // the lock.
         unsafe { (*self.ctx.as_ptr()).__bindgen_anon_1.flags }
     }
 
-    /// Who pays for the ring's memory.
+    /// Returns the account that pays for the ring's memory.
     pub fn account(&self) -> Account {
         // SAFETY: By the type invariants, the ring is valid, and it still has both references, as
         // `from_raw` demands.
@@ -135,7 +155,7 @@ impl<T: Send + Sync + 'static> Queues<'_, T> {
         unsafe { RingRef::try_get(self.ctx) }
     }
 
-    /// Whether `ring` is a reference to this ring.
+    /// Returns whether `ring` is a reference to this ring.
     pub fn is_of(&self, ring: &RingRef) -> bool {
         ring.same(self.ctx)
     }
@@ -176,7 +196,7 @@ impl<T: Send + Sync + 'static> Queues<'_, T> {
         })
     }
 
-    /// The queue with this id.
+    /// Returns the queue with this id.
     ///
     /// `None` also if the id is only reserved. Queues that were terminated are still found.
     pub fn get(&self, id: u32) -> Option<ArcBorrow<'_, T>> {
@@ -196,6 +216,7 @@ impl<T: Send + Sync + 'static> Queues<'_, T> {
 
     /// Calls `f` for each queue, in the order of ids, and marks it as terminated.
     ///
+    /// `f` is called without `mmap_lock`, may sleep and may look at the queues itself.
     /// The queues stay until they are [taken](Queues::take). To be called once, when the ring goes
     /// away: a queue that was terminated before ends it, with a warning. May sleep.
     ///
@@ -229,7 +250,12 @@ impl<T: Send + Sync + 'static> Queues<'_, T> {
                 unsafe { bindings::xa_set_mark(self.array(), id, bindings::XA_MARK_1) };
             }
 
-            // SAFETY: As in `get`.
+            // SAFETY:
+            // - By the type invariants, entries came from `Arc::into_raw`.
+            // - The entry owns a reference, and is not erased as long as `self` is borrowed, which
+            //   is longer than `f` can keep what it gets.
+            // - A `UniqueArc` could only be had while this was the only reference, not from an
+            //   entry.
             f(unsafe { ArcBorrow::from_raw(entry.cast::<T>()) });
 
             // There is no id above the highest.
@@ -296,12 +322,12 @@ pub struct Reservation<'a, T> {
 }
 
 impl<'a, T: Send + Sync + 'static> Reservation<'a, T> {
-    /// The id.
+    /// Returns the id.
     pub fn id(&self) -> u32 {
         self.id
     }
 
-    /// Has the queue be found at the id, as long as the result is not dropped. May sleep.
+    /// Publishes the queue at the id. Dropping the result withdraws it. May sleep.
     ///
     /// # Errors
     ///
@@ -312,7 +338,8 @@ impl<'a, T: Send + Sync + 'static> Reservation<'a, T> {
             // SAFETY: By the type invariants, the ring is valid.
             let _guard = unsafe { mmap_lock(self.ctx) }.lock();
 
-            // SAFETY: As above. The pointer is aligned as `Queues::from_raw` has checked.
+            // SAFETY: By the type invariants, the ring is valid, and so is its array. The pointer is
+            // aligned as `Queues::from_raw` has checked.
             unsafe {
                 bindings::xa_store(
                     array(self.ctx),
@@ -384,7 +411,8 @@ impl<T> Drop for Published<'_, T> {
 /// Calls `f` with the queue `id` of a ring, and returns what it returns; `None` if there is no such
 /// queue.
 ///
-/// For who maps the queue's memory, and need not hold `uring_lock`.
+/// For the code that maps the queue's memory, which need not hold `uring_lock`. `f` is called with
+/// `mmap_lock` held, so it must not drop queues or take locks that come before that one.
 ///
 /// C counterpart: `io_zcrx_get_region()`.
 ///
@@ -397,7 +425,10 @@ pub unsafe fn with_entry<T: Send + Sync + 'static, R>(
     id: u32,
     f: impl FnOnce(&T) -> R,
 ) -> Option<R> {
-    // SAFETY: The ring is valid.
+    // SAFETY: The ring is valid, and its lock was initialised with it.
+    unsafe { assert_held(&raw mut (*ctx.as_ptr()).mmap_lock) };
+
+    // SAFETY: The ring is valid during the call, and so is its array.
     let entry = unsafe { bindings::xa_load(array(ctx), id as usize) }
         .cast_const()
         .cast::<T>();

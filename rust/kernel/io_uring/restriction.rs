@@ -11,11 +11,8 @@ use super::{
     },
     rules::{
         OpSet,
-        Rules,
-        OP_LAST,
-        REGISTER_LAST, //
+        Rules, //
     },
-    Opcode,
 };
 use crate::{
     bindings,
@@ -24,11 +21,6 @@ use crate::{
 use core::{
     marker::PhantomData,
     ptr::NonNull, //
-};
-
-const _: () = {
-    assert!(REGISTER_LAST == bindings::io_uring_register_op_IORING_REGISTER_LAST as usize);
-    assert!(OP_LAST == Opcode::COUNT);
 };
 
 /// The restrictions of a ring or task: its rules, and its reference to a set of filters.
@@ -52,7 +44,7 @@ unsafe impl<T: Contents> Send for Restriction<T> {}
 unsafe impl<T: Contents> Sync for Restriction<T> {}
 
 impl<T: Contents> Restriction<T> {
-    /// Makes restrictions out of rules and filters.
+    /// Makes restrictions out of rules and filters. Allocates nothing.
     pub fn new(rules: &Rules, filters: Option<ARef<FilterSet<T>>>) -> Self {
         // INVARIANT: There are no filters yet.
         let mut this = Self {
@@ -86,13 +78,18 @@ impl<T: Contents> Restriction<T> {
     /// - For the duration of `'a`, `restriction` must be valid, and accessed by nobody else: the
     ///   ring's `uring_lock` is held, or it belongs to a ring that is being made or torn down.
     /// - Its `bpf_filters` must be null, or have been set through this type with the same `T`.
+    /// - If it belongs to a ring, the ring's copy of the set's `filters`,
+    ///   `io_ring_ctx::bpf_filters`, must be renewed once `'a` is over and before anybody else can
+    ///   use it, that is, before `uring_lock` is released or the ring is published. Whatever the
+    ///   holder of the reference does, it may have dropped the set that the copy points into. A
+    ///   ring that runs no more requests need not be renewed.
     pub unsafe fn from_raw_mut<'a>(restriction: NonNull<bindings::io_restriction>) -> &'a mut Self {
         // INVARIANT: The caller guarantees it.
         // SAFETY: The caller guarantees validity, and `Self` is a transparent wrapper.
         unsafe { restriction.cast().as_mut() }
     }
 
-    /// The rules.
+    /// Returns the rules.
     pub fn rules(&self) -> Rules {
         let raw = &self.raw;
 
@@ -118,7 +115,7 @@ impl<T: Contents> Restriction<T> {
         raw.sqe_flags_required = rules.sqe_flags_required;
     }
 
-    /// The set of filters, if there is one.
+    /// Returns the set of filters, if there is one.
     pub fn filters(&self) -> Option<&FilterSet<T>> {
         // SAFETY: By the type invariants, the pointer is null or a reference that `self` being
         // borrowed keeps from being dropped.
@@ -126,6 +123,8 @@ impl<T: Contents> Restriction<T> {
     }
 
     /// Takes the set of filters out. None is left.
+    ///
+    /// What C has copied out of it dangles once the result is dropped, see [`Self::set_filters`].
     pub fn take_filters(&mut self) -> Option<ARef<FilterSet<T>>> {
         // INVARIANT: The pointer becomes null.
         let set = core::mem::replace(&mut self.raw.bpf_filters, core::ptr::null_mut());
@@ -136,6 +135,9 @@ impl<T: Contents> Restriction<T> {
     }
 
     /// Puts a set of filters in the place of the present one, if any, which is dropped.
+    ///
+    /// What C has copied out of the set before is invalid then. Whoever made this reference, with
+    /// [`Self::from_raw_mut`], has taken on to renew it. [`Ring`](super::ring::Ring) does so itself.
     pub fn set_filters(&mut self, set: ARef<FilterSet<T>>) {
         drop(self.take_filters());
 
@@ -144,7 +146,9 @@ impl<T: Contents> Restriction<T> {
         self.raw.bpf_filters = ARef::into_raw(set).as_ptr().cast();
     }
 
-    /// What C keeps a copy of in `io_ring_ctx::bpf_filters`: null if there are no filters.
+    /// Returns what C keeps a copy of in `io_ring_ctx::bpf_filters`: null if there are no filters.
+    ///
+    /// The copy is valid until the set is exchanged, or the last reference to it dropped.
     pub(super) fn raw_filters(&self) -> *mut *mut bindings::io_bpf_filter {
         let shared = self.raw.bpf_filters;
 

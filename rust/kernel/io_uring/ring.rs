@@ -44,7 +44,7 @@ impl<T: Contents> Ring<'_, T> {
         }
     }
 
-    /// Whether the ring was set up with `IORING_SETUP_R_DISABLED` and not enabled yet.
+    /// Returns whether the ring was set up with `IORING_SETUP_R_DISABLED` and not enabled yet.
     pub fn is_disabled(&self) -> bool {
         // SAFETY: By the type invariants, the ring is valid, and nobody else writes to its flags.
         let flags = unsafe { (*self.ctx.as_ptr()).__bindgen_anon_1.flags };
@@ -52,16 +52,19 @@ impl<T: Contents> Ring<'_, T> {
         flags & bindings::IORING_SETUP_R_DISABLED != 0
     }
 
-    /// The ring's restrictions.
+    /// Returns the ring's restrictions.
     pub fn restriction(&self) -> &Restriction<T> {
         // SAFETY: By the type invariants, the ring is valid, and nobody else accesses its
         // restrictions, of which `Restriction` is a transparent wrapper.
         unsafe { &*(&raw const (*self.ctx.as_ptr()).restrictions).cast() }
     }
 
-    /// The ring's restrictions, to be changed.
+    /// Returns the ring's restrictions, to be changed.
     fn restriction_mut(&mut self) -> &mut Restriction<T> {
-        // SAFETY: As in `restriction`, and `self` is borrowed mutably.
+        // SAFETY: By the type invariants, the ring is valid, and nobody else accesses its
+        // restrictions, of which `Restriction` is a transparent wrapper. `self` is borrowed
+        // mutably, so that no reference to them exists. The one caller that drops their filters,
+        // `inherit`, renews `bpf_filters` before it returns.
         unsafe { &mut *(&raw mut (*self.ctx.as_ptr()).restrictions).cast() }
     }
 
@@ -84,7 +87,8 @@ impl<T: Contents> Ring<'_, T> {
 
     /// Gives the ring, which has none yet, the restrictions of the task that makes it.
     ///
-    /// Rules on registrations that come from a task hold also while the ring is disabled.
+    /// Rules on registrations that come from a task hold also while the ring is disabled. The copy
+    /// that C has of the filters is renewed, so that it never points into a set that was dropped.
     pub fn inherit(&mut self, from: &Restriction<T>) {
         let rules = from.rules();
 

@@ -19,8 +19,26 @@ use crate::{
 use core::{
     marker::PhantomData,
     mem::ManuallyDrop,
-    ptr::NonNull, //
+    ptr::{
+        null_mut,
+        NonNull, //
+    }, //
 };
+
+/// Returns the address of the field that this module is about.
+///
+/// The rest of a task is read and written by others at any time, so no reference to the whole task
+/// may exist.
+///
+/// # Safety
+///
+/// `task` must be valid.
+unsafe fn field(
+    task: NonNull<bindings::task_struct>,
+) -> *mut *mut bindings::io_restriction {
+    // SAFETY: The caller guarantees validity; the field's address is taken, nothing is read.
+    unsafe { &raw mut (*task.as_ptr()).io_uring_restrict }
+}
 
 /// A handle to `io_uring_restrict` of a task.
 ///
@@ -38,7 +56,8 @@ impl<T: Contents> TaskRestriction<'_, T> {
     ///
     /// # Safety
     ///
-    /// - There must be no other handle for the current task while this one exists.
+    /// - There must be no other handle for the current task while this one exists. It cannot be sent
+    ///   to another task, which the pointer in it sees to.
     /// - All restrictions of tasks must be set through this type with the same `T`.
     pub unsafe fn current() -> Self {
         // SAFETY: The current task is never null.
@@ -77,42 +96,37 @@ impl<T: Contents> TaskRestriction<'_, T> {
     ///   `io_uring_restrict` is a copy of a pointer that the current task owns.
     /// - All restrictions of tasks must be set through this type with the same `T`.
     pub unsafe fn inherit(child: NonNull<bindings::task_struct>) {
-        // SAFETY: The caller guarantees that the task is valid and used by nobody else.
-        let child = unsafe { &mut *child.as_ptr() };
-        let parents = core::mem::replace(&mut child.io_uring_restrict, core::ptr::null_mut());
+        // SAFETY: The caller guarantees that the task is valid.
+        let field = unsafe { field(child) };
+        // SAFETY: As the task does not run yet, nobody writes to its flags, nor accesses the field.
+        let (flags, parents) =
+            unsafe { ((&raw const (*child.as_ptr()).flags).read(), field.replace(null_mut())) };
 
-        if parents.is_null() || child.flags & bindings::PF_IO_WORKER != 0 {
+        if parents.is_null() || flags & bindings::PF_IO_WORKER != 0 {
             return;
         }
         // SAFETY: The caller guarantees that the pointer is one that the current task owns. It
         // goes on doing so, as the `Arc` made here is not dropped.
         let parents = ManuallyDrop::new(unsafe { Arc::from_raw(parents.cast::<Restriction<T>>()) });
 
-        child.io_uring_restrict = Arc::into_raw(Arc::clone(&parents)).cast_mut().cast();
+        // SAFETY: The task is valid, and nobody else accesses the field.
+        unsafe { field.write(Arc::into_raw(Arc::clone(&parents)).cast_mut().cast()) };
     }
 
-    /// The field.
-    fn field(&mut self) -> &mut *mut bindings::io_restriction {
-        // SAFETY: By the type invariants, the task is valid, and nobody else accesses the field.
-        unsafe { &mut (*self.task.as_ptr()).io_uring_restrict }
-    }
-
-    /// The restrictions, if there are any.
+    /// Returns the restrictions, if there are any.
     pub fn get(&self) -> Option<&Restriction<T>> {
         // SAFETY: By the type invariants, the task is valid, and its pointer null or a reference
         // that `self` being borrowed keeps from being dropped.
-        unsafe {
-            (*self.task.as_ptr())
-                .io_uring_restrict
-                .cast::<Restriction<T>>()
-                .as_ref()
-        }
+        unsafe { field(self.task).read().cast::<Restriction<T>>().as_ref() }
     }
 
     /// Takes the restrictions out. None are left.
+    ///
+    /// Dropping the result is possible in any context.
     pub fn take(&mut self) -> Option<Arc<Restriction<T>>> {
         // INVARIANT: The field becomes null.
-        let old = core::mem::replace(self.field(), core::ptr::null_mut());
+        // SAFETY: By the type invariants, the task is valid, and nobody else accesses the field.
+        let old = unsafe { field(self.task).replace(null_mut()) };
 
         // SAFETY: By the type invariants, a pointer that is not null came from `into_raw` and was
         // owned by the task, from which it was removed.
@@ -125,7 +139,8 @@ impl<T: Contents> TaskRestriction<'_, T> {
 
         // INVARIANT: The field becomes a reference that the task owns. A `Restriction` is a
         // transparent wrapper of what the field points to.
-        *self.field() = Arc::into_raw(new).cast_mut().cast();
+        // SAFETY: By the type invariants, the task is valid, and nobody else accesses the field.
+        unsafe { field(self.task).write(Arc::into_raw(new).cast_mut().cast()) };
     }
 }
 

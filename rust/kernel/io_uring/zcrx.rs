@@ -24,11 +24,11 @@ pub const SETUP_DEFER_TASKRUN: u32 = bindings::IORING_SETUP_DEFER_TASKRUN;
 pub const SETUP_CQE32: u32 = bindings::IORING_SETUP_CQE32;
 /// Flag of a ring: completions may have 32 bytes.
 pub const SETUP_CQE_MIXED: u32 = bindings::IORING_SETUP_CQE_MIXED;
-/// In [`IfqReg::flags`]: take over a queue that was exported.
+/// In `flags` of an [`IfqReg`]: take over a queue that was exported.
 pub const REG_IMPORT: u32 = bindings::zcrx_reg_flags_ZCRX_REG_IMPORT;
-/// In [`IfqReg::flags`]: a queue without a device.
+/// In `flags` of an [`IfqReg`]: a queue without a device.
 pub const REG_NODEV: u32 = bindings::zcrx_reg_flags_ZCRX_REG_NODEV;
-/// In [`AreaReg::flags`]: memory of a dma-buf.
+/// In `flags` of an [`AreaReg`]: memory of a dma-buf.
 pub const AREA_DMABUF: u32 = bindings::io_uring_zcrx_area_flags_IORING_ZCRX_AREA_DMABUF;
 /// The bit of an offset from which on it names the area.
 pub const AREA_SHIFT: u32 = bindings::IORING_ZCRX_AREA_SHIFT;
@@ -36,17 +36,17 @@ pub const AREA_SHIFT: u32 = bindings::IORING_ZCRX_AREA_SHIFT;
 pub const EVENT_ALLOC_FAIL: u32 = bindings::zcrx_event_type_ZCRX_EVENT_ALLOC_FAIL;
 /// Event: data was copied.
 pub const EVENT_COPY: u32 = bindings::zcrx_event_type_ZCRX_EVENT_COPY;
-/// How many kinds of events there are.
+/// The number of kinds of events.
 pub const EVENTS: u32 = bindings::zcrx_event_type___ZCRX_EVENT_TYPE_LAST;
-/// In [`EventDesc::flags`]: keep statistics.
+/// In `flags` of an [`EventDesc`]: keep statistics.
 pub const EVENT_DESC_STATS: u32 = bindings::zcrx_event_desc_flags_ZCRX_EVENT_DESC_FLAG_STATS;
-/// In [`Ctrl::op`]: read the refill queue.
+/// In `op` of a [`Ctrl`]: read the refill queue.
 pub const CTRL_FLUSH_RQ: u32 = bindings::zcrx_ctrl_op_ZCRX_CTRL_FLUSH_RQ;
-/// In [`Ctrl::op`]: make a file of the queue.
+/// In `op` of a [`Ctrl`]: make a file of the queue.
 pub const CTRL_EXPORT: u32 = bindings::zcrx_ctrl_op_ZCRX_CTRL_EXPORT;
-/// In [`Ctrl::op`]: let an event happen again.
+/// In `op` of a [`Ctrl`]: let an event happen again.
 pub const CTRL_ARM_EVENT: u32 = bindings::zcrx_ctrl_op_ZCRX_CTRL_ARM_EVENT;
-/// In [`Ctrl::op`]: add memory.
+/// In `op` of a [`Ctrl`]: add memory.
 pub const CTRL_ADD_AREA: u32 = bindings::zcrx_ctrl_op_ZCRX_CTRL_ADD_AREA;
 /// Where the refill queue of the first id is mapped: `IORING_MAP_OFF_ZCRX_REGION`.
 pub const MAP_OFFSET: u64 = bindings::IORING_MAP_OFF_ZCRX_REGION as u64;
@@ -75,123 +75,196 @@ pub const STATS_ALIGN: usize = align_of::<bindings::zcrx_stats>();
 /// Where the number of bytes stands in the statistics.
 pub const STATS_BYTES: usize = offset_of!(bindings::zcrx_stats, copy_bytes);
 
-/// Where things are in a refill queue: `struct io_uring_zcrx_offsets`, 32 bytes.
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub struct Offsets {
-    /// [`RQ_HEAD`].
-    pub head: u32,
-    /// [`RQ_TAIL`].
-    pub tail: u32,
-    /// [`RQ_ENTRIES`].
-    pub rqes: u32,
-    /// Left as it came.
-    pub reserved: u32,
-    /// Left as it came.
-    pub reserved2: [u64; 2],
-}
-
-/// What describes a queue: `struct io_uring_zcrx_ifq_reg`, 96 bytes.
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub struct IfqReg {
-    /// The device, or the file to import.
-    pub if_idx: u32,
-    /// The receive queue of the device.
-    pub if_rxq: u32,
-    /// Entries of the refill queue.
-    pub rq_entries: u32,
-    /// [`REG_IMPORT`], [`REG_NODEV`].
-    pub flags: u32,
-    /// The user's [`AreaReg`].
-    pub area_ptr: u64,
-    /// The user's region descriptor.
-    pub region_ptr: u64,
-    /// Filled in by the kernel.
-    pub offsets: Offsets,
-    /// Filled in by the kernel.
-    pub zcrx_id: u32,
-    /// Size of a buffer in bytes, or zero.
-    pub rx_buf_len: u32,
-    /// The user's [`EventDesc`], or zero.
-    pub event_desc: u64,
-    /// Must be zero.
-    pub reserved: [u64; 2],
-}
-
-/// What describes memory to receive into: `struct io_uring_zcrx_area_reg`, 48 bytes.
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub struct AreaReg {
-    /// Where it is.
-    pub addr: u64,
-    /// Its size in bytes.
-    pub len: u64,
-    /// Filled in by the kernel: what is added to offsets into this area.
-    pub rq_area_token: u64,
-    /// [`AREA_DMABUF`].
-    pub flags: u32,
-    /// The file of the dma-buf.
-    pub dmabuf_fd: u32,
-    /// Must be zero.
-    pub reserved: [u64; 2],
-}
-
-/// What describes events: `struct zcrx_event_desc`, 96 bytes.
-#[repr(C)]
-#[derive(Clone, Copy, Default)]
-pub struct EventDesc {
-    /// What the completions of events carry.
-    pub user_data: u64,
-    /// Which events are wanted, a bit each.
-    pub type_mask: u32,
-    /// [`EVENT_DESC_STATS`].
-    pub flags: u32,
-    /// Where statistics go in the memory of the refill queue, in bytes.
-    pub stats_offset: u64,
-    /// Must be zero.
-    pub reserved: [u64; 9],
-}
-
-/// A control operation: `struct zcrx_ctrl`, 72 bytes.
+/// Declares what wraps a structure of the uapi, all of whose fields are integers without padding.
 ///
-/// `arguments` is its union: the file of [`CTRL_EXPORT`] and the event of [`CTRL_ARM_EVENT`] are
-/// its first four bytes, the address of [`CTRL_ADD_AREA`] its first eight; the rest must be zero.
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub struct Ctrl {
-    /// The queue.
-    pub zcrx_id: u32,
-    /// `CTRL_*`.
-    pub op: u32,
-    /// Must be zero.
-    pub reserved: [u64; 2],
-    /// See above.
-    pub arguments: [u32; 12],
-}
+/// The structure's own fields are reached through [`Deref`](core::ops::Deref).
+macro_rules! wrapper {
+    ($(#[$attribute:meta])* $name:ident, $raw:ident, $size:literal) => {
+        $(#[$attribute])*
+        #[derive(Clone, Copy)]
+        #[repr(transparent)]
+        pub struct $name(bindings::$raw);
 
-const _: () = {
-    assert!(size_of::<Offsets>() == size_of::<bindings::io_uring_zcrx_offsets>());
-    assert!(size_of::<IfqReg>() == size_of::<bindings::io_uring_zcrx_ifq_reg>());
-    assert!(offset_of!(IfqReg, offsets) == offset_of!(bindings::io_uring_zcrx_ifq_reg, offsets));
-    assert!(offset_of!(IfqReg, zcrx_id) == offset_of!(bindings::io_uring_zcrx_ifq_reg, zcrx_id));
-    assert!(size_of::<AreaReg>() == size_of::<bindings::io_uring_zcrx_area_reg>());
-    assert!(offset_of!(AreaReg, flags) == offset_of!(bindings::io_uring_zcrx_area_reg, flags));
-    assert!(size_of::<EventDesc>() == size_of::<bindings::zcrx_event_desc>());
-    assert!(size_of::<Ctrl>() == size_of::<bindings::zcrx_ctrl>());
-    assert!(offset_of!(Ctrl, arguments) == offset_of!(bindings::zcrx_ctrl, __bindgen_anon_1));
-    assert!(RQE_SIZE == 16);
-};
+        const _: () = assert!(size_of::<$name>() == $size);
 
-macro_rules! plain {
-    ($($name:ty),*) => {$(
         // SAFETY: All fields are integers, for which every bit pattern is valid.
         unsafe impl FromBytes for $name {}
 
         // SAFETY: The fields are integers that leave no padding: each stands at a multiple of its
         // size, and the sum of the sizes is that of the structure.
         unsafe impl AsBytes for $name {}
-    )*};
+
+        impl Default for $name {
+            /// All fields are zero.
+            fn default() -> Self {
+                Self(pin_init::zeroed())
+            }
+        }
+
+        impl core::ops::Deref for $name {
+            type Target = bindings::$raw;
+
+            #[inline]
+            fn deref(&self) -> &Self::Target {
+                &self.0
+            }
+        }
+
+        impl core::ops::DerefMut for $name {
+            #[inline]
+            fn deref_mut(&mut self) -> &mut Self::Target {
+                &mut self.0
+            }
+        }
+    };
 }
 
-plain!(IfqReg, AreaReg, EventDesc, Ctrl);
+wrapper! {
+    /// A queue as user space describes it: `struct io_uring_zcrx_ifq_reg`, 96 bytes.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use kernel::{
+    ///     io_uring::zcrx::{IfqReg, RQ_ENTRIES},
+    ///     transmute::FromBytes, //
+    /// };
+    ///
+    /// let mut bytes = [0u8; 96];
+    /// bytes[8] = 64; // rq_entries
+    ///
+    /// let mut reg = IfqReg::from_bytes_copy(&bytes).ok_or(EINVAL)?;
+    /// assert_eq!(reg.rq_entries, 64);
+    /// assert!(reg.reserved_is_zero());
+    ///
+    /// reg.set_offsets();
+    /// assert_eq!(reg.offsets.rqes as usize, RQ_ENTRIES);
+    ///
+    /// bytes[95] = 1;
+    /// let reg = IfqReg::from_bytes_copy(&bytes).ok_or(EINVAL)?;
+    /// assert!(!reg.reserved_is_zero());
+    /// # Ok::<(), Error>(())
+    /// ```
+    IfqReg, io_uring_zcrx_ifq_reg, 96
+}
+
+impl IfqReg {
+    /// Returns whether the reserved fields are zero.
+    pub fn reserved_is_zero(&self) -> bool {
+        self.0.__resv == [0; 2]
+    }
+
+    /// Tells user space where things are in the refill queue.
+    pub fn set_offsets(&mut self) {
+        // All three are far below 2^32.
+        self.0.offsets.head = RQ_HEAD as u32;
+        self.0.offsets.tail = RQ_TAIL as u32;
+        self.0.offsets.rqes = RQ_ENTRIES as u32;
+    }
+}
+
+wrapper! {
+    /// Memory to receive into, as user space describes it: `struct io_uring_zcrx_area_reg`, 48
+    /// bytes.
+    AreaReg, io_uring_zcrx_area_reg, 48
+}
+
+impl AreaReg {
+    /// Returns whether the reserved fields are zero.
+    pub fn reserved_is_zero(&self) -> bool {
+        self.0.__resv2 == [0; 2]
+    }
+}
+
+wrapper! {
+    /// Events that user space wants to be told of: `struct zcrx_event_desc`, 96 bytes.
+    EventDesc, zcrx_event_desc, 96
+}
+
+impl EventDesc {
+    /// Returns whether the reserved fields are zero.
+    pub fn reserved_is_zero(&self) -> bool {
+        self.0.__resv2 == [0; 9]
+    }
+}
+
+wrapper! {
+    /// A control operation: `struct zcrx_ctrl`, 72 bytes.
+    ///
+    /// The arguments of the operation are a union, of which each method below takes one member for
+    /// valid: all of them are integers. A method returns [`None`] if a field that the operation
+    /// does not have is not zero.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use kernel::{
+    ///     io_uring::zcrx::Ctrl,
+    ///     transmute::FromBytes, //
+    /// };
+    ///
+    /// let mut bytes = [0u8; 72];
+    /// bytes[24] = 1;
+    ///
+    /// let ctrl = Ctrl::from_bytes_copy(&bytes).ok_or(EINVAL)?;
+    /// assert_eq!(ctrl.event(), Some(1));
+    /// assert_eq!(ctrl.area(), (1, true));
+    /// assert!(!ctrl.has_no_arguments());
+    ///
+    /// bytes[28] = 1;
+    /// let ctrl = Ctrl::from_bytes_copy(&bytes).ok_or(EINVAL)?;
+    /// assert_eq!(ctrl.event(), None);
+    /// assert_eq!(ctrl.area(), (1 << 32 | 1, true));
+    ///
+    /// bytes[71] = 1;
+    /// let ctrl = Ctrl::from_bytes_copy(&bytes).ok_or(EINVAL)?;
+    /// assert_eq!(ctrl.area(), (1 << 32 | 1, false));
+    /// # Ok::<(), Error>(())
+    /// ```
+    Ctrl, zcrx_ctrl, 72
+}
+
+impl Ctrl {
+    /// Returns whether the reserved fields in front of the arguments are zero.
+    pub fn reserved_is_zero(&self) -> bool {
+        self.0.__resv == [0; 2]
+    }
+
+    /// Returns whether all bytes of the arguments are zero, as [`CTRL_FLUSH_RQ`] and
+    /// [`CTRL_EXPORT`] want them.
+    pub fn has_no_arguments(&self) -> bool {
+        // SAFETY: This member has all bytes of the union, which are integers.
+        unsafe { self.0.__bindgen_anon_1.zc_flush.__resv == [0; 6] }
+    }
+
+    /// Returns the event of [`CTRL_ARM_EVENT`].
+    pub fn event(&self) -> Option<u32> {
+        // SAFETY: All members of the union are integers.
+        let arguments = unsafe { self.0.__bindgen_anon_1.zc_arm_event };
+
+        (arguments.__resv == [0; 11]).then_some(arguments.event_type)
+    }
+
+    /// Returns the address of the [`AreaReg`] of [`CTRL_ADD_AREA`], and whether the fields behind
+    /// it are zero: user space is told of either error in its own order.
+    pub fn area(&self) -> (u64, bool) {
+        // SAFETY: All members of the union are integers.
+        let arguments = unsafe { self.0.__bindgen_anon_1.zc_area };
+
+        (arguments.area_ptr, arguments.__resv == [0; 5])
+    }
+
+    /// Sets the file that [`CTRL_EXPORT`] has made.
+    pub fn set_exported_fd(&mut self, fd: u32) {
+        self.0.__bindgen_anon_1.zc_export.zcrx_fd = fd;
+    }
+}
+
+const _: () = {
+    assert!(offset_of!(bindings::zcrx_ctrl, __bindgen_anon_1) == 24);
+    assert!(size_of::<bindings::zcrx_ctrl_flush_rq>() == 48);
+    assert!(size_of::<bindings::zcrx_ctrl_export>() == 48);
+    assert!(size_of::<bindings::zcrx_ctrl_arm_event>() == 48);
+    assert!(size_of::<bindings::zcrx_ctrl_add_area>() == 48);
+    assert!(RQE_SIZE == 16);
+};

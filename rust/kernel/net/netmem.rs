@@ -44,7 +44,7 @@ use crate::{
     dma_memory::DmaMemory,
     io::ResourceSize,
     new_mutex,
-    nospec::checked_index,
+    nospec::index_in,
     num::casts::u32_as_usize,
     prelude::*,
     scatterlist::SGTable,
@@ -185,7 +185,7 @@ impl NetIovs {
 
     #[inline]
     fn iov(&self, index: u64) -> Option<Iov<'_>> {
-        let index = checked_index(usize::try_from(index).ok()?, self.len())?;
+        let index = index_in(&self.owner().iovs, usize::try_from(index).ok()?)?;
 
         // SAFETY: There is such a buffer.
         Some(unsafe { self.owner().iov_unchecked(index) })

@@ -34,8 +34,14 @@ pub use new_spinlock_bh;
 /// [`SpinLock`](super::spinlock::SpinLock) a bottom half could interrupt the holder on its own CPU
 /// and wait for it forever.
 ///
-/// It may be taken in task context and in bottom halves. As with `spin_unlock_bh()` in C, it must
-/// not be released in interrupt handlers, nor while interrupts are disabled.
+/// It may be taken in task context and in bottom halves, not in interrupt handlers. It is not
+/// recursive: who holds it must not take it again. Without `CONFIG_SMP` that is not even noticed,
+/// as with every spinlock.
+///
+/// It may be released while interrupts are disabled, which `spin_unlock_bh()` in C may not. That
+/// would run pending bottom halves at once, with interrupts enabled, although a
+/// [`LocalInterruptDisabled`] or the guard of a [`SpinLockIrq`](super::spinlock::SpinLockIrq) on
+/// the same CPU says that they are disabled. Here, bottom halves are left to `ksoftirqd` then.
 ///
 /// Instances of [`SpinLockBh`] need a lock class and to be pinned. The recommended way to create
 /// such instances is with the [`pin_init`](pin_init::pin_init) and [`new_spinlock_bh`] macros.
@@ -70,6 +76,7 @@ pub use new_spinlock_bh;
 /// ```
 ///
 /// [`spinlock_t`]: srctree/include/linux/spinlock.h
+/// [`LocalInterruptDisabled`]: crate::interrupt::LocalInterruptDisabled
 pub type SpinLockBh<T> = Lock<T, SpinLockBhBackend>;
 
 /// A kernel `spinlock_t` lock backend that disables bottom halves.
@@ -78,8 +85,21 @@ pub struct SpinLockBhBackend;
 /// A [`Guard`] acquired from locking a [`SpinLockBh`].
 ///
 /// This is simply a type alias for a [`Guard`] returned from locking a [`SpinLockBh`]. It will
-/// unlock the [`SpinLockBh`], and let bottom halves run again, upon being dropped.
+/// unlock the [`SpinLockBh`], and let bottom halves run again, upon being dropped. Those that are
+/// pending run then and there, unless interrupts are disabled.
 pub type SpinLockBhGuard<'a, T> = Guard<'a, T, SpinLockBhBackend>;
+
+/// Releases the lock, and leaves pending bottom halves to `ksoftirqd`.
+///
+/// # Safety
+///
+/// It must only be called by the current owner of the lock, with interrupts disabled.
+#[cold]
+#[inline(never)]
+unsafe fn unlock_with_interrupts_disabled(ptr: *mut bindings::spinlock_t) {
+    // SAFETY: The caller owns the lock and has disabled interrupts.
+    unsafe { bindings::spin_unlock_bh_irqs_disabled(ptr) }
+}
 
 // SAFETY: The underlying kernel `spinlock_t` object ensures mutual exclusion. `relock` uses the
 // default implementation that always calls the same locking method.
@@ -107,8 +127,16 @@ unsafe impl Backend for SpinLockBhBackend {
 
     #[inline]
     unsafe fn unlock(ptr: *mut Self::State, _guard_state: &Self::GuardState) {
+        // Nothing in the types keeps a guard from being dropped while interrupts are disabled, for
+        // the order in which the two are made and dropped is free.
+        // SAFETY: It is always safe to ask for the state of interrupts.
+        if unsafe { bindings::irqs_disabled() } {
+            // SAFETY: The safety requirements of this function ensure that `ptr` is valid and that
+            // the caller is the owner of the spinlock. Interrupts are disabled.
+            return unsafe { unlock_with_interrupts_disabled(ptr) };
+        }
         // SAFETY: The safety requirements of this function ensure that `ptr` is valid and that the
-        // caller is the owner of the spinlock.
+        // caller is the owner of the spinlock. Interrupts are enabled.
         unsafe { bindings::spin_unlock_bh(ptr) }
     }
 
@@ -128,5 +156,138 @@ unsafe impl Backend for SpinLockBhBackend {
     unsafe fn assert_is_held(ptr: *mut Self::State) {
         // SAFETY: The `ptr` pointer is guaranteed to be valid and initialized before use.
         unsafe { bindings::spin_assert_is_held(ptr) }
+    }
+}
+
+#[macros::kunit_tests(rust_spinlock_bh)]
+mod tests {
+    use super::*;
+    use crate::{
+        interrupt::local_interrupt_disable,
+        prelude::*,
+        sync::{
+            atomic::{
+                Atomic,
+                Relaxed, //
+            },
+            SpinLockBh, //
+        },
+        time::{
+            delay::fsleep,
+            Delta, //
+        },
+        types::Opaque, //
+    };
+
+    /// A bottom half that notes that it ran.
+    #[repr(C)]
+    struct BottomHalf {
+        tasklet: Opaque<bindings::tasklet_struct>,
+        ran: Atomic<i32>,
+    }
+
+    impl BottomHalf {
+        /// Makes one that nobody has scheduled.
+        fn new() -> Result<Pin<KBox<Self>>> {
+            let half = KBox::new(
+                Self {
+                    tasklet: Opaque::new(pin_init::zeroed()),
+                    ran: Atomic::new(0),
+                },
+                GFP_KERNEL,
+            )?;
+
+            // SAFETY: The structure is ours and does not move any more.
+            unsafe { bindings::tasklet_setup(half.tasklet.get(), Some(Self::run)) };
+            Ok(half.into())
+        }
+
+        /// Notes that it ran.
+        ///
+        /// # Safety
+        ///
+        /// `tasklet` must be the first field of a `BottomHalf`.
+        unsafe extern "C" fn run(tasklet: *mut bindings::tasklet_struct) {
+            // SAFETY: The caller guarantees it; `drop` waits until this returns.
+            let half = unsafe { &*tasklet.cast::<Self>() };
+
+            half.ran.store(1, Relaxed);
+        }
+
+        /// Has it run on this CPU as soon as bottom halves may. To be called once.
+        fn schedule(&self) {
+            // SAFETY: The tasklet is initialised and not scheduled, which the first bit of its
+            // state says.
+            unsafe {
+                (*self.tasklet.get()).state = 1;
+                bindings::__tasklet_schedule(self.tasklet.get());
+            }
+        }
+
+        /// Returns whether it ran.
+        fn has_run(&self) -> bool {
+            self.ran.load(Relaxed) != 0
+        }
+
+        /// Waits up to two seconds until it has run, and returns whether it has.
+        fn runs(&self) -> bool {
+            for _ in 0..200 {
+                if self.has_run() {
+                    break;
+                }
+                fsleep(Delta::from_millis(10));
+            }
+            self.has_run()
+        }
+    }
+
+    impl Drop for BottomHalf {
+        fn drop(&mut self) {
+            // SAFETY: The tasklet is initialised, and nobody schedules it again.
+            unsafe { bindings::tasklet_kill(self.tasklet.get()) };
+        }
+    }
+
+    #[test]
+    fn unlocking_runs_bottom_halves() -> Result {
+        let lock = KBox::pin_init(new_spinlock_bh!((), "unlocking"), GFP_KERNEL)?;
+        let half = BottomHalf::new()?;
+
+        let guard = lock.lock();
+        half.schedule();
+        let before = half.has_run();
+        drop(guard);
+
+        assert!(!before);
+        assert!(half.has_run());
+        Ok(())
+    }
+
+    /// Bottom halves enable interrupts while they run, so none may while a token says otherwise.
+    #[test]
+    fn unlocking_leaves_interrupts_disabled() -> Result {
+        for lock_first in [true, false] {
+            let lock: Pin<KBox<SpinLockBh<()>>> =
+                KBox::pin_init(new_spinlock_bh!((), "interrupts"), GFP_KERNEL)?;
+            let half = BottomHalf::new()?;
+
+            let (guard, interrupts) = if lock_first {
+                (lock.lock(), local_interrupt_disable())
+            } else {
+                let interrupts = local_interrupt_disable();
+                (lock.lock(), interrupts)
+            };
+            half.schedule();
+            drop(guard);
+            let early = half.has_run();
+            // SAFETY: It is always safe to ask for the state of interrupts.
+            let disabled = unsafe { bindings::irqs_disabled() };
+            drop(interrupts);
+
+            assert!(!early);
+            assert!(disabled);
+            assert!(half.runs());
+        }
+        Ok(())
     }
 }
