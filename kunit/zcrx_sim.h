@@ -2,9 +2,9 @@
 /*
  * A software NIC for tests of io_uring's zero-copy receive: what its files share.
  *
- * A port is a slot with a platform device, which is there for as long as the
- * module, and most of the time with a network device in it, which can be pulled
- * out and put in again. Two ports are linked for good.
+ * A port is a slot, which is a platform device or one of QEMU's PCI devices and
+ * there for as long as the module, and most of the time with a network device in
+ * it, which can be pulled out and put in again. Two ports are linked for good.
  *
  * Locks: opening, queue management and ethtool run under the network device's
  * instance lock. What a port sends is put into the backlog of a queue of its
@@ -25,8 +25,8 @@
 #include <net/netmem.h>
 
 struct dentry;
+struct device;
 struct page_pool;
-struct platform_device;
 
 #define ZSIM_QUEUES		4
 #define ZSIM_RULES		16
@@ -53,25 +53,30 @@ struct zsim_knobs {
 	atomic_t	fail_start;	/* started, */
 	atomic_t	fail_stop;	/* or stopped */
 	u32		spared;		/* queues, a bit each, that counters leave alone */
+	u32		fail_close;	/* errno of taking provided memory off a queue */
+	u32		retry;		/* refills more that a packet without buffers tries */
 	u32		delay;		/* us that the interrupt for a packet is late */
 	u32		pack;		/* bytes per fragment, several in a buffer */
 	u32		pool_order;	/* how much larger pages are than asked for */
 	bool		pool_bidirectional;
 	bool		ignore_provider;
 	bool		frag_list;	/* each further buffer in a packet of its own */
+	bool		header_ring;	/* headers go into buffers of another pool */
 };
 
 struct zsim_port {
-	struct platform_device		*pdev;
+	struct device			*slot;
 	struct zsim_port		*peer;
 	struct net_device __rcu		*dev;
 	unsigned int			number;
 	struct zsim_knobs		knobs;
+	atomic_t			dma_faults;
 };
 
 /* What the core has allocated and freed beside a queue that runs. */
 struct zsim_queue_mem {
 	struct page_pool	*pool;
+	struct page_pool	*headers;	/* never in provided memory; may be NULL */
 	netmem_ref		*ring;		/* of buffers for the device */
 	unsigned int		size;
 	unsigned int		head;
@@ -137,6 +142,12 @@ static inline bool zsim_knob(const struct zsim_queue *queue, atomic_t *knob)
 	return atomic_read(knob) < 0 || atomic_dec_if_positive(knob) >= 0;
 }
 
+/* zcrx_sim_slot.c */
+int zsim_slots_register(void);
+void zsim_slots_unregister(void);
+int zsim_slot_add(struct zsim_port *port);
+void zsim_slot_remove(struct zsim_port *port);
+
 /* zcrx_sim_port.c */
 int zsim_plug(struct zsim_port *port);
 void zsim_unplug(struct zsim_port *port);
@@ -148,13 +159,21 @@ void zsim_refill(struct zsim_queue *queue, gfp_t gfp);
 void zsim_queue_init(struct zsim_nic *nic, unsigned int index);
 int zsim_queue_open(struct zsim_queue *queue);
 void zsim_queue_close(struct zsim_queue *queue);
+int zsim_queue_reset(struct zsim_queue *queue);
 
 /* zcrx_sim_rx.c */
 void zsim_parse(const struct sk_buff *skb, struct zsim_flow *flow);
 int zsim_poll(struct napi_struct *napi, int budget);
 
+/* zcrx_sim_dma.c */
+bool zsim_has_iommu(const struct zsim_port *port);
+int zsim_dma_write(struct zsim_queue *queue, struct page_pool *pool,
+		   netmem_ref netmem, unsigned int offset,
+		   const struct sk_buff *skb, unsigned int at, unsigned int len);
+
 /* zcrx_sim_ethtool.c */
 extern const struct ethtool_ops zsim_ethtool_ops;
+int zsim_set_queues(struct net_device *dev, unsigned int count);
 void zsim_spread(struct zsim_nic *nic, unsigned int queues);
 struct zsim_queue *zsim_steer(struct zsim_nic *nic, struct sk_buff *skb,
 			      const struct zsim_flow *flow);

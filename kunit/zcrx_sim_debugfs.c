@@ -1,14 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
  * Knobs of the software NIC, one folder per port in debugfs: how it is to
- * misbehave (see struct zsim_knobs), what its device can do, and whether it is
- * there. Putting it in and out leaves them as they are; but what is put in has
- * large buffers.
+ * misbehave (see struct zsim_knobs), what its device can do, what its driver is to
+ * do by itself, and whether it is there. Putting it in and out leaves them as they
+ * are; but what is put in has large buffers and all queues.
  */
 
 #include <linux/debugfs.h>
 #include <linux/dma-mapping.h>
-#include <linux/platform_device.h>
 #include <linux/rtnetlink.h>
 #include <net/netdev_lock.h>
 
@@ -31,10 +30,10 @@ static int zsim_plugged_set(void *data, u64 value)
 }
 DEFINE_DEBUGFS_ATTRIBUTE(zsim_plugged_fops, zsim_plugged_get, zsim_plugged_set, "%llu\n");
 
-/* Whether buffers may be larger than a page. */
-static int zsim_large_buffers_set(void *data, u64 value)
+/* Has the driver do something to its device. */
+static int zsim_drive(struct zsim_port *port,
+		      int (*drive)(struct net_device *dev, u64 value), u64 value)
 {
-	struct zsim_port *port = data;
 	struct net_device *dev;
 	int err = -ENODEV;
 
@@ -42,20 +41,69 @@ static int zsim_large_buffers_set(void *data, u64 value)
 	dev = rtnl_dereference(port->dev);
 	if (dev) {
 		netdev_lock(dev);
-		dev->queue_mgmt_ops = value ? &zsim_queue_ops : &zsim_queue_ops_page_only;
+		err = drive(dev, value);
 		netdev_unlock(dev);
-		err = 0;
 	}
 	rtnl_unlock();
 	return err;
 }
+
+/* Whether buffers may be larger than a page. */
+static int zsim_drive_large_buffers(struct net_device *dev, u64 value)
+{
+	dev->queue_mgmt_ops = value ? &zsim_queue_ops : &zsim_queue_ops_page_only;
+	return 0;
+}
+
+static int zsim_large_buffers_set(void *data, u64 value)
+{
+	return zsim_drive(data, zsim_drive_large_buffers, value);
+}
 DEFINE_DEBUGFS_ATTRIBUTE(zsim_large_buffers_fops, NULL, zsim_large_buffers_set, "%llu\n");
+
+/* Has so many queues, as after a firmware that grants fewer; nobody is asked. */
+static int zsim_drive_queues(struct net_device *dev, u64 value)
+{
+	if (!value || value > ZSIM_QUEUES)
+		return -EINVAL;
+	return zsim_set_queues(dev, value);
+}
+
+static int zsim_queues_set(void *data, u64 value)
+{
+	return zsim_drive(data, zsim_drive_queues, value);
+}
+DEFINE_DEBUGFS_ATTRIBUTE(zsim_queues_fops, NULL, zsim_queues_set, "%llu\n");
+
+static int zsim_drive_reset(struct net_device *dev, u64 value)
+{
+	struct zsim_nic *nic = netdev_priv(dev);
+
+	if (value >= dev->real_num_rx_queues)
+		return -EINVAL;
+	if (!netif_running(dev))
+		return -ENETDOWN;
+	return zsim_queue_reset(&nic->queues[value]);
+}
+
+static int zsim_reset_set(void *data, u64 value)
+{
+	return zsim_drive(data, zsim_drive_reset, value);
+}
+DEFINE_DEBUGFS_ATTRIBUTE(zsim_reset_fops, NULL, zsim_reset_set, "%llu\n");
+
+static int zsim_iommu_get(void *data, u64 *value)
+{
+	*value = zsim_has_iommu(data);
+	return 0;
+}
+DEFINE_DEBUGFS_ATTRIBUTE(zsim_iommu_fops, zsim_iommu_get, NULL, "%llu\n");
 
 static int zsim_max_seg_size_get(void *data, u64 *value)
 {
 	struct zsim_port *port = data;
 
-	*value = dma_get_max_seg_size(&port->pdev->dev);
+	*value = dma_get_max_seg_size(port->slot);
 	return 0;
 }
 
@@ -65,7 +113,7 @@ static int zsim_max_seg_size_set(void *data, u64 value)
 
 	if (value < PAGE_SIZE || value > UINT_MAX)
 		return -EINVAL;
-	dma_set_max_seg_size(&port->pdev->dev, value);
+	dma_set_max_seg_size(port->slot, value);
 	return 0;
 }
 DEFINE_DEBUGFS_ATTRIBUTE(zsim_max_seg_size_fops, zsim_max_seg_size_get,
@@ -82,16 +130,23 @@ void zsim_debugfs_add(struct zsim_port *port, struct dentry *parent)
 	debugfs_create_file("plugged", 0600, dir, port, &zsim_plugged_fops);
 	debugfs_create_file("large_buffers", 0200, dir, port, &zsim_large_buffers_fops);
 	debugfs_create_file("max_seg_size", 0600, dir, port, &zsim_max_seg_size_fops);
+	debugfs_create_file("queues", 0200, dir, port, &zsim_queues_fops);
+	debugfs_create_file("reset", 0200, dir, port, &zsim_reset_fops);
+	debugfs_create_file("iommu", 0400, dir, port, &zsim_iommu_fops);
+	debugfs_create_atomic_t("dma_faults", 0600, dir, &port->dma_faults);
 	debugfs_create_atomic_t("page_frags", 0600, dir, &knobs->page_frags);
 	debugfs_create_atomic_t("fail_alloc", 0600, dir, &knobs->fail_alloc);
 	debugfs_create_atomic_t("fail_mem_alloc", 0600, dir, &knobs->fail_mem_alloc);
 	debugfs_create_atomic_t("fail_start", 0600, dir, &knobs->fail_start);
 	debugfs_create_atomic_t("fail_stop", 0600, dir, &knobs->fail_stop);
 	debugfs_create_u32("spared", 0600, dir, &knobs->spared);
+	debugfs_create_u32("fail_close", 0600, dir, &knobs->fail_close);
+	debugfs_create_u32("retry", 0600, dir, &knobs->retry);
 	debugfs_create_u32("delay", 0600, dir, &knobs->delay);
 	debugfs_create_u32("pack", 0600, dir, &knobs->pack);
 	debugfs_create_u32("pool_order", 0600, dir, &knobs->pool_order);
 	debugfs_create_bool("pool_bidirectional", 0600, dir, &knobs->pool_bidirectional);
 	debugfs_create_bool("ignore_provider", 0600, dir, &knobs->ignore_provider);
 	debugfs_create_bool("frag_list", 0600, dir, &knobs->frag_list);
+	debugfs_create_bool("header_ring", 0600, dir, &knobs->header_ring);
 }

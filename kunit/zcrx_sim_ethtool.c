@@ -5,8 +5,8 @@
  */
 
 #include <linux/bitops.h>
+#include <linux/device.h>
 #include <linux/ethtool.h>
-#include <linux/platform_device.h>
 #include <net/netdev_lock.h>
 #include <net/netdev_rx_queue.h>
 
@@ -17,7 +17,7 @@ static void zsim_get_drvinfo(struct net_device *dev, struct ethtool_drvinfo *inf
 	struct zsim_nic *nic = netdev_priv(dev);
 
 	strscpy(info->driver, "zcrx_sim");
-	strscpy(info->bus_info, dev_name(&nic->port->pdev->dev));
+	strscpy(info->bus_info, dev_name(nic->port->slot));
 }
 
 static void zsim_get_ringparam(struct net_device *dev,
@@ -67,10 +67,10 @@ static void zsim_get_channels(struct net_device *dev, struct ethtool_channels *c
 	ch->combined_count = dev->real_num_rx_queues;
 }
 
-static int zsim_set_channels(struct net_device *dev, struct ethtool_channels *ch)
+/* Puts so many queues into use, whatever those that go are doing. */
+int zsim_set_queues(struct net_device *dev, unsigned int count)
 {
 	unsigned int before = dev->real_num_rx_queues;
-	unsigned int count = ch->combined_count;
 	struct zsim_nic *nic = netdev_priv(dev);
 	unsigned int i = before;
 	int err;
@@ -98,6 +98,11 @@ err_close:
 	while (i-- > before)
 		zsim_queue_close(&nic->queues[i]);
 	return err;
+}
+
+static int zsim_set_channels(struct net_device *dev, struct ethtool_channels *ch)
+{
+	return zsim_set_queues(dev, ch->combined_count);
 }
 
 /* Steering */

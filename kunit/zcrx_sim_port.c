@@ -1,15 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Ports of the software NIC: the module, the platform devices that stand for the
- * slots, the network devices in them, and how packets are sent. Receive queues
- * are in zcrx_sim_queue.c.
+ * Ports of the software NIC: the module, the network devices, and how packets are
+ * sent. The slots that they are in are in zcrx_sim_slot.c, receive queues in
+ * zcrx_sim_queue.c.
  */
 
 #include <linux/debugfs.h>
-#include <linux/dma-mapping.h>
 #include <linux/etherdevice.h>
 #include <linux/module.h>
-#include <linux/platform_device.h>
 #include <linux/rtnetlink.h>
 #include <linux/slab.h>
 #include <net/gso.h>
@@ -145,7 +143,7 @@ static void zsim_setup(struct net_device *dev, struct zsim_port *port)
 	unsigned int i;
 
 	snprintf(dev->name, sizeof(dev->name), "zsim%u", port->number);
-	SET_NETDEV_DEV(dev, &port->pdev->dev);
+	SET_NETDEV_DEV(dev, port->slot);
 	eth_hw_addr_random(dev);
 	dev->netdev_ops = &zsim_netdev_ops;
 	dev->ethtool_ops = &zsim_ethtool_ops;
@@ -209,34 +207,15 @@ void zsim_unplug(struct zsim_port *port)
 		free_netdev(dev);
 }
 
-/* Who transfers by DMA has a driver, which this one stays. */
-static struct platform_driver zsim_driver = {
-	.driver = {
-		.name			= "zcrx_sim",
-		.probe_type		= PROBE_FORCE_SYNCHRONOUS,
-		.suppress_bind_attrs	= true,
-	},
-};
-
 static int zsim_port_add(struct zsim_port *port, unsigned int number)
 {
-	const struct platform_device_info info = {
-		.name		= "zcrx_sim",
-		.id		= number,
-		.dma_mask	= DMA_BIT_MASK(64),
-	};
 	int err;
 
 	port->number = number;
 	port->peer = &ports[number ^ 1];
-	port->pdev = platform_device_register_full(&info);
-	if (IS_ERR(port->pdev)) {
-		err = PTR_ERR(port->pdev);
-		port->pdev = NULL;
+	err = zsim_slot_add(port);
+	if (err)
 		return err;
-	}
-	/* Buffers are addressed one by one: nothing limits a segment. */
-	dma_set_max_seg_size(&port->pdev->dev, UINT_MAX);
 	err = zsim_plug(port);
 	if (err)
 		return err;
@@ -252,8 +231,8 @@ static void zsim_remove(void)
 	for (i = 0; i < 2 * pairs; i++)
 		zsim_unplug(&ports[i]);
 	for (i = 0; i < 2 * pairs; i++)
-		platform_device_unregister(ports[i].pdev);
-	platform_driver_unregister(&zsim_driver);
+		zsim_slot_remove(&ports[i]);
+	zsim_slots_unregister();
 	kfree(ports);
 }
 
@@ -267,7 +246,7 @@ static int __init zsim_init(void)
 	ports = kcalloc(2 * pairs, sizeof(*ports), GFP_KERNEL);
 	if (!ports)
 		return -ENOMEM;
-	err = platform_driver_register(&zsim_driver);
+	err = zsim_slots_register();
 	if (err) {
 		kfree(ports);
 		return err;

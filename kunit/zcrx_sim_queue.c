@@ -6,15 +6,47 @@
  */
 
 #include <linux/log2.h>
-#include <linux/platform_device.h>
 #include <linux/slab.h>
 #include <net/netdev_lock.h>
+#include <net/netdev_rx_queue.h>
 #include <net/page_pool/helpers.h>
 
 #include "zcrx_sim.h"
 
 /* Buffers are no larger than a huge page. */
 #define ZSIM_BUF_MAX	(2U << 20)
+
+/* Whether a queue that runs on provided memory is to go on without it. */
+static bool zsim_loses_provider(const struct zsim_queue *queue)
+{
+	struct net_device *dev = queue->nic->dev;
+
+	return queue->up && queue->mem.pool->mp_ops &&
+	       !__netif_get_rx_queue(dev, queue->index)->mp_params.mp_ops;
+}
+
+/* A pool of pages for headers, which the kernel reads. */
+static int zsim_headers_create(struct zsim_nic *nic, struct zsim_queue_mem *mem)
+{
+	struct page_pool_params params = {
+		.pool_size	= mem->size,
+		.nid		= NUMA_NO_NODE,
+		.dev		= nic->port->slot,
+		.dma_dir	= DMA_FROM_DEVICE,
+		.max_len	= PAGE_SIZE,
+		.netdev		= nic->dev,
+		.flags		= PP_FLAG_DMA_MAP | PP_FLAG_DMA_SYNC_DEV,
+	};
+	struct page_pool *pool;
+
+	if (!READ_ONCE(nic->port->knobs.header_ring))
+		return 0;
+	pool = page_pool_create(&params);
+	if (IS_ERR(pool))
+		return PTR_ERR(pool);
+	mem->headers = pool;
+	return 0;
+}
 
 static int zsim_queue_mem_alloc(struct net_device *dev,
 				struct netdev_queue_config *qcfg,
@@ -24,10 +56,14 @@ static int zsim_queue_mem_alloc(struct net_device *dev,
 	struct zsim_knobs *knobs = &nic->port->knobs;
 	struct zsim_queue_mem *mem = per_queue_mem;
 	struct page_pool_params params = {};
+	u32 error = READ_ONCE(knobs->fail_close);
 	unsigned int order;
+	int err;
 
 	if (zsim_knob(&nic->queues[idx], &knobs->fail_mem_alloc))
 		return -ENOMEM;
+	if (error && zsim_loses_provider(&nic->queues[idx]))
+		return -(int)min(error, MAX_ERRNO);
 
 	memset(mem, 0, sizeof(*mem));
 	mem->size = nic->ring_size;
@@ -40,7 +76,7 @@ static int zsim_queue_mem_alloc(struct net_device *dev,
 	params.order = ilog2(mem->buf_len) - PAGE_SHIFT;
 	params.pool_size = mem->size;
 	params.nid = NUMA_NO_NODE;
-	params.dev = &nic->port->pdev->dev;
+	params.dev = nic->port->slot;
 	params.dma_dir = DMA_FROM_DEVICE;
 	if (READ_ONCE(knobs->pool_bidirectional))
 		params.dma_dir = DMA_BIDIRECTIONAL;
@@ -53,10 +89,19 @@ static int zsim_queue_mem_alloc(struct net_device *dev,
 
 	mem->pool = page_pool_create(&params);
 	if (IS_ERR(mem->pool)) {
-		kvfree(mem->ring);
-		return PTR_ERR(mem->pool);
+		err = PTR_ERR(mem->pool);
+		goto err_free_ring;
 	}
+	err = zsim_headers_create(nic, mem);
+	if (err)
+		goto err_destroy_pool;
 	return 0;
+
+err_destroy_pool:
+	page_pool_destroy(mem->pool);
+err_free_ring:
+	kvfree(mem->ring);
+	return err;
 }
 
 static void zsim_queue_mem_free(struct net_device *dev, void *per_queue_mem)
@@ -68,6 +113,7 @@ static void zsim_queue_mem_free(struct net_device *dev, void *per_queue_mem)
 		mem->head = (mem->head + 1) % mem->size;
 	}
 	page_pool_destroy(mem->pool);
+	page_pool_destroy(mem->headers);
 	kvfree(mem->ring);
 }
 
@@ -103,6 +149,8 @@ static int zsim_queue_start(struct net_device *dev,
 	queue->mem = *(struct zsim_queue_mem *)per_queue_mem;
 	zsim_refill(queue, GFP_KERNEL);
 	page_pool_enable_direct_recycling(queue->mem.pool, &queue->napi);
+	if (queue->mem.headers)
+		page_pool_enable_direct_recycling(queue->mem.headers, &queue->napi);
 	napi_enable_locked(&queue->napi);
 
 	spin_lock_bh(&queue->backlog.lock);
@@ -121,6 +169,8 @@ static void zsim_queue_take(struct zsim_queue *queue, struct zsim_queue_mem *mem
 	hrtimer_cancel(&queue->interrupt);
 	napi_disable_locked(&queue->napi);
 	page_pool_disable_direct_recycling(queue->mem.pool);
+	if (queue->mem.headers)
+		page_pool_disable_direct_recycling(queue->mem.headers);
 	skb_queue_purge(&queue->backlog);
 
 	*mem = queue->mem;
@@ -200,6 +250,28 @@ void zsim_queue_close(struct zsim_queue *queue)
 	netif_napi_del_locked(&queue->napi);
 }
 
+/* Restarts a queue that is in use, as a driver does that resets its device. */
+int zsim_queue_reset(struct zsim_queue *queue)
+{
+	struct net_device *dev = queue->nic->dev;
+	struct netdev_queue_config qcfg;
+	struct zsim_queue_mem mem;
+	int err;
+
+	if (queue->up) {
+		zsim_queue_take(queue, &mem);
+		zsim_queue_mem_free(dev, &mem);
+	}
+	netdev_queue_config(dev, queue->index, &qcfg);
+	err = zsim_queue_mem_alloc(dev, &qcfg, &mem, queue->index);
+	if (err)
+		return err;
+	err = zsim_queue_start(dev, &qcfg, &mem, queue->index);
+	if (err)
+		zsim_queue_mem_free(dev, &mem);
+	return err;
+}
+
 static void zsim_default_qcfg(struct net_device *dev,
 			      struct netdev_queue_config *qcfg)
 {
@@ -221,7 +293,7 @@ static struct device *zsim_queue_dma_dev(struct net_device *dev, int idx)
 {
 	struct zsim_nic *nic = netdev_priv(dev);
 
-	return &nic->port->pdev->dev;
+	return nic->port->slot;
 }
 
 #define ZSIM_QUEUE_OPS						\

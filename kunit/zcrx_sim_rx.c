@@ -1,14 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * What the software NIC does as a NIC's DMA engine and its driver do: a packet
- * that was sent is taken apart, the payload copied to wherever the buffers' DMA
- * addresses lead, and a packet made of the headers and these buffers.
+ * What the software NIC does with a packet that was sent: it is taken apart, the
+ * payload written into buffers of the queue's ring, and a packet made of the
+ * headers and these buffers. How buffers are written to is in zcrx_sim_dma.c.
  */
 
-#include <linux/dma-direct.h>
 #include <linux/etherdevice.h>
 #include <linux/ipv6.h>
-#include <linux/platform_device.h>
 #include <linux/tcp.h>
 #include <net/ip.h>
 #include <net/page_pool/helpers.h>
@@ -87,19 +85,6 @@ static unsigned int zsim_linear(const struct zsim_nic *nic,
 	return flow.headers;
 }
 
-/* Writes as the device does, through the DMA address. */
-static void zsim_dma_write(struct zsim_queue *queue, netmem_ref netmem,
-			   unsigned int offset, const struct sk_buff *skb,
-			   unsigned int at, unsigned int len)
-{
-	struct device *dev = &queue->nic->port->pdev->dev;
-	dma_addr_t address = page_pool_get_dma_addr_netmem(netmem);
-	void *to = phys_to_virt(dma_to_phys(dev, address));
-
-	WARN_ON_ONCE(skb_copy_bits(skb, at, to + offset, len));
-	page_pool_dma_sync_netmem_for_cpu(queue->mem.pool, netmem, offset, len);
-}
-
 static void zsim_count_frag(struct zsim_queue *queue, netmem_ref netmem)
 {
 	if (netmem_is_net_iov(netmem))
@@ -146,6 +131,7 @@ static int zsim_add_buffer(struct zsim_copy *copy)
 	struct sk_buff *skb = copy->skb;
 	unsigned int pieces, piece, offset, part;
 	netmem_ref netmem;
+	int err;
 
 	if (!mem->filled)
 		return -ENOBUFS;
@@ -153,7 +139,11 @@ static int zsim_add_buffer(struct zsim_copy *copy)
 	mem->head = (mem->head + 1) % mem->size;
 	mem->filled--;
 
-	zsim_dma_write(copy->queue, netmem, 0, copy->from, copy->at, len);
+	err = zsim_dma_write(copy->queue, mem->pool, netmem, 0, copy->from, copy->at, len);
+	if (err) {
+		page_pool_put_full_netmem(mem->pool, netmem, false);
+		return err;
+	}
 	pieces = zsim_pieces(copy, len);
 	piece = DIV_ROUND_UP(len, pieces);
 	pieces = DIV_ROUND_UP(len, piece);
@@ -227,6 +217,49 @@ static void zsim_copy_gso(struct sk_buff *skb, const struct sk_buff *from)
 	skb_shinfo(skb)->gso_type = skb_shinfo(from)->gso_type;
 }
 
+/* Makes a packet whose head is a buffer of the ring of headers. */
+static struct sk_buff *zsim_header_skb(struct zsim_queue *queue,
+				       const struct sk_buff *from, unsigned int len)
+{
+	struct page_pool *pool = queue->mem.headers;
+	struct sk_buff *skb;
+	netmem_ref netmem;
+
+	netmem = page_pool_alloc_netmems(pool, GFP_ATOMIC | __GFP_NOWARN);
+	if (!netmem)
+		return NULL;
+	if (zsim_dma_write(queue, pool, netmem, NET_SKB_PAD, from, 0, len))
+		goto err_put;
+	skb = napi_build_skb(netmem_address(netmem), PAGE_SIZE);
+	if (!skb)
+		goto err_put;
+	skb_mark_for_recycle(skb);
+	skb_reserve(skb, NET_SKB_PAD);
+	skb_put(skb, len);
+	return skb;
+
+err_put:
+	page_pool_put_full_netmem(pool, netmem, false);
+	return NULL;
+}
+
+/* Makes a packet of what is not put into buffers. */
+static struct sk_buff *zsim_head(struct zsim_queue *queue,
+				 const struct sk_buff *from, unsigned int len)
+{
+	struct sk_buff *skb;
+
+	if (queue->mem.headers && SKB_HEAD_ALIGN(NET_SKB_PAD + len) <= PAGE_SIZE)
+		return zsim_header_skb(queue, from, len);
+
+	skb = napi_alloc_skb(&queue->napi, len);
+	if (!skb)
+		return NULL;
+	skb_mark_for_recycle(skb);
+	WARN_ON_ONCE(skb_copy_bits(from, 0, skb_put(skb, len), len));
+	return skb;
+}
+
 static void zsim_receive(struct zsim_queue *queue, const struct sk_buff *from)
 {
 	struct zsim_copy copy = { .queue = queue, .from = from };
@@ -234,6 +267,7 @@ static void zsim_receive(struct zsim_queue *queue, const struct sk_buff *from)
 	struct net_device *dev = queue->nic->dev;
 	struct sk_buff *skb;
 	unsigned int needed;
+	u32 retries;
 
 	copy.at = zsim_linear(queue->nic, from);
 	copy.left = from->len - copy.at;
@@ -242,14 +276,15 @@ static void zsim_receive(struct zsim_queue *queue, const struct sk_buff *from)
 	needed = copy.pages ? 0 : DIV_ROUND_UP(copy.left, mem->buf_len);
 	if (mem->filled < max(needed, mem->size / 2))
 		zsim_refill(queue, GFP_ATOMIC);
+	retries = READ_ONCE(queue->nic->port->knobs.retry);
+	for (; mem->filled < needed && retries; retries--)
+		zsim_refill(queue, GFP_ATOMIC);
 	if (mem->filled < needed)
 		goto drop;
 
-	skb = napi_alloc_skb(&queue->napi, copy.at);
+	skb = zsim_head(queue, from, copy.at);
 	if (!skb)
 		goto drop;
-	skb_mark_for_recycle(skb);
-	WARN_ON_ONCE(skb_copy_bits(from, 0, skb_put(skb, copy.at), copy.at));
 	copy.head = skb;
 	copy.skb = skb;
 	if (zsim_copy_payload(&copy)) {

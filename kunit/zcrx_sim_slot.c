@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Slots of the software NIC: the devices that its buffers are mapped for. They are
+ * platform devices, which nothing stands behind; or, for those who want an IOMMU
+ * there, PCI devices of QEMU's that are of no other use.
+ */
+
+#include <linux/dma-mapping.h>
+#include <linux/module.h>
+#include <linux/pci.h>
+#include <linux/platform_device.h>
+
+#include "zcrx_sim.h"
+
+static bool pci;
+module_param(pci, bool, 0444);
+MODULE_PARM_DESC(pci, "Have the ports on QEMU's devices pci-testdev, one each (default off)");
+
+/* Who transfers by DMA has a driver, which this one stays. */
+static struct platform_driver zsim_platform_driver = {
+	.driver = {
+		.name			= "zcrx_sim",
+		.probe_type		= PROBE_FORCE_SYNCHRONOUS,
+		.suppress_bind_attrs	= true,
+	},
+};
+
+#define ZSIM_PCI_DEVICE	0x0005	/* pci-testdev */
+
+static const struct pci_device_id zsim_pci_ids[] = {
+	{ PCI_DEVICE(PCI_VENDOR_ID_REDHAT, ZSIM_PCI_DEVICE) },
+	{}
+};
+
+static int zsim_pci_probe(struct pci_dev *pdev, const struct pci_device_id *id)
+{
+	return dma_set_mask_and_coherent(&pdev->dev, DMA_BIT_MASK(64));
+}
+
+/* The slot itself is taken away. */
+static void zsim_pci_remove(struct pci_dev *pdev)
+{
+	struct zsim_port *port = pci_get_drvdata(pdev);
+
+	if (port)
+		zsim_unplug(port);
+}
+
+static struct pci_driver zsim_pci_driver = {
+	.name		= "zcrx_sim",
+	.id_table	= zsim_pci_ids,
+	.probe		= zsim_pci_probe,
+	.remove		= zsim_pci_remove,
+	.driver = {
+		.probe_type		= PROBE_FORCE_SYNCHRONOUS,
+		.suppress_bind_attrs	= true,
+	},
+};
+
+int zsim_slots_register(void)
+{
+	if (pci)
+		return pci_register_driver(&zsim_pci_driver);
+	return platform_driver_register(&zsim_platform_driver);
+}
+
+void zsim_slots_unregister(void)
+{
+	if (pci)
+		pci_unregister_driver(&zsim_pci_driver);
+	else
+		platform_driver_unregister(&zsim_platform_driver);
+}
+
+/* Takes the next device that no port has. */
+static struct device *zsim_pci_slot(struct zsim_port *port)
+{
+	struct pci_dev *pdev = NULL;
+
+	while ((pdev = pci_get_device(PCI_VENDOR_ID_REDHAT, ZSIM_PCI_DEVICE, pdev))) {
+		if (pdev->dev.driver == &zsim_pci_driver.driver && !pci_get_drvdata(pdev)) {
+			pci_set_drvdata(pdev, port);
+			return &pdev->dev;
+		}
+	}
+	return ERR_PTR(-ENODEV);
+}
+
+static struct device *zsim_platform_slot(const struct zsim_port *port)
+{
+	const struct platform_device_info info = {
+		.name		= "zcrx_sim",
+		.id		= port->number,
+		.dma_mask	= DMA_BIT_MASK(64),
+	};
+	struct platform_device *pdev = platform_device_register_full(&info);
+
+	return IS_ERR(pdev) ? ERR_CAST(pdev) : &pdev->dev;
+}
+
+int zsim_slot_add(struct zsim_port *port)
+{
+	struct device *slot = pci ? zsim_pci_slot(port) : zsim_platform_slot(port);
+
+	if (IS_ERR(slot))
+		return PTR_ERR(slot);
+	/* Buffers are addressed one by one: nothing limits a segment. */
+	dma_set_max_seg_size(slot, UINT_MAX);
+	port->slot = slot;
+	return 0;
+}
+
+void zsim_slot_remove(struct zsim_port *port)
+{
+	if (!port->slot)
+		return;
+	if (pci) {
+		pci_set_drvdata(to_pci_dev(port->slot), NULL);
+		put_device(port->slot);
+	} else {
+		platform_device_unregister(to_platform_device(port->slot));
+	}
+	port->slot = NULL;
+}
