@@ -40,6 +40,7 @@ mod zcrx_flush;
 mod zcrx_memory;
 mod zcrx_receive;
 mod zcrx_registration;
+mod zcrx_restart;
 mod zcrx_returns;
 mod zcrx_sharing;
 mod zcrx_stream;
@@ -167,6 +168,7 @@ const GROUPS: &[Group] = &[
         tests: &[
             zcrx_device::TESTS,
             zcrx_device_end::TESTS,
+            zcrx_restart::TESTS,
             zcrx_device_buffers::TESTS,
             zcrx_device_dmabuf::TESTS,
             zcrx_device_selftest::TESTS,
