@@ -2,6 +2,7 @@
 //! The user-space suite: its groups, one table of tests each, and the runner
 //! that starts every test in a process of its own.
 
+mod boot;
 mod bounds;
 mod context;
 mod context_flags;
@@ -112,6 +113,10 @@ impl Test {
 
 /// Every group, in the order of the catalogue.
 const GROUPS: &[Group] = &[
+    Group {
+        name: "D0 the kernel",
+        tests: &[boot::TESTS],
+    },
     Group {
         name: "D1 filter registration",
         tests: &[registration::TESTS],
