@@ -8,6 +8,8 @@
 //! - `zcrx`: receiving into memory that user space has lent.
 //! - `exports`, `zcrx_exports`: the functions that C calls, and the only unsafe code.
 //!
+//! The kernel's log tells at boot which of them there are.
+//!
 //! What needs more than safe Rust is in `kernel::io_uring` and its neighbours.
 
 #![deny(unsafe_code)]
@@ -29,9 +31,27 @@ mod zcrx;
 #[expect(unsafe_code)]
 pub mod zcrx_exports;
 
-// What `vtable` takes for the owner of what it is put on.
-#[cfg(CONFIG_IO_URING_ZCRX_RUST)]
-use self::zcrx_exports::LocalModule;
+use kernel::prelude::*;
 
-/// Prefix to appear before log messages printed from within this crate.
-const __LOG_PREFIX: &[u8] = b"io_uring\0";
+module! {
+    type: IoUring,
+    name: "io_uring_rs",
+    description: "Parts of io_uring in Rust",
+    license: "GPL v2",
+}
+
+/// The crate, which is always part of the kernel.
+struct IoUring;
+
+impl kernel::Module for IoUring {
+    /// Tells administrators what C does not implement here.
+    fn init(_module: &'static ThisModule) -> Result<Self> {
+        if cfg!(CONFIG_IO_URING_BPF_RUST) {
+            pr_info!("filters and restrictions in Rust\n");
+        }
+        if cfg!(CONFIG_IO_URING_ZCRX_RUST) {
+            pr_info!("zero-copy receive in Rust\n");
+        }
+        Ok(Self)
+    }
+}

@@ -37,6 +37,20 @@ patched_files() {
 	sed -nE 's,^(---|\+\+\+) [ab]/([^\t]*).*,\2,p' "$1" | sort -u
 }
 
+# What a patch names between its message and its hunks: the files that are new, or
+# the objects of io_uring/ that it changes although the options are off.
+new_files() {
+	named 'New files' "$1"
+}
+
+changed_objects() {
+	named 'Changed objects' "$1"
+}
+
+named() {
+	sed -n '/^---$/,/^diff --git /p' "$2" | sed -n "/^$1:\$/,/^\$/s/^  //p"
+}
+
 # Applies patches/*.patch to copies of the files that they change.
 patch_files() {
 	local patch file error

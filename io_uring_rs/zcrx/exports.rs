@@ -34,19 +34,8 @@ use kernel::{
     },
     net::tcp::TcpSocket,
     prelude::*,
-    uaccess::UserPtr,
-    ModuleMetadata, //
+    uaccess::UserPtr, //
 };
-
-/// The module that owns the files of queues: none, as this code is always built in.
-pub(crate) struct LocalModule;
-
-impl ModuleMetadata for LocalModule {
-    const NAME: &'static CStr = c"io_uring_rs";
-
-    // SAFETY: `THIS_MODULE` of what is built in is a null pointer.
-    const THIS_MODULE: ThisModule = unsafe { ThisModule::from_ptr(null_mut()) };
-}
 
 /// Registers an interface queue with a ring.
 ///

@@ -4,7 +4,10 @@
 //! ours is copied to such.
 
 use super::{
-    area::Batch,
+    area::{
+        Batch,
+        Buffer, //
+    },
     walk::{
         Taker,
         Walk, //
@@ -42,6 +45,31 @@ struct Receiver<'a> {
     ifq: &'a Queue,
     request: &'a Receive<'a>,
     batch: Batch<'a>,
+    /// The number of entries of the refill queue that may be looked at for free buffers.
+    entries_left: u32,
+}
+
+impl<'a> Receiver<'a> {
+    /// Drains the refill queue until a buffer is free, and returns it.
+    ///
+    /// Otherwise only a flush may do so: a page pool looks at the queue when its device receives,
+    /// and there may be no device, or all data comes another way. C fails with [`ENOMEM`], and
+    /// leaves it to user space to flush.
+    ///
+    /// Buffers of page pools go back to these, although a pool that looks at the queue itself gets
+    /// them for less. That is worth it, as the request would end otherwise.
+    #[cold]
+    fn drain(&mut self, wanted: usize) -> Option<Buffer<'a>> {
+        let Self {
+            ifq,
+            batch,
+            entries_left,
+            ..
+        } = self;
+
+        ifq.refill
+            .drain_until(&ifq.areas, entries_left, || batch.next(wanted))
+    }
 }
 
 impl<'r> Taker for Receiver<'r> {
@@ -85,7 +113,11 @@ impl<'r> Taker for Receiver<'r> {
             return Err(ENOMEM);
         }
         while !piece.is_empty() {
-            let Some(buffer) = self.batch.next(wanted) else {
+            let buffer = match self.batch.next(wanted) {
+                None => self.drain(wanted),
+                some => some,
+            };
+            let Some(buffer) = buffer else {
                 result = Err(ENOMEM);
                 break;
             };
@@ -134,6 +166,7 @@ pub(crate) fn receive(
         ifq,
         request,
         batch: Batch::new(&ifq.areas),
+        entries_left: ifq.refill.entries(),
     };
     let bytes = socket.read(count as usize, |skb, offset, len| {
         walk.take(skb, offset, len, &mut receiver)

@@ -188,16 +188,58 @@ impl Refill {
         }
     }
 
+    /// Returns the number of entries that the queue has.
+    pub(super) fn entries(&self) -> u32 {
+        self.entries
+    }
+
+    /// Consumes up to [`BATCH`] entries, and gives back the buffers that they name: to the free
+    /// lists, or to their page pools. Returns the number of entries consumed.
+    ///
+    /// No free list may be locked, as those are taken under the lock of the queue.
+    fn drain(&self, areas: &Areas) -> u32 {
+        let mut returns = Returns::new(areas, |iov| iov.put());
+
+        self.read(BATCH, areas.shift(), &mut returns)
+    }
+
+    /// Consumes entries until `found` returns something, which it is asked after each few of them.
+    /// Returns what that is, or [`None`] if the queue was drained in vain.
+    ///
+    /// `left` is the number of entries that may be looked at, and is lowered: whoever needs several
+    /// buffers passes it again, so that user space, which can go on filling the queue, cannot keep
+    /// the kernel at it. May sleep.
+    pub(super) fn drain_until<T>(
+        &self,
+        areas: &Areas,
+        left: &mut u32,
+        mut found: impl FnMut() -> Option<T>,
+    ) -> Option<T> {
+        while *left != 0 {
+            let count = self.drain(areas);
+
+            *left = left.saturating_sub(count);
+            if count != 0 {
+                if let Some(found) = found() {
+                    return Some(found);
+                }
+            }
+            if count < BATCH {
+                return None;
+            }
+            sched::cond_resched();
+        }
+        None
+    }
+
     /// Reads what there is, and gives back the buffers that it names. Looks at no more entries than
     /// the queue has, so that user space cannot keep the kernel at it.
     pub(super) fn flush(&self, areas: &Areas) {
         let mut total = 0;
 
         while total < self.entries {
-            let mut returns = Returns::new(areas, |iov| iov.put());
-            let count = self.read(BATCH, areas.shift(), &mut returns);
+            let count = self.drain(areas);
 
-            drop(returns);
             total += count;
             if count < BATCH || sched::fatal_signal_pending() {
                 return;

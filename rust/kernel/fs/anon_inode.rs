@@ -279,9 +279,9 @@ pub fn with<F: AnonFile, R>(
     if !private.is_of::<F>() {
         return Err(EBADF);
     }
-    // SAFETY: By the type invariants, of which `is_of` has shown that they are about `F`, the data came from `into_foreign` of `F::Data`. It goes back
-    // to `from_foreign` when the private data is dropped, which is after the reference to the file
-    // is, and that outlives the call.
+    // SAFETY: By the type invariants, of which `is_of` has shown that they are about `F`, the data
+    // came from `into_foreign` of `F::Data`. It goes back to `from_foreign` when the private data is
+    // dropped, which is after the reference to the file is, and that outlives the call.
     Ok(f(unsafe {
         <F::Data as ForeignOwnable>::borrow(private.data)
     }))

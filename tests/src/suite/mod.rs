@@ -2,6 +2,7 @@
 //! The user-space suite: its groups, one table of tests each, and the runner
 //! that starts every test in a process of its own.
 
+mod boot;
 mod bounds;
 mod context;
 mod context_flags;
@@ -41,6 +42,7 @@ mod zcrx_flush;
 mod zcrx_memory;
 mod zcrx_receive;
 mod zcrx_registration;
+mod zcrx_restart;
 mod zcrx_returns;
 mod zcrx_sharing;
 mod zcrx_stream;
@@ -113,6 +115,10 @@ impl Test {
 /// Every group, in the order of the catalogue.
 const GROUPS: &[Group] = &[
     Group {
+        name: "D0 the kernel",
+        tests: &[boot::TESTS],
+    },
+    Group {
         name: "D1 filter registration",
         tests: &[registration::TESTS],
     },
@@ -168,6 +174,7 @@ const GROUPS: &[Group] = &[
         tests: &[
             zcrx_device::TESTS,
             zcrx_device_end::TESTS,
+            zcrx_restart::TESTS,
             zcrx_device_buffers::TESTS,
             zcrx_device_dmabuf::TESTS,
             zcrx_device_driver::TESTS,

@@ -13,6 +13,7 @@ use super::zcrx_device::{BUFFERS, ENTRIES};
 use super::zcrx_device_end::add_area;
 use super::zcrx_events::{EVENT, arm};
 use super::zcrx_receive::roomy_ring;
+use super::zcrx_returns::give_back_only;
 use super::{Outcome, Test, TestResult, slow, test};
 use crate::kernel::{Implementation, expect_eq, expect_result, zcrx_implementation};
 use crate::netdev;
@@ -33,6 +34,7 @@ pub const TESTS: &[Test] = &[
     test("ZN15 pages among the area's buffers", zn15),
     test("ZN16 several fragments in a buffer", zn16),
     slow("ZN20 an area that is added under load", 30, zn20),
+    slow("ZN41 what is copied, given back without a flush", 30, zn41),
     test("ZV27device entries that name nothing", zv27_device),
 ];
 
@@ -440,5 +442,22 @@ fn zv27_device() -> TestResult {
     expect_eq("entries that were read at once", steps, want)?;
     drop(stream);
     ring.cqe()?;
+    Ok(Outcome::Passed)
+}
+
+fn zn41() -> TestResult {
+    // The ring and the pool have most of them.
+    const FEW: usize = 160;
+    let nic = Nic::new()?;
+    let mut ring = roomy_ring()?;
+    let ifq = nic.ifq(&ring, ENTRIES, FEW)?;
+    nic.transfer(&mut ring, &ifq, 10 * PAGE_SIZE)?;
+    ensure!(ifq.unread() != 0, "the pool has its buffers back already");
+    // It comes over loopback, so that the device does not look.
+    let pages = give_back_only(&mut ring, &ifq, &mut Stream::new()?, 4)?;
+    if zcrx_implementation() == Implementation::C {
+        ensure!(pages < FEW, "{pages} pages were copied");
+    }
+    nic.conserved(&mut ring, &ifq, FEW)?;
     Ok(Outcome::Passed)
 }

@@ -68,7 +68,10 @@ fn zx14() -> TestResult {
         expect_eq("head after an error", consumer.head(), 0)?;
     }
     held.expect("errors")?;
-    consumer.expect_free("after errors", &[])?;
+    if zcrx_implementation() == Implementation::C {
+        // Where there is none, Rust looks into the queue itself.
+        consumer.expect_free("after errors", &[])?;
+    }
     consumer.flush_to(1)?;
     consumer.expect_free("after a flush", &[offset(3)])?;
     consumer.flush_to(1)?;
@@ -194,6 +197,13 @@ fn zx18() -> TestResult {
     Ok(Outcome::Passed)
 }
 
+/// As [`Consumer::expect_free`], with nothing left in the refill queue that a copy
+/// could find there.
+fn only_free(consumer: &mut Consumer, what: &str, want: &[u64]) -> anyhow::Result<()> {
+    consumer.set_tail(consumer.head());
+    consumer.expect_free(what, want).map(drop)
+}
+
 fn zx19() -> TestResult {
     let mut consumer = exhausted()?;
     // The kernel does not read where it is: it only writes that.
@@ -203,7 +213,8 @@ fn zx19() -> TestResult {
     // Too far: a whole queue in one go, all of its entries for buffer 0.
     consumer.set_tail(2 * ENTRIES);
     consumer.flush_to(ENTRIES)?;
-    consumer.expect_free("tail too far", &[0])?;
+    only_free(&mut consumer, "tail too far", &[0])?;
+    consumer.set_tail(2 * ENTRIES);
     consumer.flush_to(2 * ENTRIES)?;
     consumer.expect_free("the rest of that", &[0])?;
     consumer.flush_to(2 * ENTRIES)?;
@@ -211,14 +222,14 @@ fn zx19() -> TestResult {
     // Backwards: what is there is read again, a whole queue each time.
     consumer.set_tail(ENTRIES);
     consumer.flush_to(3 * ENTRIES)?;
-    consumer.expect_free("tail backwards", &[0])?;
+    only_free(&mut consumer, "tail backwards", &[0])?;
     consumer.set_tail(3 * ENTRIES - 1);
     consumer.flush_to(4 * ENTRIES)?;
-    consumer.expect_free("tail one back", &[0])?;
+    only_free(&mut consumer, "tail one back", &[0])?;
     // The farthest.
     consumer.set_tail(4 * ENTRIES + (1 << 31));
     consumer.flush_to(5 * ENTRIES)?;
-    consumer.expect_free("tail half around", &[0])?;
+    only_free(&mut consumer, "tail half around", &[0])?;
     // And all goes on once it makes sense.
     consumer.set_tail(5 * ENTRIES);
     consumer.flush_to(5 * ENTRIES)?;

@@ -2,11 +2,13 @@
 //! D9: more data than there are buffers, which come back through a refill queue
 //! that is smaller still, in every order and among entries that must not count.
 
+use std::net::Shutdown;
+
 use anyhow::{Context, ensure};
 
 use super::zcrx_receive::{expect_end, roomy_ring};
 use super::{NOTE, Outcome, Test, TestResult, is_long, seed, slow, test};
-use crate::kernel::{self, expect_eq, expect_result};
+use crate::kernel::{self, Implementation, expect_eq, expect_result, zcrx_implementation};
 use crate::register::PAGE_SIZE;
 use crate::ring::IORING_CQE_F_MORE;
 use crate::stream::{Stream, ended, expect_free};
@@ -16,6 +18,7 @@ use crate::zcrx::{AREA_SHIFT, Ifq, Rqe};
 pub const TESTS: &[Test] = &[
     test("ZV09 an area that is used up", zv09),
     test("ZV10 twice what the area holds", zv10),
+    test("ZV31 giving back without a flush", zv31),
     test("ZV29 no completion leaves its buffer", zv29),
     slow("ZB01 64 MiB, returned at once", 60, zb01),
     slow("ZB02 64 MiB, returned when all is used up", 60, zb02),
@@ -38,17 +41,19 @@ fn zv09() -> TestResult {
         offsets.push(stream.take(&ifq, &cqe)?);
     }
     expect_eq("the end", ring.cqe()?, last)?;
-    // Nothing changes until a buffer comes back, and is flushed.
+    // Nothing changes until a buffer comes back, in C: and is flushed.
     for len in [0, 10] {
         let sqe = stream.recv(&ifq, len);
         expect_end(&mut ring, "without a buffer", sqe, -libc::ENOMEM)?;
     }
     ifq.give_back(offsets[2]);
-    let sqe = stream.recv(&ifq, 0);
-    expect_end(&mut ring, "before the flush", sqe, -libc::ENOMEM)?;
+    if zcrx_implementation() == Implementation::C {
+        let sqe = stream.recv(&ifq, 0);
+        expect_end(&mut ring, "before the flush", sqe, -libc::ENOMEM)?;
+        ifq.flush_all(ring.fd())?;
+    }
 
     // One buffer that comes back is worth one completion, in that very buffer.
-    ifq.flush_all(ring.fd())?;
     ring.push(stream.recv(&ifq, 0))?;
     let cqe = ring.cqe()?;
     expect_eq("the buffer", stream.take(&ifq, &cqe)?, offsets[2])?;
@@ -106,9 +111,90 @@ fn zv29() -> TestResult {
         }
         ifq.flush_all(ring.fd())?;
     }
-    stream.sender.shutdown(std::net::Shutdown::Write)?;
+    stream.sender.shutdown(Shutdown::Write)?;
     expect_eq("the end", ring.cqe()?, ended(stream.user_data, 0))?;
     expect_free(&mut ring, &ifq, 512)?;
+    Ok(Outcome::Passed)
+}
+
+/// Takes a page at a time, `rounds` times what the area holds, and gives each buffer
+/// back for the kernel to find. Returns how many it took before it was out of buffers,
+/// as C is, which does not look for them.
+pub(super) fn give_back_only(
+    ring: &mut WideRing,
+    ifq: &Ifq,
+    stream: &mut Stream,
+    rounds: usize,
+) -> anyhow::Result<usize> {
+    let wanted = rounds * ifq.area.len() / PAGE_SIZE;
+    let mut pages = 0;
+    ring.push(stream.recv(ifq, 0))?;
+    'pages: for _ in 0..wanted {
+        stream.send(PAGE_SIZE)?;
+        while stream.left() != 0 {
+            let cqe = ring.cqe()?;
+            if cqe.flags & IORING_CQE_F_MORE == 0 {
+                let want = ended(stream.user_data, -libc::ENOMEM);
+                expect_eq("the end", cqe, want)?;
+                break 'pages;
+            }
+            expect_result("a page", cqe.res, PAGE_SIZE as i32)?;
+            pages += 1;
+            ifq.give_back(stream.take(ifq, &cqe)?);
+        }
+    }
+    match zcrx_implementation() {
+        Implementation::Rust => expect_eq("pages", pages, wanted)?,
+        Implementation::C => {
+            ifq.flush_all(ring.fd())?;
+            ring.push(stream.recv(ifq, 0))?;
+            stream.take_all(ring, ifq)?;
+        }
+    }
+    stream.sender.shutdown(Shutdown::Write)?;
+    expect_eq("the end", ring.cqe()?, ended(stream.user_data, 0))?;
+    Ok(pages)
+}
+
+fn zv31() -> TestResult {
+    const PAGES: usize = 64;
+    let mut ring = roomy_ring()?;
+    let ifq = Ifq::new(ring.fd(), PAGES as u32, PAGES)?;
+    let mut stream = Stream::new()?;
+    let pages = give_back_only(&mut ring, &ifq, &mut stream, 5)?;
+    if zcrx_implementation() == Implementation::C {
+        expect_eq("bytes in C", pages * PAGE_SIZE, 262_144)?;
+    }
+    ifq.flush_all(ring.fd())?;
+    expect_free(&mut ring, &ifq, PAGES)?;
+
+    // Entries that name nothing are passed over, a whole queue of them in one call.
+    let mut stream = Stream::starting_at(0, 2)?;
+    ring.push(stream.recv(&ifq, 0))?;
+    let mut offsets = Vec::new();
+    for _ in 0..PAGES {
+        stream.send(PAGE_SIZE)?;
+        offsets.push(stream.take(&ifq, &ring.cqe()?)?);
+    }
+    stream.send(PAGE_SIZE)?;
+    let last = ended(2, -libc::ENOMEM);
+    expect_eq("with no buffer left", ring.cqe()?, last)?;
+    for _ in 1..PAGES {
+        ifq.push(Rqe {
+            off: u64::MAX,
+            ..Default::default()
+        });
+    }
+    ifq.give_back(offsets[0]);
+    ring.push(stream.recv(&ifq, 0))?;
+    let cqe = ring.cqe()?;
+    match zcrx_implementation() {
+        Implementation::C => expect_eq("in C", cqe, last)?,
+        Implementation::Rust => {
+            expect_eq("the buffer", stream.take(&ifq, &cqe)?, offsets[0])?;
+            expect_eq("unread", ifq.unread(), 0)?;
+        }
+    }
     Ok(Outcome::Passed)
 }
 
