@@ -273,6 +273,8 @@ impl<P: MemoryProvider> Adapter<P> {
         unsafe { ArcBorrow::from_raw((*pool).mp_priv.cast_const().cast()) }
     }
 
+    /// Fills the cache of a pool, and returns one buffer of it, or zero if there is none.
+    ///
     /// # Safety
     ///
     /// `pool` must be a valid pool with these functions, whose cache the caller may access.
@@ -300,6 +302,8 @@ impl<P: MemoryProvider> Adapter<P> {
         cache.pop()
     }
 
+    /// Frees a buffer that a pool lets go of. Returns false, as there is no page to be put.
+    ///
     /// # Safety
     ///
     /// `pool` must be a valid pool with these functions, and `netmem` a buffer of it that it lets
@@ -323,6 +327,8 @@ impl<P: MemoryProvider> Adapter<P> {
         false
     }
 
+    /// Accepts or refuses a pool that a driver creates. Returns zero or an errno.
+    ///
     /// # Safety
     ///
     /// `pool` must be a pool that is being created for a queue to which a provider with these
@@ -340,6 +346,8 @@ impl<P: MemoryProvider> Adapter<P> {
         })
     }
 
+    /// Lets go of a pool that ends.
+    ///
     /// # Safety
     ///
     /// `pool` must be a valid pool for which [`Self::init`] succeeded, and have all its buffers
@@ -352,6 +360,8 @@ impl<P: MemoryProvider> Adapter<P> {
         queue.remove_pool(pool);
     }
 
+    /// Tells netlink the size of the buffers. Returns zero or an errno.
+    ///
     /// # Safety
     ///
     /// `mp_priv` must be what stands beside these functions, `rsp` a valid message.
@@ -396,6 +406,8 @@ impl<P: MemoryProvider> Adapter<P> {
         })
     }
 
+    /// Ends the binding of a queue whose device goes.
+    ///
     /// # Safety
     ///
     /// `mp_priv` must be what stands beside these functions in `rxq`, whose network device is

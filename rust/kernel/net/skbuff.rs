@@ -63,20 +63,20 @@ impl SkBuff {
         unsafe { &*skb.cast::<Self>() }
     }
 
-    /// How many bytes the packet has, in all its parts.
+    /// Returns the number of bytes of the packet, in all its parts.
     #[inline]
     pub fn len(&self) -> usize {
         // SAFETY: By the type invariants, the packet is valid, and nobody changes its length.
         u32_as_usize(unsafe { (*self.0.get()).len })
     }
 
-    /// Whether the packet has no bytes.
+    /// Returns whether the packet has no bytes.
     #[inline]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// The bytes in front of all fragments. May be none.
+    /// Returns the bytes in front of all fragments, of which there may be none.
     ///
     /// C counterpart: `skb->data` and `skb_headlen`.
     #[inline]
@@ -89,13 +89,13 @@ impl SkBuff {
         Piece {
             // SAFETY: By the type invariants, the packet is valid.
             source: Source::Memory(unsafe { (*skb).data }),
-            // SAFETY: As above.
+            // SAFETY: By the type invariants, the packet is valid.
             len: u32_as_usize(unsafe { bindings::skb_headlen(skb) }),
             packet: PhantomData,
         }
     }
 
-    /// What stands behind the end of the linear bytes.
+    /// Returns the shared info, which stands behind the end of the linear bytes.
     ///
     /// Copies of the packet share it, and others write to some of its fields: never make a
     /// reference to the whole.
@@ -105,7 +105,7 @@ impl SkBuff {
         unsafe { bindings::skb_shinfo(self.0.get()) }
     }
 
-    /// The fragments: pages, and memory that only a device can reach (`net_iov`).
+    /// Returns the fragments: pages, and memory that only a device can reach (`net_iov`).
     ///
     /// C counterpart: `skb_shinfo(skb)->frags`.
     #[inline]
@@ -114,7 +114,7 @@ impl SkBuff {
         // SAFETY: By the type invariants, the packet is valid, so that it has a shared info, and
         // nobody changes the number of its fragments.
         let count = usize::from(unsafe { (*shared).nr_frags });
-        // SAFETY: As above. This makes no reference.
+        // SAFETY: The shared info is valid. This makes no reference to it.
         let mut next = unsafe { &raw const (*shared).frags }.cast::<bindings::skb_frag_t>();
         let end = next.wrapping_add(count);
 
@@ -132,7 +132,7 @@ impl SkBuff {
         })
     }
 
-    /// The packets of which the rest of this one is made up.
+    /// Returns the packets that the rest of this one is made up of.
     ///
     /// C counterpart: `skb_walk_frags`.
     #[inline]
@@ -212,7 +212,7 @@ impl Piece<'_> {
         let source = if let Some(iov) = NonNull::new(iov) {
             Source::NetIov { iov, start }
         } else {
-            // SAFETY: As above.
+            // SAFETY: The caller guarantees that the fragment is valid.
             let page = unsafe { bindings::skb_frag_page(frag) };
 
             match NonNull::new(page) {
@@ -241,25 +241,25 @@ impl Piece<'_> {
         }
     }
 
-    /// How many bytes there are.
+    /// Returns the number of bytes.
     #[inline]
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether there are no bytes.
+    /// Returns whether there are no bytes.
     #[inline]
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// Whether the CPU may read the bytes: not those of a `net_iov`.
+    /// Returns whether the CPU may read the bytes. It may not read those of a `net_iov`.
     #[inline]
     pub fn is_copyable(&self) -> bool {
         !matches!(self.source, Source::NetIov { .. })
     }
 
-    /// The `net_iov` that the bytes are in, if they are, and where they begin in it.
+    /// Returns the `net_iov` that the bytes are in, if any, and the offset at which they begin in it.
     ///
     /// The packet has a reference to it.
     #[inline]

@@ -111,13 +111,13 @@ pub struct LockedTcpSocket<'a> {
 }
 
 impl LockedTcpSocket<'_> {
-    /// The socket as C knows it: valid, a `struct tcp_sock`, and locked.
+    /// Returns the socket as C knows it. It is valid, a `struct tcp_sock`, and locked.
     #[inline]
     fn as_ptr(&self) -> *mut bindings::sock {
         self.socket.sk.as_ptr()
     }
 
-    /// Takes up to `count` bytes out of the receive queue. Returns how many were taken. Does not
+    /// Takes up to `count` bytes out of the receive queue. Returns the number of bytes taken. Does not
     /// wait for any.
     ///
     /// For each packet that has some, `actor` is called with the packet, where in the packet the
@@ -175,7 +175,7 @@ impl LockedTcpSocket<'_> {
         usize::try_from(ret).map_err(|_| Error::from_errno(ret))
     }
 
-    /// Whether all was received that the other side will ever send, and the end of it was
+    /// Returns whether all was received that the other side will ever send, and the end of it was
     /// processed: `SOCK_DONE`.
     #[inline]
     pub fn is_done(&self) -> bool {
@@ -183,7 +183,7 @@ impl LockedTcpSocket<'_> {
         unsafe { bindings::sock_flag(self.as_ptr(), bindings::sock_flags_SOCK_DONE) }
     }
 
-    /// The error that the socket has met with, if there is one. It has none afterwards.
+    /// Takes the error that the socket has met with, if there is one.
     ///
     /// C counterpart: `sock_error`.
     #[inline]
@@ -192,7 +192,7 @@ impl LockedTcpSocket<'_> {
         to_result(unsafe { bindings::sock_error(self.as_ptr()) }).err()
     }
 
-    /// Whether nothing more is to be received: `RCV_SHUTDOWN`.
+    /// Returns whether nothing more is to be received: `RCV_SHUTDOWN`.
     #[inline]
     pub fn is_shutdown(&self) -> bool {
         // C reads the field: for bindgen, `struct sock` is too short behind `sk_lock`, which has a
@@ -202,7 +202,7 @@ impl LockedTcpSocket<'_> {
         unsafe { bindings::sk_is_rcv_shutdown(self.as_ptr()) }
     }
 
-    /// Whether the socket is not connected: its state is `TCP_CLOSE`.
+    /// Returns whether the socket is not connected: its state is `TCP_CLOSE`.
     #[inline]
     pub fn is_closed(&self) -> bool {
         // SAFETY: By the type invariants, the socket is valid. The field is volatile in C.

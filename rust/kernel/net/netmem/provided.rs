@@ -122,19 +122,19 @@ impl<'a> ProvidedIov<'a> {
         }
     }
 
-    /// What [`NetIovs::set_tag`](super::NetIovs::set_tag) set.
+    /// Returns the tag that [`NetIovs::set_tag`](super::NetIovs::set_tag) set.
     #[inline]
     pub fn tag(&self) -> u64 {
         self.iov.owner.tag.load(Relaxed)
     }
 
-    /// The number of the buffer.
+    /// Returns the number of the buffer.
     #[inline]
     pub fn index(&self) -> usize {
         self.index
     }
 
-    /// Where the bytes begin in the buffer.
+    /// Returns the offset at which the bytes begin in the buffer.
     #[inline]
     pub fn offset(&self) -> usize {
         self.offset
@@ -157,7 +157,7 @@ impl<'a> ProvidedIov<'a> {
         granted.fetch_add(1, Release);
     }
 
-    /// The whole of a buffer that was just taken out of a pool.
+    /// Makes a run of a whole buffer that was just taken out of a pool.
     ///
     /// # Safety
     ///
@@ -169,7 +169,7 @@ impl<'a> ProvidedIov<'a> {
         Self::new(unsafe { Iov::from_raw(iov) }, 0)
     }
 
-    /// Gives back the reference of a packet: what remains.
+    /// Gives back the reference of a packet. Returns what became of the buffer.
     ///
     /// # Safety
     ///

@@ -318,8 +318,8 @@ impl<P: MemoryProvider> ProvidedQueue<P> {
         drop(binding);
     }
 
-    /// Has the provider unmap its memory if that is not done yet and no pool can give a buffer to the
-    /// device any more.
+    /// Tells the provider to unmap its memory, if that is not done yet and no pool can give a buffer
+    /// to the device any more.
     fn unmap_if_unused(&self, state: &mut MutexGuard<'_, State<P>>) {
         let is_used = state.binding.is_some() || !state.pools.iter().all(Pool::is_destroyed);
 
@@ -473,7 +473,7 @@ mod tests {
         }
     }
 
-    /// A provider that was bound, as far as it knows, and the number of its mappings.
+    /// Makes a provider that was bound, as far as it knows. Returns also the number of its mappings.
     fn provider(dev: &Device<Bound>) -> Result<(Arc<ProvidedQueue<Provider>>, Arc<Atomic<i32>>)> {
         let mapped = Arc::new(Atomic::new(1), GFP_KERNEL)?;
         let mut table: KBox<(bindings::sg_table, bindings::scatterlist)> =

@@ -36,8 +36,8 @@ pub struct TestPool<P: MemoryProvider> {
 }
 
 impl<P: MemoryProvider> TestPool<P> {
-    /// A pool of buffers of a page, for no queue of a device. Takes RTNL, then a device's lock, and
-    /// has the provider set the pool up under them.
+    /// Creates a pool of buffers of a page, for no queue of a device. Takes RTNL and then a device's
+    /// lock, under which the provider sees the pool.
     ///
     /// # Errors
     ///
@@ -55,7 +55,7 @@ impl<P: MemoryProvider> TestPool<P> {
         })
     }
 
-    /// What a driver does: takes a buffer and puts it into a packet.
+    /// Takes a buffer and puts it into a packet, as a driver does.
     pub fn receive(&mut self) -> Option<Packet<'static>> {
         // SAFETY: By the type invariants, the pool is valid, and its cache ours.
         let netmem =
@@ -72,7 +72,7 @@ impl<P: MemoryProvider> TestPool<P> {
         })
     }
 
-    /// How many buffers it has, wherever they are.
+    /// Returns the number of buffers of the pool, wherever they are.
     pub fn in_flight(&self) -> u32 {
         let pool = self.pool.as_ptr();
         // SAFETY: By the type invariants, the pool is valid. The first count changes in `receive`
@@ -107,7 +107,7 @@ pub struct Packet<'a> {
 }
 
 impl Packet<'_> {
-    /// Its bytes.
+    /// Returns its bytes.
     pub fn iov(&self) -> &ProvidedIov<'_> {
         &self.iov
     }
