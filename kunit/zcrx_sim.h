@@ -151,6 +151,7 @@ void zsim_slot_remove(struct zsim_port *port);
 /* zcrx_sim_port.c */
 int zsim_plug(struct zsim_port *port);
 void zsim_unplug(struct zsim_port *port);
+struct zsim_port *zsim_port_on(const struct device *slot);
 
 /* zcrx_sim_queue.c */
 extern const struct netdev_queue_mgmt_ops zsim_queue_ops;

@@ -207,6 +207,17 @@ void zsim_unplug(struct zsim_port *port)
 		free_netdev(dev);
 }
 
+/* Finds the port whose slot a device is, or NULL if it is none's. */
+struct zsim_port *zsim_port_on(const struct device *slot)
+{
+	unsigned int i;
+
+	for (i = 0; i < 2 * pairs; i++)
+		if (ports[i].slot == slot)
+			return &ports[i];
+	return NULL;
+}
+
 static int zsim_port_add(struct zsim_port *port, unsigned int number)
 {
 	int err;

@@ -2,7 +2,9 @@
 /*
  * Slots of the software NIC: the devices that its buffers are mapped for. They are
  * platform devices, which nothing stands behind; or, for those who want an IOMMU
- * there, PCI devices of QEMU's that are of no other use.
+ * there, PCI devices of QEMU's that are of no other use. Unbinding one from the
+ * driver, in sysfs, pulls out its network device. Another can be put in even so,
+ * which then has a parent without a driver.
  */
 
 #include <linux/dma-mapping.h>
@@ -16,12 +18,25 @@ static bool pci;
 module_param(pci, bool, 0444);
 MODULE_PARM_DESC(pci, "Have the ports on QEMU's devices pci-testdev, one each (default off)");
 
-/* Who transfers by DMA has a driver, which this one stays. */
+/* The driver lets go of a slot. */
+static void zsim_slot_unbound(struct device *slot)
+{
+	struct zsim_port *port = zsim_port_on(slot);
+
+	if (port)
+		zsim_unplug(port);
+}
+
+static void zsim_platform_remove(struct platform_device *pdev)
+{
+	zsim_slot_unbound(&pdev->dev);
+}
+
 static struct platform_driver zsim_platform_driver = {
+	.remove		= zsim_platform_remove,
 	.driver = {
-		.name			= "zcrx_sim",
-		.probe_type		= PROBE_FORCE_SYNCHRONOUS,
-		.suppress_bind_attrs	= true,
+		.name		= "zcrx_sim",
+		.probe_type	= PROBE_FORCE_SYNCHRONOUS,
 	},
 };
 
@@ -37,13 +52,9 @@ static int zsim_pci_probe(struct pci_dev *pdev, const struct pci_device_id *id)
 	return dma_set_mask_and_coherent(&pdev->dev, DMA_BIT_MASK(64));
 }
 
-/* The slot itself is taken away. */
 static void zsim_pci_remove(struct pci_dev *pdev)
 {
-	struct zsim_port *port = pci_get_drvdata(pdev);
-
-	if (port)
-		zsim_unplug(port);
+	zsim_slot_unbound(&pdev->dev);
 }
 
 static struct pci_driver zsim_pci_driver = {
@@ -52,8 +63,7 @@ static struct pci_driver zsim_pci_driver = {
 	.probe		= zsim_pci_probe,
 	.remove		= zsim_pci_remove,
 	.driver = {
-		.probe_type		= PROBE_FORCE_SYNCHRONOUS,
-		.suppress_bind_attrs	= true,
+		.probe_type	= PROBE_FORCE_SYNCHRONOUS,
 	},
 };
 
@@ -73,15 +83,13 @@ void zsim_slots_unregister(void)
 }
 
 /* Takes the next device that no port has. */
-static struct device *zsim_pci_slot(struct zsim_port *port)
+static struct device *zsim_pci_slot(void)
 {
 	struct pci_dev *pdev = NULL;
 
 	while ((pdev = pci_get_device(PCI_VENDOR_ID_REDHAT, ZSIM_PCI_DEVICE, pdev))) {
-		if (pdev->dev.driver == &zsim_pci_driver.driver && !pci_get_drvdata(pdev)) {
-			pci_set_drvdata(pdev, port);
+		if (pdev->dev.driver == &zsim_pci_driver.driver && !zsim_port_on(&pdev->dev))
 			return &pdev->dev;
-		}
 	}
 	return ERR_PTR(-ENODEV);
 }
@@ -100,7 +108,7 @@ static struct device *zsim_platform_slot(const struct zsim_port *port)
 
 int zsim_slot_add(struct zsim_port *port)
 {
-	struct device *slot = pci ? zsim_pci_slot(port) : zsim_platform_slot(port);
+	struct device *slot = pci ? zsim_pci_slot() : zsim_platform_slot(port);
 
 	if (IS_ERR(slot))
 		return PTR_ERR(slot);
@@ -114,11 +122,9 @@ void zsim_slot_remove(struct zsim_port *port)
 {
 	if (!port->slot)
 		return;
-	if (pci) {
-		pci_set_drvdata(to_pci_dev(port->slot), NULL);
+	if (pci)
 		put_device(port->slot);
-	} else {
+	else
 		platform_device_unregister(to_platform_device(port->slot));
-	}
 	port->slot = NULL;
 }

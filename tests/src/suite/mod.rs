@@ -34,6 +34,7 @@ mod zcrx_device_fault;
 mod zcrx_device_points;
 mod zcrx_device_selftest;
 mod zcrx_device_stress;
+mod zcrx_device_unbind;
 mod zcrx_events;
 mod zcrx_export;
 mod zcrx_fault;
@@ -178,6 +179,7 @@ const GROUPS: &[Group] = &[
             zcrx_device_buffers::TESTS,
             zcrx_device_dmabuf::TESTS,
             zcrx_device_driver::TESTS,
+            zcrx_device_unbind::TESTS,
             zcrx_device_selftest::TESTS,
         ],
     },

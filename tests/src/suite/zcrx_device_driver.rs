@@ -39,7 +39,7 @@ pub const TESTS: &[Test] = &[
 ];
 
 /// What the core says when a driver cannot give a queue its own memory back.
-const CLOSE_FAILED: &str = "at __netif_mp_close_rxq";
+pub const CLOSE_FAILED: &str = "at __netif_mp_close_rxq";
 /// What the software NIC says of an address that it cannot write to.
 const FAULT: &str = "zcrx_sim: DMA fault";
 
@@ -60,7 +60,7 @@ fn stays_mapped() -> bool {
 }
 
 /// Returns why a test is skipped in which C does what the DMA debugger reports.
-fn debugger_complains() -> Option<Outcome> {
+pub fn debugger_complains() -> Option<Outcome> {
     let complains = !stays_mapped() && Path::new("/sys/kernel/debug/dma-api").exists();
     complains.then(|| Outcome::Skipped("the DMA debugger complains of what C does".to_string()))
 }
@@ -99,7 +99,7 @@ fn send_to_old_pool(nic: &Nic) -> anyhow::Result<()> {
 }
 
 /// Waits until a close has been tried in vain.
-fn close_failed(nic: &Nic) -> anyhow::Result<()> {
+pub fn close_failed(nic: &Nic) -> anyhow::Result<()> {
     // This takes the device's lock, which a close has to its end.
     nic::wait_until("the queue is closed", || Ok(nic.provided()?.is_none()))
 }

@@ -1,0 +1,127 @@
+// SPDX-License-Identifier: GPL-2.0
+//! D10: network devices whose parent loses its driver, or has none.
+
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, ensure};
+
+use super::zcrx_device::{BUFFERS, ENTRIES, works};
+use super::zcrx_device_driver::{CLOSE_FAILED, close_failed, debugger_complains};
+use super::zcrx_receive::roomy_ring;
+use super::{Outcome, Test, TestResult, test};
+use crate::kernel::{
+    Implementation, announce_report, expect_eq, expect_result, zcrx_implementation,
+};
+use crate::netdev;
+use crate::nic::{self, Nic, PORT};
+use crate::register::PAGE_SIZE;
+use crate::zcrx::{memory, pinned};
+
+pub const TESTS: &[Test] = &[
+    test("ZN35 a driver that goes before its pool does", zn35),
+    test("ZN36 a device whose parent has no driver", zn36),
+];
+
+/// The driver of the device that a port is in.
+struct Driver {
+    /// Its folder in sysfs.
+    folder: PathBuf,
+    /// The name of the device there.
+    device: OsString,
+}
+
+impl Driver {
+    /// Finds the driver of a port that is plugged in.
+    fn of(port: &str) -> anyhow::Result<Self> {
+        let device = Path::new("/sys/class/net").join(port).join("device");
+        let folder = fs::canonicalize(device.join("driver")).context("its driver")?;
+        let device = fs::canonicalize(device).context("its device")?;
+        let device = device.file_name().context("no name")?.to_owned();
+        Ok(Self { folder, device })
+    }
+
+    /// Writes the device's name to a file of the driver.
+    fn tell(&self, what: &str) -> anyhow::Result<()> {
+        let path = self.folder.join(what);
+        fs::write(&path, self.device.as_encoded_bytes())
+            .with_context(|| format!("{:?} > {}", self.device, path.display()))
+    }
+
+    /// Takes the driver away, and with it the network device.
+    fn unbind(&self) -> anyhow::Result<()> {
+        self.tell("unbind")
+    }
+
+    /// Returns whether the device has the driver.
+    fn is_bound(&self) -> bool {
+        self.folder.join(&self.device).exists()
+    }
+}
+
+impl Drop for Driver {
+    /// Gives the device its driver back, which other tests need.
+    fn drop(&mut self) {
+        if !self.is_bound() {
+            self.tell("bind").expect("binding the driver again");
+        }
+    }
+}
+
+fn zn35() -> TestResult {
+    if let Some(skipped) = debugger_complains() {
+        return Ok(skipped);
+    }
+    let nic = Nic::new()?;
+    let driver = Driver::of(PORT)?;
+    let mut ring = roomy_ring()?;
+    let ifq = nic.ifq(&ring, ENTRIES, BUFFERS)?;
+    nic.transfer(&mut ring, &ifq, 100 * PAGE_SIZE)?;
+    let mut stream = nic.stream(1)?;
+    stream.send(16 * PAGE_SIZE)?;
+
+    nic.set("fail_close", libc::ENOMEM.into())?;
+    announce_report(CLOSE_FAILED)?;
+    drop((ifq, ring));
+    close_failed(&nic)?;
+    nic.set("fail_close", 0)?;
+    expect_eq("pinned", pinned()?, BUFFERS)?;
+
+    // The unread packets keep the pool. What is still mapped when the driver is gone,
+    // the DMA debugger reports, which knows the mappings of PCI devices.
+    driver.unbind()?;
+    ensure!(!driver.is_bound(), "the driver is still there");
+    let pools = netdev::provided_pools()?;
+    expect_eq("pools", pools.len(), 1)?;
+    ensure!(pools.iter().all(|pool| pool.detached), "the pool is in use");
+    expect_eq("pinned", pinned()?, BUFFERS)?;
+    drop(stream);
+    nic::drained()?;
+    nic::wait_pinned(0)?;
+    drop((driver, nic));
+    works(&Nic::new()?)?;
+    Ok(Outcome::Passed)
+}
+
+fn zn36() -> TestResult {
+    let rust = zcrx_implementation() == Implementation::Rust;
+    let mut nic = Nic::new()?;
+    let driver = Driver::of(PORT)?;
+    driver.unbind()?;
+    nic::plug(PORT)?;
+    nic.index = nix::net::if_::if_nametoindex(PORT)?;
+    nic.ethtool("-G zsim0 tcp-data-split on")?;
+
+    let ring = roomy_ring()?;
+    let area = memory(BUFFERS)?;
+    let got = nic.registration(ENTRIES, &area).register(ring.fd());
+    expect_result("no driver", got, if rust { -libc::EOPNOTSUPP } else { 0 })?;
+    expect_eq("provided", nic.provided()?.is_some(), !rust)?;
+    drop(ring);
+    nic.released()?;
+    nic::wait_pinned(0)?;
+    drop((driver, nic));
+    works(&Nic::new()?)?;
+    Ok(Outcome::Passed)
+}
