@@ -83,7 +83,8 @@ unsafe fn erase(ctx: NonNull<bindings::io_ring_ctx>, id: usize) -> *mut c_void {
 /// The interface queues of a ring whose `uring_lock` is held.
 ///
 /// Whatever drops a queue here does so in process context, with `uring_lock` held and `mmap_lock`
-/// released, so that a queue may sleep when it is dropped. Queues only go with `&mut self`, so that those borrowed from [`Queues::get`] stay.
+/// released, so that a queue may sleep when it is dropped. Queues only go with `&mut self`, so that
+/// those borrowed from [`Queues::get`] stay.
 ///
 /// # Invariants
 ///
