@@ -68,8 +68,8 @@ pub(super) struct Area {
 }
 
 impl Area {
-    /// Creates an area from the memory that `reg` describes, cut into buffers of `1 << shift` bytes, a
-    /// page or more. If it is for a device, it has to be mapped. May sleep.
+    /// Creates an area from the memory that `reg` describes, cut into buffers of `1 << shift`
+    /// bytes, a page or more. If it is for a device, it has to be mapped. May sleep.
     ///
     /// # Errors
     ///

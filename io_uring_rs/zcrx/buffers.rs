@@ -4,8 +4,8 @@
 //!
 //! A buffer is in one place: on the free list; with user space, which was told of it by a
 //! completion and gives it back through the refill queue; or, if there is a device, in a page pool.
-//! The number of times that user space was told is counted, so that it cannot give back more than it
-//! got.
+//! The number of times that user space was told is counted, so that it cannot give back more than
+//! it got.
 //!
 //! Lock: the free list has one, which disables bottom halves; nothing is locked under it. Pools may
 //! be given a buffer only while it is not held, as they may let go of it at once.
@@ -113,8 +113,8 @@ impl Buffers {
         }
     }
 
-    /// Sets the token of the area, by which packets tell whose buffers they have. It is the offset at
-    /// which the area begins for user space.
+    /// Sets the token of the area, by which packets tell whose buffers they have. It is the offset
+    /// at which the area begins for user space.
     pub(super) fn set_token(&self, token: u64) {
         if let Some(iovs) = self.iovs() {
             iovs.set_tag(token);
@@ -126,7 +126,8 @@ impl Buffers {
         self.free.lock().note_in(areas, id);
     }
 
-    /// Gives the buffers to `dev`, which finds them in `memory`. Without a device, this does nothing.
+    /// Gives the buffers to `dev`, which finds them in `memory`. Without a device, this does
+    /// nothing.
     ///
     /// # Errors
     ///

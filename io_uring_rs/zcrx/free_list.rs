@@ -2,10 +2,10 @@
 
 //! Lists of free buffers, and which areas have any.
 //!
-//! Each area has a [`FreeList`] of its own, with a lock around it. [`FreeAreas`] has a bit per area,
-//! so that a queue whose areas are all used up is seen to be without taking a lock. A bit is set
-//! before a buffer is on the list that another CPU can take, and cleared when the last one is taken,
-//! both while that list is locked: so no area that has free buffers is overlooked for good.
+//! Each area has a [`FreeList`] of its own, with a lock around it. [`FreeAreas`] has a bit per
+//! area, so that a queue whose areas are all used up is seen to be without taking a lock. A bit is
+//! set before a buffer is on the list that another CPU can take, and cleared when the last one is
+//! taken, both while that list is locked: so no area that has free buffers is overlooked for good.
 
 use kernel::{
     bitmap::BitmapVec,

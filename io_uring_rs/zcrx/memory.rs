@@ -144,8 +144,8 @@ impl Memory {
     /// # Errors
     ///
     /// - [`EINVAL`] if the device reaches more or less than there should be.
-    /// - [`ERANGE`] if a buffer would not be in one piece, or not at a multiple of its size. Hardware
-    ///   that is given addresses in units of buffers ignores what is below.
+    /// - [`ERANGE`] if a buffer would not be in one piece, or not at a multiple of its size.
+    ///   Hardware that is given addresses in units of buffers ignores what is below.
     /// - What mapping gives.
     pub(super) fn map(&self, dev: &Device<Bound>, shift: u32) -> Result<KBox<dyn DmaMemory>> {
         let memory = match &self.kind {

@@ -143,8 +143,8 @@ impl Drop for Mapped {
                 bindings::dma_data_direction::DMA_FROM_DEVICE,
             )
         };
-        // SAFETY: By the type invariants, the attachment is one to this dma-buf, which is not mapped
-        // any more.
+        // SAFETY: By the type invariants, the attachment is one to this dma-buf, which is not
+        // mapped any more.
         unsafe { bindings::dma_buf_detach(self.buf.buf.as_ptr(), self.attachment.as_ptr()) };
     }
 }

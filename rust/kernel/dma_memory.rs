@@ -24,8 +24,8 @@ use crate::{
 /// # Safety
 ///
 /// - From when the value exists until it is dropped or [`Self::device`] is unbound from its driver,
-///   that device can write to what the table that [`Self::table`] returns names, and to nothing else
-///   by way of it. The table is the same each time.
+///   that device can write to what the table that [`Self::table`] returns names, and to nothing
+///   else by way of it. The table is the same each time.
 /// - What is written to is memory that is meant for that: it is not freed, and no reference to it
 ///   exists, as long as the value does.
 pub unsafe trait DmaMemory: Send + Sync {

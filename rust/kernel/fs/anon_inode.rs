@@ -111,8 +111,7 @@ impl Private {
     fn is_of<F: AnonFile>(&self) -> bool {
         // The id of a type is made from the names of its crate and of its path. Modules may have
         // crates of the same name, so the id alone is not enough.
-        self.kind == TypeId::of::<F>()
-            && self.owner.0 == this_module::<F::OwnerModule>().as_ptr()
+        self.kind == TypeId::of::<F>() && self.owner.0 == this_module::<F::OwnerModule>().as_ptr()
     }
 }
 
@@ -280,8 +279,8 @@ pub fn with<F: AnonFile, R>(
         return Err(EBADF);
     }
     // SAFETY: By the type invariants, of which `is_of` has shown that they are about `F`, the data
-    // came from `into_foreign` of `F::Data`. It goes back to `from_foreign` when the private data is
-    // dropped, which is after the reference to the file is, and that outlives the call.
+    // came from `into_foreign` of `F::Data`. It goes back to `from_foreign` when the private data
+    // is dropped, which is after the reference to the file is, and that outlives the call.
     Ok(f(unsafe {
         <F::Data as ForeignOwnable>::borrow(private.data)
     }))

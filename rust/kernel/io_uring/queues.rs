@@ -339,8 +339,8 @@ impl<'a, T: Send + Sync + 'static> Reservation<'a, T> {
             // SAFETY: By the type invariants, the ring is valid.
             let _guard = unsafe { mmap_lock(self.ctx) }.lock();
 
-            // SAFETY: By the type invariants, the ring is valid, and so is its array. The pointer is
-            // aligned as `Queues::from_raw` has checked.
+            // SAFETY: By the type invariants, the ring is valid, and so is its array. The pointer
+            // is aligned as `Queues::from_raw` has checked.
             unsafe {
                 bindings::xa_store(
                     array(self.ctx),

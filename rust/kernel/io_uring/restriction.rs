@@ -137,7 +137,8 @@ impl<T: Contents> Restriction<T> {
     /// Puts a set of filters in the place of the present one, if any, which is dropped.
     ///
     /// What C has copied out of the set before is invalid then. Whoever made this reference, with
-    /// [`Self::from_raw_mut`], has taken on to renew it. [`Ring`](super::ring::Ring) does so itself.
+    /// [`Self::from_raw_mut`], has taken on to renew it. [`Ring`](super::ring::Ring) does so
+    /// itself.
     pub fn set_filters(&mut self, set: ARef<FilterSet<T>>) {
         drop(self.take_filters());
 

@@ -33,9 +33,7 @@ use core::{
 /// # Safety
 ///
 /// `task` must be valid.
-unsafe fn field(
-    task: NonNull<bindings::task_struct>,
-) -> *mut *mut bindings::io_restriction {
+unsafe fn field(task: NonNull<bindings::task_struct>) -> *mut *mut bindings::io_restriction {
     // SAFETY: The caller guarantees validity; the field's address is taken, nothing is read.
     unsafe { &raw mut (*task.as_ptr()).io_uring_restrict }
 }
@@ -56,8 +54,8 @@ impl<T: Contents> TaskRestriction<'_, T> {
     ///
     /// # Safety
     ///
-    /// - There must be no other handle for the current task while this one exists. It cannot be sent
-    ///   to another task, which the pointer in it sees to.
+    /// - There must be no other handle for the current task while this one exists. It cannot be
+    ///   sent to another task, which the pointer in it sees to.
     /// - All restrictions of tasks must be set through this type with the same `T`.
     pub unsafe fn current() -> Self {
         // SAFETY: The current task is never null.
@@ -99,8 +97,12 @@ impl<T: Contents> TaskRestriction<'_, T> {
         // SAFETY: The caller guarantees that the task is valid.
         let field = unsafe { field(child) };
         // SAFETY: As the task does not run yet, nobody writes to its flags, nor accesses the field.
-        let (flags, parents) =
-            unsafe { ((&raw const (*child.as_ptr()).flags).read(), field.replace(null_mut())) };
+        let (flags, parents) = unsafe {
+            (
+                (&raw const (*child.as_ptr()).flags).read(),
+                field.replace(null_mut()),
+            )
+        };
 
         if parents.is_null() || flags & bindings::PF_IO_WORKER != 0 {
             return;

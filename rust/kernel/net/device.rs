@@ -142,9 +142,9 @@ impl LockedNetDevice<'_> {
 
     /// Returns the device that writes what the receive queue `queue` receives.
     ///
-    /// That is a device whose driver made the network device: it has queues that can be restarted, and
-    /// says itself by what it transfers. A network device may have a parent without a driver, though,
-    /// on which nothing can be mapped for as long as it has one; such a parent is refused.
+    /// That is a device whose driver made the network device: it has queues that can be restarted,
+    /// and says itself by what it transfers. A network device may have a parent without a driver,
+    /// though, on which nothing can be mapped for as long as it has one; such a parent is refused.
     ///
     /// C counterpart: `netdev_queue_get_dma_dev`.
     ///

@@ -7,11 +7,11 @@
 //! *granted*. The number of grants is counted, so that user space cannot give back more than it was
 //! granted.
 //!
-//! The memory is mapped by [`NetIovs::map`], which tells each buffer the address by which the device
-//! knows it, and keeps the mapping. Only buffers with an address are put into page pools, and only
-//! into those of the device that the memory is mapped for. The mapping ends when the buffers are
-//! dropped, which no pool may have then, or by [`NetIovs::unmap`], which demands evidence that no
-//! pool gives buffers to a device any more.
+//! The memory is mapped by [`NetIovs::map`], which tells each buffer the address by which the
+//! device knows it, and keeps the mapping. Only buffers with an address are put into page pools,
+//! and only into those of the device that the memory is mapped for. The mapping ends when the
+//! buffers are dropped, which no pool may have then, or by [`NetIovs::unmap`], which demands
+//! evidence that no pool gives buffers to a device any more.
 //!
 //! C header: [`include/net/netmem.h`](srctree/include/net/netmem.h)
 
@@ -85,8 +85,8 @@ fn rest_after(number: usize) {
 ///
 /// # Invariants
 ///
-/// - `owner` came from `KBox::into_raw`, is pinned, and is ours. It is freed only while no buffer is
-///   in a pool.
+/// - `owner` came from `KBox::into_raw`, is pinned, and is ours. It is freed only while no buffer
+///   is in a pool.
 /// - `iovs` and `granted` of the owner have as many elements, and are never moved nor shortened.
 /// - Each `net_iov` is of that owner. Its `pp` is null while it is in no pool; its `pp_ref_count`
 ///   is `FREE` while it is free, and else not below the number of grants.
@@ -151,8 +151,8 @@ impl NetIovs {
             granted.push(Atomic::new(0), GFP_KERNEL_ACCOUNT)?;
             rest_after(number);
         }
-        // SAFETY: The owner is valid, and nobody else has a pointer to it yet. The arrays stay where
-        // they are when the vectors are moved.
+        // SAFETY: The owner is valid, and nobody else has a pointer to it yet. The arrays stay
+        // where they are when the vectors are moved.
         unsafe {
             (*(*owner.as_ptr()).area.get()).niovs = iovs.as_mut_ptr().cast();
             (*owner.as_ptr()).iovs = iovs;
@@ -163,8 +163,8 @@ impl NetIovs {
 
     #[inline]
     fn owner(&self) -> &Owner {
-        // SAFETY: By the type invariants, the owner is valid as long as `self` is, and nobody has it
-        // mutably.
+        // SAFETY: By the type invariants, the owner is valid as long as `self` is, and nobody has
+        // it mutably.
         unsafe { self.owner.as_ref() }
     }
 
@@ -287,7 +287,8 @@ impl NetIovs {
         TakenBack::Held
     }
 
-    /// Takes back all references that user space has to a buffer. Returns what became of the buffer.
+    /// Takes back all references that user space has to a buffer. Returns what became of the
+    /// buffer.
     pub fn take_back_all(&self, index: u32) -> TakenBack<'_> {
         let Some(iov) = self.iov(index.into()) else {
             return TakenBack::Held;
@@ -373,8 +374,8 @@ impl NetIovs {
             *owner.memory.lock() = memory;
             return;
         }
-        // INVARIANT: Nobody can put the buffers into a pool any more: they are this provider's alone,
-        // which has no pool that asks for any.
+        // INVARIANT: Nobody can put the buffers into a pool any more: they are this provider's
+        // alone, which has no pool that asks for any.
         owner.dev.store(null_mut(), Relaxed);
         for (number, iov) in owner.iovs.iter().enumerate() {
             // SAFETY: The `net_iov` is valid. Packets that still have it do not read its address,

@@ -2,13 +2,13 @@
 
 //! Page pools that get their buffers from a provider of memory.
 //!
-//! A [`MemoryProvider`] has buffers, as [`NetIovs`]. It stands in a [`ProvidedQueue`], which binds it
-//! to a receive queue of a network device. The page pools that the device's driver creates for that
-//! queue then get their buffers from it. The queue keeps a list of these pools: the memory stays
-//! mapped for as long as one of them can give a buffer to the device.
+//! A [`MemoryProvider`] has buffers, as [`NetIovs`]. It stands in a [`ProvidedQueue`], which binds
+//! it to a receive queue of a network device. The page pools that the device's driver creates for
+//! that queue then get their buffers from it. The queue keeps a list of these pools: the memory
+//! stays mapped for as long as one of them can give a buffer to the device.
 //!
-//! Lock order: the instance lock of the network device, the mutex of [`ProvidedQueue`], and then that
-//! of [`NetIovs`].
+//! Lock order: the instance lock of the network device, the mutex of [`ProvidedQueue`], and then
+//! that of [`NetIovs`].
 //!
 //! C headers:
 //! [`include/net/page_pool/memory_provider.h`](srctree/include/net/page_pool/memory_provider.h),
@@ -99,9 +99,9 @@ pub struct NewPool<'a> {
 impl NewPool<'_> {
     /// Leaves it to the exporter of a dma-buf to keep CPU caches and memory the same.
     ///
-    /// On a device that is not coherent, the pool syncs nothing from then on: the memory may be none
-    /// that the CPU has caches for, or even addresses for. On one that is coherent, a sync touches
-    /// no cache: it only copies what stands in a bounce buffer, which must go on.
+    /// On a device that is not coherent, the pool syncs nothing from then on: the memory may be
+    /// none that the CPU has caches for, or even addresses for. On one that is coherent, a sync
+    /// touches no cache: it only copies what stands in a bounce buffer, which must go on.
     pub fn leave_caches_to_exporter(&mut self) {
         // SAFETY: By the type invariants, the pool is valid and nobody else uses it.
         unsafe { bindings::page_pool_sync_bounced_only(self.pool.as_ptr()) };
@@ -153,13 +153,12 @@ impl AllocCache<'_> {
     /// Puts free buffers into the pool, as many of `indices` as there is room for. Returns how many
     /// it took, which are the first ones.
     ///
-    /// None are taken if the buffers are not mapped for the pool's device, have another size, or are
-    /// another provider's. It ends, with a warning, at one that is not free.
+    /// None are taken if the buffers are not mapped for the pool's device, have another size, or
+    /// are another provider's. It ends, with a warning, at one that is not free.
     pub fn adopt(&mut self, iovs: &NetIovs, indices: &[u32]) -> usize {
         let pool = self.pool.as_ptr();
         // SAFETY: By the type invariants, the pool is valid. These fields do not change.
-        let (provider, dev, order) =
-            unsafe { ((*pool).mp_priv, (*pool).p.dev, (*pool).p.order) };
+        let (provider, dev, order) = unsafe { ((*pool).mp_priv, (*pool).p.dev, (*pool).p.order) };
         let shift = order.saturating_add(PAGE_SHIFT as u32);
         let room = self.room();
         let mut adopted = 0;
@@ -175,8 +174,8 @@ impl AllocCache<'_> {
             };
 
             // SAFETY: By the type invariants, the pool is valid, and its counts are ours as its
-            // cache is. The buffer was free, so that it is in no pool, and it stays as long as it is
-            // in this one.
+            // cache is. The buffer was free, so that it is in no pool, and it stays as long as it
+            // is in this one.
             unsafe { bindings::net_mp_niov_set_page_pool(pool, iov.as_ptr()) };
             self.push(iov.addr().get() as bindings::netmem_ref | NET_IOV);
             adopted += 1;
@@ -184,7 +183,8 @@ impl AllocCache<'_> {
         adopted
     }
 
-    /// Gives a buffer back to its pool. If that is this one and there is room, it goes into the cache.
+    /// Gives a buffer back to its pool. If that is this one and there is room, it goes into the
+    /// cache.
     #[inline]
     pub fn recycle(&mut self, iov: PooledIov<'_>) {
         if iov.pool() == self.pool.as_ptr() && self.room() != 0 {
@@ -224,7 +224,8 @@ impl AllocCache<'_> {
             let address = unsafe { bindings::page_pool_get_dma_addr_netmem(netmem) };
 
             // SAFETY: The pool's device is valid. `NetIovs::fit` made sure that the address is one
-            // that the memory is mapped at for it; it stays mapped while this pool asks for buffers.
+            // that the memory is mapped at for it; it stays mapped while this pool asks for
+            // buffers.
             unsafe {
                 bindings::dma_sync_single_for_device(
                     dev,
@@ -371,8 +372,7 @@ impl<P: MemoryProvider> Adapter<P> {
         rxq: *mut bindings::netdev_rx_queue,
     ) -> c_int {
         // SAFETY: The caller guarantees that the queue is bound, or has a pool.
-        let queue =
-            unsafe { ArcBorrow::<ProvidedQueue<P>>::from_raw(mp_priv.cast_const().cast()) };
+        let queue = unsafe { ArcBorrow::<ProvidedQueue<P>>::from_raw(mp_priv.cast_const().cast()) };
         let kind = if rxq.is_null() {
             bindings::NETDEV_A_PAGE_POOL_IO_URING
         } else {
@@ -413,8 +413,8 @@ impl<P: MemoryProvider> Adapter<P> {
     /// `mp_priv` must be what stands beside these functions in `rxq`, whose network device is
     /// locked.
     unsafe extern "C" fn uninstall(mp_priv: *mut c_void, rxq: *mut bindings::netdev_rx_queue) {
-        // SAFETY: The caller guarantees that the queue is bound. The count that is taken here keeps it
-        // when the binding gives up its own.
+        // SAFETY: The caller guarantees that the queue is bound. The count that is taken here keeps
+        // it when the binding gives up its own.
         let queue = Arc::from(unsafe {
             ArcBorrow::<ProvidedQueue<P>>::from_raw(mp_priv.cast_const().cast())
         });

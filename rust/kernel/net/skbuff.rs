@@ -259,7 +259,8 @@ impl Piece<'_> {
         !matches!(self.source, Source::NetIov { .. })
     }
 
-    /// Returns the `net_iov` that the bytes are in, if any, and the offset at which they begin in it.
+    /// Returns the `net_iov` that the bytes are in, if any, and the offset at which they begin in
+    /// it.
     ///
     /// The packet has a reference to it.
     #[inline]

@@ -117,8 +117,8 @@ impl LockedTcpSocket<'_> {
         self.socket.sk.as_ptr()
     }
 
-    /// Takes up to `count` bytes out of the receive queue. Returns the number of bytes taken. Does not
-    /// wait for any.
+    /// Takes up to `count` bytes out of the receive queue. Returns the number of bytes taken. Does
+    /// not wait for any.
     ///
     /// For each packet that has some, `actor` is called with the packet, where in the packet the
     /// bytes begin that were not taken yet, and how many of them it may take: never zero, and never

@@ -100,7 +100,8 @@ impl<'a> Iov<'a> {
         Self {
             iov,
             // SAFETY: The caller guarantees that the `net_iov` is valid. Its `owner` never changes:
-            // it is the pointer to the whole `Owner`, as `NetIovs::new` got it, which lives as long.
+            // it is the pointer to the whole `Owner`, as `NetIovs::new` got it, which lives as
+            // long.
             owner: unsafe { &*(*iov.as_ptr()).owner.cast::<Owner>() },
         }
     }

@@ -60,8 +60,8 @@ impl<'a, 'p, P: MemoryProvider> Lookup<'a, 'p, P> {
         }
     }
 
-    /// Returns the buffer that the bytes of a piece are in, or `None` if it is not from a pool of the
-    /// provider.
+    /// Returns the buffer that the bytes of a piece are in, or `None` if it is not from a pool of
+    /// the provider.
     #[inline]
     pub fn find(&mut self, piece: &Piece<'a>) -> Option<ProvidedIov<'a>> {
         let (iov, offset) = piece.net_iov()?;

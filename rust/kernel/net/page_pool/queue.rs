@@ -7,8 +7,8 @@
 //! restart its queue goes on with the page pool that it has, and one may hide a queue whose pool it
 //! keeps. So pools are asked. A pool that its driver has not destroyed may give a buffer to the
 //! device, also one that packets gave back. Until there is no such pool, the memory stays mapped;
-//! but no longer than the device has a driver, which [`DmaMemory`](crate::dma_memory::DmaMemory) sees
-//! to.
+//! but no longer than the device has a driver, which [`DmaMemory`](crate::dma_memory::DmaMemory)
+//! sees to.
 //!
 //! Locks: the state of a queue has a mutex, under which the provider maps and unmaps memory. That
 //! calls the exporter of a dma-buf, and whoever unregisters the network device waits for it, as it
@@ -189,8 +189,8 @@ impl<P: MemoryProvider> ProvidedQueue<P> {
         ops == from_ref(self.ops) && provider.cast_const() == from_ref(self).cast()
     }
 
-    /// Returns what a receive queue is told of the provider. `page_size` is the size of buffers that
-    /// the driver is asked for, in bytes; zero leaves it to the driver.
+    /// Returns what a receive queue is told of the provider. `page_size` is the size of buffers
+    /// that the driver is asked for, in bytes; zero leaves it to the driver.
     pub(super) fn params(&self, page_size: u32) -> bindings::pp_memory_provider_params {
         bindings::pp_memory_provider_params {
             mp_priv: from_ref(self).cast_mut().cast(),
@@ -229,8 +229,8 @@ impl<P: MemoryProvider> ProvidedQueue<P> {
             if state.binding.is_some() {
                 return Err(EBUSY);
             }
-            // The binding is noted before the queue has it. Behind a leased queue is another device,
-            // whose lock is not held here, and which may go as soon as the queue is bound.
+            // The binding is noted before the queue has it. Behind a leased queue is another
+            // device, whose lock is not held here, and which may go as soon as the queue is bound.
             // INVARIANT: The device is locked until the queue has the parameters.
             state.binding = Some(Binding {
                 netdev: netdev.reference(),
@@ -262,10 +262,10 @@ impl<P: MemoryProvider> ProvidedQueue<P> {
         let state = self.state.lock();
         let binding = state.binding.as_ref()?;
 
-        // SAFETY: The device has a driver, as `dma_device` found. Before the driver goes, the provider
-        // is uninstalled, which takes the lock that is held here. While it is being bound, the
-        // network device stays locked, also until a binding that failed is taken back, which takes
-        // that lock, too.
+        // SAFETY: The device has a driver, as `dma_device` found. Before the driver goes, the
+        // provider is uninstalled, which takes the lock that is held here. While it is being bound,
+        // the network device stays locked, also until a binding that failed is taken back, which
+        // takes that lock, too.
         Some(f(unsafe { binding.dev.as_bound() }))
     }
 
@@ -291,7 +291,8 @@ impl<P: MemoryProvider> ProvidedQueue<P> {
             };
 
             // The binding stays until this returns. If the device behind a leased queue goes at the
-            // same time, whoever uninstalls finds it, and unmaps the memory before the driver is gone.
+            // same time, whoever uninstalls finds it, and unmaps the memory before the driver is
+            // gone.
             // SAFETY: The device is valid and locked. By the type invariants of `Binding`, the
             // queue has these parameters, unless it was just uninstalled, which the function sees.
             unsafe { bindings::netif_mp_close_rxq(netdev.as_ptr(), queue, &params) };
@@ -300,14 +301,14 @@ impl<P: MemoryProvider> ProvidedQueue<P> {
         }
     }
 
-    /// Takes note that the network stack lets go of the provider. The device is locked, and has been
-    /// stopped.
+    /// Takes note that the network stack lets go of the provider. The device is locked, and has
+    /// been stopped.
     pub(super) fn uninstalled(&self) {
         self.end(|_| true);
     }
 
-    /// Drops the binding if it is one of those that `is_its` wants, and has the memory unmapped if no
-    /// pool uses it any more.
+    /// Drops the binding if it is one of those that `is_its` wants, and has the memory unmapped if
+    /// no pool uses it any more.
     fn end(&self, is_its: impl FnOnce(&mut Binding<P>) -> bool) {
         let mut state = self.state.lock();
         let binding = state.binding.take_if(is_its);
@@ -318,8 +319,8 @@ impl<P: MemoryProvider> ProvidedQueue<P> {
         drop(binding);
     }
 
-    /// Tells the provider to unmap its memory, if that is not done yet and no pool can give a buffer
-    /// to the device any more.
+    /// Tells the provider to unmap its memory, if that is not done yet and no pool can give a
+    /// buffer to the device any more.
     fn unmap_if_unused(&self, state: &mut MutexGuard<'_, State<P>>) {
         let is_used = state.binding.is_some() || !state.pools.iter().all(Pool::is_destroyed);
 
@@ -332,8 +333,8 @@ impl<P: MemoryProvider> ProvidedQueue<P> {
             // SAFETY: The function has to be called where it may sleep, as here.
             unsafe { bindings::synchronize_net() };
         }
-        // INVARIANT: All pools have been destroyed, as was just seen. None is created as long as the
-        // state is locked.
+        // INVARIANT: All pools have been destroyed, as was just seen. None is created as long as
+        // the state is locked.
         self.provider.unmap(&Unused {
             provider: NonNull::from(self).cast(),
             state: PhantomData,
@@ -473,7 +474,8 @@ mod tests {
         }
     }
 
-    /// Makes a provider that was bound, as far as it knows. Returns also the number of its mappings.
+    /// Makes a provider that was bound, as far as it knows. Returns also the number of its
+    /// mappings.
     fn provider(dev: &Device<Bound>) -> Result<(Arc<ProvidedQueue<Provider>>, Arc<Atomic<i32>>)> {
         let mapped = Arc::new(Atomic::new(1), GFP_KERNEL)?;
         let mut table: KBox<(bindings::sg_table, bindings::scatterlist)> =

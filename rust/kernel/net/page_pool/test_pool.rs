@@ -36,8 +36,8 @@ pub struct TestPool<P: MemoryProvider> {
 }
 
 impl<P: MemoryProvider> TestPool<P> {
-    /// Creates a pool of buffers of a page, for no queue of a device. Takes RTNL and then a device's
-    /// lock, under which the provider sees the pool.
+    /// Creates a pool of buffers of a page, for no queue of a device. Takes RTNL and then a
+    /// device's lock, under which the provider sees the pool.
     ///
     /// # Errors
     ///

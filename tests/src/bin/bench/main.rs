@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-//! What filters and zero-copy receive cost, case by case, in nanoseconds of this machine's clock. Under
-//! QEMU with `-icount shift=0` that is the number of instructions executed.
+//! What filters and zero-copy receive cost, case by case, in nanoseconds of this machine's clock.
+//! Under QEMU with `-icount shift=0` that is the number of instructions executed.
 //!
 //! Prints a line of JSON for each case. The exit status is 1 if a request did not
 //! come to what it should, so that no kernel looks fast that lets all pass.
