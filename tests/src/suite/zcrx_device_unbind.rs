@@ -112,6 +112,7 @@ fn zn36() -> TestResult {
     nic::plug(PORT)?;
     nic.index = nix::net::if_::if_nametoindex(PORT)?;
     nic.ethtool("-G zsim0 tcp-data-split on")?;
+    nic.configure()?;
 
     let ring = roomy_ring()?;
     let area = memory(BUFFERS)?;
