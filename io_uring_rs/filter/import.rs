@@ -134,18 +134,18 @@ mod tests {
         assert_eq!(check(&valid), Ok((LAST, 1)));
 
         for (offset, value, expected) in [
-            (0, 0, Err(EINVAL)),  // cmd_type 0
-            (0, 2, Err(EINVAL)),  // cmd_type 2
-            (2, 1, Err(EINVAL)),  // cmd_flags
-            (4, 1, Err(EINVAL)),  // resv
+            (0, 0, Err(EINVAL)),              // cmd_type 0
+            (0, 2, Err(EINVAL)),              // cmd_type 2
+            (2, 1, Err(EINVAL)),              // cmd_flags
+            (4, 1, Err(EINVAL)),              // resv
             (8, LAST as u8 + 1, Err(EINVAL)), // opcode IORING_OP_LAST
-            (11, 1, Err(EINVAL)), // opcode + 2^24
-            (12, 3, Ok((LAST, 1))), // both flags
-            (12, 4, Err(EINVAL)), // unknown flag
+            (11, 1, Err(EINVAL)),             // opcode + 2^24
+            (12, 3, Ok((LAST, 1))),           // both flags
+            (12, 4, Err(EINVAL)),             // unknown flag
             (15, 0x80, Err(EINVAL)),
-            (16, 0, Err(EINVAL)),    // no instructions
-            (17, 16, Err(EINVAL)),   // 4097
-            (18, 1, Err(EINVAL)),    // 65537
+            (16, 0, Err(EINVAL)),      // no instructions
+            (17, 16, Err(EINVAL)),     // 4097
+            (18, 1, Err(EINVAL)),      // 65537
             (20, 255, Ok((LAST, 1))),  // pdu_size is not judged here
             (24, 1, Ok((LAST, 1))),    // nor is the pointer
             (31, 0xff, Ok((LAST, 1))), // nor is the pointer

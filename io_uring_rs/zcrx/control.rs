@@ -122,4 +122,3 @@ fn add_area(ifq: &Ifq, ctrl: &Ctrl) -> Result {
         let _ = register::write(to, &reg);
     })
 }
-

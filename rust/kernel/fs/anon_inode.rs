@@ -111,8 +111,7 @@ impl Private {
     fn is_of<F: AnonFile>(&self) -> bool {
         // The id of a type is made from the names of its crate and of its path. Modules may have
         // crates of the same name, so the id alone is not enough.
-        self.kind == TypeId::of::<F>()
-            && self.owner.0 == this_module::<F::OwnerModule>().as_ptr()
+        self.kind == TypeId::of::<F>() && self.owner.0 == this_module::<F::OwnerModule>().as_ptr()
     }
 }
 
@@ -149,7 +148,7 @@ static OPERATIONS: Operations = Operations(bindings::file_operations {
     ..pin_init::zeroed()
 });
 
-/// The `release` operation.
+/// Drops what a file owns: the `release` operation.
 ///
 /// # Safety
 ///
@@ -246,7 +245,7 @@ fn create_file(name: &CStr, private: KBox<Private>, flags: u32) -> Result<ARef<F
     }
 }
 
-/// The private data of a file that [`create`] made, or `None` for other files.
+/// Returns the private data of a file that [`create`] made, or `None` for other files.
 fn private(file: &LocalFile) -> Option<&Private> {
     // SAFETY: The file is valid, and its operations do not change once it has a descriptor.
     let operations = unsafe { (*file.as_ptr()).f_op };

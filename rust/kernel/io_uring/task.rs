@@ -33,9 +33,7 @@ use core::{
 /// # Safety
 ///
 /// `task` must be valid.
-unsafe fn field(
-    task: NonNull<bindings::task_struct>,
-) -> *mut *mut bindings::io_restriction {
+unsafe fn field(task: NonNull<bindings::task_struct>) -> *mut *mut bindings::io_restriction {
     // SAFETY: The caller guarantees validity; the field's address is taken, nothing is read.
     unsafe { &raw mut (*task.as_ptr()).io_uring_restrict }
 }
@@ -99,8 +97,12 @@ impl<T: Contents> TaskRestriction<'_, T> {
         // SAFETY: The caller guarantees that the task is valid.
         let field = unsafe { field(child) };
         // SAFETY: As the task does not run yet, nobody writes to its flags, nor accesses the field.
-        let (flags, parents) =
-            unsafe { ((&raw const (*child.as_ptr()).flags).read(), field.replace(null_mut())) };
+        let (flags, parents) = unsafe {
+            (
+                (&raw const (*child.as_ptr()).flags).read(),
+                field.replace(null_mut()),
+            )
+        };
 
         if parents.is_null() || flags & bindings::PF_IO_WORKER != 0 {
             return;
@@ -185,19 +187,19 @@ mod tests {
         }
     }
 
-    /// Room for a task as far as these tests use it.
+    /// Makes room for a task as far as these tests use it.
     fn task() -> Result<KBox<bindings::task_struct>> {
         KBox::init(pin_init::init_zeroed(), GFP_KERNEL)
     }
 
-    /// A handle to a task of these tests.
+    /// Makes a handle to a task of these tests.
     fn handle(task: &mut KBox<bindings::task_struct>) -> TaskRestriction<'_, Numbered> {
         // SAFETY: The task is one of these tests: borrowed mutably, it has no other handle, and it
         // gets `Numbered` only.
         unsafe { TaskRestriction::from_raw(NonNull::from(&mut **task)) }
     }
 
-    /// A child of `parent`, as fork makes it.
+    /// Makes a child of `parent`, as fork does.
     fn fork(
         parent: &KBox<bindings::task_struct>,
         flags: u32,
@@ -231,7 +233,7 @@ mod tests {
         )?)
     }
 
-    /// The number of restrictions, if rules and filters agree on it.
+    /// Returns the number of restrictions, if rules and filters agree on it.
     fn number_of(restriction: &Restriction<Numbered>) -> Option<usize> {
         let number = restriction.filters()?.number;
 
