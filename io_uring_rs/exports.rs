@@ -71,7 +71,9 @@ pub unsafe extern "C" fn io_register_bpf_filter(
 ) -> c_int {
     from_result(|| {
         let res = NonNull::new(res).ok_or(EINVAL)?;
-        // SAFETY: The caller guarantees that `res` is valid and that nobody else accesses it.
+        // SAFETY: The caller guarantees that `res` is valid, that nobody else accesses it, and that
+        // it renews the ring's copy of the filters before others may use that. All filters are set
+        // by this file.
         let owner = unsafe { Restriction::from_raw_mut(res) };
         let set = filter::read(owner.filters(), UserPtr::from_ptr(arg.cast()))?;
 
@@ -84,11 +86,13 @@ pub unsafe extern "C" fn io_register_bpf_filter(
 ///
 /// # Safety
 ///
-/// `res` must be valid, not null, and nobody else may access it.
+/// `res` must be valid, not null, and nobody else may access it: the ring has no requests any more,
+/// and gets none, so that its cached `bpf_filters` is used no more.
 #[export]
 pub unsafe extern "C" fn io_put_bpf_filters(res: *mut bindings::io_restriction) {
     if let Some(res) = NonNull::new(res) {
-        // SAFETY: The caller guarantees that `res` is valid and that nobody else accesses it.
+        // SAFETY: The caller guarantees that `res` is valid, that nobody else accesses it, and that
+        // the ring's copy of the filters is used no more. All filters are set by this file.
         let owner = unsafe { Restriction::<Filters>::from_raw_mut(res) };
 
         drop(owner.take_filters());
@@ -99,14 +103,15 @@ pub unsafe extern "C" fn io_put_bpf_filters(res: *mut bindings::io_restriction) 
 ///
 /// # Safety
 ///
-/// - `bctx` must be valid, initialised, and accessed by nobody else.
+/// - `bctx` must be valid, all of its bytes initialised, and accessed by nobody else.
 /// - `req` must be a request whose opcode was validated and whose `prep` succeeded.
 #[export]
 pub unsafe extern "C" fn io_socket_bpf_populate(
     bctx: *mut bindings::io_uring_bpf_ctx,
     req: *mut bindings::io_kiocb,
 ) {
-    // SAFETY: The caller guarantees both.
+    // SAFETY: The caller guarantees that the context is valid, initialised and ours, and that the
+    // request is prepared; it alone works on both.
     let (context, request) = unsafe { (FilterContext::from_raw(bctx), Request::from_raw(req)) };
 
     filter::populate(context, request);
@@ -122,7 +127,8 @@ pub unsafe extern "C" fn io_openat_bpf_populate(
     bctx: *mut bindings::io_uring_bpf_ctx,
     req: *mut bindings::io_kiocb,
 ) {
-    // SAFETY: The caller guarantees both.
+    // SAFETY: The caller guarantees that the context is valid, initialised and ours, and that the
+    // request is prepared; it alone works on both.
     let (context, request) = unsafe { (FilterContext::from_raw(bctx), Request::from_raw(req)) };
 
     filter::populate(context, request);
@@ -138,7 +144,8 @@ pub unsafe extern "C" fn io_connect_bpf_populate(
     bctx: *mut bindings::io_uring_bpf_ctx,
     req: *mut bindings::io_kiocb,
 ) {
-    // SAFETY: The caller guarantees both.
+    // SAFETY: The caller guarantees that the context is valid, initialised and ours, and that the
+    // request is prepared; it alone works on both.
     let (context, request) = unsafe { (FilterContext::from_raw(bctx), Request::from_raw(req)) };
 
     filter::populate(context, request);
@@ -165,9 +172,15 @@ pub unsafe extern "C" fn io_register_restrictions(
 }
 
 /// Registers restrictions with the current task.
+///
+/// # Safety
+///
+/// Only C may call this, in a system call, so that there is no [`TaskRestriction`] for the current
+/// task.
 #[export]
-pub extern "C" fn io_register_restrictions_task(arg: *mut c_void, nr_args: c_uint) -> c_int {
-    // SAFETY: There is no other handle.
+pub unsafe extern "C" fn io_register_restrictions_task(arg: *mut c_void, nr_args: c_uint) -> c_int {
+    // SAFETY: The caller guarantees that there is no other handle. All restrictions of tasks are
+    // set by this file.
     let mut task = unsafe { TaskRestriction::current() };
 
     from_result(|| {
@@ -176,9 +189,14 @@ pub extern "C" fn io_register_restrictions_task(arg: *mut c_void, nr_args: c_uin
 }
 
 /// Registers a filter with the current task.
+///
+/// # Safety
+///
+/// As for [`io_register_restrictions_task`].
 #[export]
-pub extern "C" fn io_register_bpf_filter_task(arg: *mut c_void, nr_args: c_uint) -> c_int {
-    // SAFETY: There is no other handle.
+pub unsafe extern "C" fn io_register_bpf_filter_task(arg: *mut c_void, nr_args: c_uint) -> c_int {
+    // SAFETY: The caller guarantees that there is no other handle. All restrictions of tasks are
+    // set by this file.
     let mut task = unsafe { TaskRestriction::current() };
 
     from_result(|| {
@@ -186,10 +204,15 @@ pub extern "C" fn io_register_bpf_filter_task(arg: *mut c_void, nr_args: c_uint)
     })
 }
 
-/// Whether the current task may call `io_uring_register()` with `opcode` and no ring.
+/// Returns whether the current task may call `io_uring_register()` with `opcode` and no ring.
+///
+/// # Safety
+///
+/// As for [`io_register_restrictions_task`].
 #[export]
-pub extern "C" fn io_register_blind_allowed(opcode: c_uint) -> bool {
-    // SAFETY: There is no other handle.
+pub unsafe extern "C" fn io_register_blind_allowed(opcode: c_uint) -> bool {
+    // SAFETY: The caller guarantees that there is no other handle. All restrictions of tasks are
+    // set by this file.
     let task = unsafe { TaskRestriction::current() };
 
     restriction::allows_register(&task, opcode)
@@ -226,7 +249,8 @@ pub unsafe extern "C" fn io_ctx_restriction_clone(
 #[export]
 pub unsafe extern "C" fn __io_uring_fork(tsk: *mut bindings::task_struct) -> c_int {
     if let Some(child) = NonNull::new(tsk) {
-        // SAFETY: The caller guarantees it.
+        // SAFETY: The caller guarantees that the child does not run yet, and that its pointer is a
+        // copy of the current task's. All restrictions of tasks are set by this file.
         unsafe { TaskRestriction::<Filters>::inherit(child) };
     }
     0
@@ -240,7 +264,8 @@ pub unsafe extern "C" fn __io_uring_fork(tsk: *mut bindings::task_struct) -> c_i
 #[export]
 pub unsafe extern "C" fn io_task_restriction_free(tsk: *mut bindings::task_struct) {
     if let Some(task) = NonNull::new(tsk) {
-        // SAFETY: The caller guarantees it.
+        // SAFETY: The caller guarantees that nobody else accesses the task. All restrictions of
+        // tasks are set by this file.
         let mut task = unsafe { TaskRestriction::<Filters>::from_raw(task) };
 
         drop(task.take());

@@ -41,7 +41,8 @@ use kernel::{
 ///
 /// # Safety
 ///
-/// `ctx` must be a valid ring, not null, whose `uring_lock` is held.
+/// `ctx` must be a valid ring, not null, whose `uring_lock` the current task holds during the call,
+/// and whose `user` and `mm_account` have not been released.
 #[export]
 pub unsafe extern "C" fn io_register_zcrx(
     ctx: *mut bindings::io_ring_ctx,
@@ -132,11 +133,14 @@ pub unsafe extern "C" fn io_zcrx_recv(
     // SAFETY: The caller guarantees that the pointer came from the ring's array, where queues stay
     // as long as there are requests.
     let ifq = unsafe { &*ifq.cast::<Queue>() };
-    // SAFETY: The caller guarantees it.
+    // SAFETY: The caller guarantees that nobody else accesses the length, which it keeps in the
+    // request.
     let len = unsafe { &mut *len };
 
     from_result(|| {
-        // SAFETY: The caller guarantees it.
+        // SAFETY: The caller guarantees a request that is being issued, and which it alone works on.
+        // The ring is the current task's, it cannot be resized while its lock is held, and
+        // completions are flushed after the request was issued.
         let request = unsafe { Receive::from_raw(req, issue_flags) }.ok_or(EINVAL)?;
         // SAFETY: The caller guarantees that the socket is open, as the request keeps it.
         let socket = unsafe { TcpSocket::from_raw(sock) }.ok_or(EPROTONOSUPPORT)?;

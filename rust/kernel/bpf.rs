@@ -150,7 +150,7 @@ fn rewrite(code: u16, k: u32, action: Action, size: usize) -> Result<(u16, u32)>
     Ok((u16::try_from(code)?, k))
 }
 
-/// Copies the `len` instructions at `insns` from user space and checks them.
+/// Copies the `len` instructions at `insns` from user space and checks them. May sleep.
 ///
 /// The result is a valid program that `C` admits, and in which loads of the packet's length have
 /// become loads of the constant that `C` gives for them.
@@ -204,7 +204,8 @@ pub fn read_program<C: Checker>(insns: UserPtr, len: u16, flags: Flags) -> Resul
     UserSlice::new(insns, len * size_of::<Insn>())
         .reader()
         .read_slice(program.as_mut_slice().as_bytes_mut())?;
-    // SAFETY: The vector is valid for reads of `len` instructions, of which C's have the layout.
+    // SAFETY: The vector is valid for reads of `len` instructions, which have the layout of C's, and
+    // `len` is not zero, as `bpf_check_classic` expects.
     to_result(unsafe { bindings::bpf_check_classic(program.as_ptr().cast(), len as u32) })?;
 
     for insn in program.iter_mut() {
@@ -237,11 +238,11 @@ pub struct Program<C> {
 // SAFETY: A program is immutable, may run on several CPUs at once, and may be destroyed anywhere.
 unsafe impl<C> Send for Program<C> {}
 
-// SAFETY: As above.
+// SAFETY: A shared program can only be run, which writes to nothing but the stack of who does.
 unsafe impl<C> Sync for Program<C> {}
 
 impl<C: Checker> Program<C> {
-    /// Checks instructions and compiles them.
+    /// Checks instructions and compiles them. May sleep.
     ///
     /// # Errors
     ///
@@ -332,7 +333,7 @@ unsafe extern "C" fn check_thunk<C: Checker>(
 mod tests {
     use super::*;
 
-    /// `code` as the type that instructions have.
+    /// Returns `code` as the type that instructions have.
     fn narrow(code: u32) -> u16 {
         code.try_into().unwrap_or(u16::MAX)
     }

@@ -21,7 +21,7 @@ impl Capability {
     pub const SYS_ADMIN: Self = Self(bindings::CAP_SYS_ADMIN);
 }
 
-/// Whether the current task has a capability in its own user namespace.
+/// Returns whether the current task has a capability in its own user namespace.
 ///
 /// The question leaves no trace in the audit log: it is for callers that have another answer where
 /// the capability is missing.
@@ -42,13 +42,16 @@ pub fn current_has_noaudit(capability: Capability) -> bool {
     unsafe { bindings::ns_capable_noaudit(bindings::current_user_ns(), capability.0 as c_int) }
 }
 
-/// Whether the current task has a capability in the initial user namespace.
+/// Returns whether the current task has a capability in the initial user namespace.
+///
+/// That it has not may be noted in the audit log. Security modules are asked in both cases, so that
+/// this is for process context.
 pub fn current_has(capability: Capability) -> bool {
     // SAFETY: `capability` is one that the kernel knows.
     unsafe { bindings::capable(capability.0 as c_int) }
 }
 
-/// Whether the current task has given up gaining privileges by `execve()`: `PR_SET_NO_NEW_PRIVS`.
+/// Returns whether the current task has given up gaining privileges by `execve()`: `PR_SET_NO_NEW_PRIVS`.
 pub fn current_has_no_new_privs() -> bool {
     // SAFETY: The current task is valid.
     unsafe { bindings::task_no_new_privs(Task::current_raw()) }

@@ -10,14 +10,15 @@ use crate::{
     task::Task, //
 };
 
-/// Lets other tasks run if they have waited long enough. May sleep.
+/// Lets other tasks run if they have waited long enough. May sleep, so no spinlock may be held.
 pub fn cond_resched() {
     crate::task::might_sleep();
-    // SAFETY: Sleeping is allowed here, which `might_sleep` sees to.
+    // SAFETY: The function has no preconditions for memory safety. Whether sleeping is allowed here
+    // is the caller's business, as with all functions that may sleep; `might_sleep` checks it.
     unsafe { bindings::cond_resched() };
 }
 
-/// Whether the current task is about to be killed.
+/// Returns whether the current task is about to be killed.
 pub fn fatal_signal_pending() -> bool {
     // SAFETY: The current task is valid.
     unsafe { bindings::fatal_signal_pending(Task::current_raw()) != 0 }

@@ -22,27 +22,27 @@ pub struct Insn {
 }
 
 impl Insn {
-    /// An instruction that is no conditional jump.
+    /// Makes an instruction that is no conditional jump.
     pub const fn new(code: u16, k: u32) -> Self {
         Self::jump(code, 0, 0, k)
     }
 
-    /// A conditional jump.
+    /// Makes a conditional jump.
     pub const fn jump(code: u16, jt: u8, jf: u8, k: u32) -> Self {
         Self { code, jt, jf, k }
     }
 
-    /// The instruction's class: [`LD`] to [`MISC`].
+    /// Returns the instruction's class: [`LD`] to [`MISC`].
     pub const fn class(&self) -> u16 {
         self.code & 0x07
     }
 
-    /// The operation of an instruction of class [`ALU`] or [`JMP`].
+    /// Returns the operation of an instruction of class [`ALU`] or [`JMP`].
     pub const fn op(&self) -> u16 {
         self.code & 0xf0
     }
 
-    /// Whether the second operand of an [`ALU`] or [`JMP`] instruction is X, not the constant.
+    /// Returns whether the second operand of an [`ALU`] or [`JMP`] instruction is X, not the constant.
     pub const fn has_x(&self) -> bool {
         self.code & X != 0
     }

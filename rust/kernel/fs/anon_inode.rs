@@ -148,7 +148,7 @@ static OPERATIONS: Operations = Operations(bindings::file_operations {
     ..pin_init::zeroed()
 });
 
-/// The `release` operation.
+/// Drops what a file owns: the `release` operation.
 ///
 /// # Safety
 ///
@@ -245,7 +245,7 @@ fn create_file(name: &CStr, private: KBox<Private>, flags: u32) -> Result<ARef<F
     }
 }
 
-/// The private data of a file that [`create`] made, or `None` for other files.
+/// Returns the private data of a file that [`create`] made, or `None` for other files.
 fn private(file: &LocalFile) -> Option<&Private> {
     // SAFETY: The file is valid, and its operations do not change once it has a descriptor.
     let operations = unsafe { (*file.as_ptr()).f_op };

@@ -74,7 +74,7 @@ pub struct Account {
 }
 
 impl Account {
-    /// Who pays for the memory of a ring.
+    /// Returns the account that pays for the memory of a ring.
     ///
     /// # Safety
     ///
@@ -83,7 +83,7 @@ impl Account {
     pub unsafe fn of_ring(ctx: NonNull<bindings::io_ring_ctx>) -> Self {
         // SAFETY: The caller guarantees that the ring is valid and its `user` constant.
         let user = unsafe { (*ctx.as_ptr()).user };
-        // SAFETY: Likewise.
+        // SAFETY: The caller guarantees that the ring is valid and its `mm_account` constant.
         let mm = unsafe { (*ctx.as_ptr()).mm_account };
 
         Self {
@@ -100,19 +100,20 @@ impl Account {
         }
     }
 
-    /// The user as C knows it, or null. Valid as long as this object or a clone of it exists.
+    /// Returns the user as C knows it, or null. Valid as long as this object or a clone of it exists.
     pub(super) fn user(&self) -> *mut bindings::user_struct {
         self.user.as_ref().map_or(null_mut(), |user| user.0.get())
     }
 
-    /// The address space as C knows it, or null. Valid as long as [`Self::user`]'s result is.
+    /// Returns the address space as C knows it, or null. Valid as long as [`Self::user`]'s result is.
     fn mm(&self) -> *mut bindings::mm_struct {
         self.mm.as_ref().map_or(null_mut(), |mm| mm.as_raw())
     }
 
     /// Charges a number of pages, until the result is dropped.
     ///
-    /// The limit is the current task's `RLIMIT_MEMLOCK`.
+    /// The limit is the current task's `RLIMIT_MEMLOCK`. Only users are limited: the pages of the
+    /// address space are counted for others to see. Does not sleep.
     ///
     /// C counterpart: `io_account_mem` in [`io_uring/rsrc.c`](srctree/io_uring/rsrc.c).
     ///
@@ -127,8 +128,9 @@ impl Account {
         }
         // SAFETY:
         // - The user and the address space are null or valid, as `self` has references to them.
-        // - The sum with what the user has, which is no more than the pages that fit into the
-        //   address space, does not overflow.
+        // - The sum with what the user has does not overflow: no limit is above the number of pages
+        //   in an `unsigned long` of bytes, and the user never has more than a limit. What is
+        //   counted for the address space is atomic and may wrap around.
         to_result(unsafe { bindings::io_account_mem(self.user(), self.mm(), pages) })?;
 
         // INVARIANT: `io_account_mem` succeeded.
@@ -139,7 +141,8 @@ impl Account {
     }
 }
 
-/// Pages that were charged. Dropping it returns them.
+/// Pages that were charged. Dropping it returns them, and a reference to the account: see
+/// [`Account`] for where that may be.
 ///
 /// # Invariants
 ///

@@ -26,7 +26,7 @@ pub enum Command<'a> {
 }
 
 impl Request {
-    /// The request's arguments.
+    /// Returns the request's arguments.
     #[inline]
     pub fn command(&self) -> Command<'_> {
         // INVARIANT: Each view is made for its own opcodes, of which `prep` filled the structure.
@@ -38,7 +38,7 @@ impl Request {
         }
     }
 
-    /// The structure that `prep` filled: `io_kiocb_to_cmd()`.
+    /// Returns the address of the structure that `prep` filled: `io_kiocb_to_cmd()`.
     #[inline]
     fn cmd<T>(&self) -> *const T {
         const { assert!(size_of::<T>() <= size_of::<bindings::io_cmd_data>()) };
@@ -61,21 +61,21 @@ impl Socket<'_> {
         self.0.cmd()
     }
 
-    /// The address family.
+    /// Returns the address family.
     #[inline]
     pub fn domain(&self) -> i32 {
         // SAFETY: By the type invariants, `prep` filled this structure.
         unsafe { (*self.cmd()).domain }
     }
 
-    /// The type, without the flags that may be given with it.
+    /// Returns the type, without the flags that may be given with it.
     #[inline]
     pub fn socket_type(&self) -> i32 {
         // SAFETY: By the type invariants, `prep` filled this structure.
         unsafe { (*self.cmd()).type_ & bindings::SOCK_TYPE_MASK as i32 }
     }
 
-    /// The protocol.
+    /// Returns the protocol.
     #[inline]
     pub fn protocol(&self) -> i32 {
         // SAFETY: By the type invariants, `prep` filled this structure.
@@ -99,21 +99,21 @@ impl Open<'_> {
         unsafe { &raw const (*open).how }
     }
 
-    /// `O_*`, not all of which need be valid.
+    /// Returns the flags, `O_*`, not all of which need be valid.
     #[inline]
     pub fn flags(&self) -> u64 {
         // SAFETY: By the type invariants, `prep` filled this structure.
         unsafe { (*self.how()).flags }
     }
 
-    /// The mode of a file that is created.
+    /// Returns the mode of a file that is created.
     #[inline]
     pub fn mode(&self) -> u64 {
         // SAFETY: By the type invariants, `prep` filled this structure.
         unsafe { (*self.how()).mode }
     }
 
-    /// `RESOLVE_*`, not all of which need be valid.
+    /// Returns the flags of the lookup, `RESOLVE_*`, not all of which need be valid.
     #[inline]
     pub fn resolve(&self) -> u64 {
         // SAFETY: By the type invariants, `prep` filled this structure.
@@ -129,12 +129,13 @@ impl Open<'_> {
 pub struct Connect<'a>(&'a Request);
 
 impl<'a> Connect<'a> {
-    /// The address as user space gave it: a `struct sockaddr_storage` as far as it was filled, 128
-    /// bytes at most.
+    /// Returns the address as user space gave it: a `struct sockaddr_storage` as far as it was
+    /// filled, 128 bytes at most.
     #[inline]
     pub fn address(&self) -> &'a [u8] {
         let connect: *const bindings::io_connect = self.0.cmd();
-        // SAFETY: By the type invariants, `prep` filled this structure.
+        // SAFETY: By the type invariants, this is a request to connect, and its `prep` filled this
+        // structure.
         let len = usize::try_from(unsafe { (*connect).addr_len }).unwrap_or(0);
         // SAFETY: The request is valid.
         let data = unsafe { (*self.0.as_ptr()).async_data };

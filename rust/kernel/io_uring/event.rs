@@ -18,9 +18,10 @@ use core::ptr::NonNull;
 /// A counted reference to a ring: of `io_ring_ctx::refs`.
 ///
 /// It keeps the ring's memory, not the ring itself: a ring that was closed waits for these
-/// references to go before it is freed, so whoever has one has to drop it then.
+/// references to go before it is freed, so whoever has one has to drop it then. A reference that is
+/// leaked, or stored in what only goes with the ring, keeps the ring's memory for good.
 ///
-/// May be dropped in any context.
+/// May be dropped in any context: the last one wakes the worker that frees the ring.
 ///
 /// # Invariants
 ///
@@ -34,7 +35,7 @@ unsafe impl Send for RingRef {}
 // task work is added without locks.
 unsafe impl Sync for RingRef {}
 
-/// The count of references of a ring.
+/// Returns the count of references of a ring.
 ///
 /// # Safety
 ///
@@ -56,13 +57,13 @@ impl RingRef {
         unsafe { bindings::percpu_ref_tryget(refs(ctx)) }.then_some(Self(ctx))
     }
 
-    /// Whether this is a reference to the ring `ctx`, of which only the address counts.
+    /// Returns whether this is a reference to the ring `ctx`, of which only the address counts.
     #[inline]
     pub fn same(&self, ctx: NonNull<bindings::io_ring_ctx>) -> bool {
         self.0 == ctx
     }
 
-    /// The ring's flags, `IORING_SETUP_*`.
+    /// Returns the ring's flags, `IORING_SETUP_*`.
     ///
     /// What was written before `IORING_SETUP_R_DISABLED` was cleared is seen after the flag is seen
     /// cleared.
@@ -75,7 +76,7 @@ impl RingRef {
         unsafe { Atomic::<u32>::from_ptr(flags) }.load(Acquire)
     }
 
-    /// Has the ring's task post a completion with this `user_data` and `res`, and no flags.
+    /// Makes the ring's task post a completion with this `user_data` and `res`, and no flags.
     ///
     /// The task does so when it runs its task work. If the completion queue is full then, the
     /// completion overflows as others do.
@@ -84,7 +85,8 @@ impl RingRef {
     /// with `IORING_SETUP_DEFER_TASKRUN`, as its task work is not its own then; or if it was set up
     /// with `IORING_SETUP_R_DISABLED` and not enabled yet, as it may have no task to wake.
     ///
-    /// May be called in any context but interrupt handlers, and does not sleep.
+    /// May be called in any context but interrupt handlers, also with spinlocks held, and does not
+    /// sleep.
     ///
     /// C counterpart: `zcrx_send_notif()` in [`io_uring/zcrx.c`](srctree/io_uring/zcrx.c).
     pub fn post_later(&self, user_data: u64, res: i32) -> bool {

@@ -43,15 +43,20 @@ use core::{
 static WORK_NAME: &CStr = c"FilterSet::work";
 
 /// What a [`FilterSet`] holds.
+///
+/// For code that is built in. A set is freed by a work item, after its last owner has gone, and
+/// nothing keeps a module loaded until then.
 pub trait Contents: Send + Sync + 'static {
     /// Frees a bounded part of what is left.
     ///
     /// Called, in process context, again and again when the set has no owner any more, with other
     /// work let through in between, until it returns `false`: nothing is left whose release takes
-    /// long.
+    /// long. What is left is dropped after that, also in process context. May sleep.
     fn release_some(&mut self) -> bool;
 
-    /// Whether nothing need be asked: every request is allowed.
+    /// Returns whether nothing need be asked: every request is allowed.
+    ///
+    /// Called once, when the set is made.
     fn allows_all(&self) -> bool;
 }
 
@@ -141,14 +146,15 @@ impl<T: Contents> FilterSet<T> {
 
         // INVARIANT: `filters` was set above, or is null as it was made. The count becomes one,
         // which the result stands for.
-        // SAFETY: As above; nobody else has a pointer to the set yet.
+        // SAFETY: The set was just allocated, and nobody else has a pointer to it yet. The count
+        // that `ARef` takes over is the one just set.
         unsafe {
             set.as_ref().refs().set(1);
             Ok(ARef::from_raw(set))
         }
     }
 
-    /// The count of references.
+    /// Returns the count of references.
     fn refs(&self) -> &Refcount {
         let shared = self.shared.get();
 

@@ -33,7 +33,7 @@ pub struct Opcode(u8);
 const _: () = assert!(super::OP_LAST <= 256);
 
 impl Opcode {
-    /// How many opcodes there are: `IORING_OP_LAST`.
+    /// The number of opcodes: `IORING_OP_LAST`.
     pub const COUNT: usize = super::OP_LAST;
 
     /// Makes a socket.
@@ -45,7 +45,7 @@ impl Opcode {
     /// Opens a file as a `struct open_how` says.
     pub const OPENAT2: Self = Self::known(bindings::io_uring_op_IORING_OP_OPENAT2);
 
-    /// An opcode of the kernel's own list.
+    /// Takes an opcode of the kernel's own list.
     const fn known(opcode: u32) -> Self {
         assert!((opcode as usize) < super::OP_LAST);
 
@@ -75,26 +75,26 @@ impl Opcode {
         Self(opcode)
     }
 
-    /// All opcodes in ascending order.
+    /// Returns all opcodes in ascending order.
     pub fn all() -> impl Iterator<Item = Self> {
         // INVARIANT: The type of `COUNT` and the assertion above make the range end below
         // `IORING_OP_LAST`.
         (0..=u8::MAX).take(Self::COUNT).map(Self)
     }
 
-    /// The opcode as a number below [`Opcode::COUNT`].
+    /// Returns the opcode as a number below [`Opcode::COUNT`].
     #[inline]
     pub fn index(self) -> usize {
         usize::from(self.0)
     }
 
-    /// The opcode as the byte that stands in an SQE.
+    /// Returns the opcode as the byte that stands in an SQE.
     #[inline]
     pub fn as_u8(self) -> u8 {
         self.0
     }
 
-    /// This opcode's entry in the table of issue definitions.
+    /// Returns this opcode's entry in the table of issue definitions.
     #[inline]
     pub(super) fn issue_def(self) -> &'static bindings::io_issue_def {
         let table = (&raw const bindings::io_issue_defs).cast::<bindings::io_issue_def>();
@@ -106,8 +106,8 @@ impl Opcode {
         unsafe { &*table.add(self.index()) }
     }
 
-    /// Size in bytes of what a filter sees of the opcode's own arguments, 24 at most; zero if the
-    /// opcode shows none.
+    /// Returns the size in bytes of what a filter sees of the opcode's own arguments, 24 at most;
+    /// zero if the opcode shows none.
     #[inline]
     pub fn pdu_size(self) -> u16 {
         self.issue_def().filter_pdu_size
@@ -145,7 +145,7 @@ impl<T> PerOpcode<T> {
         unsafe { pin_init::init_from_closure(init) }
     }
 
-    /// All elements in the order of their opcodes, to be changed.
+    /// Returns all elements in the order of their opcodes, to be changed.
     pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut T> {
         self.0.iter_mut()
     }

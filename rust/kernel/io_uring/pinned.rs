@@ -52,7 +52,8 @@ pub fn validate_range(addr: u64, len: u64) -> Result {
     to_result(unsafe { bindings::io_validate_user_buf_range(addr, len) })
 }
 
-/// How many pages the `len` bytes from `addr` on touch, as `io_pin_pages` counts them.
+/// Returns the number of pages that the `len` bytes from `addr` on touch, as `io_pin_pages` counts
+/// them.
 ///
 /// # Errors
 ///
@@ -71,7 +72,7 @@ fn count_pages(addr: usize, len: usize) -> Result<usize> {
 /// Pages of user space, pinned for an unlimited time and for writing.
 ///
 /// They are what was mapped when they were pinned. Not charged to anybody: see
-/// [`Self::account_pages`]. Drop it in process context.
+/// [`Self::account_pages`]. Drop it in process context: that frees pages, and may take long.
 ///
 /// # Invariants
 ///
@@ -91,7 +92,8 @@ unsafe impl Send for PinnedPages {}
 unsafe impl Sync for PinnedPages {}
 
 impl PinnedPages {
-    /// Pins all pages that the `len` bytes from `addr` on in the current address space touch.
+    /// Pins all pages that the `len` bytes from `addr` on in the current address space touch. May
+    /// sleep, to fault them in.
     ///
     /// C counterpart: `io_pin_pages` in [`io_uring/memmap.c`](srctree/io_uring/memmap.c).
     ///
@@ -134,19 +136,19 @@ impl PinnedPages {
         })
     }
 
-    /// How many pages there are.
+    /// Returns the number of pages.
     #[inline]
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether there are no pages, which does not happen.
+    /// Returns whether there are no pages, which does not happen.
     #[inline]
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// The pages as C knows them.
+    /// Returns the pages as C knows them.
     #[inline]
     fn as_slice(&self) -> &[*mut bindings::page] {
         // SAFETY: By the type invariants, the array holds `len` pointers and nobody writes to it.
@@ -154,13 +156,13 @@ impl PinnedPages {
         unsafe { core::slice::from_raw_parts(self.pages.as_ptr(), self.len) }
     }
 
-    /// The array of pages as C knows it, to be read from.
+    /// Returns the array of pages as C knows it, to be read from.
     pub(super) fn as_ptr(&self) -> *mut *mut bindings::page {
         self.pages.as_ptr()
     }
 
-    /// How many pages to charge for these: all pages of the folios that they are in, of each run of
-    /// pages in the same folio once.
+    /// Returns the number of pages to charge for these: all pages of the folios that they are in, of
+    /// each run of pages in the same folio once.
     ///
     /// Pins hold folios as a whole. One that is pinned does not change its size.
     ///
@@ -186,7 +188,7 @@ impl PinnedPages {
         total
     }
 
-    /// A page, or [`None`] if there are not that many.
+    /// Returns a page, or [`None`] if there are not that many.
     ///
     /// The index may come from user space: it is clamped for speculative execution.
     #[inline]
@@ -233,7 +235,7 @@ unsafe impl Send for PinnedPage<'_> {}
 unsafe impl Sync for PinnedPage<'_> {}
 
 impl PinnedPage<'_> {
-    /// Stands for a page that is not user space's, in unit tests.
+    /// Makes an object for a page that is not user space's, in unit tests.
     #[cfg(CONFIG_RUST_IO_URING_KUNIT_TEST)]
     pub(crate) fn of_page(page: &crate::page::Page) -> Option<PinnedPage<'_>> {
         // INVARIANT: The page is valid while it is borrowed, and nobody takes it away.
@@ -243,7 +245,7 @@ impl PinnedPage<'_> {
         })
     }
 
-    /// The page as C knows it: valid and pinned as long as the lifetime of this object lasts.
+    /// Returns the page as C knows it: valid and pinned as long as the lifetime of this object lasts.
     #[inline]
     pub(crate) fn as_ptr(self) -> *mut bindings::page {
         self.page.as_ptr()

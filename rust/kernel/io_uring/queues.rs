@@ -56,7 +56,7 @@ unsafe fn mmap_lock<'a>(ctx: NonNull<bindings::io_ring_ctx>) -> &'a Mutex<()> {
     unsafe { Mutex::from_raw(&raw mut (*ctx.as_ptr()).mmap_lock) }
 }
 
-/// Has lockdep complain unless the current task holds `lock`. Compiled out without lockdep.
+/// Makes lockdep complain unless the current task holds `lock`. Compiled out without lockdep.
 ///
 /// # Safety
 ///

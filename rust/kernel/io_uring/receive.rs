@@ -65,7 +65,7 @@ impl Receive<'_> {
         })
     }
 
-    /// Whether the request may post completions before its last one, and be issued again.
+    /// Returns whether the request may post completions before its last one, and be issued again.
     #[inline]
     pub fn is_multishot(&self) -> bool {
         // The enumeration is signed because of another flag; the cast keeps the bit.
@@ -80,7 +80,11 @@ impl Receive<'_> {
     /// The completion takes two entries of the queue, or one of double size: its second half is a
     /// `struct io_uring_zcrx_cqe` with `off`.
     ///
-    /// Returns `false`, and nothing is posted, if the queue is full.
+    /// `off` is called when there is room, before the completion is filled in. It may post others,
+    /// which are behind this one then. Nothing that safe code can call flushes completions, so user
+    /// space does not see this one half filled.
+    ///
+    /// Returns `false`, and nothing is posted, if the queue is full. Does not sleep.
     ///
     /// C counterpart: `io_zcrx_queue_cqe()` in [`io_uring/zcrx.c`](srctree/io_uring/zcrx.c).
     #[inline]

@@ -77,17 +77,17 @@ unsafe impl FromBytes for RegionDesc {}
 unsafe impl AsBytes for RegionDesc {}
 
 impl RegionDesc {
-    /// The region's size in bytes. Not validated.
+    /// Returns the region's size in bytes. Not validated.
     pub fn size(&self) -> u64 {
         self.0.size
     }
 
-    /// Where user space may map the region, in bytes: see [`Region::new`].
+    /// Returns where user space may map the region, in bytes: see [`Region::new`].
     pub fn mmap_offset(&self) -> u64 {
         self.0.mmap_offset
     }
 
-    /// Whether user space provides the memory: `IORING_MEM_REGION_TYPE_USER`.
+    /// Returns whether user space provides the memory: `IORING_MEM_REGION_TYPE_USER`.
     pub fn is_user_provided(&self) -> bool {
         self.0.flags & bindings::IORING_MEM_REGION_TYPE_USER != 0
     }
@@ -130,7 +130,8 @@ unsafe impl Send for Region {}
 unsafe impl Sync for Region {}
 
 impl Region {
-    /// Allocates or pins the memory that `desc` describes, and charges the user of `account`.
+    /// Allocates or pins the memory that `desc` describes, and charges the user of `account`. May
+    /// sleep.
     ///
     /// If the kernel allocates, `mmap_offset` becomes the description's offset, by which user space
     /// is to map the region. That may have happened even if this fails.
@@ -182,20 +183,20 @@ impl Region {
         })
     }
 
-    /// The region's size in bytes, a multiple of a page's.
+    /// Returns the region's size in bytes, a multiple of a page's.
     #[inline]
     pub fn size(&self) -> usize {
         self.size
     }
 
-    /// The region as C knows it, to let user space map it. Valid until this object moves or is
+    /// Returns the region as C knows it, to let user space map it. Valid until this object moves or is
     /// dropped; must only be read.
     #[inline]
     pub fn as_raw(&self) -> *mut bindings::io_mapped_region {
         self.mr.get()
     }
 
-    /// The address of a `T` in the region, if it is inside and aligned.
+    /// Returns the address of a `T` in the region, if it is inside and aligned.
     ///
     /// As long as `self` exists, the pointer is aligned and valid for reads and writes of a `T`.
     #[inline]
@@ -211,7 +212,7 @@ impl Region {
         Some(self.base.wrapping_add(offset).cast())
     }
 
-    /// The entries of `SIZE` bytes from `offset` on, `count` of them, a power of two, if all are in
+    /// Returns the entries of `SIZE` bytes from `offset` on, `count` of them, a power of two, if all are in
     /// the region and aligned.
     #[inline]
     pub fn entries<const SIZE: usize>(
@@ -297,7 +298,8 @@ impl Region {
     #[inline]
     pub fn read_u64(&self, offset: usize) -> u64 {
         self.at(offset).map_or(0, |word: *mut u64| {
-            // SAFETY: As in `read_u32`.
+            // SAFETY: `at` returns pointers that are valid and aligned. By the type invariants,
+            // stores at the same time are marked or as good as user space's.
             unsafe { word.read_volatile() }
         })
     }
@@ -309,7 +311,8 @@ impl Region {
     #[inline]
     pub fn add_u64(&self, offset: usize, n: u64) {
         if let Some(word) = self.at::<u64>(offset) {
-            // SAFETY: As in `read_u32`.
+            // SAFETY: `at` returns pointers that are valid and aligned. By the type invariants,
+            // stores at the same time are marked or as good as user space's.
             let old = unsafe { word.read_volatile() };
 
             // SAFETY: `at` returns pointers that are valid and aligned. By the type invariants,
@@ -343,27 +346,28 @@ pub struct Entries<'a, const SIZE: usize> {
 }
 
 impl<const SIZE: usize> Entries<'_, SIZE> {
-    /// Reads the double word at `AT` of an entry once, without ordering. There are as many entries
-    /// as are asked for: they come around.
+    /// Reads the double word at `AT` of an entry once, without ordering. Entries are numbered
+    /// modulo their number.
     #[inline]
     pub fn read_u64<const AT: usize>(&self, entry: u32) -> u64 {
         const { assert!(AT.is_multiple_of(8) && AT + 8 <= SIZE) };
 
         let at = (entry & self.mask) as usize * SIZE + AT;
 
-        // SAFETY: By the type invariants, this is inside of the region and aligned. As in
-        // `Region::read_u32`.
+        // SAFETY: By the type invariants, this is inside of the region and aligned. By those of
+        // `Region`, stores at the same time are marked or as good as user space's.
         unsafe { self.base.wrapping_add(at).cast::<u64>().read_volatile() }
     }
 
-    /// As [`Self::read_u64`], a word.
+    /// Reads the word at `AT` of an entry once, as [`Self::read_u64`] reads a double word.
     #[inline]
     pub fn read_u32<const AT: usize>(&self, entry: u32) -> u32 {
         const { assert!(AT.is_multiple_of(4) && AT + 4 <= SIZE) };
 
         let at = (entry & self.mask) as usize * SIZE + AT;
 
-        // SAFETY: As above.
+        // SAFETY: By the type invariants, this is inside of the region and aligned. By those of
+        // `Region`, stores at the same time are marked or as good as user space's.
         unsafe { self.base.wrapping_add(at).cast::<u32>().read_volatile() }
     }
 }

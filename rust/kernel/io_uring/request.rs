@@ -51,27 +51,27 @@ impl Request {
         unsafe { &*req.cast::<Self>() }
     }
 
-    /// The request as C knows it.
+    /// Returns the request as C knows it.
     #[inline]
     pub(super) fn as_ptr(&self) -> *mut bindings::io_kiocb {
         self.0.get()
     }
 
-    /// What the request asks for.
+    /// Returns what the request asks for.
     #[inline]
     pub fn opcode(&self) -> Opcode {
         // SAFETY: By the type invariants, the request is valid and its opcode in range.
         unsafe { Opcode::new_unchecked((*self.0.get()).opcode) }
     }
 
-    /// What identifies the request to user space.
+    /// Returns what identifies the request to user space.
     #[inline]
     pub fn user_data(&self) -> u64 {
         // SAFETY: By the type invariants, the request is valid.
         unsafe { (*self.0.get()).cqe.user_data }
     }
 
-    /// The SQE's flags as they are after `prep`, which sets some of its own (`IOSQE_ASYNC` for
+    /// Returns the SQE's flags as they are after `prep`, which sets some of its own (`IOSQE_ASYNC` for
     /// requests that always go to a worker, for one).
     #[inline]
     pub fn sqe_flags(&self) -> u8 {
@@ -137,13 +137,14 @@ impl FilterContext {
     ///
     /// # Safety
     ///
-    /// For the duration of `'a`, `context` must be valid, initialised, and accessed by nobody else.
+    /// For the duration of `'a`, `context` must be valid, all of its bytes initialised, and accessed
+    /// by nobody else.
     pub unsafe fn from_raw<'a>(context: *mut bindings::io_uring_bpf_ctx) -> &'a mut Self {
         // SAFETY: The caller guarantees validity, and `Self` is a transparent wrapper.
         unsafe { &mut *context.cast() }
     }
 
-    /// The arguments of a request that makes a socket, 12 bytes.
+    /// Sets the arguments of a request that makes a socket, 12 bytes.
     #[inline]
     pub fn set_socket(&mut self, family: u32, socket_type: u32, protocol: u32) {
         self.0.pdu_size = 12;
@@ -154,7 +155,7 @@ impl FilterContext {
         };
     }
 
-    /// The arguments of a request that opens a file, 24 bytes.
+    /// Sets the arguments of a request that opens a file, 24 bytes.
     #[inline]
     pub fn set_open(&mut self, flags: u64, mode: u64, resolve: u64) {
         self.0.pdu_size = 24;
@@ -165,7 +166,7 @@ impl FilterContext {
         };
     }
 
-    /// The arguments of a request that connects a socket, 24 bytes. The port and the bytes of the
+    /// Sets the arguments of a request that connects a socket, 24 bytes. The port and the bytes of the
     /// address, of which an IPv4 one has 4, are in network order.
     #[inline]
     pub fn set_connect(&mut self, family: u16, port: [u8; 2], addr: [u8; 16]) {

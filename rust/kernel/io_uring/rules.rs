@@ -14,7 +14,7 @@ pub use super::{
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OpSet<const WORDS: usize>(pub(super) [usize; WORDS]);
 
-/// How many words a bitmap of `bits` bits has: `BITS_TO_LONGS`.
+/// Returns the number of words of a bitmap of `bits` bits: `BITS_TO_LONGS`.
 pub const fn words(bits: usize) -> usize {
     bits.div_ceil(usize::BITS as usize)
 }
@@ -30,7 +30,7 @@ impl<const WORDS: usize> OpSet<WORDS> {
         }
     }
 
-    /// Whether an opcode is in the set.
+    /// Returns whether an opcode is in the set.
     pub fn contains(&self, op: usize) -> bool {
         self.0
             .get(op / usize::BITS as usize)
@@ -83,7 +83,7 @@ pub struct Rules {
 }
 
 impl Default for Rules {
-    /// No restriction.
+    /// Returns rules that restrict nothing.
     fn default() -> Self {
         Self {
             registers_restricted: false,
@@ -97,12 +97,12 @@ impl Default for Rules {
 }
 
 impl Rules {
-    /// Whether anything is restricted.
+    /// Returns whether anything is restricted.
     pub fn restrict_anything(&self) -> bool {
         self.registers_restricted || self.sqes_restricted
     }
 
-    /// Whether `io_uring_register()` may be called with this opcode.
+    /// Returns whether `io_uring_register()` may be called with this opcode.
     pub fn allows_register(&self, op: usize) -> bool {
         !self.registers_restricted || self.register_ops.contains(op)
     }

@@ -187,19 +187,19 @@ mod tests {
         }
     }
 
-    /// Room for a task as far as these tests use it.
+    /// Makes room for a task as far as these tests use it.
     fn task() -> Result<KBox<bindings::task_struct>> {
         KBox::init(pin_init::init_zeroed(), GFP_KERNEL)
     }
 
-    /// A handle to a task of these tests.
+    /// Makes a handle to a task of these tests.
     fn handle(task: &mut KBox<bindings::task_struct>) -> TaskRestriction<'_, Numbered> {
         // SAFETY: The task is one of these tests: borrowed mutably, it has no other handle, and it
         // gets `Numbered` only.
         unsafe { TaskRestriction::from_raw(NonNull::from(&mut **task)) }
     }
 
-    /// A child of `parent`, as fork makes it.
+    /// Makes a child of `parent`, as fork does.
     fn fork(
         parent: &KBox<bindings::task_struct>,
         flags: u32,
@@ -233,7 +233,7 @@ mod tests {
         )?)
     }
 
-    /// The number of restrictions, if rules and filters agree on it.
+    /// Returns the number of restrictions, if rules and filters agree on it.
     fn number_of(restriction: &Restriction<Numbered>) -> Option<usize> {
         let number = restriction.filters()?.number;
 

@@ -68,6 +68,7 @@ const _: () = {
     assert!(size_of::<RestrictionEntry>() == 16);
     assert!(offset_of!(bindings::io_uring_restriction, __bindgen_anon_1) == 2);
     assert!(size_of::<TaskRestrictionHeader>() == 16);
+    assert!(offset_of!(bindings::io_uring_task_restriction, __bindgen_anon_1) == 16);
 };
 
 // SAFETY: All fields are integers, for which every bit pattern is valid.
@@ -80,27 +81,27 @@ unsafe impl AsBytes for BpfFilter {}
 unsafe impl FromBytes for Bpf {}
 
 impl BpfFilter {
-    /// The opcode to filter. Not validated.
+    /// Returns the opcode to filter. Not validated.
     pub fn opcode(&self) -> u32 {
         self.0.opcode
     }
 
-    /// `IO_URING_BPF_FILTER_*`. Not validated.
+    /// Returns the flags, `IO_URING_BPF_FILTER_*`. Not validated.
     pub fn flags(&self) -> u32 {
         self.0.flags
     }
 
-    /// How many instructions there are. Not validated.
+    /// Returns the number of instructions. Not validated.
     pub fn len(&self) -> u32 {
         self.0.filter_len
     }
 
-    /// Whether there are no instructions.
+    /// Returns whether there are no instructions.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// How many bytes of the opcode's own arguments the caller knows of.
+    /// Returns the number of bytes of the opcode's own arguments that the caller knows of.
     pub fn pdu_size(&self) -> u8 {
         self.0.pdu_size
     }
@@ -110,13 +111,13 @@ impl BpfFilter {
         self.0.pdu_size = size;
     }
 
-    /// Where the instructions stand.
+    /// Returns the address of the instructions.
     pub fn insns(&self) -> UserPtr {
         // On 32-bit machines the upper half is dropped, as `u64_to_user_ptr` does.
         UserPtr::from_addr(self.0.filter_ptr as usize)
     }
 
-    /// Whether all reserved fields are zero.
+    /// Returns whether all reserved fields are zero.
     pub fn reserved_is_zero(&self) -> bool {
         self.0.resv == [0; 3] && self.0.resv2 == [0; 5]
     }
@@ -126,17 +127,17 @@ impl Bpf {
     /// Where in the structure the filter's description stands, in bytes.
     pub const FILTER_OFFSET: usize = offset_of!(bindings::io_uring_bpf, __bindgen_anon_1);
 
-    /// `IO_URING_BPF_CMD_*`. Not validated.
+    /// Returns the command, `IO_URING_BPF_CMD_*`. Not validated.
     pub fn cmd_type(&self) -> u16 {
         self.0.cmd_type
     }
 
-    /// Whether the flags, of which there are none so far, and the reserved field are zero.
+    /// Returns whether the flags, of which there are none so far, and the reserved field are zero.
     pub fn reserved_is_zero(&self) -> bool {
         self.0.cmd_flags == 0 && self.0.resv == 0
     }
 
-    /// The filter's description.
+    /// Returns the filter's description.
     pub fn filter(&self) -> BpfFilter {
         // SAFETY: The union has no other member, and all of it is initialised.
         BpfFilter(unsafe { self.0.__bindgen_anon_1.filter })
@@ -154,12 +155,12 @@ pub struct RestrictionEntry(bindings::io_uring_restriction);
 unsafe impl FromBytes for RestrictionEntry {}
 
 impl RestrictionEntry {
-    /// What the entry is about, `IORING_RESTRICTION_*`. Not validated.
+    /// Returns what the entry is about, `IORING_RESTRICTION_*`. Not validated.
     pub fn kind(&self) -> u16 {
         self.0.opcode
     }
 
-    /// The opcode or flags that it allows or demands. Not validated.
+    /// Returns the opcode or flags that it allows or demands. Not validated.
     pub fn value(&self) -> u8 {
         // SAFETY: Each member of the union is one byte, which is initialised.
         unsafe { self.0.__bindgen_anon_1.sqe_op }
@@ -168,25 +169,21 @@ impl RestrictionEntry {
 
 /// What stands before the list of restrictions for a task: `struct io_uring_task_restriction`
 /// without its entries, 16 bytes.
-#[derive(Clone, Copy)]
-#[repr(C)]
-pub struct TaskRestrictionHeader {
-    flags: u16,
-    entries: u16,
-    reserved: [u32; 3],
-}
+#[repr(transparent)]
+pub struct TaskRestrictionHeader(bindings::io_uring_task_restriction);
 
-// SAFETY: All fields are integers, for which every bit pattern is valid.
+// SAFETY: All fields are integers, for which every bit pattern is valid; the entries behind them
+// are no part of the structure.
 unsafe impl FromBytes for TaskRestrictionHeader {}
 
 impl TaskRestrictionHeader {
-    /// How many entries follow. Not validated.
+    /// Returns the number of entries that follow. Not validated.
     pub fn entries(&self) -> u16 {
-        self.entries
+        self.0.nr_res
     }
 
-    /// Whether the flags, of which there are none so far, and the reserved fields are zero.
+    /// Returns whether the flags, of which there are none so far, and the reserved fields are zero.
     pub fn reserved_is_zero(&self) -> bool {
-        self.flags == 0 && self.reserved == [0; 3]
+        self.0.flags == 0 && self.0.resv == [0; 3]
     }
 }

@@ -95,7 +95,7 @@ macro_rules! wrapper {
         unsafe impl AsBytes for $name {}
 
         impl Default for $name {
-            /// All fields are zero.
+            /// Returns a structure whose fields are all zero.
             fn default() -> Self {
                 Self(pin_init::zeroed())
             }

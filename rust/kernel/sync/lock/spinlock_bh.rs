@@ -35,8 +35,9 @@ pub use new_spinlock_bh;
 /// and wait for it forever.
 ///
 /// It may be taken in task context and in bottom halves, not in interrupt handlers. It is not
-/// recursive: who holds it must not take it again. Without `CONFIG_SMP` that is not even noticed,
-/// as with every spinlock.
+/// recursive: the holder must not take it again. Without `CONFIG_SMP` a spinlock has no state, so
+/// that a second `lock` or `try_lock` by the holder succeeds, as it does with every spinlock of the
+/// kernel. To tell it apart would take a state of our own, which C's holders would not know of.
 ///
 /// It may be released while interrupts are disabled, which `spin_unlock_bh()` in C may not. That
 /// would run pending bottom halves at once, with interrupts enabled, although a
@@ -214,7 +215,7 @@ mod tests {
             half.ran.store(1, Relaxed);
         }
 
-        /// Has it run on this CPU as soon as bottom halves may. To be called once.
+        /// Schedules it to run on this CPU as soon as bottom halves may. To be called once.
         fn schedule(&self) {
             // SAFETY: The tasklet is initialised and not scheduled, which the first bit of its
             // state says.
