@@ -169,6 +169,8 @@ class Guest:
             found.append(f"QEMU ended with status {status}; its message is above")
         elif self.status is None:
             found.append(f"the guest died before its work was done; see the end of {self.console_log}")
+        for words in self.watch.expected:
+            found.append(f"the kernel did not report '{words}', which a test had announced; see {self.console_log}")
         for report in self.watch.reports:
             print("\n".join(["", "---- the kernel reported ----", *report, "-" * 29]))
             found.append(f"the kernel reported: {report[0]}")

@@ -9,6 +9,7 @@ use std::path::Path;
 use std::sync::OnceLock;
 use std::time::Duration;
 
+use anyhow::Context;
 use nix::errno::Errno;
 
 /// Number of opcodes that this kernel's uapi defines.
@@ -81,6 +82,12 @@ pub fn zcrx_implementation() -> Implementation {
 /// Whether the checkers that slow everything down are built in.
 pub fn is_debug() -> bool {
     has_option("CONFIG_KASAN")
+}
+
+/// Announces on the console that the kernel is going to make one report in which
+/// these words are: it is none of those that fail a run, which fails without it.
+pub fn announce_report(words: &str) -> anyhow::Result<()> {
+    fs::write("/dev/kmsg", format!("expected report: {words}")).context("/dev/kmsg")
 }
 
 /// A time limit that leaves a debug kernel ten times as long.
