@@ -29,11 +29,11 @@ use crate::zcrx::{AREA_SHIFT, Ifq, memory, pinned, transfer};
 
 pub const TESTS: &[Test] = &[
     slow("ZN27 a driver that cannot take the memory away", 30, zn27),
-    test("ZN28 the same when the process is killed", zn28),
-    test("ZN29 a queue that is hidden when its ring goes", zn29),
-    test("ZN30 a queue that is hidden when its device goes", zn30),
-    test("ZN31 a queue that is hidden for a while", zn31),
-    test("ZN32 large buffers at addresses that are not aligned", zn32),
+    slow("ZN28 the same when the process is killed", 30, zn28),
+    slow("ZN29 a queue that is hidden when its ring goes", 30, zn29),
+    slow("ZN30 a queue that is hidden when its device goes", 30, zn30),
+    slow("ZN31 a queue that is hidden for a while", 30, zn31),
+    slow("ZN32 large buffers at addresses that are not aligned", 30, zn32),
     test("ZN33 a ring of headers beside that of data", zn33),
     slow("ZN34 a buffer comes back in one of many areas", 40, zn34),
 ];

@@ -10,7 +10,7 @@ use anyhow::{Context, ensure};
 use super::zcrx_device::{BUFFERS, ENTRIES, works};
 use super::zcrx_device_driver::{CLOSE_FAILED, close_failed, debugger_complains};
 use super::zcrx_receive::roomy_ring;
-use super::{Outcome, Test, TestResult, test};
+use super::{Outcome, Test, TestResult, slow};
 use crate::kernel::{
     Implementation, announce_report, expect_eq, expect_result, zcrx_implementation,
 };
@@ -20,8 +20,8 @@ use crate::register::PAGE_SIZE;
 use crate::zcrx::{memory, pinned};
 
 pub const TESTS: &[Test] = &[
-    test("ZN35 a driver that goes before its pool does", zn35),
-    test("ZN36 a device whose parent has no driver", zn36),
+    slow("ZN35 a driver that goes before its pool does", 30, zn35),
+    slow("ZN36 a device whose parent has no driver", 30, zn36),
 ];
 
 /// The driver of the device that a port is in.
