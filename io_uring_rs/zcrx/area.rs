@@ -192,18 +192,21 @@ impl<'a> Batch<'a> {
         self.len = left.len();
     }
 
-    /// Takes up to `wanted` buffers from an area that has any.
-    fn refill(&mut self, wanted: usize) {
+    /// Takes up to `wanted` buffers from an area that has any. There must be none left in here.
+    /// Returns whether there was such an area.
+    pub(super) fn refill(&mut self, wanted: usize) -> bool {
         let wanted = wanted.clamp(1, BATCH);
 
         let Some(buffers) = self.buffers.get_mut(..wanted) else {
-            return;
+            return false;
+        };
+        let Some((id, area, count)) = self.areas.take(buffers) else {
+            return false;
         };
 
-        if let Some((id, area, count)) = self.areas.take(buffers) {
-            self.area = Some((id, area));
-            self.len = count;
-        }
+        self.area = Some((id, area));
+        self.len = count;
+        true
     }
 }
 

@@ -4,10 +4,7 @@
 //! ours is copied to such.
 
 use super::{
-    area::{
-        Batch,
-        Buffer, //
-    },
+    area::Batch,
     walk::{
         Taker,
         Walk, //
@@ -49,8 +46,8 @@ struct Receiver<'a> {
     entries_left: u32,
 }
 
-impl<'a> Receiver<'a> {
-    /// Drains the refill queue until a buffer is free, and returns it.
+impl Receiver<'_> {
+    /// Drains the refill queue until a buffer is free, and takes it. Returns whether one is.
     ///
     /// Otherwise only a flush may do so: a page pool looks at the queue when its device receives,
     /// and there may be no device, or all data comes another way. C fails with [`ENOMEM`], and
@@ -59,7 +56,7 @@ impl<'a> Receiver<'a> {
     /// Buffers of page pools go back to these, although a pool that looks at the queue itself gets
     /// them for less. That is worth it, as the request would end otherwise.
     #[cold]
-    fn drain(&mut self, wanted: usize) -> Option<Buffer<'a>> {
+    fn drain(&mut self, wanted: usize) -> bool {
         let Self {
             ifq,
             batch,
@@ -68,7 +65,7 @@ impl<'a> Receiver<'a> {
         } = self;
 
         ifq.refill
-            .drain_until(&ifq.areas, entries_left, || batch.next(wanted))
+            .drain_until(&ifq.areas, entries_left, || batch.refill(wanted))
     }
 }
 
@@ -113,11 +110,10 @@ impl<'r> Taker for Receiver<'r> {
             return Err(ENOMEM);
         }
         while !piece.is_empty() {
-            let buffer = match self.batch.next(wanted) {
-                None => self.drain(wanted),
-                some => some,
-            };
-            let Some(buffer) = buffer else {
+            let Some(buffer) = self.batch.next(wanted) else {
+                if self.drain(wanted) {
+                    continue;
+                }
                 result = Err(ENOMEM);
                 break;
             };

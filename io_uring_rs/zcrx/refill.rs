@@ -193,43 +193,36 @@ impl Refill {
         self.entries
     }
 
-    /// Consumes up to [`BATCH`] entries, and gives back the buffers that they name: to the free
-    /// lists, or to their page pools. Returns the number of entries consumed.
+    /// Consumes entries, and gives back the buffers that they name, until `is_enough`, which is
+    /// asked after each few of them. Returns whether it was, and not the queue drained in vain.
     ///
     /// No free list may be locked, as those are taken under the lock of the queue.
-    fn drain(&self, areas: &Areas) -> u32 {
-        let mut returns = Returns::new(areas, |iov| iov.put());
-
-        self.read(BATCH, areas.shift(), &mut returns)
-    }
-
-    /// Consumes entries until `found` returns something, which it is asked after each few of them.
-    /// Returns what that is, or [`None`] if the queue was drained in vain.
     ///
     /// `left` is the number of entries that may be looked at, and is lowered: whoever needs several
     /// buffers passes it again, so that user space, which can go on filling the queue, cannot keep
     /// the kernel at it. May sleep.
-    pub(super) fn drain_until<T>(
+    pub(super) fn drain_until(
         &self,
         areas: &Areas,
         left: &mut u32,
-        mut found: impl FnMut() -> Option<T>,
-    ) -> Option<T> {
+        mut is_enough: impl FnMut() -> bool,
+    ) -> bool {
         while *left != 0 {
-            let count = self.drain(areas);
+            // Not shared with `flush`, whose loop is faster with a copy of `read` in it.
+            let mut returns = Returns::new(areas, |iov| iov.put());
+            let count = self.read(BATCH, areas.shift(), &mut returns);
 
+            drop(returns);
             *left = left.saturating_sub(count);
-            if count != 0 {
-                if let Some(found) = found() {
-                    return Some(found);
-                }
+            if count != 0 && is_enough() {
+                return true;
             }
             if count < BATCH {
-                return None;
+                return false;
             }
             sched::cond_resched();
         }
-        None
+        false
     }
 
     /// Reads what there is, and gives back the buffers that it names. Looks at no more entries than
@@ -238,8 +231,10 @@ impl Refill {
         let mut total = 0;
 
         while total < self.entries {
-            let count = self.drain(areas);
+            let mut returns = Returns::new(areas, |iov| iov.put());
+            let count = self.read(BATCH, areas.shift(), &mut returns);
 
+            drop(returns);
             total += count;
             if count < BATCH || sched::fatal_signal_pending() {
                 return;
