@@ -91,8 +91,8 @@ series: tree ## write the patches for review to build/series
 series-check: series ## apply the patches one by one and build after each; takes long
 	@scripts/series-check
 
-kconfig-matrix: tree ## build io_uring with every combination of its options; takes long
-	@scripts/kconfig-matrix
+kconfig-matrix: tree ## build io_uring with every combination of its options; takes long: [ONLY=surroundings]
+	@scripts/kconfig-matrix $(ONLY)
 
 doc: kernel ## documents and the pages of the Rust code, in build/doc/index.html
 	@scripts/doc

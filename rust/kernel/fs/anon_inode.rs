@@ -370,7 +370,7 @@ mod tests {
     unsafe impl Sync for Pretended {}
 
     #[cfg(CONFIG_MODULE_UNLOAD)]
-    static PRETENDED: Pretended = Pretended(Opaque::new(pin_init::zeroed()));
+    static PRETENDED: Pretended = Pretended(Opaque::zeroed());
 
     #[cfg(CONFIG_MODULE_UNLOAD)]
     impl Pretended {
