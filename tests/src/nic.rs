@@ -38,19 +38,22 @@ pub const RING: usize = 64;
 const LISTEN: u16 = 9000;
 const KNOBS: &str = "/sys/kernel/debug/zcrx_sim";
 /// The knobs that make a port misbehave, which are 0 at first.
-const MISBEHAVIOUR: [&str; 12] = [
+const MISBEHAVIOUR: [&str; 15] = [
     "page_frags",
     "fail_alloc",
     "fail_mem_alloc",
     "fail_start",
     "fail_stop",
     "spared",
+    "fail_close",
+    "retry",
     "delay",
     "pack",
     "pool_order",
     "pool_bidirectional",
     "ignore_provider",
     "frag_list",
+    "header_ring",
 ];
 
 /// What queue [`QUEUE`] has counted since the port was put in.
@@ -79,6 +82,18 @@ pub struct Nic {
 pub fn set(port: &str, knob: &str, value: i64) -> anyhow::Result<()> {
     let path = format!("{KNOBS}/{port}/{knob}");
     fs::write(&path, value.to_string()).with_context(|| format!("{value} > {path}"))
+}
+
+/// Returns what a knob of a port is set to.
+fn get(port: &str, knob: &str) -> anyhow::Result<i64> {
+    let path = format!("{KNOBS}/{port}/{knob}");
+    let text = fs::read_to_string(&path).with_context(|| path.clone())?;
+    text.trim().parse().context(path)
+}
+
+/// Returns whether the ports were to be behind an IOMMU when the kernel was booted.
+pub fn behind_iommu() -> anyhow::Result<bool> {
+    Ok(fs::read_to_string("/proc/cmdline")?.contains("zcrx_sim.pci=1"))
 }
 
 /// Pulls a port out, whatever it is doing.
@@ -207,7 +222,9 @@ impl Nic {
     /// Renews both ports, and brings them up with header split on.
     pub fn new() -> anyhow::Result<Self> {
         for port in [PORT, PEER] {
+            expect_eq("IOMMU", get(port, "iommu")? == 1, behind_iommu()?)?;
             unplug(port)?;
+            set(port, "dma_faults", 0)?;
             for knob in MISBEHAVIOUR {
                 set(port, knob, 0)?;
             }
@@ -280,6 +297,11 @@ impl Nic {
     /// Sets a knob of [`PORT`].
     pub fn set(&self, knob: &str, value: i64) -> anyhow::Result<()> {
         set(PORT, knob, value)
+    }
+
+    /// Returns how often [`PORT`] was to write to where it cannot.
+    pub fn dma_faults(&self) -> anyhow::Result<i64> {
+        get(PORT, "dma_faults")
     }
 
     pub fn up(&self) -> anyhow::Result<()> {

@@ -27,6 +27,7 @@ mod zcrx_control;
 mod zcrx_device;
 mod zcrx_device_buffers;
 mod zcrx_device_dmabuf;
+mod zcrx_device_driver;
 mod zcrx_device_end;
 mod zcrx_device_fault;
 mod zcrx_device_points;
@@ -169,6 +170,7 @@ const GROUPS: &[Group] = &[
             zcrx_device_end::TESTS,
             zcrx_device_buffers::TESTS,
             zcrx_device_dmabuf::TESTS,
+            zcrx_device_driver::TESTS,
             zcrx_device_selftest::TESTS,
         ],
     },

@@ -1,0 +1,518 @@
+// SPDX-License-Identifier: GPL-2.0
+//! D10: queues of a network device whose driver does what few drivers do: it cannot
+//! give a queue its own memory back, uses fewer queues than before, has another pool
+//! for headers, asks again and again for buffers that there are not.
+
+use std::io::Write;
+use std::os::fd::AsRawFd;
+use std::path::Path;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use anyhow::{Context, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::pause;
+
+use super::zcrx_device::{BUFFERS, ENTRIES, works};
+use super::zcrx_device_end::{add_area, keep_all, plain};
+use super::zcrx_receive::roomy_ring;
+use super::{Outcome, Test, TestResult, slow, test};
+use crate::kernel::{
+    Implementation, announce_report, expect_eq, expect_result, result, zcrx_implementation,
+};
+use crate::netdev;
+use crate::nic::{self, Nic, PORT, QUEUE, QUEUES};
+use crate::register::PAGE_SIZE;
+use crate::sandbox::{self, Shared, Sysctl, killed, pins};
+use crate::stream::Stream;
+use crate::wide::{Mapping, WideRing};
+use crate::zcrx::{AREA_SHIFT, Ifq, memory, pinned, transfer};
+
+pub const TESTS: &[Test] = &[
+    slow("ZN27 a driver that cannot take the memory away", 30, zn27),
+    test("ZN28 the same when the process is killed", zn28),
+    test("ZN29 a queue that is hidden when its ring goes", zn29),
+    test("ZN30 a queue that is hidden when its device goes", zn30),
+    test("ZN31 a queue that is hidden for a while", zn31),
+    test("ZN32 large buffers at addresses that are not aligned", zn32),
+    test("ZN33 a ring of headers beside that of data", zn33),
+    slow("ZN34 a buffer comes back in one of many areas", 40, zn34),
+];
+
+/// What the core says when a driver cannot give a queue its own memory back.
+const CLOSE_FAILED: &str = "at __netif_mp_close_rxq";
+/// What the software NIC says of an address that it cannot write to.
+const FAULT: &str = "zcrx_sim: DMA fault";
+
+/// What there is of the area outside of the ring and the device when the ring goes.
+#[derive(Clone, Copy, Debug)]
+enum Out {
+    Nothing,
+    /// Packets that nobody has read.
+    Packets,
+    /// All buffers: user space has them.
+    All,
+}
+
+/// Returns whether memory stays mapped until the driver has let go of it, which is so
+/// in Rust. In C, it is unmapped, and what the device is given has no address.
+fn stays_mapped() -> bool {
+    zcrx_implementation() == Implementation::Rust
+}
+
+/// Returns why a test is skipped in which C does what the DMA debugger reports.
+fn debugger_complains() -> Option<Outcome> {
+    let complains = !stays_mapped() && Path::new("/sys/kernel/debug/dma-api").exists();
+    complains.then(|| Outcome::Skipped("the DMA debugger complains of what C does".to_string()))
+}
+
+/// Receives one byte by recv(2), without waiting, and returns the result.
+fn recv_byte(stream: &Stream) -> i32 {
+    let mut byte = 0u8;
+    let fd = stream.receiver.as_raw_fd();
+    // SAFETY: one byte.
+    let got = unsafe { libc::recv(fd, (&raw mut byte).cast(), 1, libc::MSG_DONTWAIT) };
+    result(got as libc::c_long)
+}
+
+/// Sends to a queue that was closed and goes on with the pool that it had.
+fn send_to_old_pool(nic: &Nic) -> anyhow::Result<()> {
+    if !stays_mapped() {
+        announce_report(FAULT)?;
+    }
+    let before = nic.counts()?;
+    let mut used = before.niov_frags;
+    for _ in 0..4 {
+        let mut stream = nic.stream(2)?;
+        stream.sender.set_nonblocking(true)?;
+        stream.send_some(BUFFERS / 4 * PAGE_SIZE)?;
+        if !stays_mapped() {
+            nic::wait_until("the device has faulted", || Ok(nic.dma_faults()? > 0))?;
+            return expect_eq("provided", nic.counts()?.niov_frags, before.niov_frags);
+        }
+        nic::wait_until("the old pool's buffers are used", || {
+            Ok(nic.counts()?.niov_frags >= used + 8)
+        })?;
+        used = nic.counts()?.niov_frags;
+        expect_result("reading it", recv_byte(&stream), -libc::EFAULT)?;
+    }
+    expect_eq("pages", nic.counts()?.page_frags, before.page_frags)
+}
+
+/// Waits until a close has been tried in vain.
+fn close_failed(nic: &Nic) -> anyhow::Result<()> {
+    // This takes the device's lock, which a close has to its end.
+    nic::wait_until("the queue is closed", || Ok(nic.provided()?.is_none()))
+}
+
+/// Has the driver restart the queue, by itself or as the device goes down and up, which
+/// ends the old pool.
+fn restart(nic: &Nic, by_itself: bool) -> anyhow::Result<()> {
+    if by_itself {
+        nic.set("reset", QUEUE.into())?;
+    } else {
+        nic.down()?;
+        nic.up()?;
+    }
+    nic.released()
+}
+
+/// Closes a queue while a knob makes the driver fail, and sees that it does no harm.
+fn failing_close(nic: &Nic, (knob, value): (&str, i32), out: Out) -> anyhow::Result<()> {
+    let mut ring = roomy_ring()?;
+    let ifq = nic.ifq(&ring, ENTRIES, BUFFERS)?;
+    nic.transfer(&mut ring, &ifq, 100 * PAGE_SIZE)?;
+    let mut stream = nic.stream(1)?;
+    match out {
+        Out::Nothing => {}
+        Out::Packets => stream.send(16 * PAGE_SIZE)?,
+        Out::All => drop(keep_all(&mut ring, &ifq, &mut stream, BUFFERS)?),
+    }
+
+    nic.set(knob, value.into())?;
+    announce_report(CLOSE_FAILED)?;
+    drop((ifq, ring));
+    close_failed(nic)?;
+    nic.set(knob, 0)?;
+    expect_eq("pinned", pinned()?, BUFFERS)?;
+    send_to_old_pool(nic)?;
+    if let Out::Packets = out {
+        expect_result("packets from before", recv_byte(&stream), -libc::EFAULT)?;
+    }
+    drop(stream);
+    restart(nic, matches!(out, Out::Packets))?;
+    nic::wait_pinned(0)?;
+    if stays_mapped() {
+        expect_eq("faults", nic.dma_faults()?, 0)?;
+    }
+    nic.set("dma_faults", 0)?;
+    plain(nic)
+}
+
+fn zn27() -> TestResult {
+    if let Some(skipped) = debugger_complains() {
+        return Ok(skipped);
+    }
+    let nic = Nic::new()?;
+    for (failure, out) in [
+        (("fail_close", libc::ENOMEM), Out::Nothing),
+        (("fail_close", libc::EOPNOTSUPP), Out::Packets),
+        (("fail_close", libc::ENOMEM), Out::All),
+        (("fail_mem_alloc", 1), Out::Packets),
+        // The queue is stopped, and started again as it was.
+        (("fail_start", 1), Out::All),
+        (("fail_stop", 1), Out::Nothing),
+    ] {
+        let what = format!("{failure:?}, {out:?}");
+        failing_close(&nic, failure, out).context(what)?;
+    }
+    works(&nic)?;
+
+    // It cannot be started again either, and has no pool any more.
+    let mut ring = roomy_ring()?;
+    let ifq = nic.ifq(&ring, ENTRIES, BUFFERS)?;
+    nic.transfer(&mut ring, &ifq, 100 * PAGE_SIZE)?;
+    nic.set("fail_start", 2)?;
+    announce_report("Failed to restart old queue in error path")?;
+    announce_report(CLOSE_FAILED)?;
+    drop((ifq, ring));
+    nic.released()?;
+    nic::wait_pinned(0)?;
+    restart(&nic, true)?;
+    works(&nic)?;
+
+    // Another ring has the queue next.
+    let ring = roomy_ring()?;
+    let ifq = nic.ifq(&ring, ENTRIES, BUFFERS)?;
+    nic.set("fail_close", libc::ENOMEM.into())?;
+    announce_report(CLOSE_FAILED)?;
+    drop((ifq, ring));
+    close_failed(&nic)?;
+    nic.set("fail_close", 0)?;
+    works(&nic)?;
+
+    // The device goes.
+    let ring = roomy_ring()?;
+    let ifq = nic.ifq(&ring, ENTRIES, BUFFERS)?;
+    nic.set("fail_close", libc::ENOMEM.into())?;
+    announce_report(CLOSE_FAILED)?;
+    drop((ifq, ring));
+    close_failed(&nic)?;
+    nic::unplug(PORT)?;
+    nic::drained()?;
+    nic::wait_pinned(0)?;
+    drop(nic);
+    works(&Nic::new()?)?;
+    Ok(Outcome::Passed)
+}
+
+fn zn28() -> TestResult {
+    if let Some(skipped) = debugger_complains() {
+        return Ok(skipped);
+    }
+    let nic = Nic::new()?;
+    let before = pins()?;
+    let ready = Shared::<[AtomicU32; 1]>::new()?;
+    let child = sandbox::spawn(|| {
+        let mut ring = roomy_ring()?;
+        let ifq = nic.ifq(&ring, ENTRIES, BUFFERS)?;
+        let mut stream = nic.stream(1)?;
+        keep_all(&mut ring, &ifq, &mut stream, BUFFERS / 2)?;
+        ready[0].store(1, Ordering::Release);
+        loop {
+            pause();
+        }
+    })?;
+    nic::wait_until("the child has buffers", || {
+        Ok(ready[0].load(Ordering::Acquire) == 1)
+    })?;
+    nic.set("fail_close", libc::ENOMEM.into())?;
+    announce_report(CLOSE_FAILED)?;
+    kill(child, Signal::SIGKILL)?;
+    killed(child)?;
+    close_failed(&nic)?;
+    nic.set("fail_close", 0)?;
+    expect_eq("pinned", pins()?, before + BUFFERS as i64)?;
+    send_to_old_pool(&nic)?;
+    restart(&nic, true)?;
+    nic::wait_until("all pages are let go of", || Ok(pins()? <= before))?;
+    if stays_mapped() {
+        expect_eq("faults", nic.dma_faults()?, 0)?;
+    }
+    works(&nic)?;
+    Ok(Outcome::Passed)
+}
+
+/// Has the driver use no more queues than those before [`QUEUE`], without asking.
+fn hide(nic: &Nic) -> anyhow::Result<()> {
+    nic.set("queues", QUEUE.into())?;
+    expect_eq("queues", netdev::queues(nic.index)?.len(), QUEUE as usize)
+}
+
+/// Has it use all queues again.
+fn show(nic: &Nic) -> anyhow::Result<()> {
+    nic.set("queues", QUEUES.into())?;
+    expect_eq("queues", netdev::queues(nic.index)?.len(), QUEUES as usize)
+}
+
+fn zn29() -> TestResult {
+    let nic = Nic::new()?;
+    for (out, while_down) in [
+        (Out::Nothing, false),
+        (Out::Packets, false),
+        (Out::All, true),
+    ] {
+        let mut ring = roomy_ring()?;
+        let ifq = nic.ifq(&ring, ENTRIES, BUFFERS)?;
+        nic.transfer(&mut ring, &ifq, 100 * PAGE_SIZE)?;
+        let mut stream = nic.stream(1)?;
+        match out {
+            Out::Nothing => {}
+            Out::Packets => stream.send(16 * PAGE_SIZE)?,
+            Out::All => drop(keep_all(&mut ring, &ifq, &mut stream, BUFFERS)?),
+        }
+        hide(&nic)?;
+        if while_down {
+            nic.down()?;
+        }
+        drop((ifq, ring, stream));
+        nic::drained()?;
+        nic::wait_pinned(0)?;
+        if while_down {
+            nic.up()?;
+        }
+        show(&nic)?;
+        expect_eq("provided", nic.provided()?, None)?;
+        let before = nic.counts()?;
+        plain(&nic)?;
+        let after = nic.counts()?;
+        expect_eq("provided", after.niov_frags, before.niov_frags)?;
+        ensure!(after.page_frags > before.page_frags, "no pages were used");
+        works(&nic)?;
+    }
+    Ok(Outcome::Passed)
+}
+
+fn zn30() -> TestResult {
+    let nic = Nic::new()?;
+    let mut ring = roomy_ring()?;
+    let ifq = nic.ifq(&ring, ENTRIES, BUFFERS)?;
+    nic.transfer(&mut ring, &ifq, 100 * PAGE_SIZE)?;
+    hide(&nic)?;
+    let unplugging = std::thread::spawn(|| nic::unplug(PORT));
+    let gone = nic::wait_until("the device is gone", || Ok(unplugging.is_finished()));
+    if gone.is_err() {
+        // Or nobody would ever end.
+        drop((ifq, ring));
+        unplugging.join().ok().context("unplugging panicked")??;
+        return gone.map(|()| Outcome::Passed);
+    }
+    unplugging.join().ok().context("unplugging panicked")??;
+    let (got, _) = add_area(&ring, &ifq, &memory(8)?);
+    expect_result("an area for no device", got, -libc::EFAULT)?;
+    transfer(&mut ring, &ifq, 50 * PAGE_SIZE)?;
+    expect_eq("pinned", pinned()?, BUFFERS)?;
+    drop((ifq, ring));
+    nic::drained()?;
+    nic::wait_pinned(0)?;
+    drop(nic);
+    works(&Nic::new()?)?;
+    Ok(Outcome::Passed)
+}
+
+fn zn31() -> TestResult {
+    let nic = Nic::new()?;
+    let mut ring = roomy_ring()?;
+    let ifq = nic.ifq(&ring, ENTRIES, BUFFERS)?;
+    let mut stream = nic.stream(1)?;
+    ring.push(stream.recv(&ifq, 0))?;
+    stream.send(16 * PAGE_SIZE)?;
+    let mut held = Vec::new();
+    for round in 0..3 {
+        hide(&nic)?;
+        // What a provider does not go with is refused nevertheless.
+        nic.ethtool_fails("-G zsim0 tcp-data-split off", "memory provider")?;
+        nic::wait_until("the pool waits for what is out", || {
+            nic::receive_on_all_cpus()?;
+            let pools = netdev::provided_pools()?;
+            Ok(pools.iter().all(|pool| pool.detached))
+        })?;
+        if round == 1 {
+            nic.down()?;
+            nic.up()?;
+        }
+        show(&nic)?;
+        expect_eq("provided", nic.provided()?, Some(PAGE_SIZE as u64))?;
+        while stream.left() != 0 {
+            let cqe = ring.cqe()?;
+            held.push(stream.take(&ifq, &cqe)?);
+        }
+        nic.zero_copy(&mut ring, &ifq, 100 * PAGE_SIZE)?;
+    }
+    for offset in held {
+        ifq.give_back(offset);
+    }
+    drop(stream);
+    ring.cqe()?;
+    nic.conserved(&mut ring, &ifq, BUFFERS)?;
+    drop((ifq, ring));
+    nic.released()?;
+    nic::wait_pinned(0)?;
+    Ok(Outcome::Passed)
+}
+
+fn zn32() -> TestResult {
+    const LARGE: usize = 64 << 10;
+    const LEN: usize = 1 << 20;
+    let rust = zcrx_implementation() == Implementation::Rust;
+    let nic = Nic::new()?;
+    nic.set_ring(8)?;
+    let _pages = Sysctl::set("vm/nr_hugepages", "4")?;
+    for beside in [PAGE_SIZE, LARGE / 2, 0] {
+        let what = format!("{beside} bytes beside");
+        let area = Mapping::anonymous(2 << 20, libc::MAP_HUGETLB).context("a huge page")?;
+        let mut ring = roomy_ring()?;
+        let mut registration = nic.registration(ENTRIES, &area);
+        registration.area.addr += beside as u64;
+        registration.area.len = LEN as u64;
+        registration.reg.rx_buf_len = LARGE as u32;
+        let got = registration.register(ring.fd());
+        // An IOMMU has addresses of its own, which are aligned.
+        let aligned = beside == 0 || nic::behind_iommu()?;
+        if !aligned && rust {
+            expect_result(&what, got, -libc::ERANGE)?;
+            expect_eq(&what, nic.provided()?, None)?;
+            expect_eq("pinned", pinned()?, 0)?;
+            continue;
+        }
+        expect_result(&what, got, 0)?;
+        expect_eq(&what, nic.provided()?, Some(LARGE as u64))?;
+        let ifq = Ifq::attach(ring.fd(), registration, area)?;
+        if beside == 0 {
+            nic.zero_copy(&mut ring, &ifq, 1 << 20)?;
+            nic.conserved(&mut ring, &ifq, LEN / LARGE)?;
+        } else {
+            if !aligned {
+                announce_report(FAULT)?;
+            }
+            let before = nic.counts()?;
+            let (mut sender, receiver) = nic.connect_to("10.9.0.1")?;
+            sender.write_all(&[1; 100])?;
+            nic::wait_until("a packet is written, or is not", || {
+                Ok(nic.counts()?.niov_frags > before.niov_frags || nic.dma_faults()? > 0)
+            })?;
+            expect_eq("written", nic.dma_faults()? == 0, aligned)?;
+            drop((sender, receiver));
+        }
+        drop((ifq, ring));
+        nic.released()?;
+        nic::wait_pinned(0)?;
+        nic.set("dma_faults", 0)?;
+    }
+    works(&nic)?;
+    Ok(Outcome::Passed)
+}
+
+fn zn33() -> TestResult {
+    let nic = Nic::new()?;
+    nic.set("header_ring", 1)?;
+    nic.set_mtu(9000)?;
+    let mut ring = roomy_ring()?;
+    let ifq = nic.ifq(&ring, ENTRIES, BUFFERS)?;
+    // One pool of the queue is provided for, the other is none of io_uring's.
+    expect_eq("pools", netdev::provided_pools()?.len(), 1)?;
+    nic.zero_copy(&mut ring, &ifq, 300 * PAGE_SIZE)?;
+    nic.zero_copy_to("fd09::1", &mut ring, &ifq, 300 * PAGE_SIZE)?;
+    // Packets whose headers are in one pool, and the rest in the other.
+    let mut stream = nic.stream(1)?;
+    stream.send(16 * PAGE_SIZE)?;
+    nic.set_ring(32)?;
+    ring.push(stream.recv(&ifq, 0))?;
+    while stream.left() != 0 {
+        let cqe = ring.cqe()?;
+        ifq.give_back(stream.take(&ifq, &cqe)?);
+    }
+    drop(stream);
+    ring.cqe()?;
+    nic.conserved(&mut ring, &ifq, BUFFERS)?;
+    drop((ifq, ring));
+    nic.released()?;
+    plain(&nic)?;
+    nic.set("header_ring", 0)?;
+    works(&nic)?;
+    Ok(Outcome::Passed)
+}
+
+/// Receives packet by packet until user space has so many buffers.
+fn exhaust(
+    ring: &mut WideRing,
+    stream: &mut Stream,
+    held: &mut Vec<u64>,
+    buffers: usize,
+) -> anyhow::Result<()> {
+    while held.len() < buffers {
+        stream.sender.write_all(&[0; 100])?;
+        let cqe = ring.cqe()?;
+        expect_eq("one packet", cqe.res, 100)?;
+        held.push(cqe.offset()?);
+    }
+    Ok(())
+}
+
+fn zn34() -> TestResult {
+    const AREAS: usize = 64;
+    const EACH: usize = 2;
+    let nic = Nic::new()?;
+    // The driver asks for each packet, several times.
+    nic.set("retry", 8)?;
+    nic.set_ring(8)?;
+    let mut ring = roomy_ring()?;
+    let ifq = nic.ifq(&ring, ENTRIES, EACH)?;
+    let mut areas = Vec::new();
+    for _ in 1..AREAS {
+        let area = memory(EACH)?;
+        let (got, _) = add_area(&ring, &ifq, &area);
+        expect_result("adding an area", got, 0)?;
+        areas.push(area);
+    }
+    let mut stream = nic.stream(1)?;
+    ring.push(stream.recv(&ifq, 0))?;
+    ring.submit()?;
+    let mut held = Vec::new();
+    exhaust(&mut ring, &mut stream, &mut held, AREAS * EACH)?;
+    for (round, number) in [AREAS - 1, 0, AREAS / 2, 1, AREAS - 2, 0].into_iter().enumerate() {
+        let what = format!("round {round}, area {number}");
+        // One packet is dropped, and sent again and again.
+        let before = nic.counts()?;
+        stream.sender.write_all(&[0; 100])?;
+        nic::wait_until("a packet is dropped", || {
+            Ok(nic.counts()?.no_buffer > before.no_buffer)
+        })?;
+        let failed = nic.counts()?.alloc_fail - before.alloc_fail;
+        ensure!(failed >= 8, "{what}: {failed} attempts failed");
+        ring.submit()?;
+        expect_eq(&what, ring.try_cqe(), None)?;
+        let of_area = |offset: &u64| (offset >> AREA_SHIFT) as usize == number;
+        let at = held.iter().position(of_area).with_context(|| what.clone())?;
+        let back = held.swap_remove(at);
+        ifq.give_back(back);
+        if round % 2 == 0 {
+            ifq.flush_all(ring.fd())?;
+        }
+        let cqe = ring.cqe().with_context(|| what.clone())?;
+        expect_eq(&what, cqe.res, 100)?;
+        expect_eq(&what, cqe.offset()?, back)?;
+        held.push(back);
+    }
+    // All of them can be had a second time.
+    for offset in held.drain(..) {
+        ifq.give_back(offset);
+    }
+    exhaust(&mut ring, &mut stream, &mut held, AREAS * EACH)?;
+    held.sort_unstable();
+    held.dedup();
+    expect_eq("different buffers", held.len(), AREAS * EACH)?;
+    drop((ifq, ring, stream));
+    nic.released()?;
+    nic::wait_pinned(0)?;
+    Ok(Outcome::Passed)
+}
