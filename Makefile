@@ -5,6 +5,13 @@
 
 IMPL ?= rust
 SECONDS ?= 60
+# What stands behind an IOMMU is tested with all checkers.
+ifneq ($(filter-out 1,$(IOMMU)),)
+$(error IOMMU is '$(IOMMU)'; give IOMMU=1, or leave it out)
+endif
+ifneq ($(IOMMU),)
+override DEBUG := 1
+endif
 export LINUX DEBUG MODULES
 unexport SECONDS
 
@@ -27,13 +34,14 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 	@echo
 	@echo '  IMPL=rust|c chooses who implements the parts, DEBUG=1 the kernel with all checkers,'
+	@echo '  IOMMU=1 the device tests of that kernel alone, in a machine with an IOMMU,'
 	@echo '  LINUX=/path another Linux 7.3 tree, TIMEOUT=seconds how long a guest may take.'
 
 run: kernel guest ## build everything, boot, and see it filter and receive
 	@$(enter) python3 scripts/run-demo $(guest) build/guest.cpio
 
-test: kernel guest host-tests ## KUnit and user-space tests in QEMU; IMPL=c, DEBUG=1, ONLY=D1
-	@$(enter) python3 scripts/run-tests $(guest) $(if $(ONLY),--only '$(ONLY)') build/guest.cpio
+test: kernel guest host-tests ## KUnit and user-space tests in QEMU; IMPL=c, DEBUG=1, IOMMU=1, ONLY=D1
+	@$(enter) python3 scripts/run-tests $(guest) $(if $(IOMMU),--iommu) $(if $(ONLY),--only '$(ONLY)') build/guest.cpio
 
 lint doc: override IMPL := rust
 lint doc bench: override DEBUG :=

@@ -41,12 +41,15 @@ def kernel_image(name):
     return image
 
 
-def command(image, initrd, append, *, kvm=False, icount=False, serial):
-    """The QEMU command line; `append` ends with what init gets after `--`."""
+def command(image, initrd, append, *, kvm=False, icount=False, iommu=False, serial):
+    """The QEMU command line; `append` ends with what init gets after `--`. With
+    `iommu`, two devices that serve no purpose of their own stand behind one."""
     if not shutil.which(QEMU):
         die(f"{QEMU} is not in the build root; remove build/root and run 'make toolchain'")
     # Counting instructions takes one CPU; then a guest nanosecond is one of them.
     machine = ["-icount", "shift=0,sleep=off", "-smp", "1"] if icount else ["-smp", "2"]
+    if iommu:
+        machine += ["-machine", "q35", "-device", "intel-iommu", *["-device", "pci-testdev"] * 2]
     options = [
         "-accel", "kvm" if kvm and not icount else "tcg", *machine,
         "-cpu", CPU, "-m", "2G", "-display", "none",
@@ -94,7 +97,7 @@ def use_kvm(image):
 class Guest:
     """A running guest: ttyS0 is its console, ttyS1 what its programs report."""
 
-    def __init__(self, image, initrd, append, *, limit, log, watch, icount=False):
+    def __init__(self, image, initrd, append, *, limit, log, watch, icount=False, iommu=False):
         self.limit = limit
         self.watch = watch
         self.status = None
@@ -110,7 +113,8 @@ class Guest:
         serial = ["-serial", f"file:/dev/fd/{console_qemu}", "-serial", f"file:/dev/fd/{report_qemu}",
                   "-monitor", "none"]
         self.qemu = subprocess.Popen(
-            command(image, initrd, append, kvm=not icount and use_kvm(image), icount=icount, serial=serial),
+            command(image, initrd, append, kvm=not icount and use_kvm(image), icount=icount, iommu=iommu,
+                    serial=serial),
             stdin=subprocess.DEVNULL, pass_fds=(console_qemu, report_qemu))
         os.close(console_qemu)
         os.close(report_qemu)
