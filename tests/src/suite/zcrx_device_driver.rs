@@ -93,7 +93,12 @@ fn send_to_old_pool(nic: &Nic) -> anyhow::Result<()> {
             Ok(nic.counts()?.niov_frags >= used + 8)
         })?;
         used = nic.counts()?.niov_frags;
-        expect_result("reading it", recv_byte(&stream), -libc::EFAULT)?;
+        let mut got = -libc::EAGAIN;
+        nic::wait_until("some of it has arrived", || {
+            got = recv_byte(&stream);
+            Ok(got != -libc::EAGAIN)
+        })?;
+        expect_result("reading it", got, -libc::EFAULT)?;
     }
     expect_eq("pages", nic.counts()?.page_frags, before.page_frags)
 }
