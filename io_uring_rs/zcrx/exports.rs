@@ -138,8 +138,8 @@ pub unsafe extern "C" fn io_zcrx_recv(
     let len = unsafe { &mut *len };
 
     from_result(|| {
-        // SAFETY: The caller guarantees a request that is being issued, and which it alone works on.
-        // The ring is the current task's, it cannot be resized while its lock is held, and
+        // SAFETY: The caller guarantees a request that is being issued, and which it alone works
+        // on. The ring is the current task's, it cannot be resized while its lock is held, and
         // completions are flushed after the request was issued.
         let request = unsafe { Receive::from_raw(req, issue_flags) }.ok_or(EINVAL)?;
         // SAFETY: The caller guarantees that the socket is open, as the request keeps it.

@@ -204,8 +204,8 @@ pub fn read_program<C: Checker>(insns: UserPtr, len: u16, flags: Flags) -> Resul
     UserSlice::new(insns, len * size_of::<Insn>())
         .reader()
         .read_slice(program.as_mut_slice().as_bytes_mut())?;
-    // SAFETY: The vector is valid for reads of `len` instructions, which have the layout of C's, and
-    // `len` is not zero, as `bpf_check_classic` expects.
+    // SAFETY: The vector is valid for reads of `len` instructions, which have the layout of C's,
+    // and `len` is not zero, as `bpf_check_classic` expects.
     to_result(unsafe { bindings::bpf_check_classic(program.as_ptr().cast(), len as u32) })?;
 
     for insn in program.iter_mut() {

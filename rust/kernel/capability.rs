@@ -51,7 +51,8 @@ pub fn current_has(capability: Capability) -> bool {
     unsafe { bindings::capable(capability.0 as c_int) }
 }
 
-/// Returns whether the current task has given up gaining privileges by `execve()`: `PR_SET_NO_NEW_PRIVS`.
+/// Returns whether the current task has given up gaining privileges by `execve()`:
+/// `PR_SET_NO_NEW_PRIVS`.
 pub fn current_has_no_new_privs() -> bool {
     // SAFETY: The current task is valid.
     unsafe { bindings::task_no_new_privs(Task::current_raw()) }

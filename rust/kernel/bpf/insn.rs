@@ -42,7 +42,8 @@ impl Insn {
         self.code & 0xf0
     }
 
-    /// Returns whether the second operand of an [`ALU`] or [`JMP`] instruction is X, not the constant.
+    /// Returns whether the second operand of an [`ALU`] or [`JMP`] instruction is X, not the
+    /// constant.
     pub const fn has_x(&self) -> bool {
         self.code & X != 0
     }

@@ -100,12 +100,14 @@ impl Account {
         }
     }
 
-    /// Returns the user as C knows it, or null. Valid as long as this object or a clone of it exists.
+    /// Returns the user as C knows it, or null. Valid as long as this object or a clone of it
+    /// exists.
     pub(super) fn user(&self) -> *mut bindings::user_struct {
         self.user.as_ref().map_or(null_mut(), |user| user.0.get())
     }
 
-    /// Returns the address space as C knows it, or null. Valid as long as [`Self::user`]'s result is.
+    /// Returns the address space as C knows it, or null. Valid as long as [`Self::user`]'s result
+    /// is.
     fn mm(&self) -> *mut bindings::mm_struct {
         self.mm.as_ref().map_or(null_mut(), |mm| mm.as_raw())
     }

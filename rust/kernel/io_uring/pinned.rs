@@ -161,8 +161,8 @@ impl PinnedPages {
         self.pages.as_ptr()
     }
 
-    /// Returns the number of pages to charge for these: all pages of the folios that they are in, of
-    /// each run of pages in the same folio once.
+    /// Returns the number of pages to charge for these: all pages of the folios that they are in,
+    /// of each run of pages in the same folio once.
     ///
     /// Pins hold folios as a whole. One that is pinned does not change its size.
     ///
@@ -245,7 +245,8 @@ impl PinnedPage<'_> {
         })
     }
 
-    /// Returns the page as C knows it: valid and pinned as long as the lifetime of this object lasts.
+    /// Returns the page as C knows it: valid and pinned as long as the lifetime of this object
+    /// lasts.
     #[inline]
     pub(crate) fn as_ptr(self) -> *mut bindings::page {
         self.page.as_ptr()

@@ -189,8 +189,8 @@ impl Region {
         self.size
     }
 
-    /// Returns the region as C knows it, to let user space map it. Valid until this object moves or is
-    /// dropped; must only be read.
+    /// Returns the region as C knows it, to let user space map it. Valid until this object moves or
+    /// is dropped; must only be read.
     #[inline]
     pub fn as_raw(&self) -> *mut bindings::io_mapped_region {
         self.mr.get()
@@ -212,8 +212,8 @@ impl Region {
         Some(self.base.wrapping_add(offset).cast())
     }
 
-    /// Returns the entries of `SIZE` bytes from `offset` on, `count` of them, a power of two, if all are in
-    /// the region and aligned.
+    /// Returns the entries of `SIZE` bytes from `offset` on, `count` of them, a power of two, if
+    /// all are in the region and aligned.
     #[inline]
     pub fn entries<const SIZE: usize>(
         &self,

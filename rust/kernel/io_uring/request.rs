@@ -71,8 +71,8 @@ impl Request {
         unsafe { (*self.0.get()).cqe.user_data }
     }
 
-    /// Returns the SQE's flags as they are after `prep`, which sets some of its own (`IOSQE_ASYNC` for
-    /// requests that always go to a worker, for one).
+    /// Returns the SQE's flags as they are after `prep`, which sets some of its own (`IOSQE_ASYNC`
+    /// for requests that always go to a worker, for one).
     #[inline]
     pub fn sqe_flags(&self) -> u8 {
         // SAFETY: By the type invariants, the request is valid.
@@ -137,8 +137,8 @@ impl FilterContext {
     ///
     /// # Safety
     ///
-    /// For the duration of `'a`, `context` must be valid, all of its bytes initialised, and accessed
-    /// by nobody else.
+    /// For the duration of `'a`, `context` must be valid, all of its bytes initialised, and
+    /// accessed by nobody else.
     pub unsafe fn from_raw<'a>(context: *mut bindings::io_uring_bpf_ctx) -> &'a mut Self {
         // SAFETY: The caller guarantees validity, and `Self` is a transparent wrapper.
         unsafe { &mut *context.cast() }
@@ -166,8 +166,8 @@ impl FilterContext {
         };
     }
 
-    /// Sets the arguments of a request that connects a socket, 24 bytes. The port and the bytes of the
-    /// address, of which an IPv4 one has 4, are in network order.
+    /// Sets the arguments of a request that connects a socket, 24 bytes. The port and the bytes of
+    /// the address, of which an IPv4 one has 4, are in network order.
     #[inline]
     pub fn set_connect(&mut self, family: u16, port: [u8; 2], addr: [u8; 16]) {
         let mut connect: bindings::io_uring_bpf_ctx__bindgen_ty_1__bindgen_ty_3 =

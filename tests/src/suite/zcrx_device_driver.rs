@@ -33,7 +33,11 @@ pub const TESTS: &[Test] = &[
     slow("ZN29 a queue that is hidden when its ring goes", 30, zn29),
     slow("ZN30 a queue that is hidden when its device goes", 30, zn30),
     slow("ZN31 a queue that is hidden for a while", 30, zn31),
-    slow("ZN32 large buffers at addresses that are not aligned", 30, zn32),
+    slow(
+        "ZN32 large buffers at addresses that are not aligned",
+        30,
+        zn32,
+    ),
     test("ZN33 a ring of headers beside that of data", zn33),
     slow("ZN34 a buffer comes back in one of many areas", 40, zn34),
 ];
