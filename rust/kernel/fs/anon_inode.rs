@@ -63,8 +63,9 @@ impl ModuleRef {
         // part of. That code is running, so the module has not been freed.
         let got = unsafe { bindings::try_module_get(module.as_ptr()) };
 
+        // Not `then_some()`, which would make one and drop it, and so put a count that is not ours.
         // INVARIANT: `try_module_get` succeeded, so that a count is ours unless there is no module.
-        got.then_some(Self(module.as_ptr()))
+        got.then(|| Self(module.as_ptr()))
     }
 }
 

@@ -54,7 +54,7 @@ impl RingRef {
     pub(super) unsafe fn try_get(ctx: NonNull<bindings::io_ring_ctx>) -> Option<Self> {
         // INVARIANT: The reference just taken is the object's.
         // SAFETY: The ring is valid, and its count is until the ring is freed.
-        unsafe { bindings::percpu_ref_tryget(refs(ctx)) }.then_some(Self(ctx))
+        unsafe { bindings::percpu_ref_tryget(refs(ctx)) }.then(|| Self(ctx))
     }
 
     /// Returns whether this is a reference to the ring `ctx`, of which only the address counts.

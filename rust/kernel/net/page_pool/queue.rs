@@ -30,9 +30,9 @@ use crate::{
         LockedNetDevice,
         NetDevice, //
     },
-    new_mutex,
     page::PAGE_SHIFT,
     prelude::*,
+    static_lock_class,
     sync::{
         aref::ARef,
         Arc,
@@ -50,6 +50,12 @@ use core::{
         NonNull, //
     }, //
 };
+
+/// The name of the lock class of the state of all queues.
+///
+/// The class is one for all kinds of providers, and lockdep wants its name to be one object. A
+/// literal would be another one in each crate that has providers.
+static STATE_NAME: &CStr = c"ProvidedQueue";
 
 /// Evidence that no page pool gives buffers of a provider to a device.
 ///
@@ -160,13 +166,14 @@ impl<P: MemoryProvider> ProvidedQueue<P> {
         try_pin_init!(Self {
             shift,
             ops: Adapter::<P>::OPS,
-            state <- new_mutex!(
+            state <- Mutex::new(
                 State {
                     binding: None,
                     pools: KVec::new(),
                     may_be_mapped: false,
                 },
-                "ProvidedQueue"
+                STATE_NAME,
+                static_lock_class!()
             ),
             provider <- provider,
         })
