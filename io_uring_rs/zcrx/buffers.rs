@@ -52,11 +52,20 @@ use kernel::{
 /// The number of buffers after which a loop over all of them lets other tasks run.
 const REST_EVERY: u32 = 4096;
 
-/// Lets other tasks run now and then in a loop over buffers, of which there may be millions.
-pub(super) fn rest_after(buffer: u32) {
-    if buffer % REST_EVERY == 0 {
+/// Calls `f` for each number below `count`, of which there may be millions, and lets other tasks run
+/// now and then. May sleep.
+///
+/// # Errors
+///
+/// The first one of `f`, after which it is not called again.
+pub(super) fn for_each(count: u32, mut f: impl FnMut(u32) -> Result) -> Result {
+    for first in (0..count).step_by(REST_EVERY as usize) {
+        for buffer in first..first.saturating_add(REST_EVERY).min(count) {
+            f(buffer)?;
+        }
         sched::cond_resched();
     }
+    Ok(())
 }
 
 /// The number of times that user space has been told of each buffer and has not given it back.
@@ -93,10 +102,9 @@ impl Buffers {
         } else {
             let mut counts = KVVec::with_capacity(count as usize, GFP_KERNEL_ACCOUNT)?;
 
-            for buffer in 0..count {
-                counts.push(Atomic::new(0), GFP_KERNEL_ACCOUNT)?;
-                rest_after(buffer);
-            }
+            for_each(count, |_| {
+                Ok(counts.push(Atomic::new(0), GFP_KERNEL_ACCOUNT)?)
+            })?;
             Granted::Counts(counts)
         };
 
@@ -219,7 +227,7 @@ impl Buffers {
         };
 
         // As many as `new` was asked for.
-        for buffer in 0..count as u32 {
+        let _ = for_each(count as u32, |buffer| {
             match &self.granted {
                 Granted::Counts(counts) => {
                     if let Some(count) = counts.get(buffer as usize) {
@@ -234,8 +242,8 @@ impl Buffers {
                     TakenBack::Pooled(iov) => iov.put(),
                 },
             }
-            rest_after(buffer);
-        }
+            Ok(())
+        });
     }
 }
 

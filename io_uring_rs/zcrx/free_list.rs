@@ -56,10 +56,10 @@ impl FreeList {
     pub(super) fn new(count: u32) -> Result<Self> {
         let mut buffers = KVVec::with_capacity(count as usize, GFP_KERNEL_ACCOUNT)?;
 
-        for buffer in 0..count {
-            buffers.push(buffer, GFP_KERNEL_ACCOUNT)?;
-            super::buffers::rest_after(buffer);
-        }
+        super::buffers::for_each(
+            count,
+            |buffer| Ok(buffers.push(buffer, GFP_KERNEL_ACCOUNT)?),
+        )?;
         Ok(Self {
             buffers,
             noted: None,

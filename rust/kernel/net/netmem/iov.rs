@@ -29,10 +29,10 @@ use core::ptr::NonNull;
 /// pool may be zero for a moment.
 pub(super) const FREE: isize = isize::MIN;
 
-/// The number of grants past which those of a buffer are not counted any more.
+/// The number of grants past which those of a buffer are not counted any more, where references
+/// have 32 bits. Where they have 64, they cannot become as many as [`FREE`].
 ///
 /// A grant looks at the number before it counts, so that each CPU may add one that is too many.
-/// References stay far from [`FREE`] all the same, also where they have 32 bits.
 pub(super) const GRANTED_MAX: i32 = 1 << 30;
 
 /// State that the buffers of one piece of memory share.

@@ -142,14 +142,15 @@ impl<'a> ProvidedIov<'a> {
 
     /// Grants the buffer to user space once more. It is not free before that is given back.
     ///
-    /// Grants past 2^30 that were not given back are not counted: user space that has so many can
-    /// give back no more.
+    /// The number of grants that were not given back may become negative, after 2^31 of them, or stop
+    /// at 2^30 where references have 32 bits. Then user space can give back less than it got, and the
+    /// buffer is not freed.
     #[inline]
     pub fn grant(&self) {
         // SAFETY: By the type invariants, there is such a buffer, and there are as many counts.
         let granted = unsafe { self.iov.owner.granted.get_unchecked(self.index) };
 
-        if granted.load(Relaxed) >= GRANTED_MAX {
+        if isize::BITS < 64 && granted.load(Relaxed) >= GRANTED_MAX {
             return;
         }
         self.iov.references().add(1, Relaxed);
