@@ -14,6 +14,7 @@ use super::free_list::{
     FreeAreas,
     FreeList, //
 };
+use core::ops::Range;
 use kernel::{
     device::{
         Bound,
@@ -52,20 +53,15 @@ use kernel::{
 /// The number of buffers after which a loop over all of them lets other tasks run.
 const REST_EVERY: u32 = 4096;
 
-/// Calls `f` for each number below `count`, of which there may be millions, and lets other tasks run
-/// now and then. May sleep.
-///
-/// # Errors
-///
-/// The first one of `f`, after which it is not called again.
-pub(super) fn for_each(count: u32, mut f: impl FnMut(u32) -> Result) -> Result {
-    for first in (0..count).step_by(REST_EVERY as usize) {
-        for buffer in first..first.saturating_add(REST_EVERY).min(count) {
-            f(buffer)?;
-        }
-        sched::cond_resched();
-    }
-    Ok(())
+/// Returns the numbers below `count`, of which there may be millions, in ranges. Lets other tasks run
+/// before each range, so that whoever goes through them must be able to sleep.
+pub(super) fn ranges(count: u32) -> impl Iterator<Item = Range<u32>> {
+    let range = move |first: u32| first..first.saturating_add(REST_EVERY).min(count);
+
+    (0..count)
+        .step_by(REST_EVERY as usize)
+        .inspect(|_| sched::cond_resched())
+        .map(range)
 }
 
 /// The number of times that user space has been told of each buffer and has not given it back.
@@ -102,9 +98,11 @@ impl Buffers {
         } else {
             let mut counts = KVVec::with_capacity(count as usize, GFP_KERNEL_ACCOUNT)?;
 
-            for_each(count, |_| {
-                Ok(counts.push(Atomic::new(0), GFP_KERNEL_ACCOUNT)?)
-            })?;
+            for range in ranges(count) {
+                for _ in range {
+                    counts.push(Atomic::new(0), GFP_KERNEL_ACCOUNT)?;
+                }
+            }
             Granted::Counts(counts)
         };
 
@@ -227,7 +225,7 @@ impl Buffers {
         };
 
         // As many as `new` was asked for.
-        let _ = for_each(count as u32, |buffer| {
+        for buffer in ranges(count as u32).flatten() {
             match &self.granted {
                 Granted::Counts(counts) => {
                     if let Some(count) = counts.get(buffer as usize) {
@@ -242,8 +240,7 @@ impl Buffers {
                     TakenBack::Pooled(iov) => iov.put(),
                 },
             }
-            Ok(())
-        });
+        }
     }
 }
 

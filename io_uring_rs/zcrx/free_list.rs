@@ -56,10 +56,11 @@ impl FreeList {
     pub(super) fn new(count: u32) -> Result<Self> {
         let mut buffers = KVVec::with_capacity(count as usize, GFP_KERNEL_ACCOUNT)?;
 
-        super::buffers::for_each(
-            count,
-            |buffer| Ok(buffers.push(buffer, GFP_KERNEL_ACCOUNT)?),
-        )?;
+        for range in super::buffers::ranges(count) {
+            for buffer in range {
+                buffers.push(buffer, GFP_KERNEL_ACCOUNT)?;
+            }
+        }
         Ok(Self {
             buffers,
             noted: None,
