@@ -53,8 +53,8 @@ use kernel::{
 /// The number of buffers after which a loop over all of them lets other tasks run.
 const REST_EVERY: u32 = 4096;
 
-/// Returns the numbers below `count`, of which there may be millions, in ranges. Lets other tasks run
-/// before each range, so that whoever goes through them must be able to sleep.
+/// Returns the numbers below `count`, of which there may be millions, in ranges. Lets other tasks
+/// run before each range, so that whoever goes through them must be able to sleep.
 pub(super) fn ranges(count: u32) -> impl Iterator<Item = Range<u32>> {
     let range = move |first: u32| first..first.saturating_add(REST_EVERY).min(count);
 

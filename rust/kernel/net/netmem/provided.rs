@@ -142,9 +142,9 @@ impl<'a> ProvidedIov<'a> {
 
     /// Grants the buffer to user space once more. It is not free before that is given back.
     ///
-    /// The number of grants that were not given back may become negative, after 2^31 of them, or stop
-    /// at 2^30 where references have 32 bits. Then user space can give back less than it got, and the
-    /// buffer is not freed.
+    /// The number of grants that were not given back may become negative, after 2^31 of them, or
+    /// stop at 2^30 where references have 32 bits. Then user space can give back less than it got,
+    /// and the buffer is not freed.
     #[inline]
     pub fn grant(&self) {
         // SAFETY: By the type invariants, there is such a buffer, and there are as many counts.
