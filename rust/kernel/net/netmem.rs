@@ -57,8 +57,7 @@ use crate::{
             Relaxed,
             Release, //
         },
-        barrier,
-        Mutex, //
+        barrier, //
     },
     types::Opaque,
     warn_on_once, //

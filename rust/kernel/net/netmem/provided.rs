@@ -21,7 +21,6 @@ use crate::{
             SkBuff, //
         }, //
     },
-    prelude::*,
     sync::atomic::{
         Relaxed,
         Release, //
