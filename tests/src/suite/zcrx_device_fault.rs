@@ -17,7 +17,7 @@ use crate::stream::ended;
 use crate::zcrx::ZCRX_EVENT_ALLOC_FAIL;
 
 pub const TESTS: &[Test] = &[
-    test("FI13 a driver that cannot change the queue", fi13),
+    slow("FI13 a driver that cannot change the queue", 30, fi13),
     test("FI18 no memory to tell of an event", fi18),
     slow("FI21 a driver that gets no buffers", 30, fi21),
 ];

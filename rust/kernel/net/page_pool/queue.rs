@@ -376,7 +376,8 @@ impl<P: MemoryProvider> ProvidedQueue<P> {
             return Err(EINVAL);
         }
         // SAFETY: The caller guarantees that the pool is valid.
-        if warn_on_once!(!unsafe { bindings::page_pool_maps_dma(pool.as_ptr()) }) {
+        let is_mapped = unsafe { bindings::page_pool_maps_dma(pool.as_ptr()) };
+        if warn_on_once!(!is_mapped) {
             return Err(EOPNOTSUPP);
         }
         if params.order.saturating_add(PAGE_SHIFT as u32) != self.shift {
@@ -481,9 +482,11 @@ mod tests {
         }
     }
 
-    /// Makes a provider that was bound, as far as it knows. Returns also the number of its
-    /// mappings.
-    fn provider(dev: &Device<Bound>) -> Result<(Arc<ProvidedQueue<Provider>>, Arc<Atomic<i32>>)> {
+    /// A queue, and the number of its mappings.
+    type Counted = (Arc<ProvidedQueue<Provider>>, Arc<Atomic<i32>>);
+
+    /// Makes a provider that was bound, as far as it knows.
+    fn provider(dev: &Device<Bound>) -> Result<Counted> {
         let mapped = Arc::new(Atomic::new(1), GFP_KERNEL)?;
         let mut table: KBox<(bindings::sg_table, bindings::scatterlist)> =
             KBox::init(pin_init::init_zeroed(), GFP_KERNEL)?;
