@@ -346,8 +346,9 @@ impl NetIovs {
                 return Err(EINVAL);
             }
             for (number, iov) in iovs.by_ref().take(count).enumerate() {
-                // SAFETY: The `net_iov` is valid. It is in no pool: it could only be put into one
-                // while its owner's `dev` is not null.
+                // SAFETY: The `net_iov` is valid. While its owner's `dev` is null, no pool that
+                // gives buffers to a device has it. One that its driver has destroyed may, if the
+                // memory was mapped before; such a pool reads no address, which is one word.
                 if unsafe { bindings::net_mp_niov_set_dma_addr(iov.get(), address) } {
                     return Err(EFAULT);
                 }
@@ -550,7 +551,7 @@ mod tests {
         Ok(())
     }
 
-    /// However often it is granted, nothing wraps.
+    /// However often a buffer is granted, it is not freed before it was given back as often.
     #[test]
     fn grants_are_bounded() -> Result {
         let iovs = NetIovs::new(1, 12)?;
