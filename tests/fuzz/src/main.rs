@@ -5,14 +5,7 @@
 
 #![no_main]
 
-extern crate self as kernel;
-
-/// Where the kernel's files look for what they use.
-pub use classic::bpf;
-#[path = "../../tests/classic/mod.rs"]
-mod classic;
-#[path = "../../tests/refill/mod.rs"]
-mod refill;
+use io_uring_rs_pure::{classic, refill};
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| {
     classic::judge::judge(data);

@@ -4,7 +4,7 @@
 
 // Formatted as the kernel is.
 #[rustfmt::skip]
-#[path = "../../../io_uring_rs/zcrx/cursor.rs"]
+#[path = "../../../../io_uring_rs/zcrx/cursor.rs"]
 pub mod cursor;
 
 use cursor::{Cursor, Place};

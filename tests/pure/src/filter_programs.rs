@@ -3,15 +3,10 @@
 //! kernel is built from: finding verdicts that no request can change, and making
 //! one program of two. Both are held against an interpreter of classic BPF.
 
-extern crate self as kernel;
-
-/// Where the kernel's files look for what they use.
-pub use classic::bpf;
-mod classic;
-
-use classic::insn::*;
-use classic::verdict::{Verdict, WORDS};
-use classic::{Context, as_requests_have_it, evaluate, fused, judge, run, valid};
+use crate::classic::bpf::Action;
+use crate::classic::verdict::{Verdict, WORDS};
+use crate::classic::{self, insn::*};
+use crate::classic::{Context, as_requests_have_it, evaluate, fused, judge, run, valid};
 use proptest::prelude::*;
 
 const SOCKET: (u8, u16) = (45, 12);
@@ -389,9 +384,9 @@ fn codes_are_checked() {
         ] {
             let want = match code {
                 LD_ABS if k > 36 || k % 4 != 0 => None,
-                LD_ABS => Some(bpf::Action::LoadContext),
-                LD_LEN | LDX_LEN => Some(bpf::Action::LoadConstant(40)),
-                _ => known.then_some(bpf::Action::Keep),
+                LD_ABS => Some(Action::LoadContext),
+                LD_LEN | LDX_LEN => Some(Action::LoadConstant(40)),
+                _ => known.then_some(Action::Keep),
             };
             assert_eq!(classic::check::check(code, k, 40), want, "{code:#x}, {k}");
         }
@@ -401,7 +396,7 @@ fn codes_are_checked() {
 /// What `make fuzz` found worth keeping.
 #[test]
 fn corpus_holds() {
-    let corpus = concat!(env!("CARGO_MANIFEST_DIR"), "/fuzz/corpus");
+    let corpus = concat!(env!("CARGO_MANIFEST_DIR"), "/../fuzz/corpus");
     let files: Vec<_> = std::fs::read_dir(corpus).unwrap().collect();
     assert!(files.len() >= 20, "{} files in {corpus}", files.len());
     for file in files {

@@ -2,12 +2,7 @@
 //! What filters are shown of the address of a CONNECT, by the same file that the
 //! kernel is built from, held against a naive reading of the sockaddr structs.
 
-// Formatted as the kernel is.
-#[rustfmt::skip]
-#[path = "../../io_uring_rs/filter/payload/address.rs"]
-mod address;
-
-use address::Address;
+use crate::address::Address;
 use proptest::prelude::*;
 
 /// Families as Linux numbers them.

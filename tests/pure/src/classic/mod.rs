@@ -7,7 +7,7 @@ pub mod judge;
 
 // Formatted as the kernel is.
 #[rustfmt::skip]
-#[path = "../../../rust/kernel/bpf/insn.rs"]
+#[path = "../../../../rust/kernel/bpf/insn.rs"]
 pub mod insn;
 
 /// Where the kernel's files look for their neighbours.
@@ -25,17 +25,17 @@ pub mod bpf {
 
 // Formatted as the kernel is.
 #[rustfmt::skip]
-#[path = "../../../io_uring_rs/filter/check.rs"]
+#[path = "../../../../io_uring_rs/filter/check.rs"]
 pub mod check;
 
 // Formatted as the kernel is.
 #[rustfmt::skip]
-#[path = "../../../io_uring_rs/filter/verdict.rs"]
+#[path = "../../../../io_uring_rs/filter/verdict.rs"]
 pub mod verdict;
 
 // Formatted as the kernel is.
 #[rustfmt::skip]
-#[path = "../../../io_uring_rs/filter/fuse.rs"]
+#[path = "../../../../io_uring_rs/filter/fuse.rs"]
 pub mod fuse;
 
 use insn::Insn;
@@ -139,7 +139,7 @@ pub fn as_requests_have_it(context: &mut Context, (opcode, pdu_size): (u8, u16))
     context[16 + usize::from(pdu_size)..].fill(0);
 }
 
-pub fn evaluate(program: &[Insn], (opcode, pdu_size): (u8, u16)) -> Verdict {
+pub(crate) fn evaluate(program: &[Insn], (opcode, pdu_size): (u8, u16)) -> Verdict {
     let context = verdict::context(opcode, pdu_size);
     verdict::evaluate(program, &context, &mut vec![None; program.len()])
 }

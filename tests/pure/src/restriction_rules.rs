@@ -2,32 +2,12 @@
 //! The parser of restriction lists, the same file that the kernel is built from,
 //! held against a naive reading of what such lists mean.
 
-extern crate self as kernel;
-
-// Formatted as the kernel is.
-#[rustfmt::skip]
-#[path = "../../rust/kernel/io_uring/rules.rs"]
-pub mod rules;
-
-/// Where the parser looks for its neighbours.
-pub mod io_uring {
-    pub use crate::rules;
-}
-
-/// The numbers that the kernel takes from its own headers: those of Linux 7.3.
-pub const OP_LAST: usize = SQE_OPCODES as usize;
-pub const REGISTER_LAST: usize = REGISTER_OPCODES as usize;
-
-// Formatted as the kernel is.
-#[rustfmt::skip]
-#[path = "../../io_uring_rs/restriction/parse.rs"]
-mod parse;
-
 use std::collections::BTreeSet;
 
-use parse::{MAX_ENTRIES, Parser};
+use crate::io_uring::rules::{OpSet, Rules};
+use crate::io_uring::{OP_LAST, REGISTER_LAST};
+use crate::parse::{MAX_ENTRIES, Parser};
 use proptest::prelude::*;
-use rules::{OpSet, Rules};
 
 /// An entry: its kind and its value.
 type Entry = (u16, u8);

@@ -1,11 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Property tests of positions in a refill queue and of its entries.
 
-mod refill;
-
+use crate::refill::cursor::{AREA_SHIFT, Cursor};
+use crate::refill::{check_entry, judge};
 use proptest::prelude::*;
-use refill::cursor::{AREA_SHIFT, Cursor};
-use refill::{check_entry, judge};
 
 fn cases(cases: u32) -> ProptestConfig {
     ProptestConfig {
@@ -62,7 +60,7 @@ fn full_queues() {
 /// What `make fuzz` found worth keeping.
 #[test]
 fn corpus_holds() {
-    let corpus = concat!(env!("CARGO_MANIFEST_DIR"), "/fuzz/corpus");
+    let corpus = concat!(env!("CARGO_MANIFEST_DIR"), "/../fuzz/corpus");
     for file in std::fs::read_dir(corpus).unwrap() {
         judge(&std::fs::read(file.unwrap().path()).unwrap());
     }
