@@ -27,7 +27,7 @@ guest = --impl $(IMPL) $(if $(DEBUG),--debug) $(if $(TIMEOUT),--timeout $(TIMEOU
 
 # One thing at a time: what can be done at once, each of them does.
 .NOTPARALLEL:
-.PHONY: help run test soak bench bench-um fuzz lint external kernel boot shell minutes host-tests apply unapply series series-check kconfig-matrix doc deb toolchain \
+.PHONY: help run test coverage mutants soak bench bench-um fuzz lint external kernel boot shell minutes host-tests apply unapply series series-check kconfig-matrix doc deb toolchain \
 	tree guest clean
 
 help: ## list the targets
@@ -117,9 +117,17 @@ tree: toolchain ## lay this project on Linux 7.3 in build/linux
 guest: tree ## build the programs of tests/ and pack them into build/guest.cpio
 	@scripts/tests "$$PWD/build/guest.cpio"
 
+coverage: tree guest ## lines of our Rust that the tests reach, in build/coverage: [ONLY="ZN FI"]
+	@scripts/kernel coverage
+	@scripts/coverage $(ONLY)
+
+mutants: tree guest ## break the code in some 250 ways, and see the tests notice each: [ONLY=zcrx/area]
+	@$(if $(ONLY),:,scripts/mutants-host)
+	@scripts/mutants $(ONLY)
+
 host-tests: toolchain ## property tests of what needs no kernel
 	@scripts/host-tests
 
 clean: ## remove kernels, tree and packed programs; keep toolchain, base and cache
-	@rm -rf build/kernel-* build/linux build/linux.* build/*.cpio build/external build/guest-programs \
-		build/tests-target build/log build/kvm-probe build/series build/series-check build/kconfig-matrix build/bench build/fuzz/target build/doc build/lint build/deb
+	@rm -rf build/kernel-* build/linux build/linux.* build/linux-* build/*.cpio build/external build/guest-programs \
+		build/tests-target build/log build/kvm-probe build/series build/series-check build/kconfig-matrix build/bench build/coverage build/mutants build/mutants-host build/fuzz/target build/doc build/lint build/deb

@@ -2,16 +2,17 @@
 # shellcheck shell=bash
 #
 # What the scripts that run the kernel's own make share; they set out, the
-# folder of the build, and may set tree, the source, and config_file, variables
-# for its kconfig.
+# folder of the build, and may set tree, the source, config_file, variables for its
+# kconfig, and replaced, files or folders that it sees in place of others.
 
 tree=$build/linux
 config_file=()
+replaced=()
 
 # Settings that reach the compiler's command line are the same for everybody,
 # so that ccache serves every configuration from one cache.
 kmake() {
-	"$top/scripts/enter" env KBUILD_BUILD_TIMESTAMP=@0 "${config_file[@]}" \
+	"$top/scripts/enter" "${replaced[@]}" env KBUILD_BUILD_TIMESTAMP=@0 "${config_file[@]}" \
 		make -C "$tree" LLVM=-22 CC="ccache clang-22" O="$out" -j$(($(nproc) + 1)) "$@"
 }
 

@@ -10,8 +10,12 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
+
+from qemu.qmp import QMPError
+from qemu.qmp.legacy import QEMUMonitorProtocol
 
 TOP = pathlib.Path(__file__).resolve().parent.parent
 BUILD = TOP / "build"
@@ -94,10 +98,41 @@ def use_kvm(image):
     return answer
 
 
-class Guest:
-    """A running guest: ttyS0 is its console, ttyS1 what its programs report."""
+class Saved(threading.Thread):
+    """Saves `length` bytes of the guest's memory from the physical address
+    `start` on in the file `path`, once the guest has powered off."""
 
-    def __init__(self, image, initrd, append, *, limit, log, watch, icount=False, iommu=False):
+    def __init__(self, start, length, path):
+        super().__init__(daemon=True)
+        self.start_address, self.length, self.path = start, length, path
+        self.folder = tempfile.TemporaryDirectory()
+        self.path.unlink(missing_ok=True)
+
+    def _socket(self):
+        return f"{self.folder.name}/qmp"
+
+    def options(self):
+        return ["-action", "shutdown=pause", "-qmp", f"unix:{self._socket()},server=on,wait=off"]
+
+    def run(self):
+        qmp = QEMUMonitorProtocol(self._socket())
+        while not pathlib.Path(self._socket()).exists():
+            time.sleep(0.1)
+        try:
+            qmp.connect()
+            while qmp.pull_event(wait=True)["event"] != "SHUTDOWN":
+                pass
+            qmp.cmd("pmemsave", val=self.start_address, size=self.length, filename=str(self.path))
+            qmp.cmd("quit")
+        except (OSError, EOFError, QMPError):
+            pass  # The guest was killed, and whoever did that says why.
+
+
+class Guest:
+    """A running guest: ttyS0 is its console, ttyS1 what its programs report.
+    What it is to have `saved` of its memory is there when its problems are."""
+
+    def __init__(self, image, initrd, append, *, limit, log, watch, icount=False, iommu=False, saved=None):
         self.limit = limit
         self.watch = watch
         self.status = None
@@ -112,10 +147,14 @@ class Guest:
         report_end, report_qemu = os.pipe()
         serial = ["-serial", f"file:/dev/fd/{console_qemu}", "-serial", f"file:/dev/fd/{report_qemu}",
                   "-monitor", "none"]
+        if saved:
+            serial += saved.options()
         self.qemu = subprocess.Popen(
             command(image, initrd, append, kvm=not icount and use_kvm(image), icount=icount, iommu=iommu,
                     serial=serial),
             stdin=subprocess.DEVNULL, pass_fds=(console_qemu, report_qemu))
+        if saved:
+            saved.start()
         os.close(console_qemu)
         os.close(report_qemu)
         self.readers = [
