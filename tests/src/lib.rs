@@ -5,6 +5,7 @@
 pub mod bpf;
 pub mod buffers;
 pub mod dmabuf;
+pub mod ethtool;
 pub mod kernel;
 pub mod ktap;
 pub mod model;
@@ -13,6 +14,7 @@ pub mod nic;
 pub mod register;
 pub mod requests;
 pub mod ring;
+pub mod rtnl;
 pub mod sandbox;
 pub mod sqe;
 pub mod stream;
