@@ -18,9 +18,10 @@ use crate::bpf::{
 };
 use crate::kernel::{self, BPF_MAXINSNS, expect_eq, expect_result};
 use crate::model::{self, ALU_OPS, Context};
+use crate::register;
 use crate::ring::Ring;
 use crate::sandbox::Sysctl;
-use crate::sqe::{Sqe, op};
+use crate::sqe::{OpenHow, Sqe, op};
 
 pub const TESTS: &[Test] = &[
     test("FP02 instructions outside the whitelist", fp02),
@@ -331,64 +332,121 @@ fn checksum() -> Program {
     program
 }
 
-/// That the kernel gives the model's verdict for every `user_data`.
-fn agree(what: &str, program: &Program, values: &[u64]) -> anyhow::Result<[usize; 2]> {
-    let mut ring = Ring::new(2)?;
-    ring.must_filter(op::NOP, program)?;
-    let mut seen = [0; 2];
-    for &user_data in values {
-        let allowed = model::run(program, &nop_context(user_data)) != 0;
-        seen[usize::from(allowed)] += 1;
-        let want = if allowed { 0 } else { -libc::EACCES };
-        let nop = Sqe::nop().user_data(user_data);
-        ring.expect(&format!("{what}, user_data {user_data:#x}"), nop, want)?;
+/// Requests that differ in their `user_data`, and what filters see of them.
+enum Requests {
+    /// NOPs, of which filters see nothing else but the opcode.
+    Nop,
+    /// Opens of which each word is something, but for the one that always is zero. They
+    /// are not valid, and those that are allowed fail for that.
+    Open(OpenHow),
+}
+
+impl Requests {
+    fn random_open(rng: &mut Rng) -> Self {
+        // As the kernel spells it. It adds this one.
+        const O_LARGEFILE: u64 = 0o100000;
+        Requests::Open(OpenHow {
+            flags: rng.u64(..) << 32 | 1 << 40 | O_LARGEFILE | libc::O_WRONLY as u64,
+            mode: rng.u64(..),
+            resolve: rng.u64(..) | 1 << 50,
+        })
     }
-    Ok(seen)
+
+    fn opcode(&self) -> u8 {
+        match self {
+            Requests::Nop => op::NOP,
+            Requests::Open(_) => op::OPENAT2,
+        }
+    }
+
+    fn request(&self, user_data: u64) -> Sqe {
+        match self {
+            Requests::Nop => Sqe::nop(),
+            Requests::Open(how) => Sqe::openat2(c"no/such/file", how, size_of_val(how) as u32),
+        }
+        .user_data(user_data)
+    }
+
+    fn context(&self, user_data: u64) -> Context {
+        let mut context = nop_context(user_data);
+        if let Requests::Open(how) = self {
+            let size = register::pdu_size(op::OPENAT2);
+            context[2] = u32::from_le_bytes([op::OPENAT2, 0, size, 0]);
+            for (i, value) in [how.flags, how.mode, how.resolve].into_iter().enumerate() {
+                context[4 + 2 * i] = value as u32;
+                context[5 + 2 * i] = (value >> 32) as u32;
+            }
+        }
+        context
+    }
+
+    /// The result of a request.
+    fn result(&self, allowed: bool) -> i32 {
+        match self {
+            _ if !allowed => -libc::EACCES,
+            Requests::Nop => 0,
+            Requests::Open(_) => -libc::EINVAL,
+        }
+    }
+
+    /// That the kernel gives the model's verdict of a chain for every `user_data`.
+    fn agree(&self, what: &str, chain: &[Program], values: &[u64]) -> anyhow::Result<[usize; 2]> {
+        let mut ring = Ring::new(2)?;
+        for program in chain {
+            ring.must_filter(self.opcode(), program)?;
+        }
+        let mut seen = [0; 2];
+        for &user_data in values {
+            let context = self.context(user_data);
+            let allowed = chain
+                .iter()
+                .all(|program| model::run(program, &context) != 0);
+            seen[usize::from(allowed)] += 1;
+            let what = format!("{what}, opcode {}, {user_data:#x}", self.opcode());
+            ring.expect(&what, self.request(user_data), self.result(allowed))?;
+        }
+        Ok(seen)
+    }
 }
 
 fn fp10() -> TestResult {
     let mut rng = Rng::with_seed(seed());
     println!("{NOTE}seed {}", seed());
-    let program = checksum();
+    let program = [checksum()];
     for high in [0u64, 1, 0xdead_beef] {
         let bits: Vec<u64> = (0..64).map(|bit| high << 32 | bit).collect();
-        let [denied, allowed] = agree("checksum", &program, &bits)?;
-        anyhow::ensure!(
-            denied > 5 && allowed > 5,
-            "checksum: {denied} zeros, {allowed} ones"
-        );
+        for requests in [Requests::Nop, Requests::random_open(&mut rng)] {
+            let [denied, allowed] = requests.agree("checksum", &program, &bits)?;
+            anyhow::ensure!(
+                denied > 5 && allowed > 5,
+                "checksum: {denied} zeros, {allowed} ones"
+            );
+        }
     }
     let mut seen = [0; 2];
     for round in 0..150 {
-        let program = model::random_program(&mut rng);
+        let requests = match round % 2 {
+            0 => Requests::Nop,
+            _ => Requests::random_open(&mut rng),
+        };
+        let program = [model::random_program(&mut rng)];
         let values: Vec<u64> = (0..6).map(|_| rng.u64(..) >> rng.u32(0..64)).collect();
-        let [denied, allowed] = agree(&format!("random program {round}"), &program, &values)?;
+        let what = format!("random program {round}");
+        let [denied, allowed] = requests.agree(&what, &program, &values)?;
         seen[0] += denied;
         seen[1] += allowed;
     }
     // Chains of random programs: the conjunction of what they say.
     for round in 0..30 {
-        let mut ring = Ring::new(2)?;
+        let requests = match round % 2 {
+            0 => Requests::Nop,
+            _ => Requests::random_open(&mut rng),
+        };
         let chain: Vec<Program> = (0..rng.usize(2..6))
             .map(|_| model::random_program(&mut rng))
             .collect();
-        for program in &chain {
-            ring.must_filter(op::NOP, program)?;
-        }
-        for _ in 0..20 {
-            let user_data = rng.u64(..) >> rng.u32(0..64);
-            let context = nop_context(user_data);
-            let allowed = chain
-                .iter()
-                .all(|program| model::run(program, &context) != 0);
-            let want = if allowed { 0 } else { -libc::EACCES };
-            let nop = Sqe::nop().user_data(user_data);
-            ring.expect(
-                &format!("chain {round}, user_data {user_data:#x}"),
-                nop,
-                want,
-            )?;
-        }
+        let values: Vec<u64> = (0..20).map(|_| rng.u64(..) >> rng.u32(0..64)).collect();
+        requests.agree(&format!("chain {round}"), &chain, &values)?;
     }
     println!(
         "{NOTE}random programs: {} denials, {} permissions",
@@ -401,16 +459,24 @@ fn fp10() -> TestResult {
 /// That the checksum agrees with the model on a ring made now.
 fn checksum_agrees(what: &str) -> anyhow::Result<()> {
     let values: Vec<u64> = (0..32).map(|bit| 0xabcd_1234 << 32 | bit).collect();
-    agree(what, &checksum(), &values)?;
-    agree(what, &bpf::divide_by_zero(), &[0])?;
-    agree(what, &bpf::long(BPF_MAXINSNS, 0), &[0])?;
+    let requests = Requests::Nop;
+    requests.agree(what, &[checksum()], &values)?;
+    requests.agree(what, &[bpf::divide_by_zero()], &[0])?;
+    requests.agree(what, &[bpf::long(BPF_MAXINSNS, 0)], &[0])?;
     Ok(())
 }
 
-/// Does something with the JIT off, on and hardened, as far as the kernel has that.
-fn with_each_jit(mut check: impl FnMut(&str) -> anyhow::Result<()>) -> TestResult {
-    for (enable, harden) in [("0", "0"), ("1", "0"), ("1", "2"), ("0", "2")] {
-        if enable == "0" && kernel::has_option("CONFIG_BPF_JIT_ALWAYS_ON") {
+/// Sysctls of the JIT compiler, as they are when the kernel comes up.
+const AS_BOOTED: (&str, &str) = ("1", "0");
+
+/// Does something with the JIT in modes that the kernel has: whether it is on, and how
+/// hardened its code is.
+fn with_jit(
+    modes: &[(&str, &str)],
+    mut check: impl FnMut(&str) -> anyhow::Result<()>,
+) -> TestResult {
+    for (enable, harden) in modes {
+        if *enable == "0" && kernel::has_option("CONFIG_BPF_JIT_ALWAYS_ON") {
             continue;
         }
         let _enable = Sysctl::set("net/core/bpf_jit_enable", enable)?;
@@ -421,25 +487,56 @@ fn with_each_jit(mut check: impl FnMut(&str) -> anyhow::Result<()>) -> TestResul
 }
 
 fn fp12() -> TestResult {
-    with_each_jit(checksum_agrees)
+    with_jit(
+        &[AS_BOOTED, ("0", "0"), ("1", "2"), ("0", "2")],
+        checksum_agrees,
+    )
 }
 
-/// The KUnit suite that compares with C, once more in each mode.
+/// The KUnit suite that compares with C, once more in each mode that it was not in at
+/// boot; without the compiler there is nothing to harden.
 fn fp12oracle() -> TestResult {
-    let suite = Path::new("/sys/kernel/debug/kunit/io_uring_filter_oracle");
-    if !suite.exists() {
+    if !kernel::has_option("CONFIG_IO_URING_RS_KUNIT_TEST") {
         return Ok(Outcome::Skipped("this kernel has no oracle".to_string()));
     }
-    // Fewer than at boot, as this is done three times.
-    let programs = if kernel::is_debug() { "800" } else { "20000" };
-    fs::write("/sys/module/oracle_test/parameters/programs", programs)?;
-    with_each_jit(|what| {
-        fs::write(suite.join("run"), "1").context(what.to_string())?;
-        let results = fs::read_to_string(suite.join("results"))?;
+    let suite = Path::new("/sys/kernel/debug/kunit/io_uring_filter_oracle");
+    let parameter = |name: &str, value: u32| {
+        let path = format!("/sys/module/oracle_test/parameters/{name}");
+        fs::write(&path, value.to_string()).context(path)
+    };
+    let (enable, harden) = AS_BOOTED;
+    for (name, value) in [("enable", enable), ("harden", harden)] {
+        let path = format!("/proc/sys/net/core/bpf_jit_{name}");
+        expect_eq(&path, fs::read_to_string(&path)?.trim(), value)?;
+    }
+    // The cases of the suite share them.
+    const CASES: u32 = 4;
+    let programs = if kernel::is_debug() { 800 } else { 8000 };
+    parameter("programs", programs)?;
+    let mut rng = Rng::with_seed(seed());
+    with_jit(&[("0", "0"), ("1", "2")], |what| {
+        // Other programs than at boot.
+        let first = rng.u32(1..u32::MAX - CASES);
+        parameter("seed", first)?;
+        fs::write(suite.join("run"), "1").context("running the suite again")?;
+        let results = fs::read_to_string(suite.join("results")).context("its results")?;
         ensure!(
             results.contains("\nok 1 io_uring_filter_oracle") && !results.contains("not ok"),
             "{what}: Rust and C differ, see the console: {results}"
         );
+        // They are the results of this run, and of all of it.
+        for seed in first..first + CASES {
+            let began = format!("seed {seed}: repeat with oracle_test.seed={first}");
+            ensure!(results.contains(&began), "{what}: no {began:?}: {results}");
+        }
+        let counts = results.lines().filter_map(|line| {
+            let (_, rest) = line.split_once(" chains of ")?;
+            rest.split(' ').next()?.parse::<u32>().ok()
+        });
+        let counts: Vec<u32> = counts.collect();
+        expect_eq("cases", counts.len(), CASES as usize)?;
+        let least = counts.into_iter().min().unwrap_or_default();
+        ensure!(least >= programs / CASES, "{what}: only {least} programs");
         Ok(())
     })
 }
