@@ -14,6 +14,7 @@ mod inheritance;
 mod links;
 mod ownership;
 mod program;
+mod program_runs;
 mod random;
 mod registration;
 mod restriction_flags;
@@ -127,7 +128,7 @@ const GROUPS: &[Group] = &[
     },
     Group {
         name: "D2 program checks and execution",
-        tests: &[program::TESTS],
+        tests: &[program::TESTS, program_runs::TESTS],
     },
     Group {
         name: "D3 context contents",
