@@ -25,8 +25,8 @@ pub enum Flow {
     Tcp6 = 5,
 }
 
-/// Does an operation on a device: `data` begins with its number, and has room for what
-/// is written to it.
+/// Performs an operation on a device. `data` begins with its number, and has room for
+/// what the kernel writes to it.
 fn ioctl(name: &str, what: &str, data: &mut [u64]) -> anyhow::Result<()> {
     let socket = UdpSocket::bind("0.0.0.0:0")?;
     // SAFETY: all zeroes is a valid request.
@@ -43,7 +43,7 @@ fn ioctl(name: &str, what: &str, data: &mut [u64]) -> anyhow::Result<()> {
     expect_result(&format!("{name}: {what}"), got.min(0), 0)
 }
 
-/// Two words of 32 bits as they are in memory, one after the other.
+/// Returns two words of 32 bits as they are in memory, one after the other.
 fn words(first: u32, second: u32) -> u64 {
     let [a, b, c, d] = first.to_ne_bytes();
     let [e, f, g, h] = second.to_ne_bytes();
@@ -74,7 +74,7 @@ pub fn statistics(name: &str) -> anyhow::Result<Vec<(String, u64)>> {
     Ok(names.zip(numbers[1..].iter().copied()).collect())
 }
 
-/// Has connections to a port come by a queue.
+/// Steers connections to a TCP port to a receive queue.
 pub fn steer(name: &str, flow: Flow, port: u16, queue: u32) -> anyhow::Result<()> {
     // `struct ethtool_rxnfc`, in words, and where in it the rule begins.
     let mut data = [0u64; 24];

@@ -61,7 +61,7 @@ impl Request {
     }
 }
 
-/// The fixed part of a message about an interface: `struct ifinfomsg`.
+/// Returns the fixed part of a message about an interface, `struct ifinfomsg`.
 fn interface(index: u32, flags: u32, change: u32) -> [u8; 16] {
     let mut bytes = [0; 16];
     bytes[4..8].copy_from_slice(&index.to_ne_bytes());

@@ -59,7 +59,7 @@ fn wait_for_ever(_ring: &WideRing) -> anyhow::Result<()> {
     }
 }
 
-/// The settings that [`hangs`] changes.
+/// Reads the settings that [`hangs`] changes.
 fn settings() -> anyhow::Result<Vec<String>> {
     let knobs = "/sys/kernel/debug/zcrx_sim";
     let mut paths = vec![
@@ -108,8 +108,8 @@ fn bo03() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-/// Has a task wait for one that holds a pipe, so that no signal can wake it, until the
-/// kernel has told of it.
+/// Lets a task wait for a pipe that another task has locked, where no signal can wake
+/// it, until the kernel has reported that.
 fn bo04() -> TestResult {
     const REPORTED: &str = "/proc/sys/kernel/hung_task_detect_count";
     let _quick = Sysctl::set("kernel/hung_task_timeout_secs", "1")?;

@@ -37,8 +37,8 @@ pub const TESTS: &[Test] = &[
 /// Where [`checksum`] keeps the sum.
 const SUM: u32 = 10;
 
-/// A program with every slot and every ALU operation: folds the whole context
-/// into A, and returns the bit that the low five bits of `user_data` name.
+/// Returns a program with every slot and every ALU operation, which folds the whole
+/// context into A, and returns the bit that the low five bits of `user_data` name.
 fn checksum() -> Program {
     let mut program = Vec::new();
     let words = (0..16).filter(|slot| *slot != SUM);
@@ -87,8 +87,8 @@ fn checksum() -> Program {
     program
 }
 
-/// That the checksum of a request depends on each word of its context but the first,
-/// by which the bits of the sum are chosen.
+/// Checks that the checksum of a context depends on each of its words but the first, by
+/// which the bits of the sum are chosen.
 fn each_word_counts(program: &Program, context: &Context) -> anyhow::Result<()> {
     let sum = |mut context: Context| {
         let bits = (0..32).map(|bit| {
@@ -156,7 +156,7 @@ impl Requests {
         context
     }
 
-    /// The result of a request.
+    /// Returns the result of a request.
     fn result(&self, allowed: bool) -> i32 {
         match self {
             _ if !allowed => -libc::EACCES,
@@ -165,7 +165,8 @@ impl Requests {
         }
     }
 
-    /// That the kernel gives the model's verdict of a chain for every `user_data`.
+    /// Checks that the kernel gives the model's verdict of a chain for every `user_data`.
+    /// Returns the number of requests that were denied, and of those that were not.
     fn agree(&self, what: &str, chain: &[Program], values: &[u64]) -> anyhow::Result<[usize; 2]> {
         let mut ring = Ring::new(2)?;
         for program in chain {
@@ -233,7 +234,7 @@ fn fp10() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-/// That the checksum agrees with the model on a ring made now.
+/// Checks that the checksum agrees with the model on a ring made now.
 fn checksum_agrees(what: &str) -> anyhow::Result<()> {
     let values: Vec<u64> = (0..32).map(|bit| 0xabcd_1234 << 32 | bit).collect();
     let requests = Requests::Nop;
@@ -246,8 +247,8 @@ fn checksum_agrees(what: &str) -> anyhow::Result<()> {
 /// Sysctls of the JIT compiler, as they are when the kernel comes up.
 const AS_BOOTED: (&str, &str) = ("1", "0");
 
-/// Does something with the JIT in modes that the kernel has: whether it is on, and how
-/// hardened its code is.
+/// Runs `check` in those of `modes` that the kernel has: whether the JIT compiler is on,
+/// and how hardened its code is.
 fn with_jit(
     modes: &[(&str, &str)],
     mut check: impl FnMut(&str) -> anyhow::Result<()>,
@@ -270,8 +271,8 @@ fn fp12() -> TestResult {
     )
 }
 
-/// The KUnit suite that compares with C, once more in each mode that it was not in at
-/// boot; without the compiler there is nothing to harden.
+/// Runs the KUnit suite that compares with C once more, in each mode that it was not in
+/// at boot; without the compiler there is nothing to harden.
 fn fp12oracle() -> TestResult {
     if !kernel::has_option("CONFIG_IO_URING_RS_KUNIT_TEST") {
         return Ok(Outcome::Skipped("this kernel has no oracle".to_string()));
