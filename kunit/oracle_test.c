@@ -35,10 +35,10 @@
 #define SETTLE_CHAINS	100
 
 static unsigned int seed;
-module_param(seed, uint, 0444);
+module_param(seed, uint, 0644);
 MODULE_PARM_DESC(seed, "Seed of the random programs, 0 for a random one");
 
-static unsigned int programs = IS_ENABLED(CONFIG_KASAN) ? 3000 : 100000;
+static unsigned int programs = IS_ENABLED(CONFIG_KASAN) ? 3000 : 24000;
 module_param(programs, uint, 0644);
 MODULE_PARM_DESC(programs, "Random programs in all");
 

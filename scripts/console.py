@@ -17,12 +17,14 @@ REPORT = re.compile(
     r"|lock held when returning|held lock freed"
     r"|unreferenced object|kmemleak: \d+ new suspected"
     r"|ODEBUG:|DMA-API:.*(?:error|exceed|not|mismatch|leak)|refcount_t:|list_(?:add|del) corruption"
-    r"|soft lockup|hard LOCKUP|blocked for more than|detected stall|rcu.*stall"
+    r"|soft lockup|hard LOCKUP|workqueue lockup|blocked for more than|detected stall|rcu.*stall"
+    r"|unregister_netdevice: waiting for|stalled pool shutdown"
+    r"|leaked reference|ref_tracker: .* users|reference already released"
     r"|^zcrx_sim: DMA fault"
     r"|rust_kernel: panicked|panicked at|stack overflow|Bad page|Bad rss|slab.*(?:corrupt|overwritten|still in use)")
 PANIC = re.compile(r"Kernel panic|\bOops\b")
 # Such a report is one line, and what comes next is none of it.
-LINE = re.compile(r"^zcrx_sim: ")
+LINE = re.compile(r"^zcrx_sim: |unregister_netdevice: waiting for|stalled pool shutdown")
 CUT = re.compile(r"^-+\[ cut here \]-+")
 # A test announces in /dev/kmsg that one report is to come in which these words are.
 EXPECTED = re.compile(r"^expected report: (.+)$")
@@ -46,6 +48,7 @@ class Watch:
         message = STAMP.sub("", text)
         if announced := EXPECTED.match(message):
             self.expected.append(announced[1])
+            return
         if self._left == 0:
             if not REPORT.search(message):
                 return
@@ -56,7 +59,7 @@ class Watch:
         self._left -= 1
         if len(self._report) == 1 + bool(CUT.match(self._report[0])):
             self._begun(message)
-        if "---[ end trace" in message or LINE.match(self._report[0]):
+        if "---[ end trace" in message or LINE.search(self._report[0]):
             self._left = 0
 
     def _begun(self, message):

@@ -58,6 +58,8 @@ pub fn result(indent: usize, number: usize, name: &str, verdict: &Verdict) {
 
 /// A program that ended or was ended.
 pub struct Finished {
+    /// The process group that it was the first of.
+    pub group: Pid,
     /// None if the time limit ended it.
     pub status: Option<ExitStatus>,
     pub output: String,
@@ -99,6 +101,7 @@ pub fn run(command: &mut Command, limit: Duration) -> anyhow::Result<Finished> {
     capture.rewind()?;
     capture.read_to_end(&mut output)?;
     Ok(Finished {
+        group,
         status,
         output: String::from_utf8_lossy(&output).into_owned(),
         took,

@@ -40,6 +40,8 @@ const NETDEV_A_IO_URING_PROVIDER_INFO_RX_BUF_LEN: u16 = 1;
 
 const ETHTOOL_MSG_RINGS_SET: u8 = 16;
 const ETHTOOL_A_RINGS_HEADER: u16 = 1;
+const ETHTOOL_A_RINGS_RX: u16 = 6;
+const ETHTOOL_A_RINGS_TCP_DATA_SPLIT: u16 = 11;
 const ETHTOOL_A_RINGS_HDS_THRESH: u16 = 17;
 const ETHTOOL_A_HEADER_DEV_INDEX: u16 = 1;
 
@@ -156,13 +158,35 @@ fn nest(kind: u16, attributes: &[Nlattr<u16, Buffer>]) -> anyhow::Result<Nlattr<
     Ok(nest)
 }
 
-/// Has payload of up to so many bytes stay with its headers.
-pub fn set_split_threshold(index: u32, bytes: u32) -> anyhow::Result<()> {
+/// Changes a setting of a device's rings, which restarts its queues.
+fn set_rings(index: u32, setting: Nlattr<u16, Buffer>) -> anyhow::Result<()> {
     let device = word(ETHTOOL_A_HEADER_DEV_INDEX, index)?;
     let header = nest(ETHTOOL_A_RINGS_HEADER, &[device])?;
-    let threshold = word(ETHTOOL_A_RINGS_HDS_THRESH, bytes)?;
-    let attributes = vec![header, threshold];
+    let attributes = vec![header, setting];
     ask("ethtool", ETHTOOL_MSG_RINGS_SET, NlmF::empty(), attributes).map(drop)
+}
+
+/// Has a device put headers and payload apart.
+pub fn split_headers(index: u32) -> anyhow::Result<()> {
+    const ENABLED: u8 = 2;
+    let kind = AttrTypeBuilder::default()
+        .nla_type(ETHTOOL_A_RINGS_TCP_DATA_SPLIT)
+        .build()?;
+    let split = NlattrBuilder::default()
+        .nla_type(kind)
+        .nla_payload(ENABLED)
+        .build()?;
+    set_rings(index, split)
+}
+
+/// Sets how many buffers a device's rings have.
+pub fn set_ring(index: u32, buffers: u32) -> anyhow::Result<()> {
+    set_rings(index, word(ETHTOOL_A_RINGS_RX, buffers)?)
+}
+
+/// Has payload of up to so many bytes stay with its headers.
+pub fn set_split_threshold(index: u32, bytes: u32) -> anyhow::Result<()> {
+    set_rings(index, word(ETHTOOL_A_RINGS_HDS_THRESH, bytes)?)
 }
 
 /// Gives a virtual device a queue more, which stands for that of a physical one:
@@ -217,4 +241,19 @@ pub fn provided_pools() -> anyhow::Result<Vec<Pool>> {
         })
     };
     Ok(messages.iter().filter_map(pool).collect())
+}
+
+/// The ids of page pools of this namespace's devices that are not done with buffers of
+/// io_uring; or, with `all`, with buffers of whoever, although their owner is gone.
+pub fn pools_left(all: bool) -> anyhow::Result<Vec<u64>> {
+    let messages = ask("netdev", NETDEV_CMD_PAGE_POOL_GET, NlmF::DUMP, Vec::new())?;
+    let is_left = |message: &&Message| {
+        let detached = attribute(message, NETDEV_A_PAGE_POOL_DETACH_TIME).is_some();
+        buffer(message, NETDEV_A_PAGE_POOL_IO_URING).is_some() || all && detached
+    };
+    let ids = messages.iter().filter(is_left);
+    let ids: Option<_> = ids
+        .map(|message| attribute(message, NETDEV_A_PAGE_POOL_ID))
+        .collect();
+    ids.context("a page pool without an id")
 }

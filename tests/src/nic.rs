@@ -4,20 +4,21 @@
 //! its own and sends. Queue [`QUEUE`] gets the connections that tests make.
 
 use std::fs::{self, File};
-use std::io::Write;
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use nix::sched::{CloneFlags, setns, unshare};
 
+use crate::ethtool::{self, Flow};
 use crate::kernel::{expect_eq, expect_result, limit};
 use crate::netdev;
 use crate::register::PAGE_SIZE;
 use crate::ring::IORING_CQE_F_MORE;
+use crate::rtnl;
 use crate::sandbox::{Sysctl, stay_on_cpu};
 use crate::stream::{Stream, expect_free};
 use crate::wide::{Mapping, WideRing};
@@ -37,6 +38,10 @@ pub const RING: usize = 64;
 /// The TCP port that tests listen on, on both addresses.
 const LISTEN: u16 = 9000;
 const KNOBS: &str = "/sys/kernel/debug/zcrx_sim";
+/// For how many microseconds sockets wait for an acknowledgement at least, and for how
+/// many they do by default.
+const PATIENCE: &str = "/proc/sys/net/ipv4/tcp_rto_min_us";
+const DEFAULT_PATIENCE: u32 = 200_000;
 /// The knobs that make a port misbehave, which are 0 at first.
 const MISBEHAVIOUR: [&str; 15] = [
     "page_frags",
@@ -192,21 +197,34 @@ fn succeeded(line: &str, output: Output) -> anyhow::Result<String> {
     Ok(String::from_utf8(output.stdout)?)
 }
 
-/// Gives a port addresses, and brings it up: all with one command, as starting one
-/// takes half a second where every access is checked.
-fn bring_up(port: &str, addresses: [&str; 2], namespace: Option<&OwnedFd>) -> anyhow::Result<()> {
-    let [first, second] = addresses;
-    let lines =
-        format!("addr add dev {port} {first}\naddr add dev {port} {second}\nlink set {port} up\n");
-    let mut ip = command("ip -batch -", namespace)?;
-    ip.stdin(Stdio::piped());
-    ip.stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut ip = ip.spawn().context("ip")?;
-    ip.stdin
-        .take()
-        .context("stdin")?
-        .write_all(lines.as_bytes())?;
-    succeeded("ip -batch", ip.wait_with_output()?).map(drop)
+/// Does something in a network namespace, or where we are.
+fn within<R: Send>(
+    namespace: Option<&OwnedFd>,
+    act: impl FnOnce() -> anyhow::Result<R> + Send,
+) -> anyhow::Result<R> {
+    let Some(namespace) = namespace else {
+        return act();
+    };
+    let enter_and_act = || {
+        setns(namespace, CloneFlags::CLONE_NEWNET)?;
+        act()
+    };
+    let acted = std::thread::scope(|scope| scope.spawn(enter_and_act).join());
+    acted.ok().context("a thread panicked")?
+}
+
+/// Gives a port addresses, and brings it up.
+fn bring_up(
+    port: &str,
+    addresses: [(&str, u8); 2],
+    namespace: Option<&OwnedFd>,
+) -> anyhow::Result<()> {
+    within(namespace, || {
+        for (address, prefix) in addresses {
+            rtnl::add_address(port, address.parse()?, prefix)?;
+        }
+        rtnl::set_up(port, true)
+    })
 }
 
 /// A network namespace that lives as long as somebody has it open.
@@ -247,9 +265,9 @@ impl Nic {
             peer,
             listener: TcpListener::bind(("::", LISTEN))?,
         };
-        nic.ethtool("-G zsim0 tcp-data-split on")?;
+        netdev::split_headers(nic.index)?;
         nic.configure()?;
-        let addresses = ["10.9.0.2/24", "fd09::2/64 nodad"];
+        let addresses = [("10.9.0.2", 24), ("fd09::2", 64)];
         bring_up(PEER, addresses, Some(&nic.peer))?;
         Ok(nic)
     }
@@ -257,12 +275,10 @@ impl Nic {
     /// Gives [`PORT`] its addresses, steers the tests' connections to
     /// [`QUEUE`] and brings it up.
     pub fn configure(&self) -> anyhow::Result<()> {
-        for version in ["tcp4", "tcp6"] {
-            self.ethtool(&format!(
-                "-N zsim0 flow-type {version} dst-port {LISTEN} action {QUEUE}"
-            ))?;
+        for flow in [Flow::Tcp4, Flow::Tcp6] {
+            ethtool::steer(PORT, flow, LISTEN, QUEUE)?;
         }
-        bring_up(PORT, ["10.9.0.1/24", "fd09::1/64 nodad"], None)
+        bring_up(PORT, [("10.9.0.1", 24), ("fd09::1", 64)], None)
     }
 
     /// `ip` where [`PORT`] is.
@@ -305,32 +321,32 @@ impl Nic {
     }
 
     pub fn up(&self) -> anyhow::Result<()> {
-        self.ip("link set zsim0 up").map(drop)
+        rtnl::set_up(PORT, true)
     }
 
     pub fn down(&self) -> anyhow::Result<()> {
-        self.ip("link set zsim0 down").map(drop)
+        rtnl::set_up(PORT, false)
     }
 
     /// The largest packets that both ports send.
     pub fn set_mtu(&self, mtu: u32) -> anyhow::Result<()> {
-        self.ip(&format!("link set zsim0 mtu {mtu}"))?;
-        self.peer_ip(&format!("link set zsim1 mtu {mtu}"))?;
-        Ok(())
+        rtnl::set_mtu(PORT, mtu)?;
+        within(Some(&self.peer), || rtnl::set_mtu(PEER, mtu))
     }
 
     /// How many buffers a ring has from now on, which restarts the queues.
     pub fn set_ring(&self, buffers: usize) -> anyhow::Result<()> {
-        self.ethtool(&format!("-G zsim0 rx {buffers}")).map(drop)
+        let index = nix::net::if_::if_nametoindex(PORT)?;
+        netdev::set_ring(index, u32::try_from(buffers)?)
     }
 
     /// What [`QUEUE`] has counted.
     pub fn counts(&self) -> anyhow::Result<Counts> {
-        let text = self.ethtool("-S zsim0")?;
+        let statistics = ethtool::statistics(PORT)?;
         let count = |name: &str| -> anyhow::Result<u64> {
-            let prefix = format!("rx{QUEUE}_{name}:");
-            let line = text.lines().find_map(|l| l.trim().strip_prefix(&prefix));
-            Ok(line.with_context(|| prefix.clone())?.trim().parse()?)
+            let name = format!("rx{QUEUE}_{name}");
+            let found = statistics.iter().find(|(other, _)| *other == name);
+            Ok(found.with_context(|| name.clone())?.1)
         };
         Ok(Counts {
             packets: count("packets")?,
@@ -343,10 +359,18 @@ impl Nic {
 
     /// Connects from [`PEER`] to an address of [`PORT`]: sender and receiver.
     pub fn connect_to(&self, address: &str) -> anyhow::Result<(TcpStream, TcpStream)> {
+        self.connect(address, DEFAULT_PATIENCE)
+    }
+
+    /// Connects; `patience` is how many microseconds the sender waits at least for
+    /// what it has sent to be acknowledged.
+    fn connect(&self, address: &str, patience: u32) -> anyhow::Result<(TcpStream, TcpStream)> {
         let address = SocketAddr::new(address.parse()?, LISTEN);
         let namespace = self.peer.try_clone()?;
         let connecting = std::thread::spawn(move || {
             setns(namespace, CloneFlags::CLONE_NEWNET)?;
+            // A socket takes over what there is when it is made.
+            fs::write(PATIENCE, patience.to_string()).context(PATIENCE)?;
             anyhow::Ok(TcpStream::connect(address)?)
         });
         let (receiver, _) = self.listener.accept()?;
@@ -435,7 +459,47 @@ impl Nic {
         ifq: &Ifq,
         len: usize,
     ) -> anyhow::Result<Tally> {
-        let mut stream = Stream::over(self.connect_to(address)?, 1);
+        self.transfer_over(self.connect_to(address)?, ring, ifq, len)
+    }
+
+    /// The same over a connection whose sender sends nothing twice because it is late,
+    /// but only what was lost; and sends no more at a time than there is room for.
+    pub fn patient_transfer(
+        &self,
+        address: &str,
+        ring: &mut WideRing,
+        ifq: &Ifq,
+        len: usize,
+    ) -> anyhow::Result<Tally> {
+        const PATIENT: u32 = 60_000_000;
+        let _room = limit_sockets(ifq.area.len() / PAGE_SIZE / 4)?;
+        let connection = self.connect(address, PATIENT)?;
+        self.probe_losses(false)?;
+        let tally = self.transfer_over(connection, ring, ifq, len);
+        self.probe_losses(true)?;
+        tally
+    }
+
+    /// Has senders find out whether what they sent last was lost, or wait for it.
+    fn probe_losses(&self, probe: bool) -> anyhow::Result<()> {
+        const PROBES: &str = "/proc/sys/net/ipv4/tcp_early_retrans";
+        // As by default, or none.
+        let value = if probe { "3" } else { "0" };
+        within(Some(&self.peer), || {
+            fs::write(PROBES, value).context(PROBES)
+        })
+    }
+
+    fn transfer_over(
+        &self,
+        connection: (TcpStream, TcpStream),
+        ring: &mut WideRing,
+        ifq: &Ifq,
+        len: usize,
+    ) -> anyhow::Result<Tally> {
+        let mut stream = Stream::over(connection, 1);
+        // Its first packet may have been late.
+        let sent_again = stream.sent_again()?;
         let before = self.counts()?;
         let thread = stream.send_later(len)?;
         ring.push(stream.recv(ifq, 0))?;
@@ -460,13 +524,14 @@ impl Nic {
             completions,
             niov_frags: after.niov_frags - before.niov_frags,
             page_frags: after.page_frags - before.page_frags,
-            sent_again: stream.sent_again()?,
+            no_buffer: after.no_buffer - before.no_buffer,
+            sent_again: stream.sent_again()? - sent_again,
         })
     }
 
-    /// That a transfer of so many bytes is without a copy: each completion is of
-    /// a fragment that was delivered in the area. What TCP sends twice, as it
-    /// was late, arrives twice; such a transfer proves nothing and is repeated.
+    /// That a transfer of so many bytes is without a copy, and without a loss: each
+    /// completion is of a fragment that was delivered in the area, and there always
+    /// was a buffer for it.
     pub fn zero_copy(&self, ring: &mut WideRing, ifq: &Ifq, len: usize) -> anyhow::Result<u64> {
         self.zero_copy_to("10.9.0.1", ring, ifq, len)
     }
@@ -479,15 +544,12 @@ impl Nic {
         ifq: &Ifq,
         len: usize,
     ) -> anyhow::Result<u64> {
-        for _ in 0..20 {
-            let tally = self.transfer_to(address, ring, ifq, len)?;
-            expect_eq("fragments in pages", tally.page_frags, 0)?;
-            if tally.sent_again == 0 {
-                expect_eq("completions", tally.completions, tally.niov_frags)?;
-                return Ok(tally.completions);
-            }
-        }
-        bail!("TCP has always sent something twice")
+        let tally = self.patient_transfer(address, ring, ifq, len)?;
+        expect_eq("packets without a buffer", tally.no_buffer, 0)?;
+        expect_eq("segments that were sent again", tally.sent_again, 0)?;
+        expect_eq("fragments in pages", tally.page_frags, 0)?;
+        expect_eq("completions", tally.completions, tally.niov_frags)?;
+        Ok(tally.completions)
     }
 }
 
@@ -499,6 +561,8 @@ pub struct Tally {
     pub niov_frags: u64,
     /// Fragments delivered in pages.
     pub page_frags: u64,
+    /// Packets that were dropped as there was no buffer for them.
+    pub no_buffer: u64,
     /// Segments that TCP has sent more than once.
     pub sent_again: u32,
 }

@@ -4,7 +4,7 @@
 use std::fs;
 use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicU32;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
@@ -12,6 +12,8 @@ use nix::sched::{CloneFlags, CpuSet, sched_setaffinity, unshare};
 use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Gid, Pid, Uid, fork, setgroups, setresgid, setresuid};
+
+use crate::settings;
 
 /// The user that unprivileged tests become.
 const USER: u32 = 1000;
@@ -114,14 +116,15 @@ pub fn in_child(body: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<()>
     join(spawn(body)?)
 }
 
-/// Waits for a child at most so long: how long it took, None if it still runs.
-pub fn wait_within(child: Pid, limit: Duration) -> anyhow::Result<Option<Duration>> {
+/// Waits for a child at most so long: how it ended and how long that took, None if it
+/// still runs.
+pub fn wait_within(child: Pid, limit: Duration) -> anyhow::Result<Option<(WaitStatus, Duration)>> {
     let start = Instant::now();
     loop {
         match waitpid(child, Some(WaitPidFlag::WNOHANG)).context("waitpid")? {
             WaitStatus::StillAlive if start.elapsed() > limit => return Ok(None),
             WaitStatus::StillAlive => std::thread::sleep(Duration::from_millis(5)),
-            _ => return Ok(Some(start.elapsed())),
+            status => return Ok(Some((status, start.elapsed()))),
         }
     }
 }
@@ -172,6 +175,7 @@ pub struct Sysctl {
 impl Sysctl {
     pub fn set(name: &str, value: &str) -> anyhow::Result<Self> {
         let path = format!("/proc/sys/{name}");
+        ensure!(settings::is_known(&path), "{path} is not in settings.rs");
         let before = fs::read_to_string(&path).with_context(|| path.clone())?;
         fs::write(&path, value).with_context(|| format!("{value} > {path}"))?;
         Ok(Sysctl { path, before })
@@ -232,7 +236,9 @@ impl MemoryGroup {
         let root = Path::new("/sys/fs/cgroup");
         let controllers = root.join("cgroup.subtree_control");
         fs::write(&controllers, "+memory").context("enabling the memory controller")?;
-        let path = root.join(format!("memory-{}", std::process::id()));
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let path = root.join(format!("memory-{}-{number}", std::process::id()));
         fs::create_dir(&path).with_context(|| format!("{path:?}"))?;
         Ok(MemoryGroup(path))
     }

@@ -184,6 +184,15 @@ impl Stream {
         }
     }
 
+    /// Closes the connection, of which a request of `ring` waits for more. It ends, and
+    /// not for another reason.
+    pub fn end(self, ring: &mut WideRing) -> anyhow::Result<()> {
+        let want = ended(self.user_data, 0);
+        expect_eq("bytes that are not taken", self.left(), 0)?;
+        drop(self);
+        expect_eq("the end of a stream", ring.cqe()?, want)
+    }
+
     /// Reads by read(2) as much as fits, compared as well.
     pub fn read(&mut self, data: &mut [u8]) -> anyhow::Result<()> {
         self.receiver.read_exact(data)?;

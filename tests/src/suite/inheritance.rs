@@ -9,20 +9,22 @@ use std::sync::mpsc;
 
 use anyhow::{Context, ensure};
 use nix::sched::CloneFlags;
-use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
+use nix::sys::wait::{WaitStatus, waitpid};
 
-use super::ownership::{denied_on_new_ring, deny_nop, task_filter, vfork_probe};
+use super::ownership::{
+    FilteredZombie, denied_on_new_ring, deny_nop, ended_tasks_are_freed, task_filter, vfork_probe,
+};
 use super::restrictions::bare_register;
 use super::{NOTE, Outcome, Test, TestResult, test};
 use crate::bpf;
-use crate::kernel::{self, BPF_MAXINSNS, expect_eq, expect_result};
+use crate::kernel::{self, expect_eq, expect_result};
 use crate::register::{
     self, IORING_REGISTER_BPF_FILTER, IORING_REGISTER_FILES, IORING_REGISTER_PERSONALITY,
     IORING_REGISTER_RING_FDS, IORING_REGISTER_USE_REGISTERED_RING, Page, Restriction, TASK,
     restrict_task,
 };
 use crate::ring::{IORING_ENTER_GETEVENTS, IORING_SETUP_R_DISABLED, RawParams, Ring, enter, setup};
-use crate::sandbox::{self, MemoryGroup};
+use crate::sandbox;
 use crate::sqe::{Sqe, op};
 
 pub const TESTS: &[Test] = &[
@@ -82,27 +84,12 @@ fn fo20() -> TestResult {
 }
 
 fn fo21() -> TestResult {
-    // The kernel charges in steps of 256 KiB for each processor.
-    const MUCH: u64 = 1536 << 10;
-    let group = MemoryGroup::new()?;
-    let child = sandbox::spawn(|| {
-        group.enter()?;
-        for opcode in 0..40 {
-            task_filter(opcode, &bpf::long(BPF_MAXINSNS, 1))?;
-        }
-        Ok(())
-    })?;
-    let dead = WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT;
-    let status = waitid(Id::Pid(child), dead)?;
-    ensure!(status == WaitStatus::Exited(child, 0), "{status:?}");
-    // What is going to be freed at its death gets the time to go.
-    std::thread::sleep(kernel::limit(1) / 2);
-    let held = group.charged()?;
+    let zombie = FilteredZombie::new()?;
+    // What is freed when a task dies, and not when it is reaped, is freed by then.
+    ended_tasks_are_freed()?;
+    let held = zombie.charged()?;
     println!("{NOTE}{} KiB charged to the zombie", held >> 10);
-    ensure!(held > MUCH, "only {held} bytes are charged to the zombie");
-    sandbox::join(child)?;
-    group.falls_to(MUCH / 2, kernel::limit(5))?;
-    group.remove()?;
+    zombie.reap()?;
     Ok(Outcome::Passed)
 }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-//! The user-space suite: its groups, one table of tests each, and the runner
-//! that starts every test in a process of its own.
+//! The user-space suite: its groups, one table of tests each. `runner` starts every
+//! test in a process of its own.
 
 mod boot;
 mod bounds;
@@ -9,14 +9,17 @@ mod context_flags;
 mod fault;
 mod fault_points;
 mod fault_tasks;
+mod harness;
 mod inheritance;
 mod links;
 mod ownership;
 mod program;
+mod program_runs;
 mod random;
 mod registration;
 mod restriction_flags;
 mod restrictions;
+mod runner;
 pub mod soak;
 mod state;
 mod stress;
@@ -50,12 +53,12 @@ mod zcrx_stream;
 mod zcrx_stress;
 mod zcrx_waiting;
 
-use std::process::Command;
-
 use anyhow::Context;
 
 use crate::kernel;
 use crate::ktap::{self, Verdict};
+
+use runner::Runner;
 
 /// Marks output of a test that is shown even when the test passes.
 pub const NOTE: &str = "note: ";
@@ -117,7 +120,7 @@ impl Test {
 const GROUPS: &[Group] = &[
     Group {
         name: "D0 the kernel",
-        tests: &[boot::TESTS],
+        tests: &[boot::TESTS, harness::TESTS],
     },
     Group {
         name: "D1 filter registration",
@@ -125,7 +128,7 @@ const GROUPS: &[Group] = &[
     },
     Group {
         name: "D2 program checks and execution",
-        tests: &[program::TESTS],
+        tests: &[program::TESTS, program_runs::TESTS],
     },
     Group {
         name: "D3 context contents",
@@ -236,7 +239,8 @@ pub fn run(prefixes: &[String], seed: u64) -> anyhow::Result<usize> {
         .collect();
     anyhow::ensure!(!groups.is_empty(), "no test starts with {prefixes:?}");
 
-    ktap::plan(0, groups.len());
+    let mut runner = Runner::new()?;
+    ktap::plan(0, groups.len() + 1);
     ktap::diagnostic(
         0,
         &format!(
@@ -250,7 +254,7 @@ pub fn run(prefixes: &[String], seed: u64) -> anyhow::Result<usize> {
         ktap::subtest(4, name, tests.len());
         let mut failed = 0;
         for (index, test) in tests.iter().enumerate() {
-            let verdict = run_one(test, seed, false)?;
+            let verdict = runner.run(test, seed, false)?;
             failed += usize::from(matches!(verdict, Verdict::Failed(_)));
             ktap::result(4, index + 1, test.name, &verdict);
         }
@@ -261,34 +265,17 @@ pub fn run(prefixes: &[String], seed: u64) -> anyhow::Result<usize> {
         ktap::result(0, number + 1, name, &verdict);
         failures += failed;
     }
+    let verdict = runner.finish()?;
+    failures += usize::from(matches!(verdict, Verdict::Failed(_)));
+    ktap::result(0, groups.len() + 1, "EN01 nothing is left", &verdict);
+    runner.show_slowest();
     Ok(failures)
-}
-
-/// Runs one test in a process of its own, at its full length if `long`, and shows
-/// what it had to say.
-fn run_one(test: &Test, seed: u64, long: bool) -> anyhow::Result<Verdict> {
-    let mut command = Command::new("/proc/self/exe");
-    command.args(["--only", test.id(), "--seed", &seed.to_string()]);
-    if long {
-        command.arg("--long");
-    }
-    let finished = ktap::run(&mut command, kernel::limit(test.limit))
-        .with_context(|| format!("running {}", test.name))?;
-    let verdict = finished.verdict();
-    let failed = matches!(verdict, Verdict::Failed(_));
-    for line in finished.output.lines() {
-        if let Some(note) = line.strip_prefix(NOTE) {
-            ktap::diagnostic(4, &format!("{}: {note}", test.id()));
-        } else if failed {
-            ktap::diagnostic(4, line);
-        }
-    }
-    Ok(verdict)
 }
 
 /// Runs the test with an id in this process: the exit status.
 pub fn run_here(id: &str) -> anyhow::Result<i32> {
     let test = all()
+        .chain(harness::HIDDEN)
         .find(|test| test.id() == id)
         .with_context(|| format!("no test is called {id}"))?;
     match (test.run)()? {

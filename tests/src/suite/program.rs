@@ -1,25 +1,19 @@
 // SPDX-License-Identifier: GPL-2.0
 //! D2: which programs are accepted, and what they compute.
 
-use std::fs;
-use std::path::Path;
-
-use anyhow::{Context as _, ensure};
-use fastrand::Rng;
 use libc::{
     BPF_ABS, BPF_ALU, BPF_B, BPF_DIV, BPF_H, BPF_IND, BPF_JA, BPF_JEQ, BPF_JMP, BPF_K, BPF_LD,
-    BPF_LDX, BPF_LSH, BPF_MEM, BPF_MISC, BPF_MOD, BPF_MSH, BPF_NEG, BPF_RET, BPF_RSH, BPF_ST,
-    BPF_STX, BPF_W, BPF_X,
+    BPF_LDX, BPF_LSH, BPF_MEM, BPF_MISC, BPF_MOD, BPF_MSH, BPF_RET, BPF_RSH, BPF_ST, BPF_STX,
+    BPF_W, BPF_X,
 };
 
-use super::{NOTE, Outcome, Test, TestResult, seed, slow, test};
+use super::{Outcome, Test, TestResult, test};
 use crate::bpf::{
     self, CONTEXT_SIZE, OPCODE_WORD, Program, USER_DATA_HI, USER_DATA_LO, insn, ld, ret,
 };
-use crate::kernel::{self, BPF_MAXINSNS, expect_eq, expect_result};
-use crate::model::{self, ALU_OPS, Context};
+use crate::kernel::{BPF_MAXINSNS, expect_eq, expect_result};
+use crate::model::{self, Context};
 use crate::ring::Ring;
-use crate::sandbox::Sysctl;
 use crate::sqe::{Sqe, op};
 
 pub const TESTS: &[Test] = &[
@@ -31,19 +25,7 @@ pub const TESTS: &[Test] = &[
     test("FP07 zero denies, A starts at zero, X too", fp07),
     test("FP08 division by a zero X denies", fp08),
     test("FP09 4096 instructions, verdict in the last", fp09),
-    slow(
-        "FP10 checksum of the context, and random programs",
-        30,
-        fp10,
-    ),
-    test("FP12 same verdicts with JIT off, on and hardened", fp12),
-    slow(
-        "FP12oracle verdicts as C's with JIT off, on and hardened",
-        240,
-        fp12oracle,
-    ),
     test("FP13 internal load LDX W ABS from user space", fp13),
-    test("FP14 same verdicts with BPF statistics on", fp14),
     test("FP15 order of words and bytes, little endian", fp15),
     test("FP15be order of words and bytes, big endian", fp15be),
 ];
@@ -272,176 +254,11 @@ fn fp09() -> TestResult {
 }
 
 /// What filters see of a NOP.
-fn nop_context(user_data: u64) -> Context {
+pub(super) fn nop_context(user_data: u64) -> Context {
     let mut context = [0; 10];
     context[0] = user_data as u32;
     context[1] = (user_data >> 32) as u32;
     context
-}
-
-/// A program with every slot and every ALU operation: folds the whole context
-/// into A, and returns the bit that the low five bits of `user_data` name.
-fn checksum() -> Program {
-    let mut program = Vec::new();
-    for slot in 0..16 {
-        program.extend([
-            ld(slot % 10 * 4),
-            bpf::alu(libc::BPF_XOR, 0x9e37_79b9 * (slot + 1)),
-        ]);
-        program.push(bpf::st(slot));
-    }
-    program.push(bpf::ld_imm(0x1234_5678));
-    for slot in 0..16 {
-        program.push(bpf::ldx_mem(slot));
-        for (i, &operation) in ALU_OPS.iter().enumerate() {
-            if operation == BPF_DIV {
-                // Never by zero, and not so often that nothing is left.
-                program.extend([
-                    bpf::st(slot),
-                    bpf::txa(),
-                    bpf::alu(libc::BPF_OR, 1),
-                    bpf::tax(),
-                ]);
-                program.extend([bpf::ld_mem(slot), bpf::alu(libc::BPF_OR, 1 << 31)]);
-            }
-            if operation == BPF_LSH || operation == BPF_RSH {
-                program.push(bpf::alu(operation, slot % 4));
-                program.push(bpf::alu(libc::BPF_ADD, slot));
-            } else if i % 2 == slot as usize % 2 || operation == BPF_DIV {
-                program.push(bpf::alu_x(operation));
-            } else {
-                program.push(bpf::alu(operation, (0x0101_0101 * (slot + 3)) | 1));
-            }
-            program.push(bpf::alu(libc::BPF_XOR, 0x5bd1_e995));
-        }
-        program.push(insn(BPF_ALU | BPF_NEG, 0, 0, 0));
-    }
-    program.extend([
-        bpf::st(0),
-        ld(USER_DATA_LO),
-        bpf::alu(libc::BPF_AND, 31),
-        bpf::tax(),
-    ]);
-    program.extend([
-        bpf::ld_mem(0),
-        bpf::alu_x(BPF_RSH),
-        bpf::alu(libc::BPF_AND, 1),
-    ]);
-    program.push(bpf::ret_a());
-    program
-}
-
-/// That the kernel gives the model's verdict for every `user_data`.
-fn agree(what: &str, program: &Program, values: &[u64]) -> anyhow::Result<[usize; 2]> {
-    let mut ring = Ring::new(2)?;
-    ring.must_filter(op::NOP, program)?;
-    let mut seen = [0; 2];
-    for &user_data in values {
-        let allowed = model::run(program, &nop_context(user_data)) != 0;
-        seen[usize::from(allowed)] += 1;
-        let want = if allowed { 0 } else { -libc::EACCES };
-        let nop = Sqe::nop().user_data(user_data);
-        ring.expect(&format!("{what}, user_data {user_data:#x}"), nop, want)?;
-    }
-    Ok(seen)
-}
-
-fn fp10() -> TestResult {
-    let mut rng = Rng::with_seed(seed());
-    println!("{NOTE}seed {}", seed());
-    let program = checksum();
-    for high in [0u64, 1, 0xdead_beef] {
-        let bits: Vec<u64> = (0..64).map(|bit| high << 32 | bit).collect();
-        let [denied, allowed] = agree("checksum", &program, &bits)?;
-        anyhow::ensure!(
-            denied > 5 && allowed > 5,
-            "checksum: {denied} zeros, {allowed} ones"
-        );
-    }
-    let mut seen = [0; 2];
-    for round in 0..150 {
-        let program = model::random_program(&mut rng);
-        let values: Vec<u64> = (0..6).map(|_| rng.u64(..) >> rng.u32(0..64)).collect();
-        let [denied, allowed] = agree(&format!("random program {round}"), &program, &values)?;
-        seen[0] += denied;
-        seen[1] += allowed;
-    }
-    // Chains of random programs: the conjunction of what they say.
-    for round in 0..30 {
-        let mut ring = Ring::new(2)?;
-        let chain: Vec<Program> = (0..rng.usize(2..6))
-            .map(|_| model::random_program(&mut rng))
-            .collect();
-        for program in &chain {
-            ring.must_filter(op::NOP, program)?;
-        }
-        for _ in 0..20 {
-            let user_data = rng.u64(..) >> rng.u32(0..64);
-            let context = nop_context(user_data);
-            let allowed = chain
-                .iter()
-                .all(|program| model::run(program, &context) != 0);
-            let want = if allowed { 0 } else { -libc::EACCES };
-            let nop = Sqe::nop().user_data(user_data);
-            ring.expect(
-                &format!("chain {round}, user_data {user_data:#x}"),
-                nop,
-                want,
-            )?;
-        }
-    }
-    println!(
-        "{NOTE}random programs: {} denials, {} permissions",
-        seen[0], seen[1]
-    );
-    anyhow::ensure!(seen[0] > 50 && seen[1] > 50, "one-sided random programs");
-    Ok(Outcome::Passed)
-}
-
-/// That the checksum agrees with the model on a ring made now.
-fn checksum_agrees(what: &str) -> anyhow::Result<()> {
-    let values: Vec<u64> = (0..32).map(|bit| 0xabcd_1234 << 32 | bit).collect();
-    agree(what, &checksum(), &values)?;
-    agree(what, &bpf::divide_by_zero(), &[0])?;
-    agree(what, &bpf::long(BPF_MAXINSNS, 0), &[0])?;
-    Ok(())
-}
-
-/// Does something with the JIT off, on and hardened, as far as the kernel has that.
-fn with_each_jit(mut check: impl FnMut(&str) -> anyhow::Result<()>) -> TestResult {
-    for (enable, harden) in [("0", "0"), ("1", "0"), ("1", "2"), ("0", "2")] {
-        if enable == "0" && kernel::has_option("CONFIG_BPF_JIT_ALWAYS_ON") {
-            continue;
-        }
-        let _enable = Sysctl::set("net/core/bpf_jit_enable", enable)?;
-        let _harden = Sysctl::set("net/core/bpf_jit_harden", harden)?;
-        check(&format!("bpf_jit_enable {enable}, bpf_jit_harden {harden}"))?;
-    }
-    Ok(Outcome::Passed)
-}
-
-fn fp12() -> TestResult {
-    with_each_jit(checksum_agrees)
-}
-
-/// The KUnit suite that compares with C, once more in each mode.
-fn fp12oracle() -> TestResult {
-    let suite = Path::new("/sys/kernel/debug/kunit/io_uring_filter_oracle");
-    if !suite.exists() {
-        return Ok(Outcome::Skipped("this kernel has no oracle".to_string()));
-    }
-    // Fewer than at boot, as this is done three times.
-    let programs = if kernel::is_debug() { "800" } else { "20000" };
-    fs::write("/sys/module/oracle_test/parameters/programs", programs)?;
-    with_each_jit(|what| {
-        fs::write(suite.join("run"), "1").context(what.to_string())?;
-        let results = fs::read_to_string(suite.join("results"))?;
-        ensure!(
-            results.contains("\nok 1 io_uring_filter_oracle") && !results.contains("not ok"),
-            "{what}: Rust and C differ, see the console: {results}"
-        );
-        Ok(())
-    })
 }
 
 fn fp13() -> TestResult {
@@ -457,12 +274,6 @@ fn fp13() -> TestResult {
     }
     let both = [insn(BPF_STX, 0, 0, 1), insn(BPF_MISC, 0, 0, 0), ret(1)];
     expect_result("STX and TAX", verdict(&both, 0)?, 0)?;
-    Ok(Outcome::Passed)
-}
-
-fn fp14() -> TestResult {
-    let _stats = Sysctl::set("kernel/bpf_stats_enabled", "1")?;
-    checksum_agrees("bpf_stats_enabled 1")?;
     Ok(Outcome::Passed)
 }
 

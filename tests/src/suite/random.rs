@@ -12,7 +12,7 @@ use nix::unistd::Pid;
 use super::ownership::vfork_probe;
 use super::restrictions::bare_register;
 use super::state::{OPCODES, Object, RingState};
-use super::{NOTE, Outcome, Test, TestResult, seed, slow};
+use super::{NOTE, Outcome, Test, TestResult, is_long, seed, slow};
 use crate::bpf::{self, USER_DATA_LO};
 use crate::kernel::{self, describe, expect_result};
 use crate::register::{
@@ -34,10 +34,10 @@ const RINGS: usize = 4;
 fn st20() -> TestResult {
     let seed = seed();
     println!("{NOTE}seed {seed}");
-    let (families, steps) = if kernel::is_debug() {
-        (4, 60)
-    } else {
-        (30, 80)
+    let (families, steps) = match (kernel::is_debug(), is_long()) {
+        (true, _) => (4, 60),
+        (false, false) => (15, 80),
+        (false, true) => (30, 80),
     };
     let mut rng = Rng::with_seed(seed);
     for family in 0..families {

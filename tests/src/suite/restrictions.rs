@@ -7,13 +7,13 @@ use anyhow::ensure;
 
 use super::{Outcome, Test, TestResult, slow, test};
 use crate::bpf::{self, USER_DATA_LO};
-use crate::kernel::{IORING_REGISTER_LAST, expect_eq, expect_result};
+use crate::kernel::{IORING_REGISTER_LAST, describe, expect_eq, expect_result};
 use crate::register::{
     self, IORING_REGISTER_BPF_FILTER, IORING_REGISTER_ENABLE_RINGS, IORING_REGISTER_EVENTFD,
     IORING_REGISTER_FILES, IORING_REGISTER_PERSONALITY, IORING_REGISTER_RESTRICTIONS,
     MAX_RESTRICTIONS, PAGE_SIZE, Page, Registration, Restriction, TASK, opcodes,
 };
-use crate::ring::{IORING_SETUP_R_DISABLED, IORING_SETUP_SQPOLL, Ring, enter};
+use crate::ring::{IORING_SETUP_R_DISABLED, IORING_SETUP_SQPOLL, RawParams, Ring, enter, setup};
 use crate::sandbox;
 use crate::sqe::{IOSQE_ASYNC, IOSQE_IO_LINK, Sqe, op};
 
@@ -174,16 +174,26 @@ fn rs05() -> TestResult {
 
 fn rs06() -> TestResult {
     const IORING_ENTER_SQ_WAKEUP: u32 = 1 << 1;
-    for flags in [0, IORING_SETUP_SQPOLL] {
+    const IORING_SETUP_ATTACH_WQ: u32 = 1 << 5;
+    let mut enabled = Ring::with(4, IORING_SETUP_SQPOLL)?;
+    for flags in [0, IORING_SETUP_SQPOLL | IORING_SETUP_ATTACH_WQ] {
         let what = format!("setup flags {flags:#x}");
-        let mut ring = Ring::with(4, flags | IORING_SETUP_R_DISABLED)?;
+        let mut params = RawParams::default();
+        params[2] = flags | IORING_SETUP_R_DISABLED;
+        // Whose thread it has, if it has one.
+        params[6] = enabled.fd() as u32;
+        let fd = setup(4, &mut params);
+        ensure!(fd >= 0, "{what}: {}", describe(fd));
+        let mut ring = Ring::attach(fd, params)?;
         ring.push(Sqe::nop().user_data(1))?;
         for (submit, wait, with) in [(1, 0, 0), (0, 0, 0), (1, 0, IORING_ENTER_SQ_WAKEUP)] {
             let got = enter(ring.fd(), submit, wait, with);
             expect_result(&format!("{what}: {submit}, {with}"), got, -libc::EBADFD)?;
         }
-        // What must not happen gets a moment to happen.
-        std::thread::sleep(std::time::Duration::from_millis(50));
+        // Between the two, the thread has looked at each ring that it serves.
+        for _ in 0..2 {
+            enabled.expect("the other ring of the thread", Sqe::nop(), 0)?;
+        }
         expect_eq(&what, ring.try_cqe(), None)?;
         expect_result("enabling", register::enable(ring.fd()), 0)?;
         ring.submit()?;

@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, ensure};
 use fastrand::Rng;
 
-use super::{Test, all, run_one};
+use super::runner::Runner;
+use super::{Test, all};
 use crate::kernel;
 use crate::ktap::{self, Verdict};
 use crate::sandbox::meminfo;
@@ -59,6 +60,7 @@ pub fn run(minutes: u64, seed: u64) -> anyhow::Result<usize> {
         ),
     );
 
+    let mut runner = Runner::new()?;
     let (start, limit) = (Instant::now(), Duration::from_secs(60 * minutes));
     let mut rng = Rng::with_seed(seed);
     let mut first_round = None;
@@ -71,7 +73,7 @@ pub fn run(minutes: u64, seed: u64) -> anyhow::Result<usize> {
             }
             let tally = tallies.iter_mut().find(|tally| tally.test.id() == id);
             let tally = tally.expect("every test of a round has one");
-            tally.verdict = run_one(tally.test, rng.u64(..), true)?;
+            tally.verdict = runner.run(tally.test, rng.u64(..), true)?;
             tally.runs += 1;
             if matches!(tally.verdict, Verdict::Failed(_)) {
                 break 'rounds;

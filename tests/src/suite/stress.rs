@@ -15,7 +15,7 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
 use super::bounds::{fill, full_chain};
-use super::{NOTE, Outcome, Test, TestResult, seed, slow};
+use super::{NOTE, Outcome, Test, TestResult, is_long, seed, slow};
 use crate::bpf::{self, USER_DATA_LO};
 use crate::kernel::{
     self, IORING_OP_LAST, Implementation, expect_eq, expect_result, implementation,
@@ -102,17 +102,16 @@ fn children() -> usize {
     TASKS / threads()
 }
 
-/// Chains of each owner: one for every opcode, and what is missing to 100; with
-/// checkers a fifth of that.
+/// Chains of each owner: one for every opcode, and what is missing to 100, in a soak;
+/// otherwise a third, and with checkers a fifth of that.
 fn chains() -> [u8; 2] {
     let all = [IORING_OP_LAST as u8, 100 - IORING_OP_LAST as u8];
-    all.map(|chains| {
-        if kernel::is_debug() {
-            chains / 5
-        } else {
-            chains
-        }
-    })
+    let part = match (kernel::is_debug(), is_long()) {
+        (true, _) => 5,
+        (false, false) => 3,
+        (false, true) => 1,
+    };
+    all.map(|chains| chains / part)
 }
 
 /// What the owners, their children and the test share.
@@ -416,26 +415,29 @@ fn bg01() -> TestResult {
         for i in 0..ENTRIES {
             ring.push(Sqe::nop().user_data(i as u64))?;
         }
-        started.store(1, SeqCst);
         loop {
             expect_eq("submitted", ring.submit()?, ENTRIES)?;
+            started.store(1, SeqCst);
             for i in 0..ENTRIES {
-                ring.cqe()?;
+                expect_result("a NOP", ring.cqe()?.res, 0)?;
                 ring.push(Sqe::nop().user_data(i as u64))?;
             }
         }
     })?;
     while started.load(SeqCst) == 0 {
-        if let Some(took) = sandbox::wait_within(child, Duration::ZERO)? {
-            bail!("the child ended early, after {took:?}");
+        if let Some((status, _)) = sandbox::wait_within(child, Duration::ZERO)? {
+            bail!("the child ended early: {status:?}");
         }
         std::thread::sleep(Duration::from_millis(5));
     }
-    std::thread::sleep(Duration::from_millis(50));
+    // It is at the next ones, or at their completions.
     kill(child, Signal::SIGKILL)?;
     let limit = kernel::limit(5);
     match sandbox::wait_within(child, limit)? {
-        Some(took) => println!("{NOTE}gone {} ms after SIGKILL", took.as_millis()),
+        Some((WaitStatus::Signaled(_, Signal::SIGKILL, _), took)) => {
+            println!("{NOTE}gone {} ms after SIGKILL", took.as_millis());
+        }
+        Some((status, _)) => bail!("the child was not killed: {status:?}"),
         None => bail!("still there {limit:?} after SIGKILL"),
     }
     Ok(Outcome::Passed)

@@ -3,15 +3,18 @@
 //! `links`.
 
 use std::net::{TcpListener, TcpStream};
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::EventFd;
 
 use super::{NOTE, Outcome, Test, TestResult, slow, test};
 use crate::bpf::{self, USER_DATA_LO};
 use crate::kernel::{self, expect_eq, expect_result};
+use crate::nic::wait_until;
 use crate::register::{
     self, IORING_REGISTER_FILES, IORING_REGISTER_PERSONALITY, IORING_UNREGISTER_PERSONALITY,
     Restriction, TASK,
@@ -20,7 +23,7 @@ use crate::ring::{
     Cqe, IORING_CQE_F_MORE, IORING_CQE_F_NOTIF, IORING_SETUP_CQSIZE, IORING_SETUP_R_DISABLED,
     IORING_SETUP_SQE_MIXED, IORING_SETUP_SQPOLL, IORING_SETUP_SUBMIT_ALL, Ring, cqe,
 };
-use crate::sandbox;
+use crate::sandbox::{self, Shared, Sysctl};
 use crate::sqe::{IOSQE_ASYNC, IOSQE_BUFFER_SELECT, IOSQE_FIXED_FILE, IOSQE_IO_DRAIN, Sqe, op};
 
 pub const TESTS: &[Test] = &[
@@ -230,6 +233,18 @@ fn fs13() -> TestResult {
     Ok(Outcome::Passed)
 }
 
+/// Returns whether a worker of this process sleeps.
+fn a_worker_sleeps() -> anyhow::Result<bool> {
+    for thread in std::fs::read_dir("/proc/self/task")? {
+        // It may end meanwhile.
+        let stat = std::fs::read_to_string(thread?.path().join("stat")).unwrap_or_default();
+        if stat.contains("(iou-wrk-") && stat.contains(") S ") {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 fn fs14() -> TestResult {
     let mut ring = Ring::new(4)?;
     let (reader, writer) = nix::unistd::pipe()?;
@@ -237,8 +252,7 @@ fn fs14() -> TestResult {
     let read = Sqe::read(reader.as_raw_fd(), &mut buffer).user_data(1);
     ring.push(read.flags(IOSQE_ASYNC))?;
     expect_eq("submitted", ring.submit()?, 1)?;
-    // Lets the worker get as far as the empty pipe.
-    std::thread::sleep(Duration::from_millis(100));
+    wait_until("a worker waits for the pipe", a_worker_sleeps)?;
     ring.must_filter(op::READ, &bpf::deny())?;
     ring.expect("new read", read.user_data(2), DENIED)?;
     expect_eq("still waiting", ring.try_cqe(), None)?;
@@ -337,16 +351,48 @@ fn fs17() -> TestResult {
     Ok(Outcome::Passed)
 }
 
+/// Has a ring know the credentials of a child in a user namespace of its own, which is
+/// gone by the time that this returns their id.
+fn personality_of_child(fd: RawFd) -> anyhow::Result<i32> {
+    let shared = Shared::<[AtomicU32; 1]>::new()?;
+    sandbox::in_child(|| {
+        sandbox::user_namespace()?;
+        let got = register::register(fd, IORING_REGISTER_PERSONALITY, std::ptr::null(), 0);
+        ensure!(got > 0, "registering a personality: {got}");
+        shared[0].store(got as u32, Ordering::SeqCst);
+        Ok(())
+    })?;
+    Ok(shared[0].load(Ordering::SeqCst) as i32)
+}
+
+/// Returns whether one more user namespace can be made.
+fn has_room_for_namespace() -> anyhow::Result<bool> {
+    let shared = Shared::<[AtomicU32; 1]>::new()?;
+    sandbox::in_child(|| {
+        let made = nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWUSER);
+        let errno = made.err().map_or(0, |errno| errno as u32);
+        shared[0].store(errno, Ordering::SeqCst);
+        Ok(())
+    })?;
+    match shared[0].load(Ordering::SeqCst) as i32 {
+        0 => Ok(true),
+        errno => expect_result("a user namespace", -errno, -libc::ENOSPC).map(|()| false),
+    }
+}
+
 fn fs18() -> TestResult {
     const ROUNDS: usize = 300;
     let mut ring = Ring::new(4)?;
     let fd = ring.fd();
-    let event = EventFd::new()?;
-    let files = [event.as_raw_fd()];
+    // Its end shows when the last reference to the file goes.
+    let (end, file) = nix::unistd::pipe()?;
+    let files = [file.as_raw_fd()];
     let got = register::register(fd, IORING_REGISTER_FILES, files.as_ptr().cast(), 1);
     expect_result("registering a file", got, 0)?;
-    let personality = register::register(fd, IORING_REGISTER_PERSONALITY, std::ptr::null(), 0);
-    ensure!(personality > 0, "registering a personality: {personality}");
+    drop(file);
+    // There is room for the next one when the last reference to credentials goes.
+    let _one = Sysctl::set("user/max_user_namespaces", "1")?;
+    let personality = personality_of_child(fd)?;
 
     // One buffer for RECV to select.
     let mut buffer = [0u8; 16];
@@ -405,7 +451,12 @@ fn fs18() -> TestResult {
     expect_eq("received into buffer 0", (got.res, got.flags >> 16), (5, 0))?;
     expect_eq("a buffer was used", got.flags & 1, 1)?;
 
-    // Files and credentials can be let go: denied requests hold none.
+    // Files and credentials are let go: denied requests hold none.
+    expect_eq(
+        "room while they are known",
+        has_room_for_namespace()?,
+        false,
+    )?;
     let got = register::register(
         fd,
         IORING_UNREGISTER_PERSONALITY,
@@ -413,9 +464,17 @@ fn fs18() -> TestResult {
         personality as u32,
     );
     expect_result("unregistering the personality", got, 0)?;
+    wait_until("the credentials are gone", has_room_for_namespace)?;
+    let ended = || {
+        let mut files = [PollFd::new(end.as_fd(), PollFlags::POLLIN)];
+        poll(&mut files, PollTimeout::ZERO)?;
+        Ok(files[0].revents() == Some(PollFlags::POLLHUP))
+    };
+    expect_eq("the file's end while it is known", ended()?, false)?;
     const IORING_UNREGISTER_FILES: u32 = 3;
     let got = register::register(fd, IORING_UNREGISTER_FILES, std::ptr::null(), 0);
     expect_result("unregistering the file", got, 0)?;
+    wait_until("the file is gone", ended)?;
     Ok(Outcome::Passed)
 }
 

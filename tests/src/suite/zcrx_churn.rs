@@ -19,7 +19,7 @@ use nix::unistd::Pid;
 use super::zcrx_registration::read_only;
 use super::zcrx_sharing::{ENTRIES, PAGES, export, export_of, import, receive_file, send_file};
 use super::zcrx_stress::{importing_ring, part};
-use super::{NOTE, Outcome, Test, TestResult, seed, slow};
+use super::{NOTE, Outcome, Test, TestResult, is_long, seed, slow};
 use crate::buffers::{Consumer, Held, Taken, offset};
 use crate::kernel::{self, expect_eq, expect_result};
 use crate::register::PAGE_SIZE;
@@ -39,18 +39,14 @@ fn life() -> u64 {
     if kernel::is_debug() { 1000 } else { 80 }
 }
 
-/// So many rounds, or a part of them with checkers, which slow all down.
-fn rounds(plain: u32) -> u32 {
-    if kernel::is_debug() { plain / 8 } else { plain }
-}
-
-/// The same, once rings of earlier tests had the time to be taken down.
-fn settled_pins() -> anyhow::Result<i64> {
-    let start = Instant::now();
-    while pins()? != 0 && start.elapsed() < kernel::limit(1) {
-        thread::sleep(Duration::from_millis(10));
+/// So many rounds in a soak, half of them otherwise, or a part of them with checkers,
+/// which slow all down.
+fn rounds(long: u32) -> u32 {
+    match (kernel::is_debug(), is_long()) {
+        (true, _) => long / 8,
+        (false, false) => long / 2,
+        (false, true) => long,
     }
-    pins()
 }
 
 /// Waits until so many pages are pinned in the whole system.
@@ -124,7 +120,7 @@ fn hand_on(
 /// One queue of ST07, which the one who made it keeps, or not.
 fn wander(keep: bool, filling: &AtomicU32, rng: &mut Rng) -> anyhow::Result<()> {
     const PROCESSES: usize = 3;
-    let (held, pinned) = (Held::now()?, settled_pins()?);
+    let (held, pinned) = (Held::now()?, pins()?);
     let sockets = (0..PROCESSES).map(|_| UnixStream::pair());
     let sockets = sockets.collect::<std::io::Result<Vec<_>>>()?;
     // Before there is anything that they could have from their parent.
@@ -264,7 +260,7 @@ fn fail_and_end(rng: &mut Rng) -> anyhow::Result<u32> {
 
 fn st08() -> TestResult {
     println!("{NOTE}seed {}", seed());
-    let (held, pinned) = (Held::now()?, settled_pins()?);
+    let (held, pinned) = (Held::now()?, pins()?);
     let mut rng = Rng::with_seed(seed());
     let mut maps = 0;
     for round in 0..rounds(120) {
@@ -337,7 +333,7 @@ fn victim(counts: &[AtomicU32; 2]) -> anyhow::Result<()> {
 
 fn st16() -> TestResult {
     println!("{NOTE}seed {}", seed());
-    let pinned = settled_pins()?;
+    let pinned = pins()?;
     let mut rng = Rng::with_seed(seed());
     let counts = Shared::<[AtomicU32; 2]>::new()?;
     for round in 0..rounds(200) {

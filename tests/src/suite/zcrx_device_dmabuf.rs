@@ -66,8 +66,7 @@ fn zn17() -> TestResult {
     ring.push(stream.recv(&ifq, 0))?;
     stream.send(PAGE_SIZE)?;
     stream.take_all(&mut ring, &ifq)?;
-    drop(stream);
-    ring.cqe()?;
+    stream.end(&mut ring)?;
     // Nor can what comes over loopback.
     let mut stream = Stream::starting_at(0, 1)?;
     ring.push(stream.recv(&ifq, 0))?;

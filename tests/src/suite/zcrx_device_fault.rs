@@ -218,8 +218,7 @@ fn starved(nic: &Nic, fail: &dyn Fn(i64) -> anyhow::Result<()>) -> anyhow::Resul
         let cqe = ring.cqe()?;
         ifq.give_back(stream.take(&ifq, &cqe)?);
     }
-    drop(stream);
-    ring.cqe()?;
+    stream.end(&mut ring)?;
     nic.zero_copy(&mut ring, &ifq, 1 << 20)?;
     nic.conserved(&mut ring, &ifq, BUFFERS)?;
     // A queue that begins without a buffer.

@@ -463,10 +463,10 @@ fn zb04() -> TestResult {
 }
 
 fn zb05() -> TestResult {
-    // A quarter of it each way. Half of it takes 20 s in an emulator.
+    // A quarter of it each way. An eighth of it takes 5 s in an emulator.
     let each = match (is_long(), kernel::is_debug()) {
         (true, false) => 256 << 20,
-        (false, false) => 128 << 20,
+        (false, false) => 32 << 20,
         (true, true) => 32 << 20,
         (false, true) => 8 << 20,
     };

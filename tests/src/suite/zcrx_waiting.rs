@@ -54,13 +54,13 @@ nix::ioctl_readwrite!(uffdio_register, UFFD, 0x00, Range);
 nix::ioctl_readwrite!(uffdio_zeropage, UFFD, 0x04, Range);
 
 /// Memory whose pages are not there until they are served.
-struct Withheld {
+pub(super) struct Withheld {
     file: OwnedFd,
-    memory: Mapping,
+    pub(super) memory: Mapping,
 }
 
 impl Withheld {
-    fn new(pages: usize) -> anyhow::Result<Self> {
+    pub(super) fn new(pages: usize) -> anyhow::Result<Self> {
         let memory = memory(pages)?;
         // Without the second, it cannot be waited for.
         let flags = libc::O_CLOEXEC | libc::O_NONBLOCK;
@@ -93,14 +93,14 @@ impl Withheld {
     }
 
     /// Waits until somebody waits for a page.
-    fn wait(&self) -> anyhow::Result<()> {
+    pub(super) fn wait(&self) -> anyhow::Result<()> {
         let mut files = [PollFd::new(self.file.as_fd(), PollFlags::POLLIN)];
         poll(&mut files, PollTimeout::NONE)?;
         expect_eq("events", files[0].revents(), Some(PollFlags::POLLIN))
     }
 
     /// Has all pages be there.
-    fn serve(&self) -> anyhow::Result<()> {
+    pub(super) fn serve(&self) -> anyhow::Result<()> {
         // SAFETY: the structure is what the kernel takes, and the memory is ours.
         unsafe { uffdio_zeropage(self.file.as_raw_fd(), &mut self.range(0)) }
             .context("UFFDIO_ZEROPAGE")?;

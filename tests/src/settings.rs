@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Settings of the kernel that tests change: the table of them, and the runner's
+//! way to put them back, also for a test that was killed.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+
+/// Files that hold a setting each.
+const FILES: [&str; 12] = [
+    "/proc/sys/kernel/bpf_stats_enabled",
+    "/proc/sys/kernel/hung_task_timeout_secs",
+    "/proc/sys/kernel/hung_task_warnings",
+    "/proc/sys/net/core/bpf_jit_enable",
+    "/proc/sys/net/core/bpf_jit_harden",
+    "/proc/sys/net/core/bpf_jit_limit",
+    "/proc/sys/net/ipv4/tcp_rmem",
+    "/proc/sys/user/max_user_namespaces",
+    "/proc/sys/vm/nr_hugepages",
+    "/sys/kernel/slab/io_kiocb/failslab",
+    "/sys/module/oracle_test/parameters/programs",
+    "/sys/module/oracle_test/parameters/seed",
+];
+
+/// Folders whose files hold a setting each, if one can read and write them: what makes
+/// the kernel, and the software NIC, fail.
+const FOLDERS: [&str; 6] = [
+    "/sys/kernel/debug/failslab",
+    "/sys/kernel/debug/fail_page_alloc",
+    "/sys/kernel/debug/fail_usercopy",
+    "/sys/kernel/debug/fail_function",
+    "/sys/kernel/debug/zcrx_sim/zsim0",
+    "/sys/kernel/debug/zcrx_sim/zsim1",
+];
+
+/// Returns whether the runner puts this file back.
+pub fn is_known(path: &str) -> bool {
+    FILES.contains(&path)
+}
+
+/// All settings, as they are at one time.
+pub struct Settings(Vec<(PathBuf, String)>);
+
+impl Settings {
+    /// Reads those that this kernel has.
+    pub fn now() -> anyhow::Result<Self> {
+        let mut paths: Vec<PathBuf> = FILES.iter().map(PathBuf::from).collect();
+        paths.retain(|path| path.exists());
+        for folder in FOLDERS.iter().filter(|folder| Path::new(folder).exists()) {
+            for entry in fs::read_dir(folder).with_context(|| folder.to_string())? {
+                let entry = entry?;
+                let metadata = entry.metadata()?;
+                if metadata.is_file() && metadata.permissions().mode() & 0o600 == 0o600 {
+                    paths.push(entry.path());
+                }
+            }
+        }
+        // A port that is plugged in is so with the other knobs as they were.
+        paths.sort_by_key(|path| (path.ends_with("plugged"), path.clone()));
+        let read = |path: PathBuf| {
+            let value = fs::read_to_string(&path).with_context(|| format!("{path:?}"))?;
+            anyhow::Ok((path, value))
+        };
+        Ok(Settings(
+            paths.into_iter().map(read).collect::<Result<_, _>>()?,
+        ))
+    }
+
+    /// Writes what differs by now. Returns the files that did.
+    pub fn put_back(&self) -> anyhow::Result<Vec<&Path>> {
+        let mut changed = Vec::new();
+        for (path, value) in &self.0 {
+            let name = || format!("{path:?}");
+            if fs::read_to_string(path).with_context(name)? != *value {
+                // The file of injected functions takes no nothing, but an empty line.
+                let value = if value.is_empty() { "\n" } else { value };
+                fs::write(path, value).with_context(name)?;
+                changed.push(path.as_path());
+            }
+        }
+        Ok(changed)
+    }
+}

@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Runs tests, each in a process of its own, one after the other: after each, settings
+//! are put back, and what it left behind is waited for.
+
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::Context;
+
+use super::{NOTE, Test};
+use crate::kernel;
+use crate::ktap::{self, Finished, Verdict};
+use crate::leftovers::{Leftovers, Look};
+use crate::settings::Settings;
+
+/// Runs tests, and remembers how long they took.
+pub struct Runner {
+    /// As they were before the first test.
+    settings: Settings,
+    /// What earlier tests have left, for which they have failed.
+    known: Leftovers,
+    times: Vec<(Duration, &'static str)>,
+}
+
+impl Runner {
+    pub fn new() -> anyhow::Result<Self> {
+        Ok(Runner {
+            settings: Settings::now().context("settings")?,
+            known: Leftovers::default(),
+            times: Vec::new(),
+        })
+    }
+
+    /// Runs one test, at its full length if `long`, and shows what it had to say. It
+    /// fails also if anything of it is still there after a while.
+    pub fn run(&mut self, test: &'static Test, seed: u64, long: bool) -> anyhow::Result<Verdict> {
+        let mut command = Command::new("/proc/self/exe");
+        command.args(["--only", test.id(), "--seed", &seed.to_string()]);
+        if long {
+            command.arg("--long");
+        }
+        let finished = ktap::run(&mut command, kernel::limit(test.limit))
+            .with_context(|| format!("running {}", test.name))?;
+        let mut verdict = finished.verdict();
+        for path in self.settings.put_back().context("settings")? {
+            if finished.status.is_none() {
+                ktap::diagnostic(4, &format!("{}: {} is put back", test.id(), path.display()));
+            }
+        }
+        let left = Leftovers::wait(Look::Group(finished.group), &mut self.known)?;
+        if !left.is_empty() {
+            let reason = format!("{}, leaves {left}", in_words(&verdict));
+            verdict = Verdict::Failed(reason);
+        }
+        say(test, &finished, &verdict);
+        self.times.push((finished.took, test.name));
+        Ok(verdict)
+    }
+
+    /// Waits until nothing is left of all tests, whichever it was of.
+    pub fn finish(&mut self) -> anyhow::Result<Verdict> {
+        let left = Leftovers::wait(Look::Everywhere, &mut self.known)?;
+        Ok(if left.is_empty() {
+            Verdict::Passed
+        } else {
+            Verdict::Failed(format!("left are {left}"))
+        })
+    }
+
+    /// Shows which tests took longest.
+    pub fn show_slowest(&mut self) {
+        const SHOWN: usize = 30;
+        self.times.sort_by(|one, other| other.cmp(one));
+        let sum: Duration = self.times.iter().map(|(took, _)| took).sum();
+        let seconds = sum.as_secs_f32();
+        ktap::diagnostic(0, &format!("all tests took {seconds:.1} s, the slowest:"));
+        for (took, name) in self.times.iter().take(SHOWN) {
+            ktap::diagnostic(0, &format!("{:6.1} s  {name}", took.as_secs_f32()));
+        }
+    }
+}
+
+fn in_words(verdict: &Verdict) -> String {
+    match verdict {
+        Verdict::Passed => "passed".to_string(),
+        Verdict::Skipped(reason) => format!("skipped ({reason})"),
+        Verdict::Failed(reason) => reason.clone(),
+    }
+}
+
+/// Shows a test's notes, and all that it said if it failed.
+fn say(test: &Test, finished: &Finished, verdict: &Verdict) {
+    let failed = matches!(verdict, Verdict::Failed(_));
+    for line in finished.output.lines() {
+        if let Some(note) = line.strip_prefix(NOTE) {
+            ktap::diagnostic(4, &format!("{}: {note}", test.id()));
+        } else if failed {
+            ktap::diagnostic(4, line);
+        }
+    }
+}
