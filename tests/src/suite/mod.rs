@@ -35,11 +35,13 @@ mod zcrx_device_points;
 mod zcrx_device_selftest;
 mod zcrx_device_stress;
 mod zcrx_device_unbind;
+mod zcrx_errors;
 mod zcrx_events;
 mod zcrx_export;
 mod zcrx_fault;
 mod zcrx_fault_sharing;
 mod zcrx_flush;
+mod zcrx_large;
 mod zcrx_memory;
 mod zcrx_receive;
 mod zcrx_registration;
@@ -48,6 +50,7 @@ mod zcrx_returns;
 mod zcrx_sharing;
 mod zcrx_stream;
 mod zcrx_stress;
+mod zcrx_tasks;
 mod zcrx_waiting;
 
 use std::process::Command;
@@ -159,6 +162,7 @@ const GROUPS: &[Group] = &[
             zcrx_sharing::TESTS,
             zcrx_flush::TESTS,
             zcrx_waiting::TESTS,
+            zcrx_errors::TESTS,
         ],
     },
     Group {
@@ -168,6 +172,8 @@ const GROUPS: &[Group] = &[
             zcrx_returns::TESTS,
             zcrx_stream::TESTS,
             zcrx_events::TESTS,
+            zcrx_tasks::TESTS,
+            zcrx_large::TESTS,
         ],
     },
     Group {
