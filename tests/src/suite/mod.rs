@@ -8,6 +8,7 @@ mod context;
 mod context_flags;
 mod fault;
 mod fault_points;
+mod fault_requests;
 mod fault_tasks;
 mod inheritance;
 mod links;
@@ -194,6 +195,7 @@ const GROUPS: &[Group] = &[
         tests: &[
             fault::TESTS,
             fault_tasks::TESTS,
+            fault_requests::TESTS,
             zcrx_fault::TESTS,
             zcrx_fault_sharing::TESTS,
             zcrx_device_fault::TESTS,
