@@ -21,6 +21,7 @@ mod restrictions;
 pub mod soak;
 mod state;
 mod stress;
+mod stress_anything;
 mod stress_rings;
 mod submission;
 mod task_restrictions;
@@ -215,6 +216,7 @@ const GROUPS: &[Group] = &[
             zcrx_churn::TESTS,
             zcrx_device_stress::TESTS,
             random::TESTS,
+            stress_anything::TESTS,
         ],
     },
 ];
