@@ -56,11 +56,16 @@ const REST_EVERY: u32 = 4096;
 /// Returns the numbers below `count`, of which there may be millions, in ranges. Lets other tasks
 /// run before each range, so that whoever goes through them must be able to sleep.
 pub(super) fn ranges(count: u32) -> impl Iterator<Item = Range<u32>> {
+    ranges_with(count, sched::cond_resched)
+}
+
+/// Does what [`ranges`] does, and has `rest` let other tasks run.
+fn ranges_with(count: u32, rest: impl Fn()) -> impl Iterator<Item = Range<u32>> {
     let range = move |first: u32| first..first.saturating_add(REST_EVERY).min(count);
 
     (0..count)
         .step_by(REST_EVERY as usize)
-        .inspect(|_| sched::cond_resched())
+        .inspect(move |_| rest())
         .map(range)
 }
 
@@ -268,6 +273,20 @@ fn ungrant(counts: &[Atomic<i32>], buffer: u64, count: u32) -> Option<u32> {
 #[kernel::macros::kunit_tests(io_uring_zcrx_buffers)]
 mod tests {
     use super::*;
+    use core::cell::Cell;
+    use kernel::{
+        sync::atomic::{
+            Acquire,
+            Release, //
+        },
+        time::{
+            delay::fsleep,
+            Delta,
+            Instant,
+            Monotonic, //
+        },
+        workqueue, //
+    };
 
     fn buffers(count: u32) -> Result<Pin<KBox<Buffers>>> {
         KBox::pin_init(Buffers::new(count, 12, false)?, GFP_KERNEL)
@@ -291,6 +310,33 @@ mod tests {
             all.push(one[0], GFP_KERNEL)?;
         }
         Ok(all)
+    }
+
+    /// Others may run before each few thousand buffers, of which none is left out.
+    #[test]
+    fn loops_rest() {
+        const MOST: u32 = REST_EVERY;
+
+        for (count, pieces) in [
+            (0, 0),
+            (1, 1),
+            (MOST, 1),
+            (MOST + 1, 2),
+            (3 * MOST - 1, 3),
+            (u32::MAX, 1 << 20),
+        ] {
+            let rests = Cell::new(0);
+            let mut end = 0;
+
+            for (number, range) in ranges_with(count, || rests.set(rests.get() + 1)).enumerate() {
+                assert_eq!(range.start, end);
+                assert!(!range.is_empty() && range.len() <= MOST as usize);
+                assert_eq!(rests.get(), number + 1);
+                end = range.end;
+            }
+            assert_eq!(end, count);
+            assert_eq!(rests.get(), pieces);
+        }
     }
 
     #[test]
@@ -362,6 +408,93 @@ mod tests {
         give_back(&buffers, [(0, 1), (7, 1), (4096, 1), (4098, 1)]);
         buffers.scrub();
         assert_eq!(drain(&buffers)?.len(), 0);
+        Ok(())
+    }
+
+    /// Buffers that two tasks have.
+    #[pin_data]
+    struct Shared {
+        #[pin]
+        buffers: Buffers,
+        /// The rounds that the first task has begun, and that the second one has ended.
+        begun: Atomic<u32>,
+        ended: Atomic<u32>,
+    }
+
+    /// Waits until `number` has a value that is not `old`, and returns it.
+    fn changed(number: &Atomic<u32>, old: u32) -> u32 {
+        loop {
+            // Mostly the other task has a CPU of its own.
+            for _ in 0..10_000 {
+                let now = number.load(Acquire);
+
+                if now != old {
+                    return now;
+                }
+                core::hint::spin_loop();
+            }
+            fsleep(Delta::from_micros(100));
+        }
+    }
+
+    /// What user space has, it gives back by two tasks at once, or by one while all is taken back.
+    /// No buffer gets lost, and none is free twice.
+    #[test]
+    fn at_the_same_time() -> Result {
+        const COUNT: u32 = 64;
+        const STOP: u32 = u32::MAX;
+        let buffers = Buffers::new(COUNT, 12, false)?;
+        let shared = Arc::pin_init(
+            pin_init!(Shared {
+                buffers <- buffers,
+                begun: Atomic::new(0),
+                ended: Atomic::new(0),
+            }),
+            GFP_KERNEL,
+        )?;
+        // One by one: while it has a free list locked, a task is not met.
+        let give_all_back = |buffers: &Buffers| {
+            for buffer in 0..COUNT {
+                give_back(buffers, [(buffer.into(), 1)]);
+            }
+        };
+        let other = shared.clone();
+
+        workqueue::system_unbound().try_spawn(GFP_KERNEL, move || {
+            let mut round = 0;
+
+            loop {
+                round = changed(&other.begun, round);
+                if round == STOP {
+                    return;
+                }
+                give_all_back(&other.buffers);
+                other.ended.store(round, Release);
+            }
+        })?;
+        let start = Instant::<Monotonic>::now();
+        let (mut round, mut wrong) = (0, 0);
+        while start.elapsed() < Delta::from_millis(500) {
+            let mut taken = drain(&shared.buffers)?;
+
+            taken.sort_unstable();
+            if !taken.iter().copied().eq(0..COUNT) {
+                wrong += 1;
+            }
+            for &buffer in &taken {
+                shared.buffers.grant(buffer);
+            }
+            round += 1;
+            shared.begun.store(round, Release);
+            match round % 2 {
+                0 => give_all_back(&shared.buffers),
+                _ => shared.buffers.scrub(),
+            }
+            changed(&shared.ended, round - 1);
+        }
+        shared.begun.store(STOP, Release);
+        assert_eq!(wrong, 0);
+        assert!(drain(&shared.buffers)?.len() == COUNT as usize && round > 100);
         Ok(())
     }
 

@@ -248,6 +248,26 @@ impl MemoryGroup {
         fs::write(self.0.join("cgroup.procs"), "0").context("entering the cgroup")
     }
 
+    /// Has as many bytes be charged at most.
+    pub fn limit(&self, bytes: u64) -> anyhow::Result<()> {
+        fs::write(self.0.join("memory.max"), bytes.to_string()).context("memory.max")
+    }
+
+    /// How often something has happened in it: `max`, `oom`, `oom_kill`.
+    pub fn event(&self, name: &str) -> anyhow::Result<u64> {
+        let text = fs::read_to_string(self.0.join("memory.events"))?;
+        let mut lines = text.lines().filter_map(|line| line.split_once(' '));
+        let count = lines.find(|(event, _)| *event == name);
+        let (_, count) = count.with_context(|| format!("no {name} in memory.events"))?;
+        Ok(count.trim().parse()?)
+    }
+
+    /// The most bytes that were ever charged.
+    pub fn peak(&self) -> anyhow::Result<u64> {
+        let text = fs::read_to_string(self.0.join("memory.peak"))?;
+        Ok(text.trim().parse()?)
+    }
+
     /// Bytes charged now.
     pub fn charged(&self) -> anyhow::Result<u64> {
         let text = fs::read_to_string(self.0.join("memory.current"))?;

@@ -167,6 +167,12 @@ impl WideRing {
         ensure!(fd >= 0, "io_uring_setup: {}", describe(fd));
         // SAFETY: just made, and nobody else has it.
         let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+        Self::attach(fd, params)
+    }
+
+    /// Maps a ring that came from elsewhere, with what the kernel has said of it.
+    pub fn attach(fd: OwnedFd, params: RawParams) -> anyhow::Result<Self> {
+        let flags = params[2];
         let cqe = if flags & IORING_SETUP_CQE32 != 0 {
             32
         } else {
@@ -190,6 +196,11 @@ impl WideRing {
 
     pub fn fd(&self) -> RawFd {
         self.fd.as_raw_fd()
+    }
+
+    /// What the kernel answered to `io_uring_setup`.
+    pub fn params(&self) -> RawParams {
+        self.params
     }
 
     /// Of `struct io_sqring_offsets`: a word of the submission queue.

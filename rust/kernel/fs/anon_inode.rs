@@ -291,6 +291,10 @@ pub fn with<F: AnonFile, R>(
 mod tests {
     use super::*;
     use crate::{
+        fs::file::{
+            flags::O_CLOEXEC,
+            FileDescriptorReservation, //
+        },
         sync::{
             atomic::{
                 Atomic,
@@ -358,6 +362,39 @@ mod tests {
         fsleep(Delta::from_millis(20));
         assert_eq!(note.load(Relaxed), 0);
         drop(other);
+        assert_eq!(settle(|| note.load(Relaxed), 1), 1);
+        Ok(())
+    }
+
+    /// A file of other code, with data of the same type.
+    struct Other;
+
+    #[vtable]
+    impl AnonFile for Other {
+        const NAME: &'static CStr = c"[built in]";
+
+        type Data = KBox<Noted>;
+    }
+
+    #[test]
+    fn of_another_kind_is_none() -> Result {
+        let note = Arc::new(Atomic::new(0), GFP_KERNEL)?;
+        let data = Noted {
+            note: note.clone(),
+            watch: || 1,
+        };
+        let file = create::<BuiltIn>(KBox::new(data, GFP_KERNEL)?, 0)?;
+        let reserved = FileDescriptorReservation::get_unused_fd_flags(O_CLOEXEC)?;
+        let fd = reserved.reserved_fd();
+
+        assert_eq!(with::<BuiltIn, _>(fd, |_| ()), Err(EBADF));
+        reserved.fd_install(file);
+        let itself = with::<BuiltIn, _>(fd, |noted| noted.note.load(Relaxed));
+        let other = with::<Other, _>(fd, |noted| noted.note.load(Relaxed));
+        // SAFETY: The descriptor is of the file above, and nobody else knows of it.
+        let closed = unsafe { bindings::close_fd(fd) };
+
+        assert_eq!((itself, other, closed), (Ok(0), Err(EBADF), 0));
         assert_eq!(settle(|| note.load(Relaxed), 1), 1);
         Ok(())
     }

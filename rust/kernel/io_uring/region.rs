@@ -21,6 +21,8 @@ use crate::{
         atomic_load,
         atomic_store,
         Acquire,
+        Atomic,
+        Relaxed,
         Release, //
     },
     transmute::{
@@ -304,20 +306,17 @@ impl Region {
         })
     }
 
-    /// Adds to a double word, wrapping around, by one read and one write.
+    /// Adds to a double word, wrapping around, without ordering: `atomic64_add`.
     ///
-    /// This is for statistics. Of two additions at the same time one may get lost, as `READ_ONCE`
-    /// and `WRITE_ONCE` would have it.
+    /// This is for statistics. No addition gets lost, whoever else adds at the same time, unless
+    /// user space writes to the double word.
     #[inline]
     pub fn add_u64(&self, offset: usize, n: u64) {
         if let Some(word) = self.at::<u64>(offset) {
             // SAFETY: `at` returns pointers that are valid and aligned. By the type invariants,
-            // stores at the same time are marked or as good as user space's.
-            let old = unsafe { word.read_volatile() };
-
-            // SAFETY: `at` returns pointers that are valid and aligned. By the type invariants,
-            // accesses at the same time are marked or as good as user space's.
-            unsafe { word.write_volatile(old.wrapping_add(n)) };
+            // accesses at the same time are marked or as good as user space's. The reference goes
+            // at once.
+            unsafe { Atomic::from_ptr(word) }.add(n, Relaxed);
         }
     }
 }

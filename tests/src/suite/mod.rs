@@ -8,6 +8,7 @@ mod context;
 mod context_flags;
 mod fault;
 mod fault_points;
+mod fault_requests;
 mod fault_tasks;
 mod harness;
 mod inheritance;
@@ -23,6 +24,7 @@ mod runner;
 pub mod soak;
 mod state;
 mod stress;
+mod stress_anything;
 mod stress_rings;
 mod submission;
 mod task_restrictions;
@@ -38,11 +40,13 @@ mod zcrx_device_points;
 mod zcrx_device_selftest;
 mod zcrx_device_stress;
 mod zcrx_device_unbind;
+mod zcrx_errors;
 mod zcrx_events;
 mod zcrx_export;
 mod zcrx_fault;
 mod zcrx_fault_sharing;
 mod zcrx_flush;
+mod zcrx_large;
 mod zcrx_memory;
 mod zcrx_receive;
 mod zcrx_registration;
@@ -51,6 +55,7 @@ mod zcrx_returns;
 mod zcrx_sharing;
 mod zcrx_stream;
 mod zcrx_stress;
+mod zcrx_tasks;
 mod zcrx_waiting;
 
 use anyhow::Context;
@@ -162,6 +167,7 @@ const GROUPS: &[Group] = &[
             zcrx_sharing::TESTS,
             zcrx_flush::TESTS,
             zcrx_waiting::TESTS,
+            zcrx_errors::TESTS,
         ],
     },
     Group {
@@ -171,6 +177,8 @@ const GROUPS: &[Group] = &[
             zcrx_returns::TESTS,
             zcrx_stream::TESTS,
             zcrx_events::TESTS,
+            zcrx_tasks::TESTS,
+            zcrx_large::TESTS,
         ],
     },
     Group {
@@ -191,6 +199,7 @@ const GROUPS: &[Group] = &[
         tests: &[
             fault::TESTS,
             fault_tasks::TESTS,
+            fault_requests::TESTS,
             zcrx_fault::TESTS,
             zcrx_fault_sharing::TESTS,
             zcrx_device_fault::TESTS,
@@ -210,6 +219,7 @@ const GROUPS: &[Group] = &[
             zcrx_churn::TESTS,
             zcrx_device_stress::TESTS,
             random::TESTS,
+            stress_anything::TESTS,
         ],
     },
 ];

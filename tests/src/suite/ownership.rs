@@ -502,7 +502,8 @@ fn fo18() -> TestResult {
 }
 
 fn fo19() -> TestResult {
-    // In which order they run does not show here; KUnit's newest_first sees it.
+    // In which order they run does not show here. KUnit compares it, for short filters
+    // in `owners_follow_the_model`, for long ones in `long_filters_are_kept_apart`.
     let mut ring = Ring::new(2)?;
     for user_data in 1..=4 {
         ring.must_filter(op::NOP, &deny_nop(user_data))?;

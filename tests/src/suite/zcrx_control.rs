@@ -26,6 +26,8 @@ pub const TESTS: &[Test] = &[
     test("ZX24 receiving into an added area", zx24),
     test("ZX25 as many areas as there may be", zx25),
     test("ZX26 adding an area beyond RLIMIT_MEMLOCK", zx26),
+    test("ZX29 events after another ring is gone", zx29),
+    test("ZX32 which free buffer comes next", zx32),
 ];
 
 const ENTRIES: u32 = 64;
@@ -225,7 +227,7 @@ fn zx22() -> TestResult {
 }
 
 /// Adds what is described at an address.
-fn add_at(consumer: &Consumer, address: u64) -> i32 {
+pub(super) fn add_at(consumer: &Consumer, address: u64) -> i32 {
     let mut ctrl = Ctrl {
         zcrx_id: consumer.id,
         op: ZCRX_CTRL_ADD_AREA,
@@ -529,6 +531,90 @@ fn zx26() -> TestResult {
     expect_result("with more room", add(&consumer, &mut description), 0)?;
     expect_eq("the third token", description.rq_area_token, token(3))?;
     drop((consumer, first, rest));
+    before.wait("closing")?;
+    Ok(Outcome::Passed)
+}
+
+fn zx29() -> TestResult {
+    const DATA: u64 = 0x0ddb_a115_0000_2929;
+    let before = Held::now()?;
+    let area = memory(16)?;
+    let mut registration = Registration::new(ENTRIES, &area);
+    registration.with_event = true;
+    registration.event = EventDesc {
+        user_data: DATA,
+        type_mask: 1 << ZCRX_EVENT_COPY,
+        ..Default::default()
+    };
+    let mut consumer = Consumer::register(registration)?;
+    let fired = || vec![event(DATA, ZCRX_EVENT_COPY)];
+
+    // Whether the event has fired, or is armed again, when another ring closes.
+    for armed in [false, true, false, true] {
+        let mut importer = import(&export(&consumer)?)?;
+        let mut idle = import(&export(&importer)?)?;
+        importer.take()?;
+        expect_eq("in the other ring", importer.take_others()?, vec![])?;
+        expect_eq("in the first ring", consumer.take_others()?, fired())?;
+        if armed {
+            expect_result("arming", arm(&consumer, ZCRX_EVENT_COPY), 0)?;
+        }
+        close(importer)?;
+        expect_eq("for a ring that closes", consumer.take_others()?, vec![])?;
+        idle.take()?;
+        let after = match armed {
+            true => fired(),
+            false => vec![],
+        };
+        expect_eq("for a third ring", consumer.take_others()?, after)?;
+        expect_result("arming again", arm(&consumer, ZCRX_EVENT_COPY), 0)?;
+        // One that has received nothing closes, too.
+        close(idle)?;
+        consumer.take()?;
+        expect_eq("alone again", consumer.take_others()?, fired())?;
+        expect_result("for the next round", arm(&consumer, ZCRX_EVENT_COPY), 0)?;
+    }
+    drop((consumer, area));
+    before.wait("closing")?;
+    Ok(Outcome::Passed)
+}
+
+fn zx32() -> TestResult {
+    let before = Held::now()?;
+    let (mut consumer, first) = Consumer::new(ENTRIES, 2)?;
+    let second = memory(2)?;
+    let mut description = AreaReg {
+        addr: second.address() as u64,
+        len: second.len() as u64,
+        ..Default::default()
+    };
+    expect_result("adding", add(&consumer, &mut description), 0)?;
+    // Within an area it is the one that was freed last, at first the last of all.
+    let taken = consumer.take_some(3)?;
+    let offsets: Vec<u64> = taken.iter().map(|taken| taken.offset).collect();
+    let last = token(1) + offset(1);
+    expect_eq("at first", offsets, vec![offset(1), offset(0), last])?;
+
+    // C begins with the first area, Rust with the one that had some last.
+    consumer.push_offsets(&[offset(0), offset(1)]);
+    consumer.flush_to(2)?;
+    let want = match zcrx_implementation() {
+        Implementation::C => [offset(1), offset(0), token(1)],
+        Implementation::Rust => [token(1), offset(1), offset(0)],
+    };
+    let mut all = Vec::new();
+    for want in want {
+        let taken = consumer.take()?;
+        taken.check(&[&first, &second])?;
+        expect_eq("the next", taken.offset, want)?;
+        all.push(taken.offset);
+    }
+    consumer.expect_free("one more", &[])?;
+    all.push(last);
+    consumer.push_offsets(&all);
+    consumer.flush_to(6)?;
+    consumer.expect_free("all of them", &all)?;
+    drop((consumer, first, second));
     before.wait("closing")?;
     Ok(Outcome::Passed)
 }

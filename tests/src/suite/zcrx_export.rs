@@ -4,17 +4,20 @@
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::sys::epoll::{Epoll, EpollCreateFlags};
+use nix::sys::eventfd::EventFd;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use super::zcrx_sharing::{ENTRIES, PAGES, export, export_ctrl, import, import_into, import_reg};
 use super::{Outcome, Test, TestResult, test};
 use crate::buffers::{Consumer, Held};
+use crate::dmabuf;
 use crate::kernel::{expect_eq, expect_result};
-use crate::register::{Page, register};
+use crate::register::{PAGE_SIZE, Page, register};
 use crate::ring::IORING_SETUP_SINGLE_ISSUER;
 use crate::sandbox;
 use crate::wide::{
@@ -130,12 +133,26 @@ fn zx06() -> TestResult {
     Ok(Outcome::Passed)
 }
 
+/// A file that stands for this process.
+fn pidfd() -> anyhow::Result<OwnedFd> {
+    // SAFETY: plain numbers.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, std::process::id(), 0) };
+    ensure!(fd >= 0, "pidfd_open: {}", std::io::Error::last_os_error());
+    // SAFETY: just made, and nobody else has it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+}
+
 fn zx07() -> TestResult {
     let before = Held::now()?;
     let (consumer, area) = Consumer::new(ENTRIES, PAGES)?;
     let file = export(&consumer)?;
     let ring = WideRing::new(8)?;
     let null = File::open("/dev/null")?;
+    // Of the same folder of nameless files, too: of each kind that is at hand.
+    let event = EventFd::new()?;
+    let poll = Epoll::new(EpollCreateFlags::empty())?;
+    let process = pidfd()?;
+    let (dmabuf, behind) = dmabuf::new(PAGE_SIZE)?;
     let closed = null.try_clone()?.as_raw_fd();
     let held = Held::now()?;
     let valid = import_reg(file.as_raw_fd());
@@ -151,6 +168,10 @@ fn zx07() -> TestResult {
         ("no file", import_reg(-1), libc::EBADF),
         ("a device", import_reg(null.as_raw_fd()), libc::EBADF),
         ("the ring", import_reg(ring.fd()), libc::EBADF),
+        ("an event", import_reg(event.as_raw_fd()), libc::EBADF),
+        ("a poll", import_reg(poll.0.as_raw_fd()), libc::EBADF),
+        ("a process", import_reg(process.as_raw_fd()), libc::EBADF),
+        ("a dma-buf", import_reg(dmabuf.as_raw_fd()), libc::EBADF),
         ("a queue", change(&|reg, _| reg.if_rxq = 1), libc::EINVAL),
         (
             "the last queue",
@@ -235,6 +256,7 @@ fn zx07() -> TestResult {
     held.expect("all errors")?;
     import_into(&ring, &file, 0)?;
     drop((consumer, ring, file, null, page));
+    drop((event, poll, process, dmabuf, behind));
     before.wait("closing")?;
     Ok(Outcome::Passed)
 }

@@ -4,11 +4,17 @@
 
 use std::sync::atomic::Ordering;
 
-use super::{Outcome, Test, TestResult, test};
+use anyhow::{bail, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::pause;
+
+use super::zcrx_sharing::{export, import_into};
+use super::{NOTE, Outcome, Test, TestResult, slow, test};
 use crate::buffers::{Consumer, Held, offset};
 use crate::kernel::{Implementation, expect_eq, expect_result, zcrx_implementation};
+use crate::sandbox;
 use crate::wide::WideRing;
-use crate::zcrx::{AREA_SHIFT, Ctrl, Rqe, ZCRX_CTRL_FLUSH_RQ, control};
+use crate::zcrx::{AREA_SHIFT, Ctrl, MAX_ENTRIES, Rqe, ZCRX_CTRL_FLUSH_RQ, control};
 
 pub const TESTS: &[Test] = &[
     test("ZX14 flush: reserved bytes, empty queue, unknown id", zx14),
@@ -19,6 +25,7 @@ pub const TESTS: &[Test] = &[
     test("ZX19 flush with positions that make no sense", zx19),
     test("ZX20 flush of a buffer twice", zx20),
     test("ZX21 flush of many entries, and of a full queue", zx21),
+    slow("ZX31 a kill in the middle of a flush", 60, zx31),
 ];
 
 /// Entries of the refill queue, and buffers, where nothing else is said.
@@ -273,4 +280,56 @@ fn zx21() -> TestResult {
         taken.check(&[&area])?;
     }
     Ok(Outcome::Passed)
+}
+
+fn zx31() -> TestResult {
+    const BUFFERS: usize = 512;
+    /// Entries in a row that name the same buffer.
+    const EACH: u32 = MAX_ENTRIES / BUFFERS as u32;
+    /// As many are given back before the kernel looks whether it is to end.
+    const BATCH: u32 = 32;
+    let before = Held::now()?;
+    let (mut consumer, area) = Consumer::new(MAX_ENTRIES, BUFFERS)?;
+    let all = all(BUFFERS);
+    consumer.expect_free("at first", &all)?;
+    let file = export(&consumer)?;
+    // The other process has no more than a moment, and this one may lose the CPU.
+    for round in 0..50 {
+        let (begin, end) = (round * MAX_ENTRIES, (round + 1) * MAX_ENTRIES);
+        for offset in all.iter().flat_map(|&at| [at; EACH as usize]) {
+            consumer.give_back(offset);
+        }
+        let child = sandbox::spawn(|| {
+            let ring = WideRing::new(2)?;
+            import_into(&ring, &file, 0)?;
+            Consumer::attach(ring, 0, MAX_ENTRIES)?.flush()?;
+            loop {
+                pause();
+            }
+        })?;
+        while consumer.head() == begin {
+            std::hint::spin_loop();
+        }
+        kill(child, Signal::SIGKILL)?;
+        sandbox::killed(child)?;
+
+        let head = consumer.head();
+        let read = head.wrapping_sub(begin);
+        expect_eq("a part of a batch", read % BATCH, 0)?;
+        ensure!((BATCH..=MAX_ENTRIES).contains(&read), "{read} entries");
+        // What was read is given back, and nothing else.
+        let (named, left) = (read.div_ceil(EACH) as usize, (read / EACH) as usize);
+        consumer.set_tail(head);
+        consumer.expect_free("what it has read", &all[..named])?;
+        consumer.set_tail(end);
+        consumer.flush_to(end)?;
+        consumer.expect_free("what it has not read", &all[left..])?;
+        if read < MAX_ENTRIES {
+            println!("{NOTE}killed after {read} entries, in round {round}");
+            drop((consumer, file, area));
+            before.wait("closing")?;
+            return Ok(Outcome::Passed);
+        }
+    }
+    bail!("each flush went on to its end")
 }

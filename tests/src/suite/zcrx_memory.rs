@@ -3,10 +3,12 @@
 //! refill queues are in, and who pays for both.
 
 use std::fs;
+use std::os::fd::AsRawFd;
 
 use nix::sys::resource::{Resource, setrlimit};
 
 use super::zcrx_registration::{map_error, refused};
+use super::zcrx_sharing::{export_of, import_into, import_reg};
 use super::{Outcome, Test, TestResult, slow, test};
 use crate::buffers::Held;
 use crate::kernel::{Implementation, expect_eq, expect_result, zcrx_implementation};
@@ -15,7 +17,8 @@ use crate::sandbox;
 use crate::wide::{Mapping, WideRing};
 use crate::zcrx::{
     IORING_MAP_OFF_ZCRX, IORING_MEM_REGION_TYPE_USER, IORING_OFF_ZCRX_SHIFT, Ifq, RQES,
-    Registration, TAIL, ZCRX_EVENT_DESC_FLAG_STATS, memory, pinned, region_size, transfer,
+    Registration, TAIL, ZCRX_EVENT_DESC_FLAG_STATS, map_offset, memory, pinned, region_size,
+    register_ifq, transfer,
 };
 
 pub const TESTS: &[Test] = &[
@@ -316,6 +319,7 @@ fn zr33() -> TestResult {
 
 fn zr31() -> TestResult {
     const IDS: u32 = 2048;
+    let before = Held::now()?;
     let ring = WideRing::new(2)?;
     let area = memory(1)?;
     let add = |id: u32| {
@@ -332,6 +336,12 @@ fn zr31() -> TestResult {
     let (got, offset) = add(IDS - 1)?;
     expect_result("the last that can be mapped", got, 0)?;
     Mapping::new(ring.fd(), offset, PAGE_SIZE)?;
+    // Of another ring.
+    let other = WideRing::new(2)?;
+    let more = memory(3)?;
+    let got = Registration::new(1, &more).register(other.fd());
+    expect_result("a queue of another ring", got, 0)?;
+    let file = export_of(&other, 0)?;
 
     match zcrx_implementation() {
         Implementation::C => {
@@ -340,6 +350,9 @@ fn zr31() -> TestResult {
             // Its offset is that of nothing.
             let error = map_error(&ring, 0, offset, PAGE_SIZE);
             expect_eq("mapping it", error, Some(libc::EINVAL))?;
+            import_into(&ring, &file, IDS + 1)?;
+            let error = map_error(&ring, 0, map_offset(IDS + 1), PAGE_SIZE);
+            expect_eq("mapping an import", error, Some(libc::EINVAL))?;
         }
         Implementation::Rust => {
             let held = pinned()?;
@@ -350,8 +363,26 @@ fn zr31() -> TestResult {
                 expect_eq("its id", registration.reg.zcrx_id, 0)?;
                 expect_eq("its offset", registration.region.mmap_offset, 0)?;
                 expect_eq("pinned", pinned()?, held)?;
+
+                let mut reg = import_reg(file.as_raw_fd());
+                let got = register_ifq(ring.fd(), &mut reg);
+                expect_result("an import past the last", got, -libc::EBUSY)?;
+                let asked = import_reg(file.as_raw_fd());
+                expect_eq("what it writes", reg, asked)?;
             }
+            // Another ring has room for it.
+            import_into(&WideRing::new(2)?, &file, 0)?;
         }
     }
+    // Nothing keeps what was not imported.
+    drop((ring, other, area));
+    let alone = before.with_files(1).with_pages(3);
+    match zcrx_implementation() {
+        Implementation::C => {}
+        Implementation::Rust => alone.wait("closing the rings")?,
+    }
+    drop(file);
+    before.wait("closing the file")?;
+    drop(more);
     Ok(Outcome::Passed)
 }

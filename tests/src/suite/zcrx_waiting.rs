@@ -12,7 +12,7 @@ use anyhow::{Context, ensure};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::{Pid, gettid};
 
-use super::zcrx_control::add;
+use super::zcrx_control::{add, add_at};
 use super::zcrx_device_end::add_area;
 use super::zcrx_sharing::{ENTRIES, PAGES, export, import};
 use super::{Outcome, Test, TestResult, test};
@@ -25,6 +25,7 @@ use crate::zcrx::{AREA_SHIFT, AreaReg, memory, pinned};
 
 pub const TESTS: &[Test] = &[
     test("ZX28 an area that takes long to add", zx28),
+    test("ZX30 the earlier of two areas fails", zx30),
     test("BG03 a device goes while memory is withheld", bg03),
 ];
 
@@ -45,22 +46,43 @@ struct Range {
     done: u64,
 }
 
+/// A range, and whether to protect it: `struct uffdio_writeprotect`.
+#[repr(C)]
+struct Protection {
+    start: u64,
+    len: u64,
+    mode: u64,
+}
+
 const UFFD: u64 = 0xaa;
 /// In [`Range::mode`]: tell of pages that are not there.
 const MISSING: u64 = 1;
+/// In [`Range::mode`]: tell of pages that are protected from being written to.
+const PROTECTED: u64 = 2;
+/// In [`Protection::mode`]: do protect.
+const PROTECT: u64 = 1;
 
 nix::ioctl_readwrite!(uffdio_api, UFFD, 0x3f, Api);
 nix::ioctl_readwrite!(uffdio_register, UFFD, 0x00, Range);
+nix::ioctl_read!(uffdio_wake, UFFD, 0x02, [u64; 2]);
 nix::ioctl_readwrite!(uffdio_zeropage, UFFD, 0x04, Range);
+nix::ioctl_readwrite!(uffdio_writeprotect, UFFD, 0x06, Protection);
 
-/// Memory whose pages are not there until they are served.
+/// Memory that others can get at only when it is served: pages are not there, or
+/// cannot be written to.
 pub(super) struct Withheld {
     file: OwnedFd,
     pub(super) memory: Mapping,
 }
 
 impl Withheld {
+    /// Makes memory of which no page is there.
     pub(super) fn new(pages: usize) -> anyhow::Result<Self> {
+        Self::with(pages, MISSING)
+    }
+
+    /// Makes memory that is withheld in one of two ways.
+    fn with(pages: usize, mode: u64) -> anyhow::Result<Self> {
         let memory = memory(pages)?;
         // Without the second, it cannot be waited for.
         let flags = libc::O_CLOEXEC | libc::O_NONBLOCK;
@@ -77,7 +99,7 @@ impl Withheld {
         // SAFETY: the structure is what the kernel takes.
         unsafe { uffdio_api(fd, &mut api) }.context("UFFDIO_API")?;
         let withheld = Withheld { file, memory };
-        let mut range = withheld.range(MISSING);
+        let mut range = withheld.range(mode);
         // SAFETY: likewise, and the memory is ours.
         unsafe { uffdio_register(fd, &mut range) }.context("UFFDIO_REGISTER")?;
         Ok(withheld)
@@ -99,6 +121,31 @@ impl Withheld {
         expect_eq("events", files[0].revents(), Some(PollFlags::POLLIN))
     }
 
+    /// Protects all pages, which are there, from being written to.
+    fn protect(&self) -> anyhow::Result<()> {
+        let Range { start, len, .. } = self.range(0);
+        let mut protection = Protection {
+            start,
+            len,
+            mode: PROTECT,
+        };
+        // SAFETY: the structure is what the kernel takes, and the memory is ours.
+        unsafe { uffdio_writeprotect(self.file.as_raw_fd(), &mut protection) }
+            .context("UFFDIO_WRITEPROTECT")?;
+        Ok(())
+    }
+
+    /// Has whoever waits for a page find that it must not have it.
+    fn deny(&self, protection: i32) -> anyhow::Result<()> {
+        let Range { start, len, .. } = self.range(0);
+        // SAFETY: our own mapping, which nobody refers to.
+        let got = unsafe { libc::mprotect(start as *mut _, len as usize, protection) };
+        expect_eq("mprotect", got, 0)?;
+        // SAFETY: the structure is what the kernel takes.
+        unsafe { uffdio_wake(self.file.as_raw_fd(), &mut [start, len]) }.context("UFFDIO_WAKE")?;
+        Ok(())
+    }
+
     /// Has all pages be there.
     pub(super) fn serve(&self) -> anyhow::Result<()> {
         // SAFETY: the structure is what the kernel takes, and the memory is ours.
@@ -116,6 +163,15 @@ fn is_uninterruptible(thread: Pid) -> anyhow::Result<bool> {
     Ok(state.starts_with('D'))
 }
 
+/// Describes memory that is to be an area.
+fn description(memory: &Mapping) -> AreaReg {
+    AreaReg {
+        addr: memory.address() as u64,
+        len: memory.len() as u64,
+        ..Default::default()
+    }
+}
+
 fn zx28() -> TestResult {
     let before = Held::now()?;
     let (consumer, area) = Consumer::new(ENTRIES, PAGES)?;
@@ -124,11 +180,6 @@ fn zx28() -> TestResult {
     let more = memory(3)?;
     let waits = zcrx_implementation() == Implementation::C;
     let (main, served, added) = (gettid(), AtomicBool::new(false), AtomicBool::new(false));
-    let description = |memory: &Mapping| AreaReg {
-        addr: memory.address() as u64,
-        len: memory.len() as u64,
-        ..Default::default()
-    };
 
     thread::scope(|scope| -> anyhow::Result<()> {
         // Another ring of the same queue adds memory that is not there.
@@ -187,6 +238,89 @@ fn zx28() -> TestResult {
     Ok(Outcome::Passed)
 }
 
+fn zx30() -> TestResult {
+    const MAX_AREAS: u64 = 1024;
+    let before = Held::now()?;
+    let (mut consumer, area) = Consumer::new(ENTRIES, PAGES)?;
+    let file = export(&consumer)?;
+    let withheld = Withheld::new(2)?;
+    // What the kernel writes to when nothing else can fail.
+    let page = Withheld::with(1, PROTECTED)?;
+    let failing = description(&withheld.memory);
+    page.memory.write(0, failing);
+    let (more, third) = (memory(3)?, memory(1)?);
+    let mut quick = description(&more);
+    let (main, held) = (gettid(), Held::now()?);
+
+    let got = thread::scope(|scope| -> anyhow::Result<i32> {
+        let first = scope.spawn(|| -> anyhow::Result<i32> {
+            let importer = import(&file)?;
+            Ok(add_at(&importer, page.memory.address() as u64))
+        });
+        withheld.wait()?;
+        match zcrx_implementation() {
+            // The second waits until the first, which has a number, has failed.
+            Implementation::C => {
+                let denier = scope.spawn(|| -> anyhow::Result<()> {
+                    while !is_uninterruptible(main)? {
+                        thread::sleep(Duration::from_millis(5));
+                    }
+                    withheld.deny(libc::PROT_NONE)
+                });
+                expect_result("adding meanwhile", add(&consumer, &mut quick), 0)?;
+                denier.join().ok().context("the denier panicked")??;
+            }
+            // The first has its number once it waits to write it down.
+            Implementation::Rust => {
+                page.protect()?;
+                withheld.serve()?;
+                page.wait()?;
+                expect_result("adding meanwhile", add(&consumer, &mut quick), 0)?;
+                page.deny(libc::PROT_READ)?;
+            }
+        }
+        first.join().ok().context("the first panicked")?
+    })?;
+    expect_result("the first", got, -libc::EFAULT)?;
+    let (mine, written) = match zcrx_implementation() {
+        Implementation::C => (1, 1),
+        Implementation::Rust => (2, 0),
+    };
+    let want = AreaReg {
+        rq_area_token: written << AREA_SHIFT,
+        ..failing
+    };
+    expect_eq("its description", page.memory.read::<AreaReg>(0), want)?;
+    expect_eq("the second", quick.rq_area_token, mine << AREA_SHIFT)?;
+    held.with_pages(3).wait("failing")?;
+    drop(file);
+
+    // The next one gets the next number, and all but the failed one are areas.
+    let mut next = description(&third);
+    expect_result("the next", add(&consumer, &mut next), 0)?;
+    expect_eq("the next", next.rq_area_token, (mine + 1) << AREA_SHIFT)?;
+    let mut free: Vec<u64> = (0..PAGES).map(offset).collect();
+    free.extend((0..3).map(|index| quick.rq_area_token + offset(index)));
+    free.push(next.rq_area_token);
+    consumer.expect_free("of three areas", &free)?;
+    if mine == 2 {
+        consumer.push_offsets(&[1 << AREA_SHIFT]);
+        consumer.flush_to(1)?;
+        consumer.expect_free("of the one that failed", &[])?;
+    }
+    // A number that is not used counts.
+    for number in mine + 2..MAX_AREAS {
+        let mut last = description(&third);
+        expect_result("another", add(&consumer, &mut last), 0)?;
+        expect_eq("another", last.rq_area_token, number << AREA_SHIFT)?;
+    }
+    let got = add(&consumer, &mut description(&third));
+    expect_result("one too many", got, -libc::EINVAL)?;
+    drop((consumer, area, withheld, page, more, third));
+    before.wait("closing")?;
+    Ok(Outcome::Passed)
+}
+
 /// Pulls the device out while the kernel waits for memory on behalf of `act`, which
 /// is done after that, or in C, before: its result.
 fn unplugged<R: Send>(withheld: &Withheld, act: impl FnOnce() -> R + Send) -> anyhow::Result<R> {
@@ -222,13 +356,19 @@ fn bg03() -> TestResult {
     // One more area of a queue.
     let nic = Nic::new()?;
     let withheld = Withheld::new(4)?;
-    let (got, pinned) = unplugged(&withheld, || {
+    let (got, written, pinned) = unplugged(&withheld, || {
         let ring = WideRing::new(8)?;
         let ifq = nic.ifq(&ring, ENTRIES, PAGES)?;
-        let got = add_area(&ring, &ifq, &withheld.memory).0;
-        anyhow::Ok((got, pinned()?))
+        let (got, written) = add_area(&ring, &ifq, &withheld.memory);
+        anyhow::Ok((got, written, pinned()?))
     })??;
     expect_result("adding", got, if in_c { 0 } else { -libc::EFAULT })?;
+    // The token that was there for a moment is taken back.
+    let want = AreaReg {
+        rq_area_token: u64::from(in_c) << AREA_SHIFT,
+        ..description(&withheld.memory)
+    };
+    expect_eq("its description", written, want)?;
     let all = if in_c { PAGES + 4 } else { PAGES };
     expect_eq("pinned", pinned, all)?;
     nic::drained()?;

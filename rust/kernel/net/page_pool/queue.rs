@@ -425,6 +425,17 @@ mod tests {
             Relaxed, //
         },
     };
+    #[cfg(CONFIG_DMA_NEED_SYNC)]
+    use crate::{
+        sync::rcu,
+        time::{
+            delay::fsleep,
+            Delta,
+            Instant,
+            Monotonic, //
+        },
+        workqueue, //
+    };
 
     /// A table of one entry, which names no memory, and counts that it is mapped.
     struct Fake {
@@ -551,6 +562,55 @@ mod tests {
         assert_eq!(mapped.load(Relaxed), 0);
         assert_eq!(queue.state.lock().pools.len(), 1);
         drop(packet);
+        Ok(())
+    }
+
+    /// A pool may be syncing a buffer for its device, in a softirq, which is waited for.
+    #[cfg(CONFIG_DMA_NEED_SYNC)]
+    #[test]
+    fn syncs_are_waited_for() -> Result {
+        // How far the task is that ends the binding.
+        const STARTED: i32 = 1;
+        const MAY_END: i32 = 2;
+        const ENDED: i32 = 3;
+        let dev = faux::Registration::new(c"page_pool_queue", None)?;
+        let (queue, mapped) = provider(dev.as_ref().as_ref())?;
+        let mut pool = TestPool::new(&queue)?;
+        // With it, the pool is there for some time, although it is destroyed.
+        let packet = pool.receive().ok_or(ENOMEM)?;
+        // SAFETY: The device is dropped last.
+        unsafe { pool.set_device(dev.as_ref().as_ref()) };
+        let state = Arc::new(Atomic::new(0), GFP_KERNEL)?;
+        let wait = |state: &Atomic<i32>, wanted| {
+            while state.load(Relaxed) != wanted {
+                fsleep(Delta::from_micros(100));
+            }
+        };
+        let (other, ending) = (state.clone(), queue.clone());
+
+        drop(pool);
+        workqueue::system_unbound().try_spawn(GFP_KERNEL, move || {
+            other.store(STARTED, Relaxed);
+            wait(&other, MAY_END);
+            ending.end(|_| true);
+            other.store(ENDED, Relaxed);
+        })?;
+        wait(&state, STARTED);
+
+        // What a softirq is to those who wait for it.
+        let guard = rcu::read_lock();
+        let begin = Instant::<Monotonic>::now();
+        state.store(MAY_END, Relaxed);
+        while state.load(Relaxed) != ENDED && begin.elapsed() < Delta::from_millis(50) {
+            core::hint::spin_loop();
+        }
+        let seen = (state.load(Relaxed), mapped.load(Relaxed));
+        drop(guard);
+        wait(&state, ENDED);
+        drop(packet);
+
+        assert_eq!(seen, (MAY_END, 1));
+        assert_eq!(mapped.load(Relaxed), 0);
         Ok(())
     }
 

@@ -10,6 +10,7 @@ use super::{
 };
 use crate::{
     bindings,
+    device::Device,
     error::from_err_ptr,
     net::netmem::{
         ProvidedIov,
@@ -53,6 +54,18 @@ impl<P: MemoryProvider> TestPool<P> {
             pool: NonNull::new(pool).ok_or(ENOMEM)?,
             provider: PhantomData,
         })
+    }
+
+    /// Makes `dev` the device that the pool's buffers may have to be synced for.
+    ///
+    /// # Safety
+    ///
+    /// The device must stay as long as the pool, which is until all of its buffers are back. None
+    /// of them may come back meanwhile.
+    pub unsafe fn set_device(&mut self, dev: &Device) {
+        // SAFETY: By the type invariants, the pool is valid. Those who take buffers need `self`,
+        // and the caller guarantees that nobody brings any back.
+        unsafe { (*self.pool.as_ptr()).p.dev = dev.as_raw() };
     }
 
     /// Takes a buffer and puts it into a packet, as a driver does.

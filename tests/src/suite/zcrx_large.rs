@@ -1,0 +1,100 @@
+// SPDX-License-Identifier: GPL-2.0
+//! D9: an area that is much larger than memory: others run while it comes and goes.
+
+use std::os::fd::AsRawFd;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+
+use super::{NOTE, Outcome, Test, TestResult, slow};
+use crate::buffers::Held;
+use crate::kernel::{expect_eq, expect_result};
+use crate::sandbox::{self, Sysctl};
+use crate::wide::{Mapping, WideRing};
+use crate::zcrx::Registration;
+
+pub const TESTS: &[Test] = &[slow("BG09 others run while a large area goes", 60, bg09)];
+
+/// Bytes of the area, in buffers of a page: four million.
+const AREA: usize = 16 << 30;
+/// Bytes of the one page that is behind all of it.
+const HUGE: usize = 2 << 20;
+
+/// Maps one huge page over and over. Returns the mapping, and where in it that begins.
+fn repeated() -> anyhow::Result<(Mapping, usize)> {
+    let file = memfd_create(c"huge", MFdFlags::MFD_HUGETLB | MFdFlags::MFD_HUGE_2MB)?;
+    nix::unistd::ftruncate(&file, HUGE as i64)?;
+    let whole = Mapping::anonymous(AREA + HUGE, libc::MAP_NORESERVE)?;
+    let first = (whole.address() as usize).next_multiple_of(HUGE);
+    for at in (first..first + AREA).step_by(HUGE) {
+        // SAFETY: in our own mapping, which nobody refers to.
+        let got = unsafe {
+            libc::mmap(
+                at as *mut _,
+                HUGE,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED | libc::MAP_FIXED,
+                file.as_raw_fd(),
+                0,
+            )
+        };
+        ensure!(
+            got as usize == at,
+            "mapping: {}",
+            std::io::Error::last_os_error()
+        );
+    }
+    Ok((whole, first))
+}
+
+/// Notes when it gets the CPU, each time that it wants it, before all others.
+fn watch(stop: &AtomicBool) -> anyhow::Result<Vec<Instant>> {
+    let parameters = libc::sched_param { sched_priority: 50 };
+    // SAFETY: a valid structure, for the calling thread.
+    let got = unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &parameters) };
+    expect_eq("SCHED_FIFO", got, 0)?;
+    let mut times = Vec::new();
+    while !stop.load(Ordering::Acquire) {
+        thread::sleep(Duration::from_millis(1));
+        times.push(Instant::now());
+    }
+    Ok(times)
+}
+
+fn bg09() -> TestResult {
+    /// A single time may be that at the end of a call.
+    const FEW: usize = 5;
+    let _pages = Sysctl::set("vm/nr_hugepages", "1")?;
+    let (memory, first) = repeated()?;
+    let before = Held::now()?;
+    // The watcher, too.
+    sandbox::stay_on_cpu(0)?;
+    let stop = AtomicBool::new(false);
+    let (times, calls) = thread::scope(|scope| -> anyhow::Result<_> {
+        let watcher = scope.spawn(|| watch(&stop));
+        let ring = WideRing::new(2)?;
+        let mut registration = Registration::new(64, &memory);
+        registration.area.addr = first as u64;
+        registration.area.len = AREA as u64;
+        let start = Instant::now();
+        let got = registration.register(ring.fd());
+        let made = Instant::now();
+        drop(ring);
+        let gone = Instant::now();
+        stop.store(true, Ordering::Release);
+        let times = watcher.join().ok().context("the watcher panicked")??;
+        expect_result("registering", got, 0)?;
+        Ok((times, [("made", start, made), ("gone", made, gone)]))
+    })?;
+    for (what, start, end) in calls {
+        let during = times.iter().filter(|&&time| start < time && time < end);
+        let (count, took) = (during.count(), end - start);
+        println!("{NOTE}{what} in {took:?}, others ran {count} times");
+        ensure!(count >= FEW, "{what} in {took:?}, others ran {count} times");
+    }
+    before.wait("closing")?;
+    Ok(Outcome::Passed)
+}
