@@ -282,8 +282,8 @@ mod tests {
         transmute::AsBytes, //
     };
 
-    /// What filters see of a prepared request for `opcode` whose arguments are `cmd`, and whose
-    /// asynchronous data are `data`.
+    /// Returns what filters see of a prepared request for `opcode` with the arguments `cmd` and the
+    /// asynchronous data `data`.
     fn seen<T>(opcode: Opcode, cmd: T, data: &mut [u8]) -> Result<[u8; 40]> {
         let mut request: KBox<bindings::io_kiocb> =
             KBox::init(pin_init::init_zeroed(), GFP_KERNEL)?;
@@ -303,7 +303,7 @@ mod tests {
         Ok(bytes)
     }
 
-    /// A word of the context.
+    /// Returns the word of the context at `offset`.
     fn word(bytes: &[u8; 40], offset: usize) -> u32 {
         bytes
             .get(offset..)

@@ -103,7 +103,7 @@ pub(crate) fn populate(context: &mut FilterContext, request: &Request) {
     payload::show(request, context);
 }
 
-/// Whether `request` may run.
+/// Checks whether `request` may run.
 ///
 /// # Errors
 ///

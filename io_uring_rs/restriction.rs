@@ -86,8 +86,9 @@ pub(crate) fn register_ring(ring: &mut Ring<'_, Filters>, list: UserPtr, count: 
     Ok(())
 }
 
-/// Whether the current task may restrict itself: it must not be able to gain privileges, or have
-/// them anyway, lest programs that gain some are fooled by their caller's restrictions.
+/// Checks whether the current task may restrict itself. Restrictions are inherited across exec, so
+/// they could confuse a program that gains privileges there: the task must have `no_new_privs` set,
+/// or be privileged already.
 ///
 /// # Errors
 ///
@@ -169,7 +170,7 @@ pub(crate) fn register_task_filter(
     Ok(())
 }
 
-/// Whether the current task may call `io_uring_register()` with `opcode` and no ring.
+/// Checks whether the current task may call `io_uring_register()` with `opcode` and no ring.
 pub(crate) fn allows_register(task: &TaskRestriction<'_, Filters>, opcode: u32) -> bool {
     task.get().is_none_or(|restriction| {
         usize::try_from(opcode)

@@ -38,8 +38,9 @@ class Mutation:
         self.tests, self.kunit = entry["tests"], entry.get("kunit", "")
         self.equivalent = entry.get("equivalent", "")
         self.text = (machine.TOP / self.file).read_text()
-        # A result holds as long as the mutation and the file that it is made in.
-        content = "\0".join([self.file, self.old, self.new, self.after or "", self.text])
+        # A result holds as long as the mutation and the code of the file that it is in.
+        code = [line for line in self.text.splitlines() if not line.lstrip().startswith("//")]
+        content = "\0".join([self.file, self.old, self.new, self.after or "", *code])
         self.key = hashlib.sha256(content.encode()).hexdigest()[:16]
 
     def number(self):

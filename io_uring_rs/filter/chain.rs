@@ -44,7 +44,7 @@ pub(super) struct Link<P> {
 }
 
 impl<P> Link<P> {
-    /// The program.
+    /// Returns the program.
     #[inline]
     pub(super) fn program(&self) -> &P {
         &self.program
@@ -60,7 +60,7 @@ pub(super) struct Chain<P> {
     reads_arguments: bool,
 }
 
-/// Whether `insns` read what a request's arguments, or their size, are shown in.
+/// Checks whether `insns` load any word that depends on the arguments of a request.
 fn reads_arguments(insns: &[Insn]) -> bool {
     insns
         .iter()
@@ -132,30 +132,30 @@ impl<P: Compile> Chain<P> {
 }
 
 impl<P> Chain<P> {
-    /// The links, newest first.
+    /// Returns the links, newest first.
     fn links(&self) -> impl Iterator<Item = &Arc<Link<P>>> {
         Iterator::chain(core::iter::once(&self.newest), &self.older)
     }
 
-    /// The programs, newest first. A request is allowed that all allow.
+    /// Returns the programs, newest first. A request is allowed if all of them allow it.
     pub(super) fn iter(&self) -> impl Iterator<Item = &P> {
         self.links().map(|link| &link.program)
     }
 
-    /// The newest program, and what else there is.
+    /// Returns the newest program, and the older links.
     #[inline]
     pub(super) fn split(&self) -> (&P, &[Arc<Link<P>>]) {
         (&self.newest.program, &self.older)
     }
 
-    /// Whether any program reads what depends on the arguments of requests. If none does, they need
-    /// not be shown.
+    /// Checks whether any program loads a word that depends on the arguments of a request. If none
+    /// does, they need not be copied to the context.
     #[inline]
     pub(super) fn reads_arguments(&self) -> bool {
         self.reads_arguments
     }
 
-    /// How many programs there are.
+    /// Returns the number of programs.
     pub(super) fn len(&self) -> usize {
         1 + self.older.len()
     }

@@ -30,7 +30,7 @@ struct Use {
     written: bool,
 }
 
-/// How an instruction uses A and X.
+/// Returns how an instruction uses A and X.
 fn uses(insn: &Insn) -> [Use; 2] {
     let (mut a, mut x) = (Use::default(), Use::default());
 
@@ -57,7 +57,8 @@ fn uses(insn: &Insn) -> [Use; 2] {
     [a, x]
 }
 
-/// Whether a program may read A and X before it wrote them. Looks no further than the first jump.
+/// Checks whether a program may read A and X before it wrote them. Looks no further than the
+/// first jump.
 fn reads_at_start(program: &[Insn]) -> [bool; 2] {
     [0, 1].map(|register| {
         let of = |insn: &Insn| uses(insn).get(register).copied().unwrap_or_default();
@@ -74,7 +75,8 @@ fn reads_at_start(program: &[Insn]) -> [bool; 2] {
     })
 }
 
-/// The word of the context that is in A wherever `program` ends, if it loads nothing else there.
+/// Returns the word of the context that is in A wherever `program` ends, if it loads nothing else
+/// into A.
 fn word_kept_in_a(program: &[Insn]) -> Option<u32> {
     let (first, rest) = program.split_first()?;
     let kept = first.code == insn::LD_ABS
@@ -86,14 +88,14 @@ fn word_kept_in_a(program: &[Insn]) -> Option<u32> {
     kept.then_some(first.k)
 }
 
-/// Whether `insn` always denies.
+/// Checks whether `insn` always denies.
 fn denies(insn: &Insn) -> bool {
     insn.code == insn::RET_K && insn.k == 0
 }
 
-/// Where `program` denies. Not looked for where scratch words are read: the kernel's check believes
-/// that a program goes on past a `ret`, and so that a jump to this one could lead there, from where
-/// the words are not written yet.
+/// Finds the first instruction of `program` that denies. Returns [`None`] also if the program reads
+/// scratch words: the kernel's checker assumes that a program continues past a `ret`, so a jump to
+/// that `ret` would make it see reads of words that are not written yet.
 fn denial(program: &[Insn]) -> Option<usize> {
     let reads_scratch = |insn: &Insn| matches!(insn.code, insn::LD_MEM | insn::LDX_MEM);
 
@@ -103,7 +105,7 @@ fn denial(program: &[Insn]) -> Option<usize> {
     program.iter().position(denies)
 }
 
-/// Whether the instruction at `pc` is only got to by jumps that name it.
+/// Checks whether the instruction at `pc` is reached by jumps only, not from the one before it.
 fn only_by_jumps(program: &[Insn], pc: usize) -> bool {
     pc.checked_sub(1)
         .and_then(|before| program.get(before))

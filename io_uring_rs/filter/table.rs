@@ -71,7 +71,7 @@ impl<P> Clone for Slot<P> {
     }
 }
 
-/// What `program` decides on requests for `opcode`.
+/// Returns what `program` decides on requests for `opcode`.
 ///
 /// # Errors
 ///
@@ -90,8 +90,8 @@ pub(crate) struct Table<P> {
 }
 
 impl<P: Compile> Slot<P> {
-    /// What becomes of `opcode`, of which this is the slot, when `filter` is registered for it.
-    /// Where it was denied with the rest, nothing, and the filter does not count.
+    /// Returns the slot that replaces this one of `opcode` when `filter` is registered for it. An
+    /// opcode that was denied with the rest stays so, and the filter costs nothing.
     ///
     /// # Errors
     ///
@@ -171,7 +171,7 @@ impl<P: Compile> Table<P> {
 }
 
 impl<P> Table<P> {
-    /// What is to be done with requests of this opcode.
+    /// Returns what is to be done with requests of this opcode.
     #[inline]
     pub(super) fn slot(&self, opcode: Opcode) -> &Slot<P> {
         &self.slots[opcode]
@@ -245,7 +245,7 @@ mod tests {
         }
     }
 
-    /// A filter that denies one number in `user_data`.
+    /// Builds a filter that denies one number in `user_data`.
     fn filter(number: u32) -> Result<KVVec<Insn>> {
         let mut insns = KVVec::new();
 
@@ -261,7 +261,7 @@ mod tests {
         Ok(insns)
     }
 
-    /// A filter of `len` instructions that returns a constant.
+    /// Builds a filter of `len` instructions that returns a constant.
     fn constant(len: usize, verdict: u32) -> Result<KVVec<Insn>> {
         Ok(KVVec::from_elem(
             Insn::new(insn::RET_K, verdict),
@@ -541,7 +541,7 @@ mod tests {
         Ok(())
     }
 
-    /// How many programs the filters for an opcode are.
+    /// Counts the programs that the filters for an opcode were compiled to.
     fn programs(set: &Set, op: Opcode) -> Result<usize> {
         match set.slot(op) {
             Slot::Filter { chain, .. } => Ok(chain.len()),
@@ -549,7 +549,7 @@ mod tests {
         }
     }
 
-    /// A filter as above that has `len` instructions.
+    /// Builds a filter as above that has `len` instructions.
     fn long(number: u32, len: usize) -> Result<KVVec<Insn>> {
         let mut insns = KVVec::from_elem(Insn::new(insn::LD_IMM, 0), len - 4, GFP_KERNEL)?;
 

@@ -45,7 +45,7 @@ pub(crate) struct Bits {
 impl Bits {
     const UNKNOWN: Self = Self { known: 0, value: 0 };
 
-    /// A word that is known.
+    /// Creates a word that is known.
     const fn exact(value: u32) -> Self {
         Self {
             known: u32::MAX,
@@ -53,7 +53,7 @@ impl Bits {
         }
     }
 
-    /// A word of which the bits in `known` are as in `value`.
+    /// Creates a word of which the bits in `known` are as in `value`.
     const fn partial(known: u32, value: u32) -> Self {
         // INVARIANT: The others are cleared.
         Self {
@@ -62,7 +62,7 @@ impl Bits {
         }
     }
 
-    /// The word, if all of it is known.
+    /// Returns the word, if all of it is known.
     fn get(self) -> Option<u32> {
         (self.known == u32::MAX).then_some(self.value)
     }
@@ -75,7 +75,7 @@ impl Bits {
         self.value | !self.known
     }
 
-    /// What is known of a word that is one of two.
+    /// Returns what is known of a word that is one of two.
     fn join(self, other: Self) -> Self {
         Self::partial(
             self.known & other.known & !(self.value ^ other.value),
@@ -103,7 +103,7 @@ impl State {
         self.x = self.x.join(other.x);
     }
 
-    /// The second operand of an instruction.
+    /// Returns the second operand of an instruction.
     fn operand(&self, insn: &Insn) -> Bits {
         if insn.has_x() {
             self.x
@@ -113,7 +113,8 @@ impl State {
     }
 }
 
-/// The context of requests for `opcode`, of whose arguments filters see `pdu_size` bytes.
+/// Returns what is known of the context of requests for `opcode`, of whose arguments filters see
+/// `pdu_size` bytes.
 pub(crate) fn context(opcode: u8, pdu_size: u16) -> [Bits; WORDS] {
     let mut words = [Bits::UNKNOWN; WORDS];
     let arguments = 16..16 + usize::from(pdu_size);
@@ -186,7 +187,7 @@ fn compute(insn: &Insn, a: Bits, b: Bits) -> Option<Bits> {
     })
 }
 
-/// Whether a conditional jump is taken, if that is certain.
+/// Decides whether a conditional jump is taken, if that is certain.
 fn decide(insn: &Insn, a: Bits, b: Bits) -> Option<bool> {
     let (always, never) = match insn.op() {
         insn::JEQ => (
@@ -220,7 +221,7 @@ impl Results {
     }
 }
 
-/// What `program` decides on requests of which `context` is known.
+/// Returns what `program` decides on requests of which `context` is known.
 ///
 /// The program must have been checked. `jumps` is room to compute in, one [`None`] for each
 /// instruction: what is known of the jumps that lead there.

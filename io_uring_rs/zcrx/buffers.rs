@@ -59,7 +59,7 @@ pub(super) fn ranges(count: u32) -> impl Iterator<Item = Range<u32>> {
     ranges_with(count, sched::cond_resched)
 }
 
-/// Does what [`ranges`] does, and has `rest` let other tasks run.
+/// Implements [`ranges`], with `rest` to let other tasks run.
 fn ranges_with(count: u32, rest: impl Fn()) -> impl Iterator<Item = Range<u32>> {
     let range = move |first: u32| first..first.saturating_add(REST_EVERY).min(count);
 
@@ -292,7 +292,7 @@ mod tests {
         KBox::pin_init(Buffers::new(count, 12, false)?, GFP_KERNEL)
     }
 
-    /// User space names these buffers, each so often.
+    /// Gives back these buffers, each so often, as user space does.
     fn give_back<const N: usize>(buffers: &Buffers, named: [(u64, u32); N]) {
         let mut free = None;
 
@@ -301,7 +301,7 @@ mod tests {
         }
     }
 
-    /// All free buffers, the next to be used first. They are taken.
+    /// Takes all free buffers, the next to be used first.
     fn drain(buffers: &Buffers) -> Result<KVec<u32>> {
         let mut all = KVec::new();
         let mut one = [0];

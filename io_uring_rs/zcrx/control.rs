@@ -39,7 +39,7 @@ use kernel::{
     }, //
 };
 
-/// Does what `arg` asks for, a `struct zcrx_ctrl` in user space.
+/// Carries out the operation in `arg`, a `struct zcrx_ctrl` in user space.
 ///
 /// # Errors
 ///

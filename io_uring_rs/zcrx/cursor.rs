@@ -21,8 +21,8 @@ pub(crate) struct Cursor {
 }
 
 impl Cursor {
-    /// A cursor at the beginning of a queue with so many entries, rounded up to a power of two;
-    /// 2^31 at most.
+    /// Creates a cursor at the beginning of a queue of `entries`, which are rounded up to a power
+    /// of two; 2^31 at most.
     pub(crate) fn new(entries: u32) -> Self {
         // INVARIANT: A power of two less one.
         Self {
@@ -33,7 +33,7 @@ impl Cursor {
         }
     }
 
-    /// How many entries can be taken when user space is at `tail`.
+    /// Returns how many entries can be taken when user space is at `tail`.
     pub(crate) fn available(&self, tail: u32) -> u32 {
         tail.wrapping_sub(self.head).min(self.mask.wrapping_add(1))
     }
@@ -46,7 +46,7 @@ impl Cursor {
         (0..count).map(move |entry| head.wrapping_add(entry) & mask)
     }
 
-    /// The position, to be shown to user space.
+    /// Returns the position, to be shown to user space.
     pub(crate) fn head(&self) -> u32 {
         self.head
     }
@@ -62,8 +62,8 @@ pub(crate) struct Place {
 }
 
 impl Place {
-    /// Of the entry with this `offset` and padding, where buffers have `1 << shift` bytes. Returns
-    /// [`None`] if the padding is not zero.
+    /// Decodes an entry of this `offset` and `padding`, where buffers have `1 << shift` bytes.
+    /// Returns [`None`] if the padding is not zero.
     pub(crate) fn of_entry(offset: u64, padding: u32, shift: u32) -> Option<Self> {
         const WITHIN: u64 = (1 << AREA_SHIFT) - 1;
 
@@ -74,7 +74,7 @@ impl Place {
         })
     }
 
-    /// The offset of the buffer's first byte, where buffers have `1 << shift` bytes.
+    /// Returns the offset of the buffer's first byte, where buffers have `1 << shift` bytes.
     pub(crate) fn offset(self, shift: u32) -> u64 {
         u64::from(self.area) << AREA_SHIFT | self.buffer.wrapping_shl(shift)
     }

@@ -57,7 +57,8 @@ pub(super) fn check(desc: &EventDesc) -> Result {
 }
 
 impl Events {
-    /// As `desc`, which was checked, has them. None happens until [`Events::connect`].
+    /// Creates the events that `desc`, which was checked, asks for. None is sent before
+    /// [`Events::connect`].
     pub(super) fn new(desc: &EventDesc) -> impl PinInit<Self> + use<> {
         let (wanted, user_data) = (desc.type_mask, desc.user_data);
 
@@ -69,19 +70,19 @@ impl Events {
         })
     }
 
-    /// Has events go to `ring`, if any are wanted.
+    /// Sends events to `ring` from now on, if any are wanted.
     pub(super) fn connect(&self, ring: Option<RingRef>) {
         if self.wanted != 0 {
             *self.ring.lock() = ring;
         }
     }
 
-    /// Has no more events go to the ring of `queues`.
+    /// Stops sending events to the ring of `queues`.
     pub(super) fn disconnect(&self, queues: &Queues<'_, Queue>) {
         drop(self.ring.lock().take_if(|ring| queues.is_of(ring)));
     }
 
-    /// An event happened.
+    /// Sends an event, if it is wanted and was not sent since it was armed.
     pub(super) fn send(&self, event: u32) {
         let bit = 1u32.checked_shl(event).unwrap_or(0);
 

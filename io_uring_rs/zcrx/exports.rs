@@ -58,7 +58,7 @@ pub unsafe extern "C" fn io_register_zcrx(
     })
 }
 
-/// Does what user space asks of a queue.
+/// Carries out an operation on a queue for user space.
 ///
 /// # Safety
 ///
@@ -82,7 +82,8 @@ pub unsafe extern "C" fn io_zcrx_ctrl(
     })
 }
 
-/// Has a ring that is being closed use its queues no more. Requests that are left still may.
+/// Ends the use of its queues by a ring that is being closed. Requests that are left may still
+/// use them.
 ///
 /// # Safety
 ///
@@ -152,7 +153,7 @@ pub unsafe extern "C" fn io_zcrx_recv(
     })
 }
 
-/// The memory of a ring's refill queue, or null, valid as long as `mmap_lock` is held.
+/// Returns the memory of a ring's refill queue, or null, valid as long as `mmap_lock` is held.
 ///
 /// # Safety
 ///

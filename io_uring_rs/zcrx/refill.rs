@@ -54,15 +54,15 @@ const REFILL_CAP: u32 = if PAGE_SIZE > 16 * SZ_1K {
     (64 * PAGE_SIZE / SZ_1K) as u32
 };
 
-/// Bytes that a queue of so many entries takes.
+/// Returns the bytes that a queue of so many entries takes.
 pub(super) fn size(entries: u32) -> Option<usize> {
     RQE_SIZE
         .checked_mul(entries as usize)?
         .checked_add(RQ_ENTRIES)
 }
 
-/// Where the statistics are that user space wants at `offset` of a region of `size` bytes, behind
-/// the queue.
+/// Checks the `offset` at which user space wants the statistics, in a region of `size` bytes,
+/// behind the queue.
 ///
 /// # Errors
 ///
@@ -95,7 +95,7 @@ pub(super) struct Refill {
 }
 
 impl Refill {
-    /// A queue of `entries`, a power of two, in `region`, which is large enough for it.
+    /// Creates a queue of `entries`, a power of two, in `region`, which is large enough for it.
     ///
     /// # Errors
     ///
@@ -124,7 +124,7 @@ impl Refill {
         }))
     }
 
-    /// The memory, for those who map it.
+    /// Returns the memory, for those who map it.
     pub(super) fn region(&self) -> &Region {
         &self.region
     }

@@ -91,7 +91,7 @@ pub(super) fn write<T: AsBytes>(to: u64, value: &T) -> Result {
         .write(value)
 }
 
-/// How many entries the refill queue gets.
+/// Returns the number of entries that the refill queue gets.
 fn entries(wanted: u32, clamp: bool) -> Result<u32> {
     match wanted {
         0 => Err(EINVAL),
@@ -101,7 +101,8 @@ fn entries(wanted: u32, clamp: bool) -> Result<u32> {
     }
 }
 
-/// The base-2 logarithm of the size of buffers, if `bytes` are asked for; zero is any.
+/// Returns the base-2 logarithm of the size of buffers, where user space asks for `bytes`; zero
+/// leaves it to the kernel.
 fn buffer_shift(bytes: u32, has_device: bool) -> Result<u32> {
     match bytes as usize {
         0 | PAGE_SIZE => Ok(PAGE_SHIFT as u32),
@@ -112,7 +113,7 @@ fn buffer_shift(bytes: u32, has_device: bool) -> Result<u32> {
     }
 }
 
-/// Whether the ring can have queues.
+/// Checks whether the ring has what queues take.
 fn ring_is_fit(queues: &Queues<'_, Queue>) -> bool {
     let flags = queues.ring_flags();
 

@@ -28,7 +28,7 @@ pub(super) struct Returns<'a, F: FnMut(PooledIov<'a>)> {
 }
 
 impl<'a, F: FnMut(PooledIov<'a>)> Returns<'a, F> {
-    /// Of buffers of these areas. Those that are in page pools go to `pooled`.
+    /// Starts a batch for buffers of these areas. Those that are in page pools go to `pooled`.
     pub(super) fn new(areas: &'a Areas, pooled: F) -> Self {
         Self {
             areas,

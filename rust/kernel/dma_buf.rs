@@ -38,7 +38,7 @@ unsafe impl Send for DmaBuf {}
 unsafe impl Sync for DmaBuf {}
 
 impl DmaBuf {
-    /// The memory behind a file of the current task.
+    /// Gets the memory behind a file of the current task.
     ///
     /// C counterpart: `dma_buf_get`.
     ///
@@ -58,13 +58,13 @@ impl DmaBuf {
         })
     }
 
-    /// The size in bytes.
+    /// Returns the size in bytes.
     pub fn size(&self) -> usize {
         // SAFETY: By the type invariants, it is valid. The size is constant.
         unsafe { (*self.buf.as_ptr()).size }
     }
 
-    /// Another reference.
+    /// Takes another reference.
     fn reference(&self) -> Self {
         // SAFETY: By the type invariants, it is valid, and so is its file.
         unsafe { bindings::get_file((*self.buf.as_ptr()).file) };

@@ -58,7 +58,7 @@ fn copy(to: &mut [u8], from: Option<&[u8]>) {
 mod tests {
     use super::*;
 
-    /// An address structure of `family` whose other bytes are their own offsets.
+    /// Builds an address structure of `family` whose other bytes are their own offsets.
     fn numbered(family: u16) -> [u8; 128] {
         let mut all = [0; 128];
 

@@ -469,8 +469,8 @@ mod tests {
         Ok(())
     }
 
-    /// What three buffers of 4 KiB or 8 KiB are told if these pieces, address and bytes each, are
-    /// mapped for a device.
+    /// Returns the addresses that three buffers of 4 KiB or 8 KiB get if these pieces, address and
+    /// bytes each, are mapped for a device.
     fn told(pieces: [(u64, u32); 3], shift: u32) -> Result<[u64; 3]> {
         let iovs = NetIovs::new(3, shift)?;
         let mut entries: [bindings::scatterlist; 3] = pin_init::zeroed();

@@ -366,8 +366,8 @@ impl Piece<'_> {
     }
 }
 
-/// Where the byte `at` of a run of pages is: the number of its page, where it is in that, and how
-/// many bytes the page has from there on, which is not zero.
+/// Locates the byte `at` of a run of pages. Returns the number of its page, its offset there, and
+/// how many bytes the page has from there on, which is not zero.
 #[inline]
 fn locate(at: usize) -> (usize, usize, usize) {
     let offset = at & !PAGE_MASK;
@@ -414,7 +414,7 @@ unsafe fn copy_bytes(src: *const u8, page: PinnedPage<'_>, dst_offset: usize, le
 mod tests {
     use super::*;
 
-    /// Bytes in pages that have to be mapped, though these need not be.
+    /// Makes a piece of pages that count as highmem, though they are not.
     fn piece(len: usize) -> Piece<'static> {
         Piece {
             source: Source::Pages {

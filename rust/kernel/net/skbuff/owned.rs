@@ -30,7 +30,7 @@ pub struct OwnedSkBuff {
 }
 
 impl OwnedSkBuff {
-    /// An empty packet, with room for so many linear bytes.
+    /// Creates an empty packet with room for so many linear bytes.
     pub fn new(room: usize) -> Result<Self> {
         // SAFETY: The function has no preconditions. -1 is any node.
         let skb =
@@ -59,7 +59,7 @@ impl OwnedSkBuff {
         Ok(())
     }
 
-    /// The place of the next fragment, if there is one.
+    /// Returns the index of the next fragment, if there is room for one.
     fn next_frag(&self) -> Result<c_int> {
         // SAFETY: By the type invariants, the packet is valid.
         let index = u32::from(unsafe { (*bindings::skb_shinfo(self.skb.as_ptr())).nr_frags });
@@ -208,7 +208,7 @@ mod tests {
         }, //
     };
 
-    /// Bytes of which no two neighbours, nor the same ones of neighbouring pages, are the same.
+    /// Builds bytes of which no two neighbours, nor the same ones of neighbouring pages, are equal.
     fn pattern(from: usize, len: usize) -> Result<KVec<u8>> {
         let mut bytes = KVec::with_capacity(len, GFP_KERNEL)?;
 
@@ -218,7 +218,7 @@ mod tests {
         Ok(bytes)
     }
 
-    /// All bytes of a piece, page by page.
+    /// Reads all bytes of a piece, page by page.
     fn read(mut piece: Piece<'_>) -> Result<KVec<u8>> {
         let page = Page::alloc_page(GFP_KERNEL)?;
         let mut all = KVec::new();
