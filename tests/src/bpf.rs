@@ -29,7 +29,7 @@ pub const PDU: u32 = 16;
 /// Size of the whole context.
 pub const CONTEXT_SIZE: u32 = 40;
 
-/// Any instruction.
+/// Builds any instruction.
 pub const fn insn(code: u32, jt: u8, jf: u8, k: u32) -> Insn {
     Insn {
         code: code as u16,
@@ -39,67 +39,67 @@ pub const fn insn(code: u32, jt: u8, jf: u8, k: u32) -> Insn {
     }
 }
 
-/// A = word of the context at `offset`.
+/// Loads the word of the context at `offset` into A.
 pub const fn ld(offset: u32) -> Insn {
     insn(BPF_LD | BPF_W | BPF_ABS, 0, 0, offset)
 }
 
-/// A = `k`.
+/// Loads `k` into A.
 pub const fn ld_imm(k: u32) -> Insn {
     insn(BPF_LD | BPF_IMM, 0, 0, k)
 }
 
-/// X = `k`.
+/// Loads `k` into X.
 pub const fn ldx_imm(k: u32) -> Insn {
     insn(BPF_LDX | BPF_IMM, 0, 0, k)
 }
 
-/// A = size of the context.
+/// Loads the size of the context into A.
 pub const fn ld_len() -> Insn {
     insn(BPF_LD | BPF_W | BPF_LEN, 0, 0, 0)
 }
 
-/// X = size of the context.
+/// Loads the size of the context into X.
 pub const fn ldx_len() -> Insn {
     insn(BPF_LDX | BPF_W | BPF_LEN, 0, 0, 0)
 }
 
-/// A = M\[slot\].
+/// Loads M\[slot\] into A.
 pub const fn ld_mem(slot: u32) -> Insn {
     insn(BPF_LD | BPF_MEM, 0, 0, slot)
 }
 
-/// X = M\[slot\].
+/// Loads M\[slot\] into X.
 pub const fn ldx_mem(slot: u32) -> Insn {
     insn(BPF_LDX | BPF_MEM, 0, 0, slot)
 }
 
-/// M\[slot\] = A.
+/// Stores A in M\[slot\].
 pub const fn st(slot: u32) -> Insn {
     insn(BPF_ST, 0, 0, slot)
 }
 
-/// M\[slot\] = X.
+/// Stores X in M\[slot\].
 pub const fn stx(slot: u32) -> Insn {
     insn(BPF_STX, 0, 0, slot)
 }
 
-/// A = A `op` `k`.
+/// Computes A = A `op` `k`.
 pub const fn alu(op: u32, k: u32) -> Insn {
     insn(BPF_ALU | op | BPF_K, 0, 0, k)
 }
 
-/// A = A `op` X.
+/// Computes A = A `op` X.
 pub const fn alu_x(op: u32) -> Insn {
     insn(BPF_ALU | op | BPF_X, 0, 0, 0)
 }
 
-/// X = A.
+/// Copies A to X.
 pub const fn tax() -> Insn {
     insn(BPF_MISC | BPF_TAX, 0, 0, 0)
 }
 
-/// A = X.
+/// Copies X to A.
 pub const fn txa() -> Insn {
     insn(BPF_MISC | BPF_TXA, 0, 0, 0)
 }
@@ -166,7 +166,7 @@ pub fn allow_if_all(words: &[(u32, u32)]) -> Program {
 /// A value of `user_data` that no test uses otherwise, in its low half.
 const UNUSED: u32 = 0x5eed_f00d;
 
-/// Exactly `len` instructions, all but one of which run, then allows or denies.
+/// Builds exactly `len` instructions, of which all but one run, and which allow or deny.
 /// Every one works on `user_data`, one value of which gets the other verdict, so
 /// that none can be told without running them.
 pub fn long(len: usize, verdict: u32) -> Program {
@@ -181,7 +181,7 @@ pub fn long(len: usize, verdict: u32) -> Program {
     program
 }
 
-/// `len` instructions that always allow; `len` may be as small as 1.
+/// Builds `len` instructions that always allow; `len` may be as small as 1.
 pub fn filler(len: usize) -> Program {
     let mut program = vec![ld_imm(1); len - 1];
     program.push(ret(1));

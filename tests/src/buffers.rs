@@ -28,7 +28,7 @@ pub struct Taken {
 }
 
 impl Taken {
-    /// The byte is where the completion says, in the area of that number.
+    /// Checks that the byte is where the completion says, in the area of that number.
     pub fn check(&self, areas: &[&Mapping]) -> anyhow::Result<()> {
         let area = areas.get((self.offset >> AREA_SHIFT) as usize);
         let at = (self.offset & ((1 << AREA_SHIFT) - 1)) as usize;
@@ -38,7 +38,7 @@ impl Taken {
     }
 }
 
-/// Where the buffer with this index of the first area is.
+/// Returns the offset of the buffer with this index of the first area.
 pub fn offset(index: usize) -> u64 {
     (index * PAGE_SIZE) as u64
 }
@@ -99,7 +99,7 @@ impl Consumer {
         Self::attach(ring, registration.reg.zcrx_id, registration.reg.rq_entries)
     }
 
-    /// Of a ring that has a queue with this id.
+    /// Uses a ring that has a queue with this id.
     pub fn attach(ring: WideRing, id: u32, entries: u32) -> anyhow::Result<Self> {
         let refill = RefillQueue::map(ring.fd(), id, entries)?;
         Ok(Consumer {
@@ -111,7 +111,7 @@ impl Consumer {
         })
     }
 
-    /// The next completion of a receive.
+    /// Waits for the next completion of a receive.
     fn received(&mut self) -> anyhow::Result<WideCqe> {
         loop {
             let cqe = self.ring.cqe()?;
@@ -206,12 +206,12 @@ impl Consumer {
         }
     }
 
-    /// Has the kernel read the refill queue.
+    /// Makes the kernel read the refill queue.
     pub fn flush(&self) -> anyhow::Result<()> {
         expect_result("flush", self.refill.flush(self.ring.fd()), 0)
     }
 
-    /// Has the kernel read the refill queue, which must be up to `head` then.
+    /// Makes the kernel read the refill queue, which must be up to `head` then.
     pub fn flush_to(&self, head: u32) -> anyhow::Result<()> {
         self.flush()?;
         expect_eq("head", self.head(), head)
@@ -236,12 +236,12 @@ impl Held {
         })
     }
 
-    /// Nothing has been added or taken away since.
+    /// Checks that nothing has been added or taken away since.
     pub fn expect(self, what: &str) -> anyhow::Result<()> {
         expect_eq(&format!("held after {what}"), Held::now()?, self)
     }
 
-    /// The same with so many more pages pinned.
+    /// Expects so many more pages to be pinned.
     pub fn with_pages(self, pages: usize) -> Self {
         Held {
             pinned: self.pinned + (pages * PAGE_SIZE) as u64,
@@ -249,7 +249,7 @@ impl Held {
         }
     }
 
-    /// The same with so many more files.
+    /// Expects so many more files.
     pub fn with_files(self, files: usize) -> Self {
         Held {
             files: self.files + files,

@@ -21,7 +21,7 @@ struct Create {
 
 nix::ioctl_write_ptr!(udmabuf_create, b'u', 0x42, Create);
 
-/// A dma-buf of so many bytes, and the memory that it is in.
+/// Makes a dma-buf of so many bytes. Returns it, and the memory that it is in.
 pub fn new(len: usize) -> anyhow::Result<(OwnedFd, Mapping)> {
     let memory = memfd_create(c"dmabuf", MFdFlags::MFD_ALLOW_SEALING)?;
     nix::unistd::ftruncate(&memory, len as i64)?;

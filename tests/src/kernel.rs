@@ -40,7 +40,7 @@ impl fmt::Display for Implementation {
     }
 }
 
-/// The configuration that the kernel was built with, from `/proc/config.gz`.
+/// Reads the configuration that the kernel was built with, from `/proc/config.gz`.
 pub fn config() -> &'static str {
     static CONFIG: OnceLock<String> = OnceLock::new();
     CONFIG.get_or_init(|| {
@@ -54,14 +54,14 @@ pub fn config() -> &'static str {
     })
 }
 
-/// Whether an option such as `CONFIG_KASAN` is built in.
+/// Checks whether an option such as `CONFIG_KASAN` is built in.
 pub fn has_option(option: &str) -> bool {
     config()
         .lines()
         .any(|line| line.strip_prefix(option) == Some("=y"))
 }
 
-/// Who implements the filters here.
+/// Tells who implements the filters here.
 pub fn implementation() -> Implementation {
     if has_option("CONFIG_IO_URING_BPF_RUST") {
         Implementation::Rust
@@ -70,7 +70,7 @@ pub fn implementation() -> Implementation {
     }
 }
 
-/// Who implements zero-copy receive here.
+/// Tells who implements zero-copy receive here.
 pub fn zcrx_implementation() -> Implementation {
     if has_option("CONFIG_IO_URING_ZCRX_RUST") {
         Implementation::Rust
@@ -79,7 +79,7 @@ pub fn zcrx_implementation() -> Implementation {
     }
 }
 
-/// Whether the checkers that slow everything down are built in.
+/// Checks whether the checkers that slow everything down are built in.
 pub fn is_debug() -> bool {
     has_option("CONFIG_KASAN")
 }
@@ -90,18 +90,18 @@ pub fn announce_report(words: &str) -> anyhow::Result<()> {
     fs::write("/dev/kmsg", format!("expected report: {words}")).context("/dev/kmsg")
 }
 
-/// A time limit that leaves a debug kernel ten times as long.
+/// Returns a time limit that leaves a debug kernel ten times as long.
 pub fn limit(seconds: u64) -> Duration {
     Duration::from_secs(if is_debug() { seconds * 10 } else { seconds })
 }
 
-/// Whether allocations and user copies can be made to fail.
+/// Checks whether allocations and user copies can be made to fail.
 pub fn has_fault_injection() -> bool {
     Path::new("/sys/kernel/debug/failslab").exists()
         && Path::new("/sys/kernel/debug/fail_usercopy").exists()
 }
 
-/// The result of a raw system call in the kernel's own form.
+/// Returns the result of a raw system call in the kernel's own form.
 pub fn result(ret: libc::c_long) -> i32 {
     if ret < 0 {
         -Errno::last_raw()
@@ -110,7 +110,7 @@ pub fn result(ret: libc::c_long) -> i32 {
     }
 }
 
-/// A kernel result in words: `-13 (EACCES)`, `4`.
+/// Describes a kernel result in words: `-13 (EACCES)`, `4`.
 pub fn describe(result: i32) -> String {
     // The kernel's own ENOTSUPP has no name in user space.
     if result == -524 {

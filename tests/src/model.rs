@@ -25,7 +25,7 @@ pub const ALU_OPS: [u32; 9] = [
 /// Every conditional jump.
 const JUMPS: [u32; 4] = [BPF_JEQ, BPF_JGT, BPF_JGE, BPF_JSET];
 
-/// The value that a valid program returns for a context.
+/// Returns what a valid program returns for a context.
 pub fn run(program: &[Insn], context: &Context) -> u32 {
     let (mut a, mut x) = (0u32, 0u32);
     let mut slots = [0u32; SLOTS as usize];
@@ -85,7 +85,7 @@ fn alu(op: u32, a: u32, operand: u32) -> u32 {
     }
 }
 
-/// A random valid program: fills every slot, then loads, computes and jumps
+/// Builds a random valid program, which fills every slot, then loads, computes and jumps
 /// forward at will, and returns a few bits of what came of it.
 pub fn random_program(rng: &mut Rng) -> Program {
     let body = rng.usize(1..60);

@@ -56,7 +56,7 @@ pub struct Registration {
 const _: () = assert!(size_of::<Registration>() == 72);
 
 impl Registration {
-    /// A valid registration of `program`, which must outlive its use.
+    /// Builds a valid registration of `program`, which must outlive its use.
     pub fn new(opcode: u8, program: &[Insn]) -> Self {
         Registration {
             cmd_type: 1,
@@ -72,7 +72,7 @@ impl Registration {
         }
     }
 
-    /// The same with `IO_URING_BPF_FILTER_*` flags.
+    /// Sets `IO_URING_BPF_FILTER_*` flags.
     pub fn flags(mut self, flags: u32) -> Self {
         self.flags = flags;
         self
@@ -89,7 +89,7 @@ impl Registration {
     }
 }
 
-/// Size of the data that the kernel shows to filters of an opcode.
+/// Returns the size of the data that the kernel shows to filters of an opcode.
 pub fn pdu_size(opcode: u8) -> u8 {
     match opcode {
         op::SOCKET => 12,
@@ -163,7 +163,7 @@ impl Restriction {
         }
     }
 
-    /// SQE flags that a request may have.
+    /// Lists the SQE flags that a request may have.
     pub fn flags_allowed(value: u8) -> Self {
         Restriction {
             opcode: IORING_RESTRICTION_SQE_FLAGS_ALLOWED,
@@ -172,7 +172,7 @@ impl Restriction {
         }
     }
 
-    /// SQE flags that a request must have.
+    /// Lists the SQE flags that a request must have.
     pub fn flags_required(value: u8) -> Self {
         Restriction {
             opcode: IORING_RESTRICTION_SQE_FLAGS_REQUIRED,
@@ -192,7 +192,7 @@ pub fn restrict_ring(fd: RawFd, entries: &[Restriction]) -> i32 {
     )
 }
 
-/// `struct io_uring_task_restriction` followed by its entries, as bytes.
+/// Lays out a `struct io_uring_task_restriction`, followed by its entries, as bytes.
 pub fn task_restriction(entries: &[Restriction]) -> Vec<u8> {
     let mut bytes = vec![0u8; TASK_RESTRICTION_HEADER];
     bytes[2..4].copy_from_slice(&(entries.len() as u16).to_ne_bytes());
@@ -225,7 +225,7 @@ pub fn enable(fd: RawFd) -> i32 {
     register(fd, IORING_REGISTER_ENABLE_RINGS, std::ptr::null(), 0)
 }
 
-/// Every opcode of the uapi.
+/// Lists every opcode of the uapi.
 pub fn opcodes() -> impl Iterator<Item = u8> {
     0..IORING_OP_LAST as u8
 }

@@ -21,7 +21,7 @@ pub const PORT: u16 = 7777;
 /// Prefix of a request that a program started by the helper is to make.
 const CHILD: &str = "child ";
 
-/// A request as the story words it.
+/// Returns a request as the story words it.
 pub fn text(request: &str) -> anyhow::Result<&'static str> {
     Ok(match request {
         "nop" => "nop",
@@ -47,7 +47,7 @@ pub fn text(request: &str) -> anyhow::Result<&'static str> {
     })
 }
 
-/// Does the requests in turn and prints the result of each.
+/// Makes the requests in turn and prints the result of each.
 pub fn ask(requests: &[String]) -> anyhow::Result<()> {
     for request in requests {
         let result = one(request).with_context(|| request.clone())?;
@@ -99,7 +99,7 @@ fn run(entry: &squeue::Entry) -> anyhow::Result<i32> {
     Ok(cqe.result())
 }
 
-/// A result that may be a new file, which is closed again.
+/// Runs a request, whose result may be a new file, which is closed again.
 fn run_and_close(entry: &squeue::Entry) -> anyhow::Result<i32> {
     let result = run(entry)?;
     if result >= 0 {

@@ -43,7 +43,7 @@ pub struct Cqe {
     pub flags: u32,
 }
 
-/// A CQE to compare with.
+/// Builds a CQE to compare with.
 pub fn cqe(user_data: u64, res: i32, flags: u32) -> Cqe {
     Cqe {
         user_data,
@@ -58,13 +58,13 @@ pub struct Ring {
     params: RawParams,
 }
 
-/// `io_uring_setup(2)` itself.
+/// Calls `io_uring_setup(2)` itself.
 pub fn setup(entries: u32, params: &mut RawParams) -> i32 {
     // SAFETY: params has the size of the kernel's structure.
     result(unsafe { libc::syscall(libc::SYS_io_uring_setup, entries, params.as_mut_ptr()) })
 }
 
-/// `io_uring_enter(2)` itself, without a signal mask.
+/// Calls `io_uring_enter(2)` itself, without a signal mask.
 pub fn enter(fd: RawFd, to_submit: u32, min_complete: u32, flags: u32) -> i32 {
     let none = std::ptr::null::<libc::c_void>();
     // SAFETY: no pointer is passed.
@@ -82,12 +82,12 @@ pub fn enter(fd: RawFd, to_submit: u32, min_complete: u32, flags: u32) -> i32 {
 }
 
 impl Ring {
-    /// A ring without any flag.
+    /// Makes a ring without any flag.
     pub fn new(entries: u32) -> anyhow::Result<Self> {
         Self::with(entries, 0)
     }
 
-    /// A ring with `IORING_SETUP_*` flags.
+    /// Makes a ring with `IORING_SETUP_*` flags.
     pub fn with(entries: u32, flags: u32) -> anyhow::Result<Self> {
         let mut params = RawParams::default();
         params[2] = flags;
@@ -116,7 +116,7 @@ impl Ring {
         self.inner.as_raw_fd()
     }
 
-    /// What the kernel answered to `io_uring_setup`.
+    /// Returns what the kernel answered to `io_uring_setup`.
     pub fn params(&self) -> RawParams {
         self.params
     }
@@ -129,7 +129,7 @@ impl Ring {
         pushed.context("the submission queue is full")
     }
 
-    /// How many SQEs the kernel has not taken yet.
+    /// Counts the SQEs that the kernel has not taken yet.
     pub fn queued(&mut self) -> usize {
         self.inner.submission().len()
     }
@@ -225,7 +225,7 @@ impl Ring {
         expect_result(what, got, want)
     }
 
-    /// That nothing more completes: what is pending gets a moment to show up.
+    /// Checks that nothing more completes: what is pending gets a moment to show up.
     pub fn expect_no_cqe(&mut self) -> anyhow::Result<()> {
         // FSYNC goes to a worker and comes back by task work, behind the rest.
         const MARK: u64 = 0xfeed_face_dead_beef;
@@ -254,7 +254,7 @@ impl Ring {
     }
 }
 
-/// The context that filters see for a request, word by word. The two words of
+/// Reads the context that filters see for a request, word by word. The two words of
 /// `user_data` are 0 here. Each bit takes one submission of the request on a
 /// fresh ring; `-EACCES` stands for a 0, any other result for a 1.
 pub fn read_context(opcode: u8, make: impl Fn() -> Sqe) -> anyhow::Result<[u32; 10]> {
@@ -263,7 +263,7 @@ pub fn read_context(opcode: u8, make: impl Fn() -> Sqe) -> anyhow::Result<[u32; 
     read_context_on(&mut ring, make)
 }
 
-/// The same on a ring that already has the filter [`bpf::read_bit`].
+/// Reads it on a ring that already has the filter [`bpf::read_bit`].
 pub fn read_context_on(ring: &mut Ring, make: impl Fn() -> Sqe) -> anyhow::Result<[u32; 10]> {
     let mut context = [0; 10];
     for (index, word) in context.iter_mut().enumerate().skip(2) {

@@ -84,7 +84,7 @@ pub struct Sqe {
 }
 
 impl Sqe {
-    /// A zeroed SQE on fd -1.
+    /// Builds a zeroed SQE on fd -1.
     pub fn new(opcode: u8) -> Self {
         Sqe {
             opcode,
@@ -130,19 +130,19 @@ impl Sqe {
         self
     }
 
-    /// A NOP.
+    /// Builds a NOP.
     pub fn nop() -> Self {
         Self::new(op::NOP)
     }
 
-    /// socket(2).
+    /// Builds a socket(2).
     pub fn socket(family: i32, kind: i32, protocol: i32) -> Self {
         let mut sqe = Self::new(op::SOCKET).fd(family).off(kind as u32 as u64);
         sqe.len = protocol as u32;
         sqe
     }
 
-    /// openat(2) relative to the working directory; `path` ends in NUL.
+    /// Builds an openat(2) relative to the working directory; `path` ends in NUL.
     pub fn openat(path: &std::ffi::CStr, flags: i32, mode: u32) -> Self {
         Self::new(op::OPENAT)
             .fd(libc::AT_FDCWD)
@@ -150,7 +150,7 @@ impl Sqe {
             .op_flags(flags as u32)
     }
 
-    /// openat2(2) relative to the working directory.
+    /// Builds an openat2(2) relative to the working directory.
     pub fn openat2(path: &std::ffi::CStr, how: *const OpenHow, size: u32) -> Self {
         Self::new(op::OPENAT2)
             .fd(libc::AT_FDCWD)
@@ -158,7 +158,7 @@ impl Sqe {
             .off(how as u64)
     }
 
-    /// connect(2) to an address of `len` bytes.
+    /// Builds a connect(2) to an address of `len` bytes.
     pub fn connect(fd: i32, address: &[u8], len: u64) -> Self {
         Self::new(op::CONNECT)
             .fd(fd)
@@ -166,7 +166,7 @@ impl Sqe {
             .off(len)
     }
 
-    /// read(2) at the current position.
+    /// Builds a read(2) at the current position.
     pub fn read(fd: i32, buffer: &mut [u8]) -> Self {
         Self::new(op::READ)
             .fd(fd)

@@ -45,7 +45,7 @@ impl Stream {
         })
     }
 
-    /// Over a connection that somebody else has made: sender and receiver.
+    /// Uses a connection that somebody else has made: sender and receiver.
     pub fn over((sender, receiver): (TcpStream, TcpStream), user_data: u64) -> Self {
         Stream {
             sender,
@@ -56,7 +56,7 @@ impl Stream {
         }
     }
 
-    /// A request for `len` bytes at most, or for all there will be if 0.
+    /// Builds a request for `len` bytes at most, or for all there will be if 0.
     pub fn recv(&self, ifq: &Ifq, len: usize) -> Sqe {
         recv_zc(self.receiver.as_raw_fd(), ifq.id, len as u32).user_data(self.user_data)
     }
@@ -80,7 +80,7 @@ impl Stream {
         Ok(())
     }
 
-    /// The bytes to send next, which whoever asks for them sends.
+    /// Returns the bytes to send next; the caller sends them.
     pub fn next(&mut self, len: usize) -> Vec<u8> {
         let bytes = pattern(self.sent, len);
         self.sent += len;
@@ -100,7 +100,7 @@ impl Stream {
         }))
     }
 
-    /// How many bytes were sent and not taken.
+    /// Returns how many bytes were sent and not taken.
     pub fn left(&self) -> usize {
         self.sent - self.taken
     }
@@ -125,7 +125,7 @@ impl Stream {
         }
     }
 
-    /// How many segments the sender has sent more than once.
+    /// Counts the segments that the sender has sent more than once.
     pub fn sent_again(&self) -> anyhow::Result<u32> {
         // SAFETY: all zeroes is a valid structure.
         let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
@@ -220,7 +220,7 @@ impl Stream {
     }
 }
 
-/// The last completion of a request on a ring where all completions are wide.
+/// Builds the last completion of a request on a ring where all completions are wide.
 pub fn ended(user_data: u64, res: i32) -> WideCqe {
     WideCqe {
         user_data,
@@ -230,7 +230,7 @@ pub fn ended(user_data: u64, res: i32) -> WideCqe {
     }
 }
 
-/// That exactly `count` buffers are free: it uses them up, no two the same, and
+/// Checks that exactly `count` buffers are free: uses them up, no two the same, and
 /// gives them back.
 pub fn expect_free(ring: &mut WideRing, ifq: &Ifq, count: usize) -> anyhow::Result<()> {
     const MARK: u64 = 0xb0ffe25;

@@ -41,7 +41,7 @@ pub struct WideCqe {
 }
 
 impl WideCqe {
-    /// Where the data is that a receive tells of.
+    /// Returns the offset of the data that a receive tells of.
     pub fn offset(&self) -> anyhow::Result<u64> {
         let [off, _] = self.extra.context("a completion without an offset")?;
         Ok(off)
@@ -67,7 +67,7 @@ impl Mapping {
         Self::map(fd, offset, len, libc::MAP_SHARED | libc::MAP_POPULATE)
     }
 
-    /// Fresh memory that is in no file, with `MAP_*` flags or none.
+    /// Maps fresh memory that is in no file, with `MAP_*` flags or none.
     pub fn anonymous(len: usize, flags: libc::c_int) -> anyhow::Result<Self> {
         Self::map(-1, 0, len, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | flags)
     }
@@ -105,7 +105,7 @@ impl Mapping {
         self.len == 0
     }
 
-    /// A word that the kernel uses too.
+    /// Returns a word that the kernel uses too.
     pub fn word(&self, offset: usize) -> &AtomicU32 {
         assert!(offset.is_multiple_of(4) && offset + 4 <= self.len);
         // SAFETY: inside the mapping and aligned, as pages are.
@@ -150,12 +150,12 @@ impl AsFd for WideRing {
 }
 
 impl WideRing {
-    /// With what zero-copy receive asks for.
+    /// Makes a ring with what zero-copy receive asks for.
     pub fn new(entries: u32) -> anyhow::Result<Self> {
         Self::with(entries, 0, ZCRX_SETUP)
     }
 
-    /// With `IORING_SETUP_*` flags, and so many completions if not 0.
+    /// Makes a ring with `IORING_SETUP_*` flags, and so many completions if not 0.
     pub fn with(entries: u32, cq_entries: u32, flags: u32) -> anyhow::Result<Self> {
         let mut params = RawParams::default();
         params[2] = flags;
@@ -198,39 +198,39 @@ impl WideRing {
         self.fd.as_raw_fd()
     }
 
-    /// What the kernel answered to `io_uring_setup`.
+    /// Returns what the kernel answered to `io_uring_setup`.
     pub fn params(&self) -> RawParams {
         self.params
     }
 
-    /// Of `struct io_sqring_offsets`: a word of the submission queue.
+    /// Returns a word of the submission queue, by its index in `struct io_sqring_offsets`.
     fn sq(&self, index: usize) -> &AtomicU32 {
         self.rings.word(self.params[10 + index] as usize)
     }
 
-    /// Of `struct io_cqring_offsets`: a word of the completion queue.
+    /// Returns a word of the completion queue, by its index in `struct io_cqring_offsets`.
     fn cq(&self, index: usize) -> &AtomicU32 {
         self.rings.word(self.params[20 + index] as usize)
     }
 
-    /// How many completions found no room so far.
+    /// Returns how many completions found no room so far.
     pub fn overflow(&self) -> u32 {
         self.cq(4).load(Ordering::Relaxed)
     }
 
-    /// Where the next completion is taken from, which counts on for ever.
+    /// Returns where the next completion is taken from, which counts on for ever.
     pub fn position(&self) -> u32 {
         self.cq(0).load(Ordering::Relaxed)
     }
 
-    /// How many slots have been filled and not yet taken.
+    /// Returns how many slots have been filled and not yet taken.
     pub fn waiting(&self) -> u32 {
         self.cq(1)
             .load(Ordering::Acquire)
             .wrapping_sub(self.position())
     }
 
-    /// What a position holds, fillers too, whether it has been taken or not.
+    /// Returns what a position holds, fillers too, whether it has been taken or not.
     pub fn slot(&self, position: u32) -> WideCqe {
         let cqes = self.params[20 + 5] as usize;
         let slot = (position & (self.params[1] - 1)) as usize;

@@ -19,7 +19,7 @@ const BPF_F_XDP_HAS_FRAGS: u32 = 1 << 5;
 /// The kernel runs it, not the driver.
 const XDP_FLAGS_SKB_MODE: u32 = 1 << 1;
 
-/// bpf(2) with words as its attributes, of a command that gives a file.
+/// Calls bpf(2) with words as its attributes, for a command that gives a file.
 fn bpf(command: libc::c_int, words: &[u32]) -> anyhow::Result<OwnedFd> {
     let mut fd;
     loop {
@@ -37,7 +37,7 @@ fn bpf(command: libc::c_int, words: &[u32]) -> anyhow::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// An address as two words.
+/// Splits an address into two words.
 fn halves<T>(pointer: *const T) -> [u32; 2] {
     let address = pointer as u64;
     [address as u32, (address >> 32) as u32]
@@ -81,7 +81,7 @@ pub struct Socket {
 }
 
 impl Socket {
-    /// One without a queue.
+    /// Makes a socket without a queue.
     pub fn new() -> anyhow::Result<Self> {
         const CHUNKS: u32 = 16;
         // SAFETY: plain numbers.

@@ -164,12 +164,12 @@ pub fn register_ifq(fd: RawFd, reg: &mut IfqReg) -> i32 {
     register(fd, IORING_REGISTER_ZCRX_IFQ, (reg as *mut IfqReg).cast(), 1)
 }
 
-/// A control operation.
+/// Calls a control operation.
 pub fn control(fd: RawFd, ctrl: &mut Ctrl) -> i32 {
     register(fd, IORING_REGISTER_ZCRX_CTRL, (ctrl as *mut Ctrl).cast(), 0)
 }
 
-/// A receive from `socket` into the queue `id` of the same ring, of `len` bytes
+/// Builds a receive from `socket` into the queue `id` of the same ring, of `len` bytes
 /// at most, or of all there are if 0.
 pub fn recv_zc(socket: RawFd, id: u32, len: u32) -> Sqe {
     let mut sqe = Sqe::new(op::RECV_ZC)
@@ -180,7 +180,7 @@ pub fn recv_zc(socket: RawFd, id: u32, len: u32) -> Sqe {
     sqe
 }
 
-/// Bytes that a refill queue of so many entries takes, in whole pages.
+/// Returns the bytes that a refill queue of so many entries takes, in whole pages.
 pub fn region_size(entries: u32) -> usize {
     (RQES + 16 * entries as usize).next_multiple_of(PAGE_SIZE)
 }
@@ -190,12 +190,12 @@ pub fn memory(pages: usize) -> anyhow::Result<Mapping> {
     Mapping::anonymous(pages * PAGE_SIZE, 0)
 }
 
-/// How many pages the calling process has pinned, as the kernel counts them.
+/// Returns how many pages the calling process has pinned, as the kernel counts them.
 pub fn pinned() -> anyhow::Result<usize> {
     Ok(sandbox::own_memory("VmPin:")? as usize / PAGE_SIZE)
 }
 
-/// Where the refill queue of a ring's queue `id` is mapped.
+/// Returns the offset at which the refill queue of a ring's queue `id` is mapped.
 pub fn map_offset(id: u32) -> i64 {
     IORING_MAP_OFF_ZCRX + (i64::from(id) << IORING_OFF_ZCRX_SHIFT)
 }
@@ -211,7 +211,7 @@ pub struct Registration {
 }
 
 impl Registration {
-    /// A queue without a device, with `entries` in its refill queue, which the
+    /// Describes a queue without a device, with `entries` in its refill queue, which the
     /// kernel allocates, and buffers in `area`.
     pub fn new(entries: u32, area: &Mapping) -> Self {
         Registration {
@@ -266,7 +266,7 @@ impl RefillQueue {
         })
     }
 
-    /// How far it was filled.
+    /// Returns how far it was filled.
     pub fn tail(&self) -> u32 {
         self.memory.word(TAIL).load(Ordering::Acquire)
     }
@@ -276,12 +276,12 @@ impl RefillQueue {
         self.memory.word(TAIL).store(tail, Ordering::Release);
     }
 
-    /// How far the kernel has read it.
+    /// Returns how far the kernel has read it.
     pub fn head(&self) -> u32 {
         self.memory.word(0).load(Ordering::Acquire)
     }
 
-    /// How many entries the kernel has not read yet.
+    /// Returns how many entries the kernel has not read yet.
     pub fn unread(&self) -> u32 {
         self.tail().wrapping_sub(self.head())
     }
@@ -302,7 +302,7 @@ impl RefillQueue {
         });
     }
 
-    /// Has the kernel read it.
+    /// Makes the kernel read it.
     pub fn flush(&self, fd: RawFd) -> i32 {
         let mut ctrl = Ctrl {
             zcrx_id: self.id,
@@ -312,7 +312,7 @@ impl RefillQueue {
         control(fd, &mut ctrl)
     }
 
-    /// Has the kernel read all of it. A kernel may stop at an entry that is not
+    /// Makes the kernel read all of it. A kernel may stop at an entry that is not
     /// valid, so this takes as many calls as it takes.
     pub fn flush_all(&self, fd: RawFd) -> anyhow::Result<()> {
         while self.unread() != 0 {
@@ -350,7 +350,7 @@ impl Ifq {
         Self::attach(fd, registration, area)
     }
 
-    /// Of a registration that succeeded.
+    /// Uses a registration that succeeded.
     pub fn attach(fd: RawFd, registration: Registration, area: Mapping) -> anyhow::Result<Self> {
         let reg = registration.reg;
         Ok(Ifq {
@@ -366,7 +366,7 @@ impl Ifq {
         self.area
     }
 
-    /// The bytes that a completion is about, if they are in the first area.
+    /// Returns the bytes that a completion is about, if they are in the first area.
     pub fn data(&self, cqe: &WideCqe) -> anyhow::Result<&[u8]> {
         let [off, pad] = cqe.extra.context("a completion without an offset")?;
         ensure!(pad == 0, "padding is {pad:#x}");
@@ -386,7 +386,7 @@ impl Ifq {
     }
 }
 
-/// Two ends of a TCP connection over loopback.
+/// Makes a TCP connection over loopback, and returns its two ends.
 pub fn tcp_pair() -> anyhow::Result<(TcpStream, TcpStream)> {
     let listener = TcpListener::bind("127.0.0.1:0")?;
     let sender = TcpStream::connect(listener.local_addr()?)?;
@@ -395,7 +395,7 @@ pub fn tcp_pair() -> anyhow::Result<(TcpStream, TcpStream)> {
     Ok((sender, receiver))
 }
 
-/// Bytes that tell where in a stream they are.
+/// Builds bytes that tell where in a stream they are.
 pub fn pattern(from: usize, len: usize) -> Vec<u8> {
     (from..from + len)
         .map(|at| (at ^ (at >> 8) ^ (at >> 16)) as u8)

@@ -139,7 +139,7 @@ fn loopback_up() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Does what the command line says: the exit status.
+/// Runs the job that the command line names. Returns its exit status.
 fn work() -> anyhow::Result<i32> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let (job, rest) = arguments
@@ -163,7 +163,7 @@ fn run(program: &str, arguments: &[String]) -> anyhow::Result<i32> {
     spawn_and_reap(command).with_context(|| program.to_string())
 }
 
-/// As PID 1 we are handed every orphan: waits for all until the one ends.
+/// Runs a program. As PID 1 we are handed every orphan: waits for all until it ends.
 fn spawn_and_reap(mut command: Command) -> anyhow::Result<i32> {
     let child = Pid::from_raw(command.spawn()?.id() as i32);
     loop {
@@ -178,7 +178,7 @@ fn spawn_and_reap(mut command: Command) -> anyhow::Result<i32> {
     }
 }
 
-/// The suite, and a search for memory that it leaked where the kernel can.
+/// Runs the suite, and looks for memory that it leaked where the kernel can.
 fn suite(prefixes: &[String]) -> anyhow::Result<i32> {
     let leaks = Path::new("/sys/kernel/debug/kmemleak");
     let searching = leaks.exists() && fs::write(leaks, "clear").is_ok();
@@ -202,7 +202,7 @@ fn suite(prefixes: &[String]) -> anyhow::Result<i32> {
     Ok(if status == 0 { 1 } else { status })
 }
 
-/// The suite's stress tests, for minutes or hours.
+/// Runs the suite's stress tests, for minutes or hours.
 fn soak(arguments: &[String]) -> anyhow::Result<i32> {
     let (minutes, seed) = arguments
         .split_first()
@@ -235,7 +235,7 @@ fn external(arguments: &[String]) -> anyhow::Result<i32> {
     Ok(i32::from(failures != 0))
 }
 
-/// One program, in a folder of its own.
+/// Runs one program, in a folder of its own.
 fn run_external(name: &str, limit: Duration) -> anyhow::Result<Verdict> {
     let folder = format!("/tmp/{name}");
     fs::create_dir_all(&folder).with_context(|| folder.clone())?;
@@ -265,7 +265,7 @@ fn reap_orphans() {
     }
 }
 
-/// A shell with job control on the console.
+/// Runs a shell with job control on the console.
 fn shell() -> anyhow::Result<i32> {
     // /dev/console cannot be a controlling terminal: open what stands behind it.
     let active = fs::read_to_string("/sys/class/tty/console/active").context("the console")?;

@@ -88,7 +88,7 @@ impl Link {
         }
     }
 
-    /// That nothing was copied: all payload was in the area.
+    /// Checks that nothing was copied: all payload was in the area.
     fn check(&self) -> anyhow::Result<()> {
         let counts = self.nic.counts()?;
         expect_eq("fragments in pages", counts.page_frags, 0)?;

@@ -149,7 +149,7 @@ fn deny_value(value: u32) -> Program {
     bpf::deny_if(USER_DATA_LO, value)
 }
 
-/// Every case, with its base where it has one before it.
+/// Lists every case, after its base if it has one.
 fn cases() -> Vec<Case> {
     const NOP: Option<&str> = Some("NOP, no filter");
     const SOCKET: Option<&str> = Some("SOCKET, no filter");
@@ -329,14 +329,14 @@ fn filter_task(filtered: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// That a filter on `user_data` is in force.
+/// Checks that a filter on `user_data` is in force.
 fn expect_filtered(ring: &mut Ring) -> anyhow::Result<()> {
     let denied = Sqe::nop().user_data(DENIED.into());
     ring.expect("a NOP to be denied", denied, -libc::EACCES)?;
     ring.expect("a NOP to be allowed", Sqe::nop(), 0)
 }
 
-/// How many nanoseconds something takes.
+/// Measures how many nanoseconds something takes.
 fn timed(work: impl FnOnce()) -> anyhow::Result<f64> {
     let begin = now()?;
     work();
@@ -353,7 +353,7 @@ fn median(mut samples: Vec<f64>) -> f64 {
     samples[samples.len() / 2]
 }
 
-/// Of work that goes on in the kernel after the call: takes many together, for
+/// Measures work that continues in the kernel after the call: takes many together, as
 /// workers and RCU come to it when they like.
 fn together(mut work: impl FnMut() -> anyhow::Result<()>) -> anyhow::Result<f64> {
     let mut samples = Vec::new();

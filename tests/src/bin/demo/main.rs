@@ -180,12 +180,12 @@ impl Story {
     }
 }
 
-/// The part of a line that fits.
+/// Returns the part of a line that fits.
 fn shortened(line: &str) -> String {
     line.chars().take(110).collect()
 }
 
-/// A result in words.
+/// Describes a result in words.
 fn in_words(result: i32) -> String {
     match result {
         0.. => "allowed".to_string(),
@@ -212,7 +212,7 @@ fn confine(command: &mut Command, filters: Vec<Filter>) {
     unsafe { command.pre_exec(confine) };
 }
 
-/// The whole story: whether every line was as it should be.
+/// Tells the whole story. Returns whether every line was as it should be.
 fn tell() -> anyhow::Result<bool> {
     let release = nix::sys::utsname::uname()?
         .release()
@@ -267,12 +267,12 @@ fn no_filter(story: &mut Story) -> anyhow::Result<()> {
     )
 }
 
-/// SOCKET: IPv4 only.
+/// Allows SOCKET for IPv4 only.
 fn inet_only() -> Filter {
     filter(op::SOCKET, bpf::allow_if(bpf::PDU, libc::AF_INET as u32))
 }
 
-/// CONNECT: the subnet 127.0.0.0/24 only.
+/// Allows CONNECT to the subnet 127.0.0.0/24 only.
 fn subnet_only() -> Filter {
     const ADDRESS: u32 = bpf::PDU + 8;
     let subnet = u32::from_ne_bytes([127, 0, 0, 0]);
@@ -305,7 +305,7 @@ fn network(story: &mut Story) -> anyhow::Result<()> {
     )
 }
 
-/// OPENAT2: only below the starting folder.
+/// Allows OPENAT2 below the starting folder only.
 fn resolved_only() -> Filter {
     const RESOLVE: u32 = bpf::PDU + 16;
     let either = (libc::RESOLVE_IN_ROOT | libc::RESOLVE_BENEATH) as u32;
@@ -332,7 +332,7 @@ fn files(story: &mut Story) -> anyhow::Result<()> {
     )
 }
 
-/// One opcode allowed, and every other one denied for good.
+/// Allows one opcode, and denies every other one for good.
 fn only(opcode: u8) -> Filter {
     Filter {
         opcode,

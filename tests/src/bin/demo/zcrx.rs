@@ -38,7 +38,7 @@ impl Drop for Server {
     }
 }
 
-/// busybox's web server, which knows nothing of io_uring.
+/// Starts busybox's web server, which knows nothing of io_uring.
 fn httpd(address: &str) -> String {
     format!("/bin/httpd -f -p {address} -h {FOLDER}")
 }
@@ -155,7 +155,7 @@ pub fn tell(story: &mut Story) -> anyhow::Result<()> {
     over_a_device(story, &content)
 }
 
-/// The same over a network device that writes to the lent memory itself.
+/// Receives over a network device that writes to the lent memory itself.
 fn over_a_device(story: &mut Story, content: &[u8]) -> anyhow::Result<()> {
     story.scene("The same from another machine, by a network device that writes there itself.");
     let nic = Nic::new()?;
