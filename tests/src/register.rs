@@ -163,7 +163,7 @@ impl Restriction {
         }
     }
 
-    /// Lists the SQE flags that a request may have.
+    /// Allows these SQE flags.
     pub fn flags_allowed(value: u8) -> Self {
         Restriction {
             opcode: IORING_RESTRICTION_SQE_FLAGS_ALLOWED,
@@ -172,7 +172,7 @@ impl Restriction {
         }
     }
 
-    /// Lists the SQE flags that a request must have.
+    /// Requires these SQE flags.
     pub fn flags_required(value: u8) -> Self {
         Restriction {
             opcode: IORING_RESTRICTION_SQE_FLAGS_REQUIRED,
@@ -225,7 +225,7 @@ pub fn enable(fd: RawFd) -> i32 {
     register(fd, IORING_REGISTER_ENABLE_RINGS, std::ptr::null(), 0)
 }
 
-/// Lists every opcode of the uapi.
+/// Returns every opcode of the uapi.
 pub fn opcodes() -> impl Iterator<Item = u8> {
     0..IORING_OP_LAST as u8
 }

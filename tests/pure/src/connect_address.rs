@@ -19,7 +19,7 @@ fn parse(bytes: &[u8]) -> Address {
     Address::from_bytes(bytes)
 }
 
-/// What is shown of an address, and which of its bytes that depends on.
+/// Returns what is shown of an address, and which of its bytes that depends on.
 fn model(bytes: &[u8]) -> (Address, Vec<usize>) {
     let mut shown = Address::default();
     if bytes.len() < 2 {
@@ -36,7 +36,7 @@ fn model(bytes: &[u8]) -> (Address, Vec<usize>) {
     (shown, (0..4).chain(place).collect())
 }
 
-/// Any address, but often of a family that shows more than itself.
+/// Generates any address, but often of a family that shows more than itself.
 fn sockaddr() -> impl Strategy<Value = Vec<u8>> {
     let family = prop_oneof![Just(AF_INET), Just(AF_INET6), any::<u16>()];
     let rest = prop::collection::vec(any::<u8>(), STORAGE - 2);

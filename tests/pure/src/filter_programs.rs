@@ -13,7 +13,7 @@ const SOCKET: (u8, u16) = (45, 12);
 const OPENAT: (u8, u16) = (18, 24);
 const NOP: (u8, u16) = (0, 0);
 
-/// A number that has a chance to matter.
+/// Returns a number that has a chance to matter.
 fn number() -> impl Strategy<Value = u32> {
     prop_oneof![
         4 => 0u32..4,
@@ -41,7 +41,7 @@ fn any_end() -> impl Strategy<Value = Insn> {
     ]
 }
 
-/// Any instruction; what it skips is cut to what there is later.
+/// Generates any instruction; what it skips is cut to what there is later.
 fn any_insn() -> impl Strategy<Value = Insn> {
     let alu = prop_oneof![
         Just(ADD),
@@ -79,7 +79,7 @@ fn any_insn() -> impl Strategy<Value = Insn> {
     ]
 }
 
-/// A program that the kernel takes, of up to `longest` instructions and a few.
+/// Returns a program that the kernel takes, of up to `longest` instructions and a few.
 fn program(longest: usize) -> impl Strategy<Value = Vec<Insn>> {
     let body = prop::collection::vec(any_insn(), 0..longest);
     (any::<bool>(), body, any_end()).prop_map(|(scratch, body, end)| {
@@ -110,7 +110,7 @@ fn keep_jumps_inside(program: &mut [Insn]) {
     }
 }
 
-/// A filter that loads one word and tests it, as most do.
+/// Returns a filter that loads one word and tests it, as most do.
 fn word_test() -> impl Strategy<Value = Vec<Insn>> {
     let word = prop_oneof![Just(0u32), Just(8), Just(16)];
     let insn = prop_oneof![
@@ -136,7 +136,7 @@ fn opcode() -> impl Strategy<Value = (u8, u16)> {
     ]
 }
 
-/// A context as requests of an opcode have it.
+/// Returns a context as requests of an opcode have it.
 fn context(of: (u8, u16)) -> impl Strategy<Value = Context> {
     let words = prop::collection::vec(number(), WORDS);
     words.prop_map(move |words| {
@@ -149,7 +149,7 @@ fn context(of: (u8, u16)) -> impl Strategy<Value = Context> {
     })
 }
 
-/// A request of an opcode and contexts of it.
+/// Returns a request of an opcode and contexts of it.
 fn requests() -> impl Strategy<Value = ((u8, u16), Vec<Context>)> {
     opcode().prop_flat_map(|of| (Just(of), prop::collection::vec(context(of), 8)))
 }

@@ -32,7 +32,7 @@ struct Meaning {
     registers_restricted: bool,
 }
 
-/// The members of a bitmap, of all that one could ask for.
+/// Returns the members of a bitmap, of all that one could ask for.
 fn members<const WORDS: usize>(set: &OpSet<WORDS>) -> BTreeSet<u8> {
     (0..=u8::MAX)
         .filter(|&op| set.contains(op.into()))
@@ -66,7 +66,7 @@ fn of_kind(entries: &[Entry], wanted: u16) -> impl DoubleEndedIterator<Item = u8
         .map(|&(_, value)| value)
 }
 
-/// What a list means, one question after the other.
+/// Returns what a list means, one question after the other.
 fn model(entries: &[Entry]) -> Option<Meaning> {
     let known = |&(kind, value): &Entry| match kind {
         REGISTER_OP => value < REGISTER_OPCODES,
@@ -88,7 +88,7 @@ fn model(entries: &[Entry]) -> Option<Meaning> {
     })
 }
 
-/// An entry that is valid.
+/// Returns an entry that is valid.
 fn valid() -> impl Strategy<Value = Entry> {
     prop_oneof![
         (Just(REGISTER_OP), 0..REGISTER_OPCODES),
@@ -98,7 +98,7 @@ fn valid() -> impl Strategy<Value = Entry> {
     ]
 }
 
-/// An entry that is not.
+/// Returns an entry that is not.
 fn invalid() -> impl Strategy<Value = Entry> {
     prop_oneof![
         (Just(REGISTER_OP), REGISTER_OPCODES..),
@@ -107,7 +107,7 @@ fn invalid() -> impl Strategy<Value = Entry> {
     ]
 }
 
-/// A list of valid entries up to the longest.
+/// Returns a list of valid entries up to the longest.
 fn list() -> impl Strategy<Value = Vec<Entry>> {
     prop::collection::vec(valid(), 0..=MAX_ENTRIES)
 }

@@ -34,7 +34,7 @@ pub const TESTS: &[Test] = &[
 
 const DENIED: i32 = -libc::EACCES;
 
-/// What a registration past the bound gives here.
+/// Returns the result of a registration past the bound.
 fn past_bound() -> i32 {
     match implementation() {
         Implementation::Rust => -libc::ENOMEM,
@@ -64,7 +64,7 @@ pub fn fill(fd: RawFd, opcode: u8) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// That a NOP with `user_data` 1 is denied and one with 0 is not.
+/// Checks that a NOP with `user_data` 1 is denied and one with 0 is not.
 fn denies_one(what: &str, ring: &mut Ring) -> anyhow::Result<()> {
     ring.expect(&format!("{what}: NOP 0"), Sqe::nop(), 0)?;
     ring.expect(&format!("{what}: NOP 1"), Sqe::nop().user_data(1), DENIED)

@@ -39,7 +39,7 @@ const O_LARGEFILE: u64 = 0o100000;
 /// SQE flag that the kernel adds on its own.
 const ASYNC: u8 = crate::sqe::IOSQE_ASYNC;
 
-/// The context of a request without `user_data`: opcode, SQE flags, and the
+/// Returns the context of a request without `user_data`: opcode, SQE flags, and the
 /// words of the opcode's own data.
 fn context(opcode: u8, flags: u8, data: [u32; 6]) -> Context {
     let head = u32::from_le_bytes([opcode, flags, pdu_size(opcode), 0]);
@@ -47,13 +47,13 @@ fn context(opcode: u8, flags: u8, data: [u32; 6]) -> Context {
     [0, 0, head, 0, a, b, c, d, e, f]
 }
 
-/// That filters see exactly this of a request.
+/// Checks that filters see exactly this of a request.
 fn sees(what: &str, make: impl Fn() -> Sqe, want: Context) -> anyhow::Result<()> {
     let got = read_context(make().opcode, make)?;
     expect_eq(what, got, want)
 }
 
-/// The data of an open: three 64-bit numbers.
+/// Returns the data of an open: three 64-bit numbers.
 fn open_data(flags: u64, mode: u64, resolve: u64) -> [u32; 6] {
     let mut data = [0; 6];
     for (i, value) in [flags, mode, resolve].into_iter().enumerate() {
@@ -63,7 +63,7 @@ fn open_data(flags: u64, mode: u64, resolve: u64) -> [u32; 6] {
     data
 }
 
-/// The data of a connect: family, port, and up to 16 bytes of address.
+/// Returns the data of a connect: family, port, and up to 16 bytes of address.
 fn connect_data(family: i32, port: u16, address: &[u8]) -> [u32; 6] {
     let mut bytes = [0; 16];
     bytes[..address.len()].copy_from_slice(address);
@@ -72,7 +72,7 @@ fn connect_data(family: i32, port: u16, address: &[u8]) -> [u32; 6] {
     [family as u32, port, word(0), word(1), word(2), word(3)]
 }
 
-/// A `struct sockaddr_in`, followed by bytes that nobody may see.
+/// Returns a `struct sockaddr_in`, followed by bytes that nobody may see.
 fn inet(port: u16, address: [u8; 4]) -> [u8; 128] {
     let mut bytes = [0x5a; 128];
     bytes[0..2].copy_from_slice(&(libc::AF_INET as u16).to_ne_bytes());
@@ -81,7 +81,7 @@ fn inet(port: u16, address: [u8; 4]) -> [u8; 128] {
     bytes
 }
 
-/// A `struct sockaddr_in6` with flow info and scope set.
+/// Returns a `struct sockaddr_in6` with flow info and scope set.
 fn inet6(port: u16, address: [u8; 16]) -> [u8; 128] {
     let mut bytes = [0x5a; 128];
     bytes[0..2].copy_from_slice(&(libc::AF_INET6 as u16).to_ne_bytes());
@@ -218,7 +218,7 @@ fn fc13() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-/// An OPENAT2 of a path that does not exist.
+/// Builds an OPENAT2 of a path that does not exist.
 fn openat2(how: &OpenHow) -> Sqe {
     Sqe::openat2(c"no/such/file", how, size_of::<OpenHow>() as u32)
 }
@@ -270,7 +270,7 @@ fn fc15() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-/// That filters see exactly this of a CONNECT with so much of an address.
+/// Checks that filters see exactly this of a CONNECT with so much of an address.
 fn connect_sees(address: &[u8; 128], len: u64, data: [u32; 6]) -> anyhow::Result<()> {
     let make = || Sqe::connect(-1, address, len);
     sees(

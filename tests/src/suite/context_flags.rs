@@ -50,7 +50,7 @@ fn fc02() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-/// That byte 9 of a request's context is `want`, and the rest of the word right.
+/// Checks that byte 9 of a request's context is `want`, and the rest of the word right.
 fn flags_are(what: &str, make: impl Fn() -> Sqe, want: u8) -> anyhow::Result<()> {
     let opcode = make().opcode;
     let got = read_context(opcode, make)?;
@@ -83,7 +83,7 @@ fn fc03() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-/// An address of AF_UNIX: of a file, or abstract if it starts with a NUL.
+/// Returns an address of AF_UNIX: of a file, or abstract if it starts with a NUL.
 fn unix_address(path: &[u8; 8]) -> [u8; 10] {
     let mut address = [0; 10];
     address[..2].copy_from_slice(&(libc::AF_UNIX as u16).to_ne_bytes());
@@ -91,7 +91,7 @@ fn unix_address(path: &[u8; 8]) -> [u8; 10] {
     address
 }
 
-/// Requests that prep lets pass, none of which finds its file, and whether it
+/// Makes requests that prep lets pass, none of which finds its file, and checks whether it
 /// sends them to a worker.
 fn fc04() -> TestResult {
     let path = c"/no/such/file".as_ptr();
@@ -258,7 +258,7 @@ fn allow_exactly(requests: &[(u32, u8)]) -> bpf::Program {
     program
 }
 
-/// That filters see exactly these flags of NOPs that are submitted at once:
+/// Checks that filters see exactly these flags of NOPs that are submitted at once:
 /// those of the SQE, and those seen.
 fn seen_at_once(what: &str, flags: &[(u8, u8)]) -> anyhow::Result<()> {
     let seen: Vec<(u32, u8)> = (1..).zip(flags.iter().map(|&(_, seen)| seen)).collect();

@@ -28,7 +28,7 @@ pub const TESTS: &[Test] = &[
     slow("FI08 SQPOLL threads and workers", 60, fi08),
 ];
 
-/// Three entries, the last of which leaves NOP.
+/// Builds three entries, the last of which leaves NOP.
 fn nop_only() -> [Restriction; 3] {
     [
         Restriction::flags_allowed(IOSQE_ASYNC),
@@ -112,12 +112,12 @@ fn restrict_and_filter() -> anyhow::Result<()> {
     expect_result("filter", register::filter(TASK, op::NOP, &program), 0)
 }
 
-/// That the calling task has both.
+/// Checks that the calling task has both.
 fn restricted_and_filtered() -> anyhow::Result<()> {
     task_denies(&[1], true)
 }
 
-/// A result where failing to make a task or a pid gives EAGAIN.
+/// Returns a result where failing to make a task or a pid gives EAGAIN.
 fn as_no_memory(result: i32) -> i32 {
     if result == -libc::EAGAIN {
         -libc::ENOMEM
@@ -202,7 +202,7 @@ fn failing_clones(what: &str, rounds: usize, args: CloneArgs, error: i32) -> any
     Ok(())
 }
 
-/// Too many tasks: refused when the child is all but there.
+/// Makes too many tasks: the last is refused when the child is all but there.
 fn too_many_tasks(rounds: usize) -> anyhow::Result<()> {
     let _group = TaskGroup::enter(1)?;
     let thread = std::thread::Builder::new().spawn(|| ());
@@ -215,7 +215,7 @@ fn too_many_tasks(rounds: usize) -> anyhow::Result<()> {
     )
 }
 
-/// A pid that is in use already.
+/// Asks for a pid that is in use already.
 fn pid_in_use(rounds: usize) -> anyhow::Result<()> {
     let own = std::process::id();
     let args = CloneArgs {
@@ -226,7 +226,7 @@ fn pid_in_use(rounds: usize) -> anyhow::Result<()> {
     failing_clones("a pid in use", rounds, args, -libc::EEXIST)
 }
 
-/// A pidfd that has nowhere to go.
+/// Asks for a pidfd that has nowhere to go.
 fn pidfd_unmapped(rounds: usize) -> anyhow::Result<()> {
     let args = CloneArgs {
         flags: libc::CLONE_PIDFD as u64,
@@ -236,7 +236,7 @@ fn pidfd_unmapped(rounds: usize) -> anyhow::Result<()> {
     failing_clones("pidfd unmapped", rounds, args, -libc::EFAULT)
 }
 
-/// A pid namespace whose first process is gone. Later children of the caller
+/// Enters a pid namespace whose first process is gone. Later children of the caller
 /// are for that namespace too.
 fn namespace_without_init(rounds: usize) -> anyhow::Result<()> {
     unshare(CloneFlags::CLONE_NEWPID)?;
@@ -345,7 +345,7 @@ impl Scenario for FirstWorker {
     }
 }
 
-/// A NOP that a worker does.
+/// Returns a NOP that a worker does.
 fn to_worker() -> Sqe {
     Sqe::nop().flags(IOSQE_ASYNC)
 }

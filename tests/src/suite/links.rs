@@ -26,7 +26,7 @@ const CANCELED: i32 = -libc::ECANCELED;
 /// `user_data` of the requests that the filter denies has this bit.
 const DENY: u64 = 0x100;
 
-/// A ring that denies NOPs marked with [`DENY`].
+/// Returns a ring that denies NOPs marked with [`DENY`].
 fn ring() -> anyhow::Result<Ring> {
     let ring = Ring::new(16)?;
     let program = [
@@ -50,7 +50,7 @@ fn submit(nops: &[(u64, u8)]) -> anyhow::Result<Vec<(u64, i32)>> {
     collect(&mut ring)
 }
 
-/// All completions up to that of a request which comes after all others.
+/// Returns all completions up to that of a request which comes after all others.
 fn collect(ring: &mut Ring) -> anyhow::Result<Vec<(u64, i32)>> {
     const MARK: u64 = 0xffff_ffff_0000_0000;
     // FSYNC runs on a worker, so what is left in task work comes before it.

@@ -74,13 +74,13 @@ impl Installed {
         self.ring.fd()
     }
 
-    /// That every opcode answers as it did at the start.
+    /// Checks that every opcode answers as it did at the start.
     fn unchanged(&mut self, after: &str) -> anyhow::Result<()> {
         let now = self.ring.verdicts()?;
         expect_eq(&format!("verdicts after {after}"), &now, &self.verdicts)
     }
 
-    /// That a registration is refused with `want`, writes back exactly
+    /// Checks that a registration is refused with `want`, writes back exactly
     /// `written` and changes no verdict.
     fn refuses(
         &mut self,
@@ -94,7 +94,7 @@ impl Installed {
         self.unchanged(what)
     }
 
-    /// The same where nothing is written back.
+    /// Checks the same where nothing is written back.
     fn refuses_untouched(
         &mut self,
         what: &str,
@@ -105,7 +105,7 @@ impl Installed {
     }
 }
 
-/// A registration of NOP that would deny what [`Installed`] allows.
+/// Returns a registration of NOP that would deny what [`Installed`] allows.
 fn deny_nop(program: &Program) -> Registration {
     Registration::new(op::NOP, program)
 }
@@ -175,7 +175,7 @@ fn fr04() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-/// That the calling task may register and that new rings obey.
+/// Checks that the calling task may register and that new rings obey.
 fn task_filter_works() -> anyhow::Result<()> {
     let got = register::filter(TASK, op::NOP, &bpf::deny());
     expect_result("task filter", got, 0)?;

@@ -26,7 +26,7 @@ pub const TESTS: &[Test] = &[
 const DENIED: i32 = -libc::EACCES;
 const INVALID: i32 = -libc::EINVAL;
 
-/// Whether flags pass, as the uapi has it.
+/// Checks whether flags pass, as the uapi has it.
 fn flags_pass(flags: u8, allowed: u8, required: u8) -> bool {
     flags & required == required && flags & !(allowed | required) == 0
 }

@@ -50,7 +50,7 @@ pub struct Rules {
 }
 
 impl Rules {
-    /// None if an entry is invalid.
+    /// Parses a list. Returns none if an entry is invalid.
     fn parse(list: &[Restriction]) -> Option<Self> {
         let mut rules = Rules::default();
         if list.is_empty() {
@@ -85,7 +85,7 @@ impl Rules {
         })
     }
 
-    /// 0, or why registering is denied.
+    /// Returns 0, or why registering is denied.
     fn register(&self, opcode: u32) -> i32 {
         let listed = self.register_ops.as_ref();
         match listed.is_none_or(|listed| listed.contains(&opcode)) {
@@ -107,12 +107,12 @@ pub struct Object {
 }
 
 impl Object {
-    /// What the task gets that registers a filter.
+    /// Returns what the task gets that registers a filter.
     pub fn may_filter(&self) -> i32 {
         self.rules.register(IORING_REGISTER_BPF_FILTER)
     }
 
-    /// What a task with `before` gets that registers a list, and what it has
+    /// Returns what a task with `before` gets that registers a list, and what it has
     /// then if that is 0.
     pub fn restrict(before: Option<&Object>, list: &[Restriction]) -> (i32, Option<Object>) {
         if let Some(before) = before {
@@ -141,7 +141,7 @@ pub struct RingState {
 }
 
 impl RingState {
-    /// A ring that a task with `object` makes.
+    /// Returns a ring that a task with `object` makes.
     pub fn new(object: Option<&Object>, disabled: bool) -> Self {
         let object = object.cloned().unwrap_or_default();
         RingState {
@@ -151,7 +151,7 @@ impl RingState {
         }
     }
 
-    /// 0, or why a register opcode is denied.
+    /// Returns 0, or why a register opcode is denied.
     pub fn register(&self, opcode: u32) -> i32 {
         if self.disabled && !self.inherited {
             return 0;
@@ -193,7 +193,7 @@ impl RingState {
         0
     }
 
-    /// Whether a request is allowed.
+    /// Checks whether a request is allowed.
     pub fn verdict(&self, sqe: Sqe) -> bool {
         self.object.rules.allow(sqe.opcode, sqe.flags)
             && self.object.filters.allow(sqe.opcode, sqe.user_data as u32)

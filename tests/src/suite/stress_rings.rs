@@ -55,13 +55,13 @@ impl Progress {
         got
     }
 
-    /// A NOP that filter `number` denies; remembers what has been done.
+    /// Builds a NOP that filter `number` denies; remembers what has been done.
     fn nop(&self, number: u32) -> Sqe {
         let done = self.done.load(SeqCst);
         Sqe::nop().user_data(u64::from(done) << 32 | u64::from(number))
     }
 
-    /// That the completion of such a NOP can be: denied if its filter was there
+    /// Checks the completion of such a NOP: it is denied if its filter was there
     /// when it was made, not denied if its filter has not been begun yet.
     fn check(&self, cqe: Cqe) -> anyhow::Result<()> {
         let number = cqe.user_data as u32;
@@ -141,7 +141,7 @@ fn st02() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-/// A ring with a thread, NOPs on it, and filters for it, until it is closed
+/// Runs a ring with a thread, NOPs on it, and filters for it, until it is closed
 /// (or the process ends) in the midst of them.
 fn end_while_registering(rng: &mut Rng, close: bool) -> anyhow::Result<()> {
     const FILTERS: u32 = 1000;
@@ -266,7 +266,7 @@ fn st04() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-/// A few megabytes of filters, one of which denies NOP 1.
+/// Registers a few megabytes of filters, one of which denies NOP 1.
 fn register_heavily() -> anyhow::Result<()> {
     for opcode in (1..50).chain(1..50) {
         let long = bpf::long(BPF_MAXINSNS, 1);

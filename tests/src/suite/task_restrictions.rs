@@ -112,7 +112,7 @@ fn rs17() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-/// What a ring of a restricted task answers where only these opcodes are
+/// Returns what a ring of a restricted task answers where only these opcodes are
 /// allowed. Asks a ring without restrictions, so the task must not need one.
 fn answers_of_restricted(allowed: &[u8]) -> anyhow::Result<Vec<i32>> {
     // What NOP and CLOSE answer is known; the others are denied.
@@ -143,7 +143,7 @@ fn rs17_filter() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-/// That rings made now allow NOP and CLOSE and nothing else, SQPOLL or not.
+/// Checks that rings made now allow NOP and CLOSE and nothing else, SQPOLL or not.
 fn only_nop_and_close(what: &str) -> anyhow::Result<()> {
     let want = answers_of_restricted(&[op::NOP, op::CLOSE])?;
     for flags in [0, IORING_SETUP_SQPOLL] {
@@ -273,7 +273,7 @@ fn offer(bytes: &[u8], nr_args: u32) -> i32 {
     )
 }
 
-/// The same from the end of a page, so that nothing after it can be read.
+/// Offers bytes at the end of a page, so that nothing after them can be read.
 fn offer_at_end(page: &Page, bytes: &[u8]) -> i32 {
     let start = PAGE_SIZE - bytes.len();
     for (i, byte) in bytes.iter().enumerate() {
@@ -351,7 +351,7 @@ fn rs19() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-/// What every way to ask for restrictions answers where the argument is not
+/// Checks what every way to ask for restrictions answers where the argument is not
 /// even looked at.
 fn refused(what: &str, want: i32) -> anyhow::Result<()> {
     let good = task_restriction(&[Restriction::sqe_op(op::NOP)]);
@@ -429,12 +429,12 @@ fn rs20_ns() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-/// Result of a register opcode without a ring, the argument being NULL.
+/// Returns the result of a register opcode without a ring, the argument being NULL.
 fn blind(opcode: u32) -> i32 {
     bare_register(TASK, opcode)
 }
 
-/// What opcodes answer without a ring and without an argument where they are
+/// Returns what opcodes answer without a ring and without an argument where they are
 /// allowed.
 fn blind_answer(opcode: u32) -> i32 {
     match opcode {

@@ -75,7 +75,7 @@ fn zn01() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-/// That a registration of the queue with one change is refused, and leaves nothing
+/// Checks that a registration of the queue with one change is refused, and leaves nothing
 /// behind.
 pub fn refused(
     nic: &Nic,
@@ -94,7 +94,7 @@ pub fn refused(
     expect_eq(&what, netdev::provided_pools()?.len(), 0)
 }
 
-/// That the queue can be had, and works.
+/// Checks that the queue can be had, and works.
 pub fn works(nic: &Nic) -> anyhow::Result<()> {
     let mut ring = roomy_ring()?;
     let ifq = nic.ifq(&ring, ENTRIES, BUFFERS)?;
@@ -175,7 +175,7 @@ fn zn03() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-/// Memory of which no two pages that follow each other are neighbours: every
+/// Maps memory of which no two pages that follow each other are neighbours: every
 /// other one of pages that may be.
 fn scattered(pages: usize) -> anyhow::Result<Mapping> {
     let from = memory(2 * pages)?;

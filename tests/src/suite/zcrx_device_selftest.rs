@@ -17,7 +17,7 @@ pub const TESTS: &[Test] = &[slow("ZN26 the kernel's iou-zcrx", 60, zn26)];
 /// The TCP port of the server, which the tests' other connections do not take.
 const PORT: u16 = 9100;
 
-/// Whether somebody listens on [`PORT`].
+/// Checks whether somebody listens on [`PORT`].
 fn is_served() -> anyhow::Result<bool> {
     let listening = format!(":{PORT:04X} {:032X}:0000 0A ", 0);
     Ok(fs::read_to_string("/proc/net/tcp6")?.contains(&listening))

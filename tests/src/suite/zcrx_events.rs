@@ -26,8 +26,8 @@ pub const TESTS: &[Test] = &[
 /// Of the events.
 pub const EVENT: u64 = 0xe7e27;
 
-/// A queue of 64 buffers that tells of events in `type_mask` and keeps
-/// statistics: itself, and where they are in its region.
+/// Registers a queue of 64 buffers that tells of events in `type_mask` and keeps
+/// statistics. Returns it, and where they are in its region.
 pub fn with_events(ring: &WideRing, type_mask: u32) -> anyhow::Result<(Ifq, usize)> {
     const ENTRIES: u32 = 64;
     let stats = RQES + 16 * ENTRIES as usize;
@@ -128,7 +128,7 @@ fn zv22() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-/// Whether the head of a packet counts as copied. In C only fragments do.
+/// Checks whether the head of a packet counts as copied. In C only fragments do.
 fn linear_event() -> anyhow::Result<()> {
     let mut ring = WideRing::with(8, 256, ZCRX_SETUP)?;
     let (ifq, stats) = with_events(&ring, 1 << ZCRX_EVENT_COPY)?;
@@ -166,7 +166,7 @@ fn linear_event() -> anyhow::Result<()> {
     expect_eq(what, both, want_both)
 }
 
-/// A ring that is disabled has no task to be told: C keeps an event for it, and
+/// Checks a ring that is disabled, which has no task to be told: C keeps an event for it, and
 /// may follow a null pointer; Rust drops it.
 fn zv22disabled() -> TestResult {
     let mut ring = WideRing::with(8, 256, ZCRX_SETUP | IORING_SETUP_R_DISABLED)?;

@@ -36,7 +36,7 @@ pub const TESTS: &[Test] = &[
     test("ZV30 what is linked behind a receive", zv30),
 ];
 
-/// A ring with room for so many completions that no test here fills it.
+/// Returns a ring with room for so many completions that no test here fills it.
 pub fn roomy_ring() -> anyhow::Result<WideRing> {
     WideRing::with(8, 1024, ZCRX_SETUP)
 }
@@ -81,7 +81,7 @@ pub fn restore(stream: &mut Stream, lengths: &[usize]) -> anyhow::Result<()> {
     stream.arrives()
 }
 
-/// socket(2).
+/// Calls socket(2).
 fn socket(family: i32, kind: i32, protocol: i32) -> anyhow::Result<OwnedFd> {
     // SAFETY: plain numbers.
     let fd = result(unsafe { libc::socket(family, kind, protocol) }.into());
@@ -90,7 +90,7 @@ fn socket(family: i32, kind: i32, protocol: i32) -> anyhow::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// That a request ends at once, with `res` and nothing else.
+/// Checks that a request ends at once, with `res` and nothing else.
 pub fn expect_end(ring: &mut WideRing, what: &str, sqe: Sqe, res: i32) -> anyhow::Result<()> {
     ring.push(sqe)?;
     expect_eq(what, ring.cqe()?, ended(sqe.user_data, res))?;
@@ -198,7 +198,7 @@ fn zv03() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-/// TLS in the kernel takes a socket away only when it is to decrypt.
+/// Checks that TLS in the kernel takes a socket away only when it is to decrypt.
 fn kernel_tls(ring: &mut WideRing, ifq: &Ifq) -> anyhow::Result<()> {
     let mut stream = Stream::new()?;
     let fd = stream.receiver.as_raw_fd();

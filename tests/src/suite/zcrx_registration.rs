@@ -64,7 +64,7 @@ fn offer(fd: RawFd, change: impl FnOnce(&mut Registration)) -> anyhow::Result<i3
     Ok(registration.register(fd))
 }
 
-/// That a registration with one change is refused, and leaves nothing pinned.
+/// Checks that a registration with one change is refused, and leaves nothing pinned.
 pub(super) fn refused(
     ring: &WideRing,
     what: &str,
@@ -75,7 +75,7 @@ pub(super) fn refused(
     expect_eq(&format!("pinned after {what}"), pinned()?, 0)
 }
 
-/// The errno of mapping `len` bytes at `offset` of a ring, wherever or at `hint`.
+/// Returns the errno of mapping `len` bytes at `offset` of a ring, wherever or at `hint`.
 pub(super) fn map_error(ring: &WideRing, hint: usize, offset: i64, len: usize) -> Option<i32> {
     // SAFETY: without MAP_FIXED nothing that is mapped is touched.
     let got = unsafe {
@@ -92,7 +92,7 @@ pub(super) fn map_error(ring: &WideRing, hint: usize, offset: i64, len: usize) -
     (got == libc::MAP_FAILED).then_some(error).flatten()
 }
 
-/// That the next queue of a ring is its first.
+/// Checks that the next queue of a ring is its first.
 fn none_so_far(ring: &WideRing) -> anyhow::Result<()> {
     let error = map_error(ring, 0, map_offset(0), PAGE_SIZE);
     expect_eq("mapping the first queue", error, Some(libc::EINVAL))?;
@@ -103,7 +103,7 @@ fn none_so_far(ring: &WideRing) -> anyhow::Result<()> {
 /// A change to something valid, and what it is called.
 type Change<T> = (&'static str, fn(&mut T));
 
-/// That each change is refused with EINVAL.
+/// Checks that each change is refused with EINVAL.
 fn all_invalid(changes: &[Change<Registration>]) -> TestResult {
     let ring = WideRing::new(2)?;
     for (what, change) in changes {
@@ -460,7 +460,7 @@ fn on_device(index: u32) -> impl FnOnce(&mut Registration) {
     }
 }
 
-/// The index of a network device that there is.
+/// Returns the index of a network device that there is.
 fn device(name: &str) -> anyhow::Result<u32> {
     Ok(nix::net::if_::if_nametoindex(name)?)
 }

@@ -36,14 +36,14 @@ fn all() -> Vec<u64> {
     (0..PAGES).map(offset).collect()
 }
 
-/// All but these.
+/// Returns all buffers but these.
 fn without(taken: &[Taken]) -> Vec<u64> {
     let mut left = all();
     left.retain(|offset| taken.iter().all(|taken| taken.offset != *offset));
     left
 }
 
-/// A valid export.
+/// Returns a valid export.
 pub(super) fn export_ctrl(id: u32) -> Ctrl {
     Ctrl {
         zcrx_id: id,
@@ -71,7 +71,7 @@ pub(super) fn export_of(ring: &WideRing, id: u32) -> anyhow::Result<OwnedFd> {
     Ok(file)
 }
 
-/// A valid import of a file.
+/// Returns a valid import of a file.
 pub(super) fn import_reg(file: RawFd) -> IfqReg {
     IfqReg {
         if_idx: file as u32,
@@ -177,7 +177,7 @@ fn zx09() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-/// That a ring can get these buffers and no others; they are given back.
+/// Checks that a ring can get these buffers and no others; they are given back.
 fn works(consumer: &mut Consumer, area: &Mapping, free: &[u64]) -> anyhow::Result<()> {
     consumer.flush()?;
     for taken in consumer.expect_free("of a ring that is left", free)? {
@@ -381,7 +381,7 @@ pub(super) fn receive_file(socket: &UnixStream) -> anyhow::Result<OwnedFd> {
     anyhow::bail!("a message without a file")
 }
 
-/// What the other process of ZX27 does: takes three buffers, and the rest once it
+/// Runs the other process of ZX27: takes three buffers, and the rest once it
 /// is told to, and tells where each is.
 fn importing_process(mut socket: UnixStream) -> anyhow::Result<()> {
     let file = receive_file(&socket)?;

@@ -187,7 +187,7 @@ fn zv14() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-/// A mixed queue that is full, from every position on.
+/// Fills a mixed queue, from every position on.
 fn mixed_full(entries: u32) -> anyhow::Result<()> {
     for nops in 0..entries {
         let mut ring = WideRing::with(entries, entries, MIXED_SETUP)?;
@@ -224,7 +224,7 @@ fn mixed_full(entries: u32) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// An event takes one slot of a mixed queue.
+/// Checks that an event takes one slot of a mixed queue.
 fn mixed_event(entries: u32) -> anyhow::Result<()> {
     let mut ring = WideRing::with(entries, entries, MIXED_SETUP)?;
     let (ifq, _) = with_events(&ring, 1 << ZCRX_EVENT_COPY)?;
@@ -244,7 +244,7 @@ fn mixed_event(entries: u32) -> anyhow::Result<()> {
     expect_eq("slots of the event", ring.position() - at, 1)
 }
 
-/// Bytes of this process's memory that are pinned.
+/// Returns bytes of this process's memory that are pinned.
 fn pinned() -> anyhow::Result<usize> {
     let text = std::fs::read_to_string("/proc/self/status")?;
     let line = text.lines().find_map(|line| line.strip_prefix("VmPin:"));
@@ -314,7 +314,7 @@ impl Busy {
         Ok(stream)
     }
 
-    /// Has buffers handed out, and arms the event again.
+    /// Receives until buffers are handed out, and arms the event again.
     fn hold(&mut self) -> anyhow::Result<Stream> {
         let mut stream = Stream::starting_at(0, 2)?;
         stream.send(10_000)?;
@@ -334,7 +334,7 @@ impl Busy {
         Ok(stream)
     }
 
-    /// Has a request wait for data.
+    /// Makes a request that waits for data.
     fn wait(&mut self) -> anyhow::Result<Stream> {
         let stream = Stream::starting_at(0, 3)?;
         self.ring.push(stream.recv(&self.ifq, 0))?;

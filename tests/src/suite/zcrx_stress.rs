@@ -40,7 +40,7 @@ pub const TESTS: &[Test] = &[
     slow("ST13 events that are asked for at once", 30, st13),
 ];
 
-/// Does what a thread has to do. Should it fail, that ends the test: the others
+/// Runs a thread's part. Should it fail, that ends the test: the others
 /// would wait for it for ever.
 pub(super) fn part(what: &str, body: impl FnOnce() -> anyhow::Result<()>) {
     if let Err(error) = body() {
@@ -49,12 +49,12 @@ pub(super) fn part(what: &str, body: impl FnOnce() -> anyhow::Result<()>) {
     }
 }
 
-/// So many bytes, or a part of them with checkers, which slow all down.
+/// Returns so many bytes, or a part of them with checkers, which slow all down.
 fn bytes(plain: usize) -> usize {
     if kernel::is_debug() { plain / 8 } else { plain }
 }
 
-/// A ring of the calling thread that takes part in a queue.
+/// Returns a ring of the calling thread that takes part in a queue.
 pub(super) fn importing_ring(file: &OwnedFd) -> anyhow::Result<WideRing> {
     let ring = WideRing::with(8, 64, ZCRX_SETUP)?;
     import_into(&ring, file, 0)?;
@@ -73,14 +73,14 @@ impl Owned {
         &self.0[offset as usize / PAGE_SIZE]
     }
 
-    /// It was handed out.
+    /// Notes that it was handed out.
     fn take(&self, offset: u64) -> anyhow::Result<()> {
         let had = self.of(offset).swap(true, SeqCst);
         ensure!(!had, "{offset:#x} is handed out a second time");
         Ok(())
     }
 
-    /// It will be given back.
+    /// Notes that it will be given back.
     fn give(&self, offset: u64) -> anyhow::Result<()> {
         let had = self.of(offset).swap(false, SeqCst);
         ensure!(had, "{offset:#x} is given back a second time");
@@ -297,7 +297,7 @@ fn queue(ring: &WideRing, user: bool) -> anyhow::Result<Ifq> {
     })
 }
 
-/// One round of ST12: receives all, or closes in the midst of it.
+/// Runs one round of ST12: receives all, or closes in the midst of it.
 fn overwritten(round: u64, close: bool, longest: &AtomicU32) -> anyhow::Result<()> {
     let before = Held::now()?;
     let mut ring = WideRing::with(8, 64, ZCRX_SETUP)?;
@@ -345,7 +345,7 @@ fn overwritten(round: u64, close: bool, longest: &AtomicU32) -> anyhow::Result<(
     Ok(())
 }
 
-/// That every buffer comes back, once, when nobody interferes any more.
+/// Checks that every buffer comes back, once, when nobody interferes any more.
 fn everything_is_there(ring: &mut WideRing, ifq: &Ifq) -> anyhow::Result<()> {
     // The first may find nothing to read, and leave the position as it is; the
     // second goes by that, and tells the right one if it was wrong.

@@ -42,7 +42,7 @@ impl Bytes<'_> {
         context
     }
 
-    /// An instruction with so many behind it.
+    /// Returns an instruction with so many behind it.
     fn insn(&mut self, behind: usize) -> Insn {
         let code = match self.below(CODES.len() + 10) {
             usual if usual < CODES.len() => CODES[usual],

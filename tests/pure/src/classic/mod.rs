@@ -98,7 +98,7 @@ pub fn run(program: &[Insn], context: &Context) -> u32 {
     }
 }
 
-/// What the kernel's check asks for beyond what [`run`] would trip over: jumps that
+/// Checks what the kernel asks for beyond what [`run`] would trip over: jumps that
 /// stay inside, a `ret` at the end, and scratch words that are written before they
 /// are read, also on ways that it only believes in: past a `ret`.
 pub fn valid(program: &[Insn]) -> Result<(), String> {

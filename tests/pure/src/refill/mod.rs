@@ -12,7 +12,7 @@ use cursor::{Cursor, Place};
 /// The bit of an offset from which on it names the area.
 const AREA_BIT: u32 = 48;
 
-/// What an entry means, in arithmetic of unlimited width.
+/// Returns what an entry means, in arithmetic of unlimited width.
 fn meaning(offset: u64, padding: u32, shift: u32) -> Option<(u32, u64)> {
     let size = 1u128 << shift;
     let (area, within) = (
@@ -22,7 +22,7 @@ fn meaning(offset: u64, padding: u32, shift: u32) -> Option<(u32, u64)> {
     (padding == 0).then_some((area as u32, (within / size) as u64))
 }
 
-/// One entry, with buffers of `1 << shift` bytes.
+/// Checks one entry, with buffers of `1 << shift` bytes.
 pub fn check_entry(offset: u64, padding: u32, shift: u32) {
     let place = Place::of_entry(offset, padding, shift);
     let got = place.map(|place| (place.area, place.buffer));
@@ -34,7 +34,7 @@ pub fn check_entry(offset: u64, padding: u32, shift: u32) {
     }
 }
 
-/// Bytes as a user's moves: where it says that it is, and how many of the
+/// Takes bytes as a user's moves: where it says that it is, and how many of the
 /// entries the kernel takes. The kernel never takes more than the queue has, nor
 /// loses its own place.
 pub fn judge(data: &[u8]) {

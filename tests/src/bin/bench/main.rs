@@ -149,7 +149,7 @@ fn deny_value(value: u32) -> Program {
     bpf::deny_if(USER_DATA_LO, value)
 }
 
-/// Lists every case, after its base if it has one.
+/// Returns every case, after its base if it has one.
 fn cases() -> Vec<Case> {
     const NOP: Option<&str> = Some("NOP, no filter");
     const SOCKET: Option<&str> = Some("SOCKET, no filter");
