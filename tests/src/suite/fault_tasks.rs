@@ -117,7 +117,7 @@ fn restricted_and_filtered() -> anyhow::Result<()> {
     task_denies(&[1], true)
 }
 
-/// Returns a result where failing to make a task or a pid gives EAGAIN.
+/// Returns ENOMEM in place of EAGAIN, which failing to make a task or a pid gives.
 fn as_no_memory(result: i32) -> i32 {
     if result == -libc::EAGAIN {
         -libc::ENOMEM
