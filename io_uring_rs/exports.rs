@@ -283,7 +283,7 @@ mod tests {
     };
 
     /// Returns what filters see of a prepared request for `opcode` with the arguments `cmd` and the
-    /// asynchronous data `data`.
+    /// asynchronous data `data`, if there is any.
     fn seen<T>(opcode: Opcode, cmd: T, data: &mut [u8]) -> Result<[u8; 40]> {
         let mut request: KBox<bindings::io_kiocb> =
             KBox::init(pin_init::init_zeroed(), GFP_KERNEL)?;
@@ -291,11 +291,19 @@ mod tests {
         let mut bytes = [0; 40];
 
         request.opcode = opcode.as_u8();
-        request.async_data = data.as_mut_ptr().cast();
+        if !data.is_empty() {
+            request.async_data = data.as_mut_ptr().cast();
+        }
         // SAFETY: The arguments of every opcode fit there, and the request is ours.
         unsafe { (&raw mut request.__bindgen_anon_1).cast::<T>().write(cmd) };
-        // SAFETY: The request is as its `prep` would leave it; both are ours.
-        unsafe { io_socket_bpf_populate((&raw mut context).cast(), &raw mut *request) };
+        let defs = (&raw const bindings::io_issue_defs).cast::<bindings::io_issue_def>();
+        // SAFETY: The table has an entry for each opcode.
+        match unsafe { (*defs.add(opcode.index())).filter_populate } {
+            // SAFETY: The request is as its `prep` would leave it; both are ours.
+            Some(populate) => unsafe { populate((&raw mut context).cast(), &raw mut *request) },
+            // SAFETY: As above.
+            None => filter::populate(&mut context, unsafe { Request::from_raw(&raw mut *request) }),
+        }
 
         for (to, from) in bytes.iter_mut().zip(context.as_bytes()) {
             *to = *from;
@@ -389,6 +397,18 @@ mod tests {
                 }
             }
         }
+        Ok(())
+    }
+
+    /// A request that failed to allocate has no address.
+    #[test]
+    fn connect_without_an_address() -> Result {
+        let mut cmd: bindings::io_connect = pin_init::zeroed();
+        cmd.addr_len = 16;
+
+        let bytes = seen(Opcode::CONNECT, cmd, &mut [])?;
+        assert_eq!(bytes[8..16], [16, 0, 24, 0, 0, 0, 0, 0]);
+        assert_eq!(bytes[16..], [0; 24]);
         Ok(())
     }
 

@@ -361,6 +361,44 @@ fn registers_start_at_zero() {
     }
 }
 
+/// A program that the kernel refuses is never taken to have a certain verdict: its
+/// codes may be unknown, its jumps and its end may lead out of it.
+#[test]
+fn refused_programs_are_undecided() {
+    let judge = |program: &[Insn], room: usize| {
+        let context = classic::verdict::context(NOP.0, NOP.1);
+        classic::verdict::evaluate(program, &context, &mut vec![None; room])
+    };
+    let allow = Insn::new(RET_K, 1);
+    // A = user_data, of which nothing is known.
+    let load = Insn::new(LD_ABS, 0);
+
+    assert_eq!(judge(&[load, allow], 2), Verdict::Allow);
+    for program in [
+        // ALU | MOD, LD | B | ABS and JMP with an operation that there is not.
+        vec![load, Insn::new(ALU | 0x90, 1), allow],
+        vec![Insn::new(0x30, 0), allow],
+        vec![
+            load,
+            Insn::jump(JMP | 0x50, 1, 0, 1),
+            Insn::new(RET_K, 0),
+            allow,
+        ],
+        vec![],
+        vec![load],
+        vec![Insn::new(JMP_JA, 1), allow],
+        vec![Insn::new(JMP_JA, u32::MAX), allow],
+        vec![load, Insn::jump(JMP_JEQ_K, 1, 0, 7), allow],
+    ] {
+        assert_eq!(
+            judge(&program, program.len()),
+            Verdict::Depends,
+            "{program:?}"
+        );
+    }
+    assert_eq!(judge(&[load, allow], 1), Verdict::Depends);
+}
+
 /// The only codes that a filter may have are those that the interpreter knows, and
 /// of the context it can only load aligned words.
 #[test]
