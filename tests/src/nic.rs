@@ -239,6 +239,10 @@ fn new_namespace() -> anyhow::Result<OwnedFd> {
 impl Nic {
     /// Renews both ports, and brings them up with header split on.
     pub fn new() -> anyhow::Result<Self> {
+        // A socket that nobody has any more keeps packets that came after a lost one until
+        // it has said often enough that it ends.
+        const SAID: &str = "/proc/sys/net/ipv4/tcp_orphan_retries";
+        fs::write(SAID, "1").context(SAID)?;
         for port in [PORT, PEER] {
             expect_eq("IOMMU", get(port, "iommu")? == 1, behind_iommu()?)?;
             unplug(port)?;

@@ -9,13 +9,14 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 
 /// Files that hold a setting each.
-const FILES: [&str; 12] = [
+const FILES: [&str; 13] = [
     "/proc/sys/kernel/bpf_stats_enabled",
     "/proc/sys/kernel/hung_task_timeout_secs",
     "/proc/sys/kernel/hung_task_warnings",
     "/proc/sys/net/core/bpf_jit_enable",
     "/proc/sys/net/core/bpf_jit_harden",
     "/proc/sys/net/core/bpf_jit_limit",
+    "/proc/sys/net/ipv4/tcp_orphan_retries",
     "/proc/sys/net/ipv4/tcp_rmem",
     "/proc/sys/user/max_user_namespaces",
     "/proc/sys/vm/nr_hugepages",

@@ -387,12 +387,13 @@ pub(super) fn either(c: u32, rust: u32) -> u32 {
 
 /// Sweeps the fault points of a scenario: so many allocations at least that are
 /// not tried again, and just so many user copies, if that can be told. Then has
-/// memory run out for good, which those meet that are tried again.
+/// memory run out for good, which those meet that are tried again. Returns what single
+/// failures met, and at how many points memory had run out.
 pub(super) fn swept<S: Scenario>(
     what: &str,
     allocations: u32,
     copies: Option<u32>,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<(Met, u32)> {
     let before = pins()?;
     let met: Met = sweep::<S>(what)?;
     ensure!(
@@ -408,7 +409,8 @@ pub(super) fn swept<S: Scenario>(
         refused >= allocations.max(1),
         "refused at {refused} points only"
     );
-    expect_pins(before, "the end of memory")
+    expect_pins(before, "the end of memory")?;
+    Ok((met, refused))
 }
 
 fn fi10() -> TestResult {
