@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0
 """The examples in the documentation of this project's part of the kernel crate. A
-kernel with CONFIG_RUST_KERNEL_DOCTESTS runs them as KUnit tests, together with those
-of the rest of the crate."""
+kernel with CONFIG_RUST_KERNEL_DOCTESTS, as that of DEBUG=1, runs them as KUnit tests,
+together with those of the rest of the crate."""
 
 import re
 
 SUITE = "rust_doctests_kernel"
-OPTION = "CONFIG_RUST_KERNEL_DOCTESTS=y"
 # A line of documentation that begins or ends a block of code, and what kind it is of.
 FENCE = re.compile(r"^\s*//[/!]\s*```(\S*)", re.M)
 # The kinds that are run.
