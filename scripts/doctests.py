@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0
 """The examples in the documentation of this project's part of the kernel crate. A
-kernel with DEBUG=1 runs them as KUnit tests, together with those
-of the rest of the crate."""
+kernel with CONFIG_RUST_KERNEL_DOCTESTS, as that of DEBUG=1, runs them as KUnit tests,
+together with those of the rest of the crate."""
 
 import re
 

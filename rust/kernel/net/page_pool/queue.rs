@@ -589,7 +589,7 @@ mod tests {
         let (other, ending) = (state.clone(), queue.clone());
 
         drop(pool);
-        workqueue::system_unbound().try_spawn(GFP_KERNEL, move || {
+        workqueue::system_dfl().try_spawn(GFP_KERNEL, move || {
             other.store(STARTED, Relaxed);
             wait(&other, MAY_END);
             ending.end(|_| true);
