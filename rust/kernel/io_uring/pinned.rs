@@ -138,14 +138,8 @@ impl PinnedPages {
 
     /// Returns the number of pages.
     #[inline]
-    pub fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.len
-    }
-
-    /// Returns whether there are no pages, which does not happen.
-    #[inline]
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
     }
 
     /// Returns the pages as C knows them.
@@ -276,5 +270,18 @@ mod tests {
             count_pages(0, usize::MAX - PAGE_SIZE + 1),
             Ok(usize::MAX >> PAGE_SHIFT)
         );
+    }
+
+    /// Unit tests run in a kernel thread, which has no memory of user space.
+    #[test]
+    fn kernel_threads_pin_nothing() {
+        assert!(matches!(
+            PinnedPages::new(PAGE_SIZE, PAGE_SIZE),
+            Err(error) if error == EFAULT
+        ));
+        assert!(matches!(
+            PinnedPages::new(PAGE_SIZE, 0),
+            Err(error) if error == EINVAL
+        ));
     }
 }

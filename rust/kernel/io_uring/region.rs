@@ -56,7 +56,6 @@ use core::{
 ///
 /// let desc = RegionDesc::from_bytes_copy(&bytes).ok_or(EINVAL)?;
 /// assert_eq!(desc.size(), 8192);
-/// assert_eq!(desc.mmap_offset(), 0);
 /// assert!(!desc.is_user_provided());
 /// # Ok::<(), Error>(())
 /// ```
@@ -82,11 +81,6 @@ impl RegionDesc {
     /// Returns the region's size in bytes. Not validated.
     pub fn size(&self) -> u64 {
         self.0.size
-    }
-
-    /// Returns where user space may map the region, in bytes: see [`Region::new`].
-    pub fn mmap_offset(&self) -> u64 {
-        self.0.mmap_offset
     }
 
     /// Returns whether user space provides the memory: `IORING_MEM_REGION_TYPE_USER`.
@@ -282,28 +276,6 @@ impl Region {
             // accesses at the same time are marked or as good as user space's.
             unsafe { atomic_store(word, value, Release) };
         }
-    }
-
-    /// Reads a word once, without ordering: `READ_ONCE`.
-    #[inline]
-    pub fn read_u32(&self, offset: usize) -> u32 {
-        self.at(offset).map_or(0, |word: *mut u32| {
-            // SAFETY: `at` returns pointers that are valid and aligned. By the type invariants,
-            // stores at the same time are marked or as good as user space's.
-            unsafe { word.read_volatile() }
-        })
-    }
-
-    /// Reads a double word once, without ordering: `READ_ONCE`.
-    ///
-    /// Where registers have 32 bits, its halves may come from different stores.
-    #[inline]
-    pub fn read_u64(&self, offset: usize) -> u64 {
-        self.at(offset).map_or(0, |word: *mut u64| {
-            // SAFETY: `at` returns pointers that are valid and aligned. By the type invariants,
-            // stores at the same time are marked or as good as user space's.
-            unsafe { word.read_volatile() }
-        })
     }
 
     /// Adds to a double word, wrapping around, without ordering: `atomic64_add`.

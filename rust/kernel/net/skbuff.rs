@@ -413,6 +413,10 @@ unsafe fn copy_bytes(src: *const u8, page: PinnedPage<'_>, dst_offset: usize, le
 #[macros::kunit_tests(rust_kernel_net_skbuff)]
 mod tests {
     use super::*;
+    use crate::{
+        page::Page,
+        prelude::*, //
+    };
 
     /// Makes a piece of pages that count as highmem, though they are not.
     fn piece(len: usize) -> Piece<'static> {
@@ -439,6 +443,68 @@ mod tests {
         whole.advance(usize::MAX);
         assert!(whole.is_empty());
         assert!(matches!(whole.source, Source::Pages { start: 95, .. }));
+    }
+
+    /// Copies from two pages that follow each other, from `start` on, until nothing is left.
+    fn copy_all(first: NonNull<bindings::page>, start: usize, len: usize) -> Result<KVec<u8>> {
+        let mut piece = Piece {
+            source: Source::Pages { page: first, start },
+            len,
+            packet: PhantomData,
+        };
+        let to = Page::alloc_page(GFP_KERNEL)?;
+        let pinned = PinnedPage::of_page(&to).ok_or(EINVAL)?;
+        let mut all = KVec::new();
+
+        while !piece.is_empty() {
+            let mut bytes = KVec::from_elem(0, PAGE_SIZE, GFP_KERNEL)?;
+            let copied = piece.copy_to_page(pinned);
+
+            // SAFETY: There is room for a page, and nobody writes to it.
+            unsafe { to.read_raw(bytes.as_mut_ptr(), 0, copied) }?;
+            all.extend_from_slice(bytes.get(..copied).ok_or(EINVAL)?, GFP_KERNEL)?;
+            if copied == 0 {
+                break;
+            }
+        }
+        Ok(all)
+    }
+
+    /// Pages that have to be mapped are copied one after the other.
+    #[test]
+    fn pages_are_copied_across_their_ends() -> Result {
+        const ORDER: u32 = 1;
+        let byte = |index: usize| (index % 251) as u8;
+        // SAFETY: It is safe to allocate pages where one may sleep.
+        let pages = unsafe { bindings::alloc_pages(GFP_KERNEL.as_raw(), ORDER) };
+        let first = NonNull::new(pages).ok_or(ENOMEM)?;
+        // SAFETY: The pages were just allocated, and are no highmem.
+        let bytes = unsafe { bindings::lowmem_page_address(first.as_ptr()) }.cast::<u8>();
+        let mut wrong = 0;
+
+        for index in 0..2 * PAGE_SIZE {
+            // SAFETY: This is in one of the two pages, which are ours.
+            unsafe { bytes.add(index).write(byte(index)) };
+        }
+        for (start, len) in [
+            (0, 1),
+            (7, 100),
+            (PAGE_SIZE - 1, 2),
+            (PAGE_SIZE - 100, 300),
+            (PAGE_SIZE + 3, PAGE_SIZE - 3),
+            (10, PAGE_SIZE + 50),
+            (0, 2 * PAGE_SIZE),
+        ] {
+            let copied = copy_all(first, start, len)?;
+
+            if !copied.iter().copied().eq((start..start + len).map(byte)) {
+                wrong += 1;
+            }
+        }
+        // SAFETY: They were allocated above, and nobody uses them any more.
+        unsafe { bindings::__free_pages(first.as_ptr(), ORDER) };
+        assert_eq!(wrong, 0);
+        Ok(())
     }
 
     #[test]

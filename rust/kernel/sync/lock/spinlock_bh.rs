@@ -264,6 +264,26 @@ mod tests {
         Ok(())
     }
 
+    /// Who does not get the lock leaves bottom halves as they were.
+    #[test]
+    fn trying_to_lock() -> Result {
+        let lock = KBox::pin_init(new_spinlock_bh!(0, "trying"), GFP_KERNEL)?;
+        let half = BottomHalf::new()?;
+
+        let mut guard = lock.try_lock().ok_or(EBUSY)?;
+        *guard += 1;
+        half.schedule();
+        let again = lock.try_lock().is_some();
+        let before = half.has_run();
+        drop(guard);
+
+        assert!(!again);
+        assert!(!before);
+        assert!(half.has_run());
+        assert_eq!(lock.try_lock().map(|guard| *guard), Some(1));
+        Ok(())
+    }
+
     /// Bottom halves enable interrupts while they run, so none may while a token says otherwise.
     #[test]
     fn unlocking_leaves_interrupts_disabled() -> Result {
