@@ -275,6 +275,8 @@ mod tests {
     use super::*;
     use core::cell::Cell;
     use kernel::{
+        impl_has_work,
+        new_work,
         sync::atomic::{
             Acquire,
             Release, //
@@ -285,7 +287,11 @@ mod tests {
             Instant,
             Monotonic, //
         },
-        workqueue, //
+        workqueue::{
+            self,
+            Work,
+            WorkItem, //
+        }, //
     };
 
     fn buffers(count: u32) -> Result<Pin<KBox<Buffers>>> {
@@ -419,6 +425,42 @@ mod tests {
         /// The rounds that the first task has begun, and that the second one has ended.
         begun: Atomic<u32>,
         ended: Atomic<u32>,
+        /// The second task.
+        #[pin]
+        work: Work<Shared>,
+    }
+
+    impl_has_work! {
+        impl HasWork<Self> for Shared { self.work }
+    }
+
+    impl Shared {
+        /// The number of buffers.
+        const COUNT: u32 = 64;
+        /// What stands for a round that there is none of any more.
+        const STOP: u32 = u32::MAX;
+
+        /// Gives back all buffers. It does so one by one: while it has the free list locked, a task
+        /// is not met.
+        fn give_all_back(&self) {
+            for buffer in 0..Self::COUNT {
+                give_back(&self.buffers, [(buffer.into(), 1)]);
+            }
+        }
+    }
+
+    impl WorkItem for Shared {
+        type Pointer = Arc<Self>;
+
+        fn run(this: Arc<Self>) {
+            let mut round = changed(&this.begun, 0);
+
+            while round != Self::STOP {
+                this.give_all_back();
+                this.ended.store(round, Release);
+                round = changed(&this.begun, round);
+            }
+        }
     }
 
     /// Waits until `number` has a value that is not `old`, and returns it.
@@ -441,44 +483,26 @@ mod tests {
     /// No buffer gets lost, and none is free twice.
     #[test]
     fn at_the_same_time() -> Result {
-        const COUNT: u32 = 64;
-        const STOP: u32 = u32::MAX;
-        let buffers = Buffers::new(COUNT, 12, false)?;
+        let buffers = Buffers::new(Shared::COUNT, 12, false)?;
         let shared = Arc::pin_init(
             pin_init!(Shared {
                 buffers <- buffers,
                 begun: Atomic::new(0),
                 ended: Atomic::new(0),
+                work <- new_work!("zcrx_buffers_test"),
             }),
             GFP_KERNEL,
         )?;
-        // One by one: while it has a free list locked, a task is not met.
-        let give_all_back = |buffers: &Buffers| {
-            for buffer in 0..COUNT {
-                give_back(buffers, [(buffer.into(), 1)]);
-            }
-        };
-        let other = shared.clone();
 
-        workqueue::system_dfl().try_spawn(GFP_KERNEL, move || {
-            let mut round = 0;
-
-            loop {
-                round = changed(&other.begun, round);
-                if round == STOP {
-                    return;
-                }
-                give_all_back(&other.buffers);
-                other.ended.store(round, Release);
-            }
-        })?;
+        // It is in no queue yet.
+        let _ = workqueue::system_dfl().enqueue(shared.clone());
         let start = Instant::<Monotonic>::now();
         let (mut round, mut wrong) = (0, 0);
         while round < 100 || start.elapsed() < Delta::from_millis(500) {
             let mut taken = drain(&shared.buffers)?;
 
             taken.sort_unstable();
-            if !taken.iter().copied().eq(0..COUNT) {
+            if !taken.iter().copied().eq(0..Shared::COUNT) {
                 wrong += 1;
             }
             for &buffer in &taken {
@@ -487,14 +511,14 @@ mod tests {
             round += 1;
             shared.begun.store(round, Release);
             match round % 2 {
-                0 => give_all_back(&shared.buffers),
+                0 => shared.give_all_back(),
                 _ => shared.buffers.scrub(),
             }
             changed(&shared.ended, round - 1);
         }
-        shared.begun.store(STOP, Release);
+        shared.begun.store(Shared::STOP, Release);
         assert_eq!(wrong, 0);
-        assert_eq!(drain(&shared.buffers)?.len(), COUNT as usize);
+        assert_eq!(drain(&shared.buffers)?.len(), Shared::COUNT as usize);
         Ok(())
     }
 

@@ -427,6 +427,8 @@ mod tests {
     };
     #[cfg(CONFIG_DMA_NEED_SYNC)]
     use crate::{
+        impl_has_work,
+        new_work,
         sync::rcu,
         time::{
             delay::fsleep,
@@ -434,7 +436,11 @@ mod tests {
             Instant,
             Monotonic, //
         },
-        workqueue, //
+        workqueue::{
+            self,
+            Work,
+            WorkItem, //
+        }, //
     };
 
     /// A table of one entry, which names no memory, and counts that it is mapped.
@@ -565,14 +571,51 @@ mod tests {
         Ok(())
     }
 
+    /// A task that ends a binding, and how far it is.
+    #[cfg(CONFIG_DMA_NEED_SYNC)]
+    #[pin_data]
+    struct Ending {
+        queue: Arc<ProvidedQueue<Provider>>,
+        state: Atomic<i32>,
+        #[pin]
+        work: Work<Ending>,
+    }
+
+    #[cfg(CONFIG_DMA_NEED_SYNC)]
+    impl_has_work! {
+        impl HasWork<Self> for Ending { self.work }
+    }
+
+    #[cfg(CONFIG_DMA_NEED_SYNC)]
+    impl Ending {
+        const STARTED: i32 = 1;
+        const MAY_END: i32 = 2;
+        const ENDED: i32 = 3;
+
+        /// Waits until the task, or who has started it, is so far.
+        fn wait(&self, state: i32) {
+            while self.state.load(Relaxed) != state {
+                fsleep(Delta::from_micros(100));
+            }
+        }
+    }
+
+    #[cfg(CONFIG_DMA_NEED_SYNC)]
+    impl WorkItem for Ending {
+        type Pointer = Arc<Self>;
+
+        fn run(this: Arc<Self>) {
+            this.state.store(Self::STARTED, Relaxed);
+            this.wait(Self::MAY_END);
+            this.queue.end(|_| true);
+            this.state.store(Self::ENDED, Relaxed);
+        }
+    }
+
     /// A pool may be syncing a buffer for its device, in a softirq, which is waited for.
     #[cfg(CONFIG_DMA_NEED_SYNC)]
     #[test]
     fn syncs_are_waited_for() -> Result {
-        // How far the task is that ends the binding.
-        const STARTED: i32 = 1;
-        const MAY_END: i32 = 2;
-        const ENDED: i32 = 3;
         let dev = faux::Registration::new(c"page_pool_queue", None)?;
         let (queue, mapped) = provider(dev.as_ref().as_ref())?;
         let mut pool = TestPool::new(&queue)?;
@@ -580,36 +623,34 @@ mod tests {
         let packet = pool.receive().ok_or(ENOMEM)?;
         // SAFETY: The device is dropped last.
         unsafe { pool.set_device(dev.as_ref().as_ref()) };
-        let state = Arc::new(Atomic::new(0), GFP_KERNEL)?;
-        let wait = |state: &Atomic<i32>, wanted| {
-            while state.load(Relaxed) != wanted {
-                fsleep(Delta::from_micros(100));
-            }
-        };
-        let (other, ending) = (state.clone(), queue.clone());
+        let ending = Arc::pin_init(
+            pin_init!(Ending {
+                queue,
+                state: Atomic::new(0),
+                work <- new_work!("page_pool_queue_test"),
+            }),
+            GFP_KERNEL,
+        )?;
 
         drop(pool);
-        workqueue::system_dfl().try_spawn(GFP_KERNEL, move || {
-            other.store(STARTED, Relaxed);
-            wait(&other, MAY_END);
-            ending.end(|_| true);
-            other.store(ENDED, Relaxed);
-        })?;
-        wait(&state, STARTED);
+        // It is in no queue yet.
+        let _ = workqueue::system_dfl().enqueue(ending.clone());
+        ending.wait(Ending::STARTED);
 
         // What a softirq is to those who wait for it.
         let guard = rcu::read_lock();
         let begin = Instant::<Monotonic>::now();
-        state.store(MAY_END, Relaxed);
-        while state.load(Relaxed) != ENDED && begin.elapsed() < Delta::from_millis(50) {
+        let is_over = || ending.state.load(Relaxed) == Ending::ENDED;
+        ending.state.store(Ending::MAY_END, Relaxed);
+        while !is_over() && begin.elapsed() < Delta::from_millis(50) {
             core::hint::spin_loop();
         }
-        let seen = (state.load(Relaxed), mapped.load(Relaxed));
+        let seen = (is_over(), mapped.load(Relaxed));
         drop(guard);
-        wait(&state, ENDED);
+        ending.wait(Ending::ENDED);
         drop(packet);
 
-        assert_eq!(seen, (MAY_END, 1));
+        assert_eq!(seen, (false, 1));
         assert_eq!(mapped.load(Relaxed), 0);
         Ok(())
     }
