@@ -22,25 +22,25 @@ pub enum Verdict {
     Failed(String),
 }
 
-/// The plan of a test or of a group of tests.
+/// Prints the plan of a test or of a group of tests.
 pub fn plan(indent: usize, tests: usize) {
     println!("{:indent$}KTAP version 1", "");
     println!("{:indent$}1..{tests}", "");
 }
 
-/// The plan of a group inside a larger plan.
+/// Prints the plan of a group inside a larger plan.
 pub fn subtest(indent: usize, name: &str, tests: usize) {
     println!("{:indent$}KTAP version 1", "");
     println!("{:indent$}# Subtest: {name}", "");
     println!("{:indent$}1..{tests}", "");
 }
 
-/// A line that says more about the result that follows.
+/// Prints a line that says more about the result that follows.
 pub fn diagnostic(indent: usize, text: &str) {
     println!("{:indent$}# {text}", "");
 }
 
-/// A result line.
+/// Prints a result line.
 pub fn result(indent: usize, number: usize, name: &str, verdict: &Verdict) {
     match verdict {
         Verdict::Passed => println!("{:indent$}ok {number} {name}", ""),
@@ -126,7 +126,7 @@ fn anonymous_file() -> anyhow::Result<File> {
 }
 
 impl Finished {
-    /// What the exit status says: 0 passed, 77 skipped, anything else failed.
+    /// Returns what the exit status says: 0 passed, 77 skipped, anything else failed.
     pub fn verdict(&self) -> Verdict {
         let Some(status) = self.status else {
             return Verdict::Failed(format!("no end after {} s", self.took.as_secs()));
@@ -143,7 +143,7 @@ impl Finished {
         }
     }
 
-    /// The last thing that a skipped program said.
+    /// Returns the last thing that a skipped program said.
     fn reason(&self) -> String {
         let last = self.output.lines().rev().find(|line| !line.is_empty());
         last.unwrap_or("no reason given").to_string()

@@ -113,13 +113,13 @@ pub fn prepare(points: Points) -> anyhow::Result<Option<Outcome>> {
 
 /// A system call that may fail half way, and how to see what it left behind.
 pub trait Scenario: Sized {
-    /// What is there before the call.
+    /// Makes what is there before the call.
     fn setup() -> anyhow::Result<Self>;
-    /// The call itself.
+    /// Makes the call itself.
     fn act(&mut self) -> i32;
-    /// That nothing changed.
+    /// Checks that nothing changed.
     fn unchanged(&mut self) -> anyhow::Result<()>;
-    /// That the call had its effect.
+    /// Checks that the call had its effect.
     fn done(&mut self) -> anyhow::Result<()>;
 }
 
@@ -171,7 +171,7 @@ pub fn sweep<S: Scenario>(what: &str) -> anyhow::Result<Met> {
     bail!("{what}: no end after {MOST} fault points")
 }
 
-/// One attempt, in a process of its own.
+/// Makes one attempt, in a process of its own.
 fn attempt<S: Scenario>(n: usize) -> anyhow::Result<u32> {
     let fail = FailNth::open()?;
     let mut scenario = S::setup().context("setup")?;
@@ -187,7 +187,7 @@ fn attempt<S: Scenario>(n: usize) -> anyhow::Result<u32> {
     Ok(outcome)
 }
 
-/// What must be true after a call, whether it failed or not.
+/// Checks what must be true after a call, whether it failed or not.
 fn finish<S: Scenario>(mut scenario: S, ret: i32) -> anyhow::Result<()> {
     if ret != 0 {
         scenario.unchanged().context("after the failure")?;
@@ -236,7 +236,7 @@ pub fn exhaust<S: Scenario>(what: &str) -> anyhow::Result<u32> {
     bail!("{what}: {MOST} bytes are not enough")
 }
 
-/// Has a scenario, which takes pages for itself, fail for want of them.
+/// Runs a scenario, which takes pages for itself, and lets it fail for want of them.
 pub fn without_pages<S: Scenario>(what: &str) -> anyhow::Result<()> {
     const TIMES: &str = "fail_page_alloc/times";
     const MOST: i32 = 50;
@@ -279,7 +279,7 @@ fn verdicts(ring: &mut Ring) -> anyhow::Result<[i32; 5]> {
     Ok(results)
 }
 
-/// What [`verdicts`] says where these NOPs, or CLOSE, are denied.
+/// Returns what [`verdicts`] says where these NOPs, or CLOSE, are denied.
 fn denying(nops: &[usize], close: bool) -> [i32; 5] {
     let mut results = [0, 0, 0, 0, if close { DENIED } else { -libc::EBADF }];
     for &user_data in nops {
@@ -288,12 +288,12 @@ fn denying(nops: &[usize], close: bool) -> [i32; 5] {
     results
 }
 
-/// That a ring denies exactly these.
+/// Checks that a ring denies exactly these.
 pub fn ring_denies(ring: &mut Ring, nops: &[usize], close: bool) -> anyhow::Result<()> {
     expect_eq("verdicts", verdicts(ring)?, denying(nops, close))
 }
 
-/// That a ring made now denies exactly these.
+/// Checks that a ring made now denies exactly these.
 pub fn task_denies(nops: &[usize], close: bool) -> anyhow::Result<()> {
     ring_denies(&mut Ring::new(2)?, nops, close)
 }

@@ -51,7 +51,7 @@ fn exec_probe() -> anyhow::Result<()> {
     Err(sandbox::nop_probe().exec()).context("exec")
 }
 
-/// The NOP's result of a child that became [`exec_probe`].
+/// Returns the NOP's result of a child that became [`exec_probe`].
 fn probed(body: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<i32> {
     match waitpid(sandbox::spawn(body)?, None)? {
         WaitStatus::Exited(_, code) => Ok(-code),
@@ -160,7 +160,7 @@ impl HiddenRing {
         })
     }
 
-    /// A word of the rings, whose offset the kernel told in `params[at]`.
+    /// Returns a word of the rings, whose offset the kernel told in `params[at]`.
     fn shared(&self, at: usize) -> *mut u32 {
         // SAFETY: the kernel keeps its offsets inside the memory it was given.
         unsafe { self.rings.address.add(self.params[at] as usize).cast() }
@@ -196,7 +196,7 @@ impl HiddenRing {
         Ok(res)
     }
 
-    /// That exactly these of the NOPs with `user_data` 0 to 4 are denied.
+    /// Checks that exactly these of the NOPs with `user_data` 0 to 4 are denied.
     fn denies(&self, what: &str, denied: &[u64]) -> anyhow::Result<()> {
         for user_data in 0..5 {
             let want = if denied.contains(&user_data) {
@@ -211,7 +211,7 @@ impl HiddenRing {
     }
 }
 
-/// A register opcode for a registered ring.
+/// Returns a register opcode for a registered ring.
 fn through(opcode: u32) -> u32 {
     opcode | IORING_REGISTER_USE_REGISTERED_RING
 }
@@ -305,7 +305,7 @@ fn fo24() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-/// That rings made now deny NOP 1 and CLOSE, but not FSYNC, and that the task
+/// Checks that rings made now deny NOP 1 and CLOSE, but not FSYNC, and that the task
 /// may add filters but no restrictions.
 fn both(what: &str) -> anyhow::Result<()> {
     denied_on_new_ring(what, &[1])?;
@@ -365,7 +365,7 @@ fn fo26() -> TestResult {
     sandbox::sandboxed()?;
     let nop_and_fsync = [Restriction::sqe_op(op::NOP), Restriction::sqe_op(op::FSYNC)];
     expect_result("restrictions", restrict_task(&nop_and_fsync), 0)?;
-    /// Each generation adds one denied NOP and has those of the elders.
+    /// Runs a generation, which adds one denied NOP and has those of the elders.
     fn generation(number: u32) -> anyhow::Result<()> {
         task_filter(op::NOP, &deny_nop(number))?;
         let denied: Vec<u64> = (0..=number.into()).collect();

@@ -47,7 +47,7 @@ pub fn task_filter(opcode: u8, program: &[Insn]) -> anyhow::Result<()> {
     expect_result(&what, register::filter(TASK, opcode, program), 0)
 }
 
-/// That exactly these of the NOPs with `user_data` 0 to 4 are denied.
+/// Checks that exactly these of the NOPs with `user_data` 0 to 4 are denied.
 pub fn denied_nops(what: &str, ring: &mut Ring, denied: &[u64]) -> anyhow::Result<()> {
     for user_data in 0..5 {
         let want = if denied.contains(&user_data) {
@@ -61,12 +61,12 @@ pub fn denied_nops(what: &str, ring: &mut Ring, denied: &[u64]) -> anyhow::Resul
     Ok(())
 }
 
-/// The same on a ring made now by the calling task.
+/// Checks the same on a ring made now by the calling task.
 pub fn denied_on_new_ring(what: &str, denied: &[u64]) -> anyhow::Result<()> {
     denied_nops(what, &mut Ring::new(2)?, denied)
 }
 
-/// A filter that denies NOPs with this `user_data`.
+/// Returns a filter that denies NOPs with this `user_data`.
 pub fn deny_nop(user_data: u32) -> Vec<Insn> {
     bpf::deny_if(USER_DATA_LO, user_data)
 }
@@ -292,7 +292,7 @@ fn fo09() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-/// Result of a NOP in a child that shares memory with its waiting parent.
+/// Returns the result of a NOP in a child that shares memory with its waiting parent.
 pub fn vfork_probe() -> anyhow::Result<i32> {
     let mut stack = vec![0u8; 256 << 10];
     let child = Box::new(

@@ -30,13 +30,13 @@ pub const TESTS: &[Test] = &[
     test("FP15be order of words and bytes, big endian", fp15be),
 ];
 
-/// That a program is refused with EINVAL and the ring stays without filter.
+/// Checks that a program is refused with EINVAL and the ring stays without filter.
 fn refused(ring: &mut Ring, what: &str, program: &[bpf::Insn]) -> anyhow::Result<()> {
     expect_result(what, ring.filter(op::NOP, program), -libc::EINVAL)?;
     ring.expect(&format!("NOP after {what}"), Sqe::nop(), 0)
 }
 
-/// The verdict on a NOP with `user_data` of a ring that has only this filter.
+/// Returns the verdict on a NOP with `user_data` of a ring that has only this filter.
 fn verdict(program: &[bpf::Insn], user_data: u64) -> anyhow::Result<i32> {
     let mut ring = Ring::new(2)?;
     ring.must_filter(op::NOP, program)?;
@@ -253,7 +253,7 @@ fn fp09() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-/// What filters see of a NOP.
+/// Returns what filters see of a NOP.
 pub(super) fn nop_context(user_data: u64) -> Context {
     let mut context = [0; 10];
     context[0] = user_data as u32;

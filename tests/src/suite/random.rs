@@ -71,7 +71,7 @@ impl Actor {
         }
     }
 
-    /// One that starts out as this one's child or new thread.
+    /// Returns one that starts out as this one's child or new thread.
     fn offspring(&mut self) -> Self {
         Actor {
             depth: self.depth + 1,
@@ -114,7 +114,7 @@ impl Actor {
         }
     }
 
-    /// A filter's opcode, the `user_data` that it denies, and its flags.
+    /// Chooses a filter's opcode, the `user_data` that it denies, and its flags.
     fn choose_filter(&mut self) -> (u8, u32, u32) {
         let opcode = *self.rng.choice(&OPCODES).expect("not empty");
         let deny_rest = self.rng.u32(..12) == 0;
@@ -122,7 +122,7 @@ impl Actor {
         (opcode, self.rng.u32(..USER_DATA), flags)
     }
 
-    /// Entries, and what is to come of parsing them: most lists leave most of
+    /// Chooses entries, and what is to come of parsing them: most lists leave most of
     /// what the sequences need.
     fn choose_list(&mut self) -> Vec<Restriction> {
         let rng = &mut self.rng;
@@ -194,7 +194,7 @@ impl Actor {
         Ok(())
     }
 
-    /// One of the task's rings, if it has any.
+    /// Chooses one of the task's rings, if it has any.
     fn choose_ring(&mut self) -> Option<usize> {
         (!self.rings.is_empty()).then(|| self.rng.usize(..self.rings.len()))
     }
@@ -282,7 +282,7 @@ impl Actor {
         submit_to(ring, state, sqe)
     }
 
-    /// A child that lives on by itself, or whose end is waited for.
+    /// Forks a child that lives on by itself, or whose end is waited for.
     fn fork_child(&mut self) -> anyhow::Result<()> {
         if self.depth == DEPTH {
             return Ok(());
@@ -301,7 +301,7 @@ impl Actor {
         Ok(())
     }
 
-    /// A thread that acts at the same time as this one.
+    /// Starts a thread that acts at the same time as this one.
     fn start_thread(&mut self) -> anyhow::Result<()> {
         if self.depth == DEPTH {
             return Ok(());
@@ -322,7 +322,7 @@ impl Actor {
         thread.join().expect("the thread does not panic")
     }
 
-    /// A child uses a ring of ours, which knows nothing of the child.
+    /// Lets a child use a ring of ours, which knows nothing of the child.
     fn lend_ring(&mut self) -> anyhow::Result<()> {
         let sqe = self.choose_sqe();
         let Some(at) = self.choose_ring() else {
@@ -342,7 +342,7 @@ impl Actor {
         })
     }
 
-    /// What a NOP gives in a program started by exec.
+    /// Checks what a NOP gives in a program started by exec.
     fn probe(&mut self) -> anyhow::Result<()> {
         self.note("exec");
         let want = match RingState::new(self.object.as_ref(), false).verdict(Sqe::nop()) {

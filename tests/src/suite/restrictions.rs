@@ -39,7 +39,7 @@ pub const TESTS: &[Test] = &[
 const DENIED: i32 = -libc::EACCES;
 const INVALID: i32 = -libc::EINVAL;
 
-/// A ring that is still disabled.
+/// Returns a ring that is still disabled.
 pub fn disabled() -> anyhow::Result<Ring> {
     Ring::with(4, IORING_SETUP_R_DISABLED)
 }
@@ -51,14 +51,14 @@ fn restrict_and_enable(ring: &Ring, entries: &[Restriction]) -> anyhow::Result<(
     expect_result("enabling", register::enable(ring.fd()), 0)
 }
 
-/// A ring that was restricted and enabled.
+/// Returns a ring that was restricted and enabled.
 pub fn restricted(entries: &[Restriction]) -> anyhow::Result<Ring> {
     let ring = disabled()?;
     restrict_and_enable(&ring, entries)?;
     Ok(ring)
 }
 
-/// Result of a zeroed request of each opcode.
+/// Returns the result of a zeroed request of each opcode.
 pub fn answers(ring: &mut Ring) -> anyhow::Result<Vec<i32>> {
     // ASYNC_CANCEL looks for `user_data` 0, which a worker may still have.
     opcodes()
@@ -66,7 +66,7 @@ pub fn answers(ring: &mut Ring) -> anyhow::Result<Vec<i32>> {
         .collect()
 }
 
-/// What [`answers`] says of a ring where only some opcodes are not denied:
+/// Returns what [`answers`] says of a ring where only some opcodes are not denied:
 /// those answer as on a ring without restrictions.
 pub fn answers_if_allowed(allowed: impl Fn(u8) -> bool) -> anyhow::Result<Vec<i32>> {
     let free = answers(&mut Ring::new(4)?)?;
@@ -79,12 +79,12 @@ pub fn answers_if_allowed(allowed: impl Fn(u8) -> bool) -> anyhow::Result<Vec<i3
     Ok(want.collect())
 }
 
-/// Result of `io_uring_register(2)` without an argument.
+/// Returns the result of `io_uring_register(2)` without an argument.
 pub fn bare_register(fd: i32, opcode: u32) -> i32 {
     register::register(fd, opcode, std::ptr::null(), 0)
 }
 
-/// That a ring has no restriction at all.
+/// Checks that a ring has no restriction at all.
 pub fn expect_free(what: &str, ring: &mut Ring) -> anyhow::Result<()> {
     expect_eq(what, answers(ring)?, answers_if_allowed(|_| true)?)?;
     let recv = Sqe::new(op::RECV).flags(IOSQE_ASYNC);
@@ -229,7 +229,7 @@ fn rs07() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-/// The longest list: everything that there is, and no SQE flag left out.
+/// Returns the longest list: everything that there is, and no SQE flag left out.
 pub fn everything() -> Vec<Restriction> {
     let mut entries: Vec<Restriction> = vec![
         Restriction::flags_allowed(0),
@@ -264,7 +264,7 @@ fn rs08() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-/// Entries that no kernel accepts yet.
+/// Returns entries that no kernel accepts yet.
 pub fn invalid_entries() -> Vec<Restriction> {
     let entry = |opcode, value| Restriction {
         opcode,

@@ -30,7 +30,7 @@ struct Tally {
     verdict: Verdict,
 }
 
-/// Kernel memory that is not a cache which gives way.
+/// Returns the kernel memory that is not a cache which gives way.
 fn kernel_memory() -> anyhow::Result<u64> {
     // What was freed last gets the time to be so.
     std::thread::sleep(kernel::limit(1));

@@ -41,7 +41,7 @@ pub const TESTS: &[Test] = &[
 
 const DENIED: i32 = -libc::EACCES;
 
-/// What one thread of ST01 does: adds filters to itself, one `user_data` after
+/// Runs one thread of ST01: adds filters to itself, one `user_data` after
 /// the other, and sees that rings and children have exactly those.
 fn tighten_and_fork(thread: u64, rounds: u32) -> anyhow::Result<()> {
     let check = |what: &str, denied: u64| -> anyhow::Result<()> {
@@ -91,7 +91,7 @@ fn st01() -> TestResult {
 /// Tasks that share the chains of each of the two owners.
 const TASKS: usize = 500;
 
-/// How many of them are threads of one process: checkers make a process of each
+/// Returns how many of them are threads of one process: checkers make a process of each
 /// take minutes.
 fn threads() -> usize {
     if kernel::is_debug() { 10 } else { 1 }
@@ -125,12 +125,12 @@ impl Stage {
         &self.shared[owner * TASKS..][..children()]
     }
 
-    /// How many tasks of both are in place.
+    /// Returns how many tasks of both are in place.
     fn ready(&self) -> &AtomicU32 {
         &self.shared[2 * TASKS]
     }
 
-    /// How many owners have all their chains.
+    /// Returns how many owners have all their chains.
     fn filled(&self) -> &AtomicU32 {
         &self.shared[2 * TASKS + 1]
     }
@@ -155,7 +155,7 @@ fn owner(number: usize, stage: &Stage, group: &MemoryGroup, seed: u64) -> anyhow
     wait_for_ever()
 }
 
-/// A process of those who share the chains, one thread for each choice.
+/// Runs a process of those who share the chains, one thread for each choice.
 fn members(number: usize, choices: &[u32], stage: &Stage) -> anyhow::Result<()> {
     let (own, others) = choices.split_first().expect("at least one thread");
     std::thread::scope(|scope| {
@@ -172,7 +172,7 @@ fn members(number: usize, choices: &[u32], stage: &Stage) -> anyhow::Result<()> 
     })
 }
 
-/// One of those who share the chains.
+/// Runs one of those who share the chains.
 fn member(number: usize, choice: u32, stage: &Stage) -> anyhow::Result<()> {
     let past_bound = match implementation() {
         Implementation::Rust => -libc::ENOMEM,
@@ -253,7 +253,7 @@ fn reap_all(limit: Duration) -> anyhow::Result<Duration> {
     }
 }
 
-/// Does a little of everything, so that what the kernel keeps for the next time
+/// Uses a little of everything, so that what the kernel keeps for the next time
 /// (memory of the JIT, stacks of ended tasks) is there before it is measured.
 fn fill_caches() -> anyhow::Result<()> {
     sandbox::in_child(|| {
@@ -271,7 +271,7 @@ fn fill_caches() -> anyhow::Result<()> {
     })
 }
 
-/// Bytes of vmalloc in use, once what ended tasks held has been freed.
+/// Returns the bytes of vmalloc in use, once what ended tasks held has been freed.
 fn settled_vmalloc() -> anyhow::Result<u64> {
     let (start, mut lowest, mut since) = (Instant::now(), u64::MAX, Instant::now());
     // As long as it falls, there is more to come.
@@ -285,7 +285,7 @@ fn settled_vmalloc() -> anyhow::Result<u64> {
     Ok(lowest)
 }
 
-/// Bytes of vmalloc that each caller in the kernel holds.
+/// Returns the bytes of vmalloc that each caller in the kernel holds.
 fn vmalloc_by_caller() -> anyhow::Result<BTreeMap<String, u64>> {
     let mut sizes = BTreeMap::new();
     for line in fs::read_to_string("/proc/vmallocinfo")?.lines() {

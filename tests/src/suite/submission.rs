@@ -57,14 +57,14 @@ fn fs01() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-/// A ring that denies NOPs whose `user_data` is 1.
+/// Returns a ring that denies NOPs whose `user_data` is 1.
 fn denies_one(flags: u32) -> anyhow::Result<Ring> {
     let ring = Ring::with(8, flags)?;
     ring.must_filter(op::NOP, &bpf::deny_if(USER_DATA_LO, 1))?;
     Ok(ring)
 }
 
-/// Queues NOPs with these `user_data`.
+/// Adds NOPs with these `user_data` to the submission queue.
 fn queue_nops(ring: &mut Ring, user_data: &[u64]) -> anyhow::Result<()> {
     for &value in user_data {
         ring.push(Sqe::nop().user_data(value))?;
@@ -329,7 +329,7 @@ fn fs16() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-/// A message with `user_data` and `res` for another ring.
+/// Returns a message with `user_data` and `res` for another ring.
 fn message(target: RawFd, user_data: u64, res: u32) -> Sqe {
     let mut sqe = Sqe::new(op::MSG_RING).fd(target).off(user_data);
     sqe.len = res;
@@ -351,7 +351,7 @@ fn fs17() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-/// Has a ring know the credentials of a child in a user namespace of its own, which is
+/// Registers with a ring the credentials of a child in a user namespace of its own, which is
 /// gone by the time that this returns their id.
 fn personality_of_child(fd: RawFd) -> anyhow::Result<i32> {
     let shared = Shared::<[AtomicU32; 1]>::new()?;

@@ -39,7 +39,7 @@ fn life() -> u64 {
     if kernel::is_debug() { 1000 } else { 80 }
 }
 
-/// So many rounds in a soak, half of them otherwise, or a part of them with checkers,
+/// Returns so many rounds in a soak, half of them otherwise, or a part of them with checkers,
 /// which slow all down.
 fn rounds(long: u32) -> u32 {
     match (kernel::is_debug(), is_long()) {
@@ -76,7 +76,7 @@ impl Drop for Filling<'_> {
     }
 }
 
-/// A process of ST07: imports what comes from one neighbour, uses it, and sends
+/// Runs a process of ST07: imports what comes from one neighbour, uses it, and sends
 /// another export of it to the next.
 fn hand_on(
     from: &UnixStream,
@@ -117,7 +117,7 @@ fn hand_on(
     Ok(())
 }
 
-/// One queue of ST07, which the one who made it keeps, or not.
+/// Sends one queue of ST07 on its way; who made it keeps it, or not.
 fn wander(keep: bool, filling: &AtomicU32, rng: &mut Rng) -> anyhow::Result<()> {
     const PROCESSES: usize = 3;
     let (held, pinned) = (Held::now()?, pins()?);
@@ -214,7 +214,7 @@ fn map_around(ring: OwnedFd, progress: &Progress, mut rng: Rng) -> anyhow::Resul
     Ok(maps)
 }
 
-/// A ring of ST08, which fails to get queues, gets some, and ends.
+/// Runs a ring of ST08, which fails to get queues, gets some, and ends.
 fn fail_and_end(rng: &mut Rng) -> anyhow::Result<u32> {
     let progress = Progress::default();
     let maps = AtomicU32::new(0);
@@ -297,7 +297,7 @@ fn receive_some(ring: &mut WideRing, ifq: &Ifq) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A process of ST16, which does all there is to do until it is killed, and counts
+/// Runs a process of ST16, which does all there is to do until it is killed, and counts
 /// how often it began and how often it got through.
 fn victim(counts: &[AtomicU32; 2]) -> anyhow::Result<()> {
     // Room for a few, so that what the killed ones left behind would add up.

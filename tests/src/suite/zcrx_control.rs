@@ -122,7 +122,7 @@ fn zx02() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-/// What an event of zero-copy receive looks like.
+/// Returns what an event of zero-copy receive looks like.
 fn event(user_data: u64, kind: u32) -> WideCqe {
     WideCqe {
         user_data,
@@ -242,12 +242,12 @@ pub(super) fn add(consumer: &Consumer, area: &mut AreaReg) -> i32 {
     add_at(consumer, &raw mut *area as u64)
 }
 
-/// The token of the area with this number.
+/// Returns the token of the area with this number.
 fn token(area: usize) -> u64 {
     (area as u64) << AREA_SHIFT
 }
 
-/// The token that a failed attempt to add this area leaves: C writes it before
+/// Returns the token that a failed attempt to add this area leaves: C writes it before
 /// the area is made.
 fn token_of_failure(number: usize) -> u64 {
     match zcrx_implementation() {

@@ -252,7 +252,7 @@ fn zn15() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-/// Has four fragments of one buffer received: its offset, as all of them name it.
+/// Receives four fragments of one buffer. Returns its offset, as all of them name it.
 fn four(ring: &mut WideRing, ifq: &Ifq, stream: &mut Stream) -> anyhow::Result<u64> {
     stream.send(PAGE_SIZE)?;
     let offsets = take_all(ring, ifq, stream)?;
@@ -404,7 +404,7 @@ fn zn20() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-/// How far the pool reads at once when it looks for buffers.
+/// Checks how far the pool reads at once when it looks for buffers.
 fn zv27_device() -> TestResult {
     const NOTHING: u32 = 1000;
     let nic = Nic::new()?;

@@ -26,7 +26,7 @@ pub const TESTS: &[Test] = &[
     slow("ZN23 through bounce buffers", 60, zn23),
 ];
 
-/// A registration of the queue with a dma-buf.
+/// Returns a registration of the queue with a dma-buf.
 fn with_dmabuf(nic: &Nic, fd: RawFd, memory: &Mapping) -> Registration {
     let mut registration = nic.registration(ENTRIES, memory);
     registration.area = AreaReg {
@@ -145,7 +145,7 @@ fn zn18() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-/// Where the device cannot reach memory, all goes through buffers that it can
+/// Checks that where the device cannot reach memory, all goes through buffers that it can
 /// reach, which are to be brought in line each time.
 fn zn23() -> TestResult {
     /// In one piece there is no more of it.

@@ -77,7 +77,7 @@ pub fn keep_all(
     Ok(offsets)
 }
 
-/// A plain transfer over the queue, without zero-copy receive.
+/// Makes a plain transfer over the queue, without zero-copy receive.
 pub fn plain(nic: &Nic) -> anyhow::Result<()> {
     let mut stream = nic.stream(1)?;
     let thread = stream.send_later(100 * PAGE_SIZE)?;
@@ -273,7 +273,7 @@ fn zn10() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-/// That the queue can be had again while pools of others wait.
+/// Checks that the queue can be had again while pools of others wait.
 fn works_beside(nic: &Nic) -> anyhow::Result<()> {
     let mut ring = roomy_ring()?;
     let ifq = nic.ifq(&ring, ENTRIES, BUFFERS)?;
@@ -321,7 +321,7 @@ fn zn11() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-/// What the device still has to itself when its queue restarts or ends.
+/// Checks what the device still has to itself when its queue restarts or ends.
 fn zn24() -> TestResult {
     /// Microseconds: longer than the test.
     const LATE: i64 = 3_600_000_000;

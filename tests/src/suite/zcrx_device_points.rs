@@ -39,13 +39,13 @@ fn nic() -> anyhow::Result<&'static Nic> {
     NIC.get().context("no NIC")
 }
 
-/// That nothing is provided to the device.
+/// Checks that nothing is provided to the device.
 fn unbound() -> anyhow::Result<()> {
     expect_eq("provided", nic()?.provided()?, None)?;
     expect_eq("pools", netdev::provided_pools()?.len(), 0)
 }
 
-/// That a queue receives, and into buffers of its own.
+/// Checks that a queue receives, and into buffers of its own.
 fn works(ring: &mut WideRing, ifq: &Ifq) -> anyhow::Result<()> {
     let mut stream = nic()?.stream(1)?;
     stream.send(SOME)?;

@@ -111,7 +111,7 @@ impl Receiver {
     }
 }
 
-/// So many bytes, or a part of them with checkers, which slow all down.
+/// Returns so many bytes, or a part of them with checkers, which slow all down.
 fn bytes(plain: usize) -> usize {
     if is_debug() { plain / 8 } else { plain }
 }

@@ -133,7 +133,7 @@ fn zx06() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-/// A file that stands for this process.
+/// Returns a file that stands for this process.
 fn pidfd() -> anyhow::Result<OwnedFd> {
     // SAFETY: plain numbers.
     let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, std::process::id(), 0) };

@@ -32,12 +32,12 @@ pub const TESTS: &[Test] = &[
 const ENTRIES: u32 = 64;
 const PAGES: usize = 8;
 
-/// Where all buffers are.
+/// Returns where all buffers are.
 fn all(pages: usize) -> Vec<u64> {
     (0..pages).map(offset).collect()
 }
 
-/// A queue of which every buffer has been handed out.
+/// Makes a queue of which every buffer has been handed out.
 fn exhausted() -> anyhow::Result<Consumer> {
     let (mut consumer, area) = Consumer::new(ENTRIES, PAGES)?;
     for taken in consumer.expect_free("at first", &all(PAGES))? {
@@ -204,7 +204,7 @@ fn zx18() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-/// As [`Consumer::expect_free`], with nothing left in the refill queue that a copy
+/// Checks as [`Consumer::expect_free`], with nothing left in the refill queue that a copy
 /// could find there.
 fn only_free(consumer: &mut Consumer, what: &str, want: &[u64]) -> anyhow::Result<()> {
     consumer.set_tail(consumer.head());

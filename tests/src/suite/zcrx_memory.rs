@@ -41,7 +41,7 @@ pub const TESTS: &[Test] = &[
 const PAGE: u64 = PAGE_SIZE as u64;
 const HUGE: usize = 2 << 20;
 
-/// That the next queue of a ring is its first, and works.
+/// Checks that the next queue of a ring is its first, and works.
 fn none_so_far(ring: &mut WideRing) -> anyhow::Result<()> {
     let ifq = Ifq::new(ring.fd(), 64, 4)?;
     expect_eq("the id of the first queue", ifq.id, 0)?;

@@ -387,7 +387,7 @@ impl Transfer {
         self.ifq.flush_all(self.ring.fd())
     }
 
-    /// An entry for a buffer that is not in use, if there is one.
+    /// Returns an entry for a buffer that is not in use, if there is one.
     fn free(&mut self) -> anyhow::Result<Rqe> {
         let mut free: Vec<u64> = (0..PAGES).map(|page| (page * PAGE_SIZE) as u64).collect();
         for (cqe, _) in &self.held {
@@ -403,7 +403,7 @@ impl Transfer {
         }
     }
 
-    /// An entry that is not valid, though it may seem to be for a buffer in use.
+    /// Returns an entry that is not valid, though it may seem to be for a buffer in use.
     fn garbage(&mut self) -> anyhow::Result<Rqe> {
         let held = match self.rng.choice(&self.held) {
             Some((cqe, _)) => cqe.offset()?,
