@@ -4,11 +4,13 @@
 
 pub mod bpf;
 pub mod buffers;
+pub mod devmem;
 pub mod dmabuf;
 pub mod kernel;
 pub mod ktap;
 pub mod model;
 pub mod netdev;
+pub mod netlink;
 pub mod nic;
 pub mod register;
 pub mod requests;
