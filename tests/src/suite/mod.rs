@@ -33,6 +33,7 @@ mod zcrx_device_end;
 mod zcrx_device_fault;
 mod zcrx_device_points;
 mod zcrx_device_pools;
+mod zcrx_device_replaced;
 mod zcrx_device_selftest;
 mod zcrx_device_stress;
 mod zcrx_device_unbind;
@@ -181,6 +182,7 @@ const GROUPS: &[Group] = &[
             zcrx_device_dmabuf::TESTS,
             zcrx_device_driver::TESTS,
             zcrx_device_pools::TESTS,
+            zcrx_device_replaced::TESTS,
             zcrx_device_unbind::TESTS,
             zcrx_device_selftest::TESTS,
         ],

@@ -54,13 +54,13 @@ nix::ioctl_readwrite!(uffdio_register, UFFD, 0x00, Range);
 nix::ioctl_readwrite!(uffdio_zeropage, UFFD, 0x04, Range);
 
 /// Memory whose pages are not there until they are served.
-struct Withheld {
+pub(super) struct Withheld {
     file: OwnedFd,
-    memory: Mapping,
+    pub(super) memory: Mapping,
 }
 
 impl Withheld {
-    fn new(pages: usize) -> anyhow::Result<Self> {
+    pub(super) fn new(pages: usize) -> anyhow::Result<Self> {
         let memory = memory(pages)?;
         // Without the second, it cannot be waited for.
         let flags = libc::O_CLOEXEC | libc::O_NONBLOCK;
@@ -190,14 +190,24 @@ fn zx28() -> TestResult {
 /// Pulls the device out while the kernel waits for memory on behalf of `act`, which
 /// is done after that, or in C, before: its result.
 fn unplugged<R: Send>(withheld: &Withheld, act: impl FnOnce() -> R + Send) -> anyhow::Result<R> {
+    meanwhile(withheld, act, || nic::unplug(PORT))
+}
+
+/// Changes the device while the kernel waits for memory on behalf of `act`, which is
+/// done after that, or in C, before. Returns the result of `act`.
+pub(super) fn meanwhile<R: Send>(
+    withheld: &Withheld,
+    act: impl FnOnce() -> R + Send,
+    change: impl FnOnce() -> anyhow::Result<()> + Send,
+) -> anyhow::Result<R> {
     let gone = AtomicBool::new(false);
     thread::scope(|scope| {
         let acting = scope.spawn(act);
         withheld.wait()?;
         let unplugging = scope.spawn(|| {
-            let unplugged = nic::unplug(PORT);
+            let changed = change();
             gone.store(true, Ordering::Release);
-            unplugged
+            changed
         });
         match zcrx_implementation() {
             Implementation::C => {
