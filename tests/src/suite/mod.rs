@@ -31,6 +31,7 @@ mod zcrx_device_dmabuf;
 mod zcrx_device_driver;
 mod zcrx_device_end;
 mod zcrx_device_fault;
+mod zcrx_device_netlink;
 mod zcrx_device_points;
 mod zcrx_device_pools;
 mod zcrx_device_replaced;
@@ -183,6 +184,7 @@ const GROUPS: &[Group] = &[
             zcrx_device_driver::TESTS,
             zcrx_device_pools::TESTS,
             zcrx_device_replaced::TESTS,
+            zcrx_device_netlink::TESTS,
             zcrx_device_unbind::TESTS,
             zcrx_device_selftest::TESTS,
         ],
