@@ -38,6 +38,7 @@ mod zcrx_device_replaced;
 mod zcrx_device_selftest;
 mod zcrx_device_stress;
 mod zcrx_device_unbind;
+mod zcrx_device_whose;
 mod zcrx_events;
 mod zcrx_export;
 mod zcrx_fault;
@@ -186,6 +187,7 @@ const GROUPS: &[Group] = &[
             zcrx_device_replaced::TESTS,
             zcrx_device_netlink::TESTS,
             zcrx_device_unbind::TESTS,
+            zcrx_device_whose::TESTS,
             zcrx_device_selftest::TESTS,
         ],
     },
