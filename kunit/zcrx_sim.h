@@ -59,6 +59,8 @@ struct zsim_knobs {
 	u32		pack;		/* bytes per fragment, several in a buffer */
 	u32		pool_order;	/* how much larger pages are than asked for */
 	bool		pool_bidirectional;
+	bool		pool_unmapped;	/* pools map nothing for the device, */
+	bool		pool_foreign;	/* or map it for the one of the other port */
 	bool		ignore_provider;
 	bool		frag_list;	/* each further buffer in a packet of its own */
 	bool		header_ring;	/* headers go into buffers of another pool */

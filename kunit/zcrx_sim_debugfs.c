@@ -146,6 +146,8 @@ void zsim_debugfs_add(struct zsim_port *port, struct dentry *parent)
 	debugfs_create_u32("pack", 0600, dir, &knobs->pack);
 	debugfs_create_u32("pool_order", 0600, dir, &knobs->pool_order);
 	debugfs_create_bool("pool_bidirectional", 0600, dir, &knobs->pool_bidirectional);
+	debugfs_create_bool("pool_unmapped", 0600, dir, &knobs->pool_unmapped);
+	debugfs_create_bool("pool_foreign", 0600, dir, &knobs->pool_foreign);
 	debugfs_create_bool("ignore_provider", 0600, dir, &knobs->ignore_provider);
 	debugfs_create_bool("frag_list", 0600, dir, &knobs->frag_list);
 	debugfs_create_bool("header_ring", 0600, dir, &knobs->header_ring);

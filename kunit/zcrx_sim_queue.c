@@ -77,13 +77,16 @@ static int zsim_queue_mem_alloc(struct net_device *dev,
 	params.pool_size = mem->size;
 	params.nid = NUMA_NO_NODE;
 	params.dev = nic->port->slot;
+	if (READ_ONCE(knobs->pool_foreign))
+		params.dev = nic->port->peer->slot;
 	params.dma_dir = DMA_FROM_DEVICE;
 	if (READ_ONCE(knobs->pool_bidirectional))
 		params.dma_dir = DMA_BIDIRECTIONAL;
 	params.max_len = mem->buf_len;
 	params.netdev = dev;
 	params.queue_idx = idx;
-	params.flags = PP_FLAG_DMA_MAP | PP_FLAG_DMA_SYNC_DEV;
+	if (!READ_ONCE(knobs->pool_unmapped))
+		params.flags = PP_FLAG_DMA_MAP | PP_FLAG_DMA_SYNC_DEV;
 	if (!READ_ONCE(knobs->ignore_provider))
 		params.flags |= PP_FLAG_ALLOW_UNREADABLE_NETMEM;
 

@@ -4,6 +4,7 @@
 
 pub mod bpf;
 pub mod buffers;
+pub mod devmem;
 pub mod dmabuf;
 pub mod ethtool;
 pub mod kernel;
@@ -11,6 +12,7 @@ pub mod ktap;
 pub mod leftovers;
 pub mod model;
 pub mod netdev;
+pub mod netlink;
 pub mod nic;
 pub mod register;
 pub mod requests;

@@ -3,6 +3,8 @@
 //! in the family `netdev`: who provides their memory. And a setting that Debian's
 //! `ethtool` does not know.
 
+use std::os::fd::RawFd;
+
 use anyhow::{Context, bail};
 use neli::consts::nl::NlmF;
 use neli::consts::socket::NlFamily;
@@ -17,6 +19,7 @@ use neli::utils::Groups;
 
 const NETDEV_CMD_PAGE_POOL_GET: u8 = 5;
 const NETDEV_CMD_QUEUE_GET: u8 = 10;
+const NETDEV_CMD_BIND_RX: u8 = 13;
 const NETDEV_CMD_QUEUE_CREATE: u8 = 16;
 
 const NETDEV_A_PAGE_POOL_ID: u16 = 1;
@@ -35,6 +38,11 @@ const NETDEV_A_QUEUE_LEASE: u16 = 8;
 const NETDEV_A_LEASE_IFINDEX: u16 = 1;
 const NETDEV_A_LEASE_QUEUE: u16 = 2;
 const NETDEV_QUEUE_TYPE_RX: u32 = 0;
+
+const NETDEV_A_DMABUF_IFINDEX: u16 = 1;
+const NETDEV_A_DMABUF_QUEUES: u16 = 2;
+const NETDEV_A_DMABUF_FD: u16 = 3;
+const NETDEV_A_DMABUF_ID: u16 = 4;
 
 const NETDEV_A_IO_URING_PROVIDER_INFO_RX_BUF_LEN: u16 = 1;
 
@@ -104,14 +112,15 @@ fn word(kind: u16, value: u32) -> anyhow::Result<Nlattr<u16, Buffer>> {
         .build()?)
 }
 
-/// Sends a request to a family: all messages that it answers with. Those of
-/// `netdev` do not say that they are several, for which a router wants them to.
-fn ask(
+/// Sends a request to a family: all messages that it answers with, and the socket
+/// that they came by. Those of `netdev` do not say that they are several, for which a
+/// router wants them to.
+fn ask_by_socket(
     family: &str,
     command: u8,
     flags: NlmF,
     attributes: Vec<Nlattr<u16, Buffer>>,
-) -> anyhow::Result<Vec<Message>> {
+) -> anyhow::Result<(Vec<Message>, NlSocketHandle)> {
     let (router, _) = NlRouter::connect(NlFamily::Generic, None, Groups::empty())?;
     let id = router.resolve_genl_family(family);
     let id = id.with_context(|| family.to_string())?;
@@ -128,18 +137,28 @@ fn ask(
     let socket = NlSocketHandle::connect(NlFamily::Generic, None, Groups::empty())?;
     socket.send(&request)?;
     let mut messages = Vec::new();
-    loop {
+    let mut ended = false;
+    while !ended {
         for answer in socket.recv::<u16, Message>()?.0 {
             match answer?.nl_payload() {
                 NlPayload::Payload(message) => messages.push(message.clone()),
                 NlPayload::Err(error) => bail!("{family}: {error}"),
                 // It ends a dump, or says that all went well.
-                NlPayload::Ack(_) | NlPayload::DumpExtAck(_) | NlPayload::Empty => {
-                    return Ok(messages);
-                }
+                NlPayload::Ack(_) | NlPayload::DumpExtAck(_) | NlPayload::Empty => ended = true,
             }
         }
     }
+    Ok((messages, socket))
+}
+
+/// Sends a request to a family: all messages that it answers with.
+fn ask(
+    family: &str,
+    command: u8,
+    flags: NlmF,
+    attributes: Vec<Nlattr<u16, Buffer>>,
+) -> anyhow::Result<Vec<Message>> {
+    Ok(ask_by_socket(family, command, flags, attributes)?.0)
 }
 
 /// An attribute with others in it.
@@ -206,6 +225,31 @@ pub fn lease(virtual_index: u32, index: u32, queue: u32) -> anyhow::Result<u32> 
     let answer = ask("netdev", NETDEV_CMD_QUEUE_CREATE, NlmF::empty(), attributes)?;
     let id = answer.iter().find_map(|m| attribute(m, NETDEV_A_QUEUE_ID));
     Ok(u32::try_from(id.context("no id")?)?)
+}
+
+/// A dma-buf that a receive queue has its memory of, until this is dropped.
+pub struct BoundDmabuf {
+    pub id: u32,
+    _socket: NlSocketHandle,
+}
+
+/// Binds a dma-buf to a receive queue, which has its memory of it from then on.
+pub fn bind_dmabuf(index: u32, queue: u32, dmabuf: RawFd) -> anyhow::Result<BoundDmabuf> {
+    let queue = [
+        word(NETDEV_A_QUEUE_ID, queue)?,
+        word(NETDEV_A_QUEUE_TYPE, NETDEV_QUEUE_TYPE_RX)?,
+    ];
+    let attributes = vec![
+        word(NETDEV_A_DMABUF_IFINDEX, index)?,
+        nest(NETDEV_A_DMABUF_QUEUES, &queue)?,
+        word(NETDEV_A_DMABUF_FD, dmabuf as u32)?,
+    ];
+    let (answer, socket) = ask_by_socket("netdev", NETDEV_CMD_BIND_RX, NlmF::empty(), attributes)?;
+    let id = answer.iter().find_map(|m| attribute(m, NETDEV_A_DMABUF_ID));
+    Ok(BoundDmabuf {
+        id: u32::try_from(id.context("no id")?)?,
+        _socket: socket,
+    })
 }
 
 /// The receive queues of a device of this namespace.

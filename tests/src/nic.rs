@@ -43,7 +43,7 @@ const KNOBS: &str = "/sys/kernel/debug/zcrx_sim";
 const PATIENCE: &str = "/proc/sys/net/ipv4/tcp_rto_min_us";
 const DEFAULT_PATIENCE: u32 = 200_000;
 /// The knobs that make a port misbehave, which are 0 at first.
-const MISBEHAVIOUR: [&str; 15] = [
+const MISBEHAVIOUR: [&str; 17] = [
     "page_frags",
     "fail_alloc",
     "fail_mem_alloc",
@@ -56,12 +56,14 @@ const MISBEHAVIOUR: [&str; 15] = [
     "pack",
     "pool_order",
     "pool_bidirectional",
+    "pool_unmapped",
+    "pool_foreign",
     "ignore_provider",
     "frag_list",
     "header_ring",
 ];
 
-/// What queue [`QUEUE`] has counted since the port was put in.
+/// What a queue has counted since the port was put in.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
 pub struct Counts {
     pub packets: u64,
@@ -255,20 +257,12 @@ impl Nic {
         }
         // A process that ended a moment ago may still have had a queue.
         drained()?;
-        let peer = new_namespace()?;
-        run(
-            &format!(
-                "ip link set {PEER} netns /proc/{}/fd/{}",
-                std::process::id(),
-                peer.as_raw_fd()
-            ),
-            None,
-        )?;
         let nic = Nic {
             index: nix::net::if_::if_nametoindex(PORT)?,
-            peer,
+            peer: new_namespace()?,
             listener: TcpListener::bind(("::", LISTEN))?,
         };
+        nic.move_to_peer(PEER)?;
         netdev::split_headers(nic.index)?;
         nic.configure()?;
         let addresses = [("10.9.0.2", 24), ("fd09::2", 64)];
@@ -285,6 +279,31 @@ impl Nic {
         bring_up(PORT, [("10.9.0.1", 24), ("fd09::1", 64)], None)
     }
 
+    /// Moves a port to where [`PEER`] is.
+    pub fn move_to_peer(&self, port: &str) -> anyhow::Result<()> {
+        let (process, peer) = (std::process::id(), self.peer.as_raw_fd());
+        self.ip(&format!("link set {port} netns /proc/{process}/fd/{peer}"))?;
+        Ok(())
+    }
+
+    /// Runs `f` where [`PEER`] is, on this thread.
+    pub fn at_peer<R>(&self, f: impl FnOnce() -> anyhow::Result<R>) -> anyhow::Result<R> {
+        let here = File::open("/proc/thread-self/ns/net")?;
+        setns(&self.peer, CloneFlags::CLONE_NEWNET)?;
+        let got = f();
+        setns(here, CloneFlags::CLONE_NEWNET)?;
+        got
+    }
+
+    /// Steers connections over IPv4 to another queue from now on.
+    pub fn steer(&self, queue: u32) -> anyhow::Result<()> {
+        // The first rule that there is.
+        self.ethtool(&format!(
+            "-N zsim0 flow-type tcp4 dst-port {LISTEN} action {queue} loc 0"
+        ))?;
+        Ok(())
+    }
+
     /// `ip` where [`PORT`] is.
     pub fn ip(&self, arguments: &str) -> anyhow::Result<String> {
         run(&format!("ip {arguments}"), None)
@@ -293,6 +312,11 @@ impl Nic {
     /// `ip` where [`PEER`] is.
     pub fn peer_ip(&self, arguments: &str) -> anyhow::Result<String> {
         run(&format!("ip {arguments}"), Some(&self.peer))
+    }
+
+    /// Runs `ethtool` where [`PEER`] is.
+    pub fn peer_ethtool(&self, arguments: &str) -> anyhow::Result<String> {
+        run(&format!("ethtool {arguments}"), Some(&self.peer))
     }
 
     /// A command where [`PEER`] is, to be started.
@@ -346,9 +370,14 @@ impl Nic {
 
     /// What [`QUEUE`] has counted.
     pub fn counts(&self) -> anyhow::Result<Counts> {
+        self.counts_of(QUEUE)
+    }
+
+    /// Returns what a queue has counted.
+    pub fn counts_of(&self, queue: u32) -> anyhow::Result<Counts> {
         let statistics = ethtool::statistics(PORT)?;
         let count = |name: &str| -> anyhow::Result<u64> {
-            let name = format!("rx{QUEUE}_{name}");
+            let name = format!("rx{queue}_{name}");
             let found = statistics.iter().find(|(other, _)| *other == name);
             Ok(found.with_context(|| name.clone())?.1)
         };
@@ -399,8 +428,20 @@ impl Nic {
 
     /// Registers [`QUEUE`] with a ring.
     pub fn ifq(&self, ring: &WideRing, entries: u32, pages: usize) -> anyhow::Result<Ifq> {
+        self.ifq_of(QUEUE, ring, entries, pages)
+    }
+
+    /// Registers a queue with a ring.
+    pub fn ifq_of(
+        &self,
+        queue: u32,
+        ring: &WideRing,
+        entries: u32,
+        pages: usize,
+    ) -> anyhow::Result<Ifq> {
         let area = memory(pages)?;
         let mut registration = self.registration(entries, &area);
+        registration.reg.if_rxq = queue;
         expect_result("registering", registration.register(ring.fd()), 0)?;
         Ifq::attach(ring.fd(), registration, area)
     }

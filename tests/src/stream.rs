@@ -196,9 +196,14 @@ impl Stream {
     /// Reads by read(2) as much as fits, compared as well.
     pub fn read(&mut self, data: &mut [u8]) -> anyhow::Result<()> {
         self.receiver.read_exact(data)?;
+        self.was_read(data)
+    }
+
+    /// Compares what somebody else has read of it.
+    pub fn was_read(&mut self, data: &[u8]) -> anyhow::Result<()> {
         ensure!(
             data == pattern(self.taken, data.len()),
-            "read(2) got other bytes than were sent, from {} on",
+            "other bytes were read than were sent, from {} on",
             self.taken
         );
         self.taken += data.len();

@@ -36,10 +36,14 @@ mod zcrx_device_dmabuf;
 mod zcrx_device_driver;
 mod zcrx_device_end;
 mod zcrx_device_fault;
+mod zcrx_device_netlink;
 mod zcrx_device_points;
+mod zcrx_device_pools;
+mod zcrx_device_replaced;
 mod zcrx_device_selftest;
 mod zcrx_device_stress;
 mod zcrx_device_unbind;
+mod zcrx_device_whose;
 mod zcrx_errors;
 mod zcrx_events;
 mod zcrx_export;
@@ -190,7 +194,11 @@ const GROUPS: &[Group] = &[
             zcrx_device_buffers::TESTS,
             zcrx_device_dmabuf::TESTS,
             zcrx_device_driver::TESTS,
+            zcrx_device_pools::TESTS,
+            zcrx_device_replaced::TESTS,
+            zcrx_device_netlink::TESTS,
             zcrx_device_unbind::TESTS,
+            zcrx_device_whose::TESTS,
             zcrx_device_selftest::TESTS,
         ],
     },

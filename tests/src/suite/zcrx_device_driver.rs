@@ -125,8 +125,9 @@ fn restart(nic: &Nic, by_itself: bool) -> anyhow::Result<()> {
     nic.released()
 }
 
-/// Closes a queue while a knob makes the driver fail, and sees that it does no harm.
-fn failing_close(nic: &Nic, (knob, value): (&str, i32), out: Out) -> anyhow::Result<()> {
+/// Registers a queue that has been used, of which so much is out: in packets of the
+/// stream, or with user space.
+fn used_queue(nic: &Nic, out: Out) -> anyhow::Result<(WideRing, Ifq, Stream)> {
     let mut ring = roomy_ring()?;
     let ifq = nic.ifq(&ring, ENTRIES, BUFFERS)?;
     nic.transfer(&mut ring, &ifq, 100 * PAGE_SIZE)?;
@@ -136,7 +137,12 @@ fn failing_close(nic: &Nic, (knob, value): (&str, i32), out: Out) -> anyhow::Res
         Out::Packets => stream.send(16 * PAGE_SIZE)?,
         Out::All => drop(keep_all(&mut ring, &ifq, &mut stream, BUFFERS)?),
     }
+    Ok((ring, ifq, stream))
+}
 
+/// Closes a queue while a knob makes the driver fail, and sees that it does no harm.
+fn failing_close(nic: &Nic, (knob, value): (&str, i32), out: Out) -> anyhow::Result<()> {
+    let (ring, ifq, stream) = used_queue(nic, out)?;
     nic.set(knob, value.into())?;
     announce_report(CLOSE_FAILED)?;
     drop((ifq, ring));
@@ -270,15 +276,7 @@ fn zn29() -> TestResult {
         (Out::Packets, false),
         (Out::All, true),
     ] {
-        let mut ring = roomy_ring()?;
-        let ifq = nic.ifq(&ring, ENTRIES, BUFFERS)?;
-        nic.transfer(&mut ring, &ifq, 100 * PAGE_SIZE)?;
-        let mut stream = nic.stream(1)?;
-        match out {
-            Out::Nothing => {}
-            Out::Packets => stream.send(16 * PAGE_SIZE)?,
-            Out::All => drop(keep_all(&mut ring, &ifq, &mut stream, BUFFERS)?),
-        }
+        let (ring, ifq, stream) = used_queue(&nic, out)?;
         hide(&nic)?;
         if while_down {
             nic.down()?;

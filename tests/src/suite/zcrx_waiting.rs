@@ -324,14 +324,24 @@ fn zx30() -> TestResult {
 /// Pulls the device out while the kernel waits for memory on behalf of `act`, which
 /// is done after that, or in C, before: its result.
 fn unplugged<R: Send>(withheld: &Withheld, act: impl FnOnce() -> R + Send) -> anyhow::Result<R> {
+    meanwhile(withheld, act, || nic::unplug(PORT))
+}
+
+/// Changes the device while the kernel waits for memory on behalf of `act`, which is
+/// done after that, or in C, before. Returns the result of `act`.
+pub(super) fn meanwhile<R: Send>(
+    withheld: &Withheld,
+    act: impl FnOnce() -> R + Send,
+    change: impl FnOnce() -> anyhow::Result<()> + Send,
+) -> anyhow::Result<R> {
     let gone = AtomicBool::new(false);
     thread::scope(|scope| {
         let acting = scope.spawn(act);
         withheld.wait()?;
         let unplugging = scope.spawn(|| {
-            let unplugged = nic::unplug(PORT);
+            let changed = change();
             gone.store(true, Ordering::Release);
-            unplugged
+            changed
         });
         match zcrx_implementation() {
             Implementation::C => {

@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: GPL-2.0
+//! D10: netlink messages that are nearly full when it comes to what a provider tells of
+//! its queue.
+
+use anyhow::{Context, ensure};
+
+use super::zcrx_device::{BUFFERS, ENTRIES};
+use super::zcrx_receive::roomy_ring;
+use super::{Outcome, Test, TestResult, slow};
+use crate::kernel::expect_eq;
+use crate::netlink::{self, Message, attribute};
+use crate::nic::{Nic, QUEUE, run};
+use crate::register::PAGE_SIZE;
+
+pub const TESTS: &[Test] = &[slow("ZN48 netlink messages that are nearly full", 30, zn48)];
+
+const NETDEV_CMD_QUEUE_GET: u8 = 10;
+const NETDEV_A_QUEUE_ID: u16 = 1;
+const NETDEV_A_QUEUE_IFINDEX: u16 = 2;
+const NETDEV_A_QUEUE_TYPE: u16 = 3;
+const NETDEV_A_QUEUE_IO_URING: u16 = 6;
+const NETDEV_A_IO_URING_PROVIDER_INFO_RX_BUF_LEN: u16 = 1;
+
+/// Queues of a device that is told of before, so many that a page does not do.
+const QUEUES: usize = 70;
+
+/// A device that is there for the number of its queues, until dropped.
+struct Filler;
+
+impl Filler {
+    fn new() -> anyhow::Result<Self> {
+        run(
+            &format!("ip link add fill0 numrxqueues {QUEUES} numtxqueues {QUEUES} type dummy"),
+            None,
+        )?;
+        let filler = Filler;
+        run("ip link set fill0 up", None)?;
+        Ok(filler)
+    }
+}
+
+impl Drop for Filler {
+    fn drop(&mut self) {
+        let _ = run("ip link del fill0", None);
+    }
+}
+
+/// Returns the size of buffers that a queue has from io_uring, which is all that its nest
+/// tells.
+fn buffer(message: &Message) -> Option<&[u8]> {
+    let nest = message.attribute(NETDEV_A_QUEUE_IO_URING)?;
+    let size = attribute(nest, NETDEV_A_IO_URING_PROVIDER_INFO_RX_BUF_LEN)?;
+    // An attribute of four bytes, and nothing else.
+    (nest.len() == 8).then_some(size)
+}
+
+fn zn48() -> TestResult {
+    let _filler = Filler::new()?;
+    let nic = Nic::new()?;
+    let ring = roomy_ring()?;
+    let _ifq = nic.ifq(&ring, ENTRIES, BUFFERS)?;
+    let dump = |size| netlink::dump("netdev", NETDEV_CMD_QUEUE_GET, size);
+
+    // All at once.
+    let reads = dump(30_000)?;
+    let all = reads.first().context("no messages")?;
+    let is_ours = |message: &&Message| {
+        let is = |kind, value: u32| message.attribute(kind) == Some(&value.to_ne_bytes()[..]);
+        is(NETDEV_A_QUEUE_IFINDEX, nic.index)
+            && is(NETDEV_A_QUEUE_ID, QUEUE)
+            && is(NETDEV_A_QUEUE_TYPE, 0)
+    };
+    let at = all.iter().position(|message| is_ours(&message));
+    let at = at.context("the queue is not told of")?;
+    let size = (PAGE_SIZE as u32).to_ne_bytes();
+    expect_eq("of the queue", buffer(&all[at]), Some(&size[..]))?;
+    let told: Vec<&Message> = all.iter().filter(|m| buffer(m).is_some()).collect();
+    expect_eq("queues with a provider", told.len(), 1)?;
+    let before: usize = all.iter().take(at).map(Message::len).sum();
+    let len = all[at].len();
+    ensure!(before > PAGE_SIZE, "{before} bytes before it");
+
+    // In what is left of a message, from nothing to more than it takes.
+    for room in 0..len + 8 {
+        let what = format!("{room} bytes of {len}");
+        let reads = dump(before + room)?;
+        let fits = if room < len { at } else { at + 1 };
+        let first = reads.first().context("no messages")?;
+        expect_eq(&what, first.len(), fits)?;
+        let again: Vec<Message> = reads.concat();
+        expect_eq(&what, again.len(), all.len())?;
+        for (number, (message, want)) in again.iter().zip(all).enumerate() {
+            expect_eq(&format!("{what}, message {number}"), message, want)?;
+        }
+    }
+    Ok(Outcome::Passed)
+}

@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: GPL-2.0
+//! D10: what a driver can do and makes of its pools, where it says so itself: the size
+//! of buffers is left to it, it has none above a page, its pools map memory for another
+//! device or for none.
+
+use std::fs;
+
+use anyhow::Context;
+
+use super::zcrx_device::{BUFFERS, ENTRIES, refused, works};
+use super::zcrx_device_end::add_area;
+use super::zcrx_receive::roomy_ring;
+use super::{Outcome, Test, TestResult, slow, test};
+use crate::kernel::{
+    Implementation, announce_report, expect_eq, expect_result, zcrx_implementation,
+};
+use crate::nic::{self, Nic, RING};
+use crate::register::PAGE_SIZE;
+use crate::zcrx::{Ifq, memory, pinned};
+
+pub const TESTS: &[Test] = &[
+    test("ZN45 the size of buffers is left to the driver", zn45),
+    slow("ZN46 pools of another device, or of none", 30, zn46),
+];
+
+fn zn45() -> TestResult {
+    let nic = Nic::new()?;
+    for (large_buffers, asked) in [(0, 0), (0, PAGE_SIZE), (0, 0), (1, PAGE_SIZE), (1, 0)] {
+        let what = format!("large buffers {large_buffers}, {asked} bytes");
+        nic.set("large_buffers", large_buffers)?;
+        let mut ring = roomy_ring()?;
+        let area = memory(BUFFERS)?;
+        let mut registration = nic.registration(ENTRIES, &area);
+        registration.reg.rx_buf_len = asked as u32;
+        let got = registration.register(ring.fd());
+        if large_buffers == 0 && asked != 0 {
+            // One that has pages only cannot be asked, be it for pages.
+            expect_result(&what, got, -libc::EOPNOTSUPP)?;
+            expect_eq(&what, registration.reg.rx_buf_len, asked as u32)?;
+            expect_eq(&what, nic.provided()?, None)?;
+            expect_eq("pinned", pinned()?, 0)?;
+            continue;
+        }
+        expect_result(&what, got, 0)?;
+        expect_eq(&what, registration.reg.rx_buf_len, PAGE_SIZE as u32)?;
+        expect_eq(&what, nic.provided()?, Some(PAGE_SIZE as u64))?;
+        let ifq = Ifq::attach(ring.fd(), registration, area)?;
+        nic.zero_copy(&mut ring, &ifq, 50 * PAGE_SIZE)?;
+        // The queue restarts, and is asked for the same.
+        nic.set_ring(RING / 2)?;
+        nic.zero_copy(&mut ring, &ifq, 50 * PAGE_SIZE)?;
+        nic.conserved(&mut ring, &ifq, BUFFERS)?;
+        nic.set_ring(RING)?;
+        let (got, _) = add_area(&ring, &ifq, &memory(8)?);
+        expect_result("one more area", got, 0)?;
+        drop((ifq, ring));
+        nic.released()?;
+        nic::wait_pinned(0)?;
+    }
+    // One that takes larger ones by itself takes none of these.
+    nic.set("pool_order", 1)?;
+    refused(&nic, "larger by itself", libc::EINVAL, |_| {})?;
+    nic.set("pool_order", 0)?;
+    works(&nic)?;
+    Ok(Outcome::Passed)
+}
+
+/// Lets warnings that come once per boot come again, and announces the one of a pool of
+/// another device.
+fn expect_warning() -> anyhow::Result<()> {
+    fs::write("/sys/kernel/debug/clear_warn_once", "1").context("clear_warn_once")?;
+    announce_report(match zcrx_implementation() {
+        Implementation::C => "at io_pp_zc_init",
+        Implementation::Rust => "page_pool/queue.rs",
+    })
+}
+
+fn zn46() -> TestResult {
+    let nic = Nic::new()?;
+    let pools = [
+        ("pool_foreign", libc::EINVAL, "Invalid argument"),
+        ("pool_unmapped", libc::EOPNOTSUPP, "Operation not supported"),
+    ];
+    for (knob, errno, reason) in pools {
+        let foreign = knob == "pool_foreign";
+        nic.set(knob, 1)?;
+        if foreign {
+            expect_warning()?;
+        }
+        refused(&nic, knob, errno, |_| {})?;
+        nic.set(knob, 0)?;
+        works(&nic)?;
+
+        // The driver changes its mind while the queue is bound, which goes on with the
+        // pool that it has.
+        let mut ring = roomy_ring()?;
+        let ifq = nic.ifq(&ring, ENTRIES, BUFFERS)?;
+        nic.transfer(&mut ring, &ifq, 50 * PAGE_SIZE)?;
+        nic.set(knob, 1)?;
+        if foreign {
+            expect_warning()?;
+        }
+        nic.ethtool_fails("-G zsim0 rx 32", reason)?;
+        nic.set(knob, 0)?;
+        expect_eq(knob, nic.provided()?, Some(PAGE_SIZE as u64))?;
+        nic.zero_copy(&mut ring, &ifq, 50 * PAGE_SIZE)?;
+        nic.conserved(&mut ring, &ifq, BUFFERS)?;
+        drop((ifq, ring));
+        nic.released()?;
+        nic::wait_pinned(0)?;
+        expect_eq("faults", nic.dma_faults()?, 0)?;
+    }
+    works(&nic)?;
+    Ok(Outcome::Passed)
+}

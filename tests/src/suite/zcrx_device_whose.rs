@@ -1,0 +1,286 @@
+// SPDX-License-Identifier: GPL-2.0
+//! D10: whose memory a packet is in. A queue hands out what a device has received into
+//! its own buffers, and nothing that lies in the memory of another provider, be that
+//! a queue of the same device, one of another device, or a dma-buf.
+
+use std::fs;
+use std::net::TcpStream;
+use std::os::fd::AsRawFd;
+
+use anyhow::{Context, ensure};
+
+use super::zcrx_device::{BUFFERS, ENTRIES, works};
+use super::zcrx_receive::roomy_ring;
+use super::zcrx_sharing::{export_of, import_into};
+use super::{Outcome, Test, TestResult, test};
+use crate::devmem::Devmem;
+use crate::kernel::{expect_eq, expect_result, has_option};
+use crate::nic::{self, Nic, PEER, QUEUE};
+use crate::register::PAGE_SIZE;
+use crate::stream::{Stream, ended, expect_free};
+use crate::wide::WideRing;
+use crate::zcrx::{Ifq, memory, pinned, recv_zc};
+
+pub const TESTS: &[Test] = &[
+    test("ZN42 packets in the memory of another queue", zn42),
+    test("ZN43 packets in that of another device's queue", zn43),
+    test("ZN44 packets in a dma-buf that no queue has", zn44),
+];
+
+/// The queue beside [`QUEUE`].
+const OTHER: u32 = QUEUE + 1;
+/// What is sent at once: a few fragments, so that several packets become one.
+const SOME: usize = 2 * PAGE_SIZE;
+/// Of the streams here.
+const STREAM: u64 = 0x5eed;
+
+/// A queue and the ring that it is registered with.
+struct Receiver {
+    ring: WideRing,
+    ifq: Ifq,
+}
+
+impl Receiver {
+    /// Registers a queue of the first port with a ring of its own.
+    fn of(nic: &Nic, queue: u32) -> anyhow::Result<Self> {
+        let ring = roomy_ring()?;
+        let ifq = nic.ifq_of(queue, &ring, ENTRIES, BUFFERS)?;
+        Ok(Receiver { ring, ifq })
+    }
+
+    /// Receives without a limit: takes just so many bytes, compared, and then gets
+    /// an error for what comes next.
+    fn stops_after(&mut self, stream: &mut Stream, bytes: usize, errno: i32) -> anyhow::Result<()> {
+        let left = stream.left();
+        self.ring.push(stream.recv(&self.ifq, 0))?;
+        let last = stream.take_until_end(&mut self.ring, &self.ifq)?;
+        expect_eq("the end", last, ended(STREAM, -errno))?;
+        expect_eq("bytes taken", left - stream.left(), bytes)
+    }
+
+    /// Gets nothing of a stream.
+    fn gets_nothing(&mut self, stream: &mut Stream) -> anyhow::Result<()> {
+        for len in [0, 1, SOME] {
+            self.ring.push(stream.recv(&self.ifq, len))?;
+            let got = self.ring.cqe()?;
+            let what = format!("of {len} bytes");
+            expect_eq(&what, got, ended(STREAM, -libc::EFAULT))?;
+            self.ring.submit()?;
+            expect_eq(&what, self.ring.try_cqe(), None)?;
+        }
+        stream.arrives()
+    }
+
+    /// Takes all that is left of a stream.
+    fn takes_all(&mut self, stream: &mut Stream) -> anyhow::Result<()> {
+        let left = stream.left();
+        self.ring.push(stream.recv(&self.ifq, left))?;
+        let last = stream.take_until_end(&mut self.ring, &self.ifq)?;
+        expect_eq("the end", last, ended(STREAM, 0))?;
+        expect_eq("bytes left", stream.left(), 0)
+    }
+}
+
+/// Returns the number of times that TCP has made one packet of two that waited to be read.
+fn coalesced() -> anyhow::Result<u64> {
+    let text = fs::read_to_string("/proc/net/netstat")?;
+    let mut lines = text.lines().filter(|line| line.starts_with("TcpExt:"));
+    let names = lines.next().context("no names")?.split_whitespace();
+    let values = lines.next().context("no values")?.split_whitespace();
+    let mut pairs = names.zip(values);
+    let (_, value) = pairs
+        .find(|(name, _)| *name == "TCPRcvCoalesce")
+        .context("no TCPRcvCoalesce")?;
+    Ok(value.parse()?)
+}
+
+/// Sends by a queue, which must get it in memory of its provider.
+fn send_by(nic: &Nic, queue: u32, stream: &mut Stream) -> anyhow::Result<()> {
+    nic.steer(queue)?;
+    let before = nic.counts_of(queue)?;
+    stream.send(SOME)?;
+    let after = nic.counts_of(queue)?;
+    ensure!(
+        after.niov_frags >= before.niov_frags + 2 && after.page_frags == before.page_frags,
+        "queue {queue}: {before:?}, {after:?}"
+    );
+    Ok(())
+}
+
+/// Checks that all buffers of two queues of the first port are free once it is down.
+fn conserved(nic: &Nic, receivers: [&mut Receiver; 2]) -> anyhow::Result<()> {
+    for receiver in &receivers {
+        receiver.ifq.flush_all(receiver.ring.fd())?;
+    }
+    nic.down()?;
+    nic::drained()?;
+    for receiver in receivers {
+        expect_free(&mut receiver.ring, &receiver.ifq, BUFFERS)?;
+    }
+    nic.up()
+}
+
+fn zn42() -> TestResult {
+    let nic = Nic::new()?;
+    let mut own = Receiver::of(&nic, QUEUE)?;
+    let mut other = Receiver::of(&nic, OTHER)?;
+    let ring = roomy_ring()?;
+    let ifq = Ifq::new(ring.fd(), ENTRIES, BUFFERS)?;
+    let mut without_device = Receiver { ring, ifq };
+
+    // All of it is one queue's.
+    let mut stream = nic.stream(STREAM)?;
+    send_by(&nic, QUEUE, &mut stream)?;
+    other.gets_nothing(&mut stream)?;
+    without_device.gets_nothing(&mut stream)?;
+    own.takes_all(&mut stream)?;
+    // Asked for before it is there.
+    other.ring.push(stream.recv(&other.ifq, 0))?;
+    other.ring.submit()?;
+    expect_eq("before", other.ring.try_cqe(), None)?;
+    send_by(&nic, QUEUE, &mut stream)?;
+    let got = other.ring.cqe()?;
+    expect_eq("as it arrives", got, ended(STREAM, -libc::EFAULT))?;
+    own.takes_all(&mut stream)?;
+
+    // Some is one's, and some the other's, in one packet as far as they fit.
+    let before = coalesced()?;
+    for queue in [QUEUE, OTHER, QUEUE, OTHER, OTHER] {
+        send_by(&nic, queue, &mut stream)?;
+    }
+    let packets = coalesced()? - before;
+    ensure!(packets >= 4, "{packets} packets were added to others");
+    other.gets_nothing(&mut stream)?;
+    own.stops_after(&mut stream, SOME, libc::EFAULT)?;
+    own.gets_nothing(&mut stream)?;
+    other.stops_after(&mut stream, SOME, libc::EFAULT)?;
+    own.stops_after(&mut stream, SOME, libc::EFAULT)?;
+    without_device.gets_nothing(&mut stream)?;
+    other.takes_all(&mut stream)?;
+
+    // What is copied first stays taken.
+    nic.steer(QUEUE)?;
+    nic.set("page_frags", -1)?;
+    stream.send(SOME)?;
+    nic.set("page_frags", 0)?;
+    send_by(&nic, QUEUE, &mut stream)?;
+    without_device.stops_after(&mut stream, SOME, libc::EFAULT)?;
+    own.takes_all(&mut stream)?;
+
+    // Who has the queue by another ring gets it.
+    send_by(&nic, QUEUE, &mut stream)?;
+    let file = export_of(&own.ring, own.ifq.id)?;
+    import_into(&without_device.ring, &file, 1)?;
+    drop(file);
+    let socket = stream.receiver.as_raw_fd();
+    let receive = recv_zc(socket, 1, SOME as u32).user_data(STREAM);
+    without_device.ring.push(receive)?;
+    while stream.left() != 0 {
+        let cqe = without_device.ring.cqe()?;
+        own.ifq.give_back(stream.take(&own.ifq, &cqe)?);
+    }
+    let last = without_device.ring.cqe()?;
+    expect_eq("the end", last, ended(STREAM, 0))?;
+
+    drop(stream);
+    conserved(&nic, [&mut own, &mut other])?;
+    expect_free(&mut without_device.ring, &without_device.ifq, BUFFERS)?;
+    drop((own, other, without_device));
+    nic.released()?;
+    nic::wait_pinned(0)?;
+    works(&nic)?;
+    Ok(Outcome::Passed)
+}
+
+fn zn43() -> TestResult {
+    let nic = Nic::new()?;
+    let mut here = Receiver::of(&nic, QUEUE)?;
+    // All that the other device gets comes by its queue.
+    nic.peer_ip("link set lo up")?;
+    nic.peer_ethtool("-G zsim1 tcp-data-split on")?;
+    nic.peer_ethtool("-X zsim1 weight 0 1 0 0")?;
+    let mut there = nic.at_peer(|| {
+        let (ring, area) = (roomy_ring()?, memory(BUFFERS)?);
+        let mut registration = nic.registration(ENTRIES, &area);
+        registration.reg.if_idx = nix::net::if_::if_nametoindex(PEER)?;
+        expect_result("registering", registration.register(ring.fd()), 0)?;
+        let ifq = Ifq::attach(ring.fd(), registration, area)?;
+        Ok(Receiver { ring, ifq })
+    })?;
+    expect_eq("pinned", pinned()?, 2 * BUFFERS)?;
+
+    let (sender, receiver): (TcpStream, TcpStream) = nic.connect_to("10.9.0.1")?;
+    let back = (receiver.try_clone()?, sender.try_clone()?);
+    let mut stream = Stream::over((sender, receiver), STREAM);
+    send_by(&nic, QUEUE, &mut stream)?;
+    there.gets_nothing(&mut stream)?;
+    here.takes_all(&mut stream)?;
+
+    // The same the other way round.
+    let mut back = Stream::over(back, STREAM);
+    back.send(SOME)?;
+    here.gets_nothing(&mut back)?;
+    there.takes_all(&mut back)?;
+
+    // Packets that are left in it do no harm to the other one.
+    back.send(SOME)?;
+    drop(there);
+    here.gets_nothing(&mut back)?;
+    send_by(&nic, QUEUE, &mut stream)?;
+    here.takes_all(&mut stream)?;
+    drop((stream, back));
+    nic.at_peer(nic::drained)?;
+    nic::wait_pinned(BUFFERS)?;
+    nic.conserved(&mut here.ring, &here.ifq, BUFFERS)?;
+    drop(here);
+    nic.released()?;
+    nic::wait_pinned(0)?;
+    works(&nic)?;
+    Ok(Outcome::Passed)
+}
+
+fn zn44() -> TestResult {
+    if !has_option("CONFIG_NET_DEVMEM") {
+        let reason = "the kernel has no CONFIG_NET_DEVMEM";
+        return Ok(Outcome::Skipped(reason.to_string()));
+    }
+    let nic = Nic::new()?;
+    let mut own = Receiver::of(&nic, QUEUE)?;
+    let foreign = Devmem::bind(nic.index, OTHER, BUFFERS)?;
+
+    let mut stream = nic.stream(STREAM)?;
+    send_by(&nic, OTHER, &mut stream)?;
+    own.gets_nothing(&mut stream)?;
+    // It is where it belongs, for those who ask for it in another way.
+    foreign.take(&mut stream, SOME)?;
+
+    // Some of it is ours. Of the last one, the kernel finds what is ours before it.
+    let before = coalesced()?;
+    for queue in [OTHER, QUEUE, OTHER] {
+        send_by(&nic, queue, &mut stream)?;
+    }
+    let packets = coalesced()? - before;
+    ensure!(packets >= 2, "{packets} packets were added to others");
+    own.gets_nothing(&mut stream)?;
+    foreign.take(&mut stream, SOME)?;
+    own.stops_after(&mut stream, SOME, libc::EFAULT)?;
+    own.gets_nothing(&mut stream)?;
+    expect_eq("bytes left", stream.left(), SOME)?;
+
+    drop((stream, foreign));
+    nic.conserved(&mut own.ring, &own.ifq, BUFFERS)?;
+    // The queue that had the dma-buf can be had.
+    let mut other = Receiver::of(&nic, OTHER)?;
+    let mut stream = nic.stream(STREAM)?;
+    send_by(&nic, OTHER, &mut stream)?;
+    own.gets_nothing(&mut stream)?;
+    other.takes_all(&mut stream)?;
+    drop(stream);
+    conserved(&nic, [&mut own, &mut other])?;
+    drop((own, other));
+    nic.released()?;
+    nic::wait_pinned(0)?;
+    nic.steer(QUEUE)?;
+    works(&nic)?;
+    Ok(Outcome::Passed)
+}
