@@ -144,3 +144,108 @@ pub(crate) fn unregister(mut queues: Queues<'_, Queue>) {
     }
     queues.destroy();
 }
+
+#[cfg(CONFIG_IO_URING_RS_KUNIT_TEST)]
+#[kernel::macros::kunit_tests(io_uring_zcrx)]
+mod tests {
+    use super::{
+        area::Area,
+        memory::Memory,
+        *, //
+    };
+    use kernel::{
+        io_uring::{
+            queues::TestRing,
+            region::RegionDesc,
+            zcrx::EventDesc, //
+        },
+        net::page_pool::test_pool::TestPool,
+        page::{
+            PAGE_SHIFT,
+            PAGE_SIZE, //
+        }, //
+    };
+
+    /// Registers a queue of an area with a ring, as for a device.
+    fn register(queues: &mut Queues<'_, Queue>) -> Result<Arc<Queue>> {
+        const BUFFERS: usize = 100;
+        let account = queues.account();
+        let shift = PAGE_SHIFT as u32;
+        let mut desc = RegionDesc::of_size(PAGE_SIZE as u64);
+        let region = Region::new(account.clone(), &mut desc, 0)?;
+        let areas = Areas::new(shift)?;
+        let refill = Refill::new(region, 8, None)?;
+        let ifq = Arc::pin_init(
+            ProvidedQueue::new(
+                shift,
+                pin_init!(Ifq {
+                    account,
+                    areas <- areas,
+                    users: Refcount::new(1),
+                    events <- Events::new(&EventDesc::default()),
+                    refill <- refill,
+                    writable: true,
+                    dev: None,
+                }),
+            ),
+            GFP_KERNEL,
+        )?;
+        let memory = Memory::nowhere(BUFFERS << shift);
+
+        ifq.areas
+            .reserve()?
+            .fill(Area::of_memory(memory, shift, true)?);
+        queues.reserve(0)?.publish(ifq.clone())?.keep();
+        Ok(ifq)
+    }
+
+    /// Returns how many of the named buffers user space has once. It does not have them afterwards.
+    fn take_back(ifq: &Queue, named: &[usize]) -> usize {
+        let mut count = 0;
+
+        if let Some(area) = ifq.areas.get(0) {
+            for &buffer in named {
+                area.buffers()
+                    .take_back(buffer as u64, 1, &mut None, &mut |iov| {
+                        count += 1;
+                        iov.put();
+                    });
+            }
+        }
+        count
+    }
+
+    /// Requests that are left when a ring has let go of its queues can still receive packets that
+    /// came before. The buffers are taken back when the ring is freed, unless others use the queue.
+    #[test]
+    fn what_is_received_after_the_end_is_taken_back() -> Result {
+        for is_exported in [false, true] {
+            let mut ring = TestRing::<Queue>::new()?;
+            let ifq = ring.with(|mut queues| register(&mut queues))?;
+            let exported = is_exported.then(|| User::new(ifq.clone()));
+            let mut pool = TestPool::new(&ifq)?;
+            let before = pool.receive().ok_or(ENOMEM)?;
+            let after = [pool.receive().ok_or(ENOMEM)?, pool.receive().ok_or(ENOMEM)?];
+            let early = [before.iov().index()];
+            let late = [after[0].iov().index(), after[1].iov().index()];
+
+            before.iov().grant();
+            drop(before);
+            ring.with(|queues| terminate(&queues));
+            let left = if is_exported { 1 } else { 0 };
+            assert_eq!(take_back(&ifq, &early), left);
+
+            // The ring still has the queue, for requests.
+            assert!(ring.with(|queues| queues.get(0).is_some()));
+            for packet in after {
+                packet.iov().grant();
+            }
+            drop(pool);
+            ring.with(unregister);
+            let left = if is_exported { 2 } else { 0 };
+            assert_eq!(take_back(&ifq, &late), left);
+            drop(exported);
+        }
+        Ok(())
+    }
+}

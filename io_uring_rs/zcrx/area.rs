@@ -80,8 +80,20 @@ impl Area {
         shift: u32,
         has_device: bool,
     ) -> Result<Pin<KBox<Self>>> {
+        Self::of_memory(Memory::new(account, reg, has_device)?, shift, has_device)
+    }
+
+    /// Creates an area from `memory`.
+    ///
+    /// # Errors
+    ///
+    /// [`ENOMEM`] if memory is short, [`EINVAL`] for buffers that are smaller than a page.
+    pub(super) fn of_memory(
+        memory: Memory,
+        shift: u32,
+        has_device: bool,
+    ) -> Result<Pin<KBox<Self>>> {
         let page_shift = shift.checked_sub(PAGE_SHIFT as u32).ok_or(EINVAL)?;
-        let memory = Memory::new(account, reg, has_device)?;
         let count = u32::try_from(memory.size() >> shift)?;
         let buffers = Buffers::new(count, shift, has_device)?;
 

@@ -46,6 +46,9 @@ enum Kind {
     },
     #[cfg(CONFIG_DMA_SHARED_BUFFER)]
     DmaBuf(DmaBuf),
+    /// None at all, in unit tests.
+    #[cfg(CONFIG_IO_URING_RS_KUNIT_TEST)]
+    Nowhere,
 }
 
 /// The memory of an area.
@@ -120,6 +123,15 @@ impl Memory {
         Err(EINVAL)
     }
 
+    /// Returns memory of `size` bytes that is nowhere, for unit tests.
+    #[cfg(CONFIG_IO_URING_RS_KUNIT_TEST)]
+    pub(super) fn nowhere(size: usize) -> Self {
+        Self {
+            kind: Kind::Nowhere,
+            size,
+        }
+    }
+
     /// Returns the size in bytes.
     pub(super) fn size(&self) -> usize {
         self.size
@@ -136,6 +148,8 @@ impl Memory {
             Kind::Pages { pages, .. } => pages.get(index),
             #[cfg(CONFIG_DMA_SHARED_BUFFER)]
             Kind::DmaBuf(_) => None,
+            #[cfg(CONFIG_IO_URING_RS_KUNIT_TEST)]
+            Kind::Nowhere => None,
         }
     }
 
@@ -157,6 +171,8 @@ impl Memory {
             Kind::DmaBuf(buf) => {
                 KBox::new(Attachment::new(buf, dev)?, GFP_KERNEL)? as KBox<dyn DmaMemory>
             }
+            #[cfg(CONFIG_IO_URING_RS_KUNIT_TEST)]
+            Kind::Nowhere => return Err(EINVAL),
         };
         let (mut total, mut bits): (ResourceSize, ResourceSize) = (0, 0);
 

@@ -118,11 +118,28 @@ pub(super) fn add(ifq: &Queue, reservation: Reservation<'_>, area: Pin<KBox<Area
 #[kernel::macros::kunit_tests(io_uring_zcrx_provider)]
 mod tests {
     use super::*;
-    use crate::zcrx::buffers::Buffers;
+    use crate::zcrx::{
+        buffers::Buffers,
+        walk::{
+            Taker,
+            Walk, //
+        }, //
+    };
     use kernel::{
-        net::page_pool::test_pool::{
-            Packet,
-            TestPool, //
+        net::{
+            netmem::{
+                Lookup,
+                PooledIov, //
+            },
+            page_pool::test_pool::{
+                Packet,
+                TestPool, //
+            },
+            skbuff::{
+                owned::OwnedSkBuff,
+                Piece,
+                SkBuff, //
+            }, //
         },
         page::PAGE_SHIFT,
         sync::atomic::{
@@ -209,6 +226,24 @@ mod tests {
         let buffers = &provider.buffers;
 
         buffers.take_back(buffer as u64, count, &mut None, &mut |iov| iov.put());
+    }
+
+    /// Gives a buffer back until nobody has it but its pool. Returns the number of times.
+    fn given_back_after(provider: &Provider, buffer: usize) -> Option<u32> {
+        let mut is_back = false;
+        let mut give_back = || {
+            let pooled = &mut |iov: PooledIov<'_>| {
+                is_back = true;
+                iov.put();
+            };
+
+            provider
+                .buffers
+                .take_back(buffer as u64, 1, &mut None, pooled);
+            is_back
+        };
+
+        (1..10).find(|_| give_back())
     }
 
     /// What should be the case of a buffer.
@@ -368,6 +403,126 @@ mod tests {
         give_back(&provider, index, 2);
         drop(pool);
         assert_eq!(free(&provider), COUNT);
+        Ok(())
+    }
+
+    /// Gives user space what is in buffers of a provider: number, offset and bytes of each.
+    struct Lender<'p> {
+        provider: &'p ProvidedQueue<Provider>,
+        lent: KVec<(usize, usize, usize)>,
+    }
+
+    impl<'p> Taker for Lender<'p> {
+        type Packet<'a> = Lookup<'a, 'p, Provider>;
+
+        fn begin<'a>(&self, skb: &'a SkBuff) -> Self::Packet<'a> {
+            Lookup::new(skb, self.provider)
+        }
+
+        fn lend<'a>(
+            &mut self,
+            packet: &mut Self::Packet<'a>,
+            piece: Piece<'a>,
+            wanted: usize,
+        ) -> Result {
+            let iov = packet.find(&piece).ok_or(EFAULT)?;
+
+            self.lent
+                .push((iov.index(), iov.offset(), wanted), GFP_KERNEL)?;
+            iov.grant();
+            Ok(())
+        }
+
+        fn copy(&mut self, piece: Piece<'_>, _left: usize) -> Result<usize> {
+            Ok(piece.len())
+        }
+    }
+
+    /// Lends the rest of a packet, from `offset` on. Returns the result, and the pieces.
+    fn lend(
+        provider: &ProvidedQueue<Provider>,
+        skb: &SkBuff,
+        offset: usize,
+    ) -> (Result<usize>, KVec<(usize, usize, usize)>) {
+        let mut lender = Lender {
+            provider,
+            lent: KVec::new(),
+        };
+        let result = Walk::default().take(skb, offset, skb.len() - offset, &mut lender);
+
+        (result, lender.lent)
+    }
+
+    /// ZV21: what a device has received into memory of another provider is not handed out,
+    /// wherever it is in a packet.
+    #[test]
+    fn memory_of_others_is_not_lent() -> Result {
+        let (own, other) = (provider()?, provider()?);
+        let (mut own_pool, mut other_pool) = (TestPool::new(&own)?, TestPool::new(&other)?);
+        let mut skb = OwnedSkBuff::new(0)?;
+        let mut numbers = [0; 5];
+        // Which one has it, where it begins, and how much it is.
+        let parts = [
+            (true, 3, 10),
+            (true, 0, 20),
+            (false, 7, 30),
+            (true, 4000, 40),
+        ];
+
+        for ((is_own, offset, len), number) in parts.into_iter().zip(&mut numbers) {
+            let pool = if is_own {
+                &mut own_pool
+            } else {
+                &mut other_pool
+            };
+            let packet = pool.receive().ok_or(ENOMEM)?;
+
+            *number = packet.iov().index();
+            skb.add_received(packet, offset, len)?;
+        }
+        // In no pool at all.
+        skb.add_net_iov(50)?;
+        let mut list = OwnedSkBuff::new(0)?;
+        let packet = own_pool.receive().ok_or(ENOMEM)?;
+        numbers[4] = packet.iov().index();
+        list.add_received(packet, 1, 60)?;
+        skb.append(list)?;
+        assert_eq!(skb.len(), 210);
+
+        let [first, second, foreign, third, last] = numbers;
+        let check = |provider, offset, want: Result<usize>, lent: &[(usize, usize, usize)]| {
+            let (got, pieces) = lend(provider, &skb, offset);
+
+            assert_eq!(got, want);
+            assert_eq!(pieces[..], *lent);
+        };
+
+        check(&own, 0, Ok(30), &[(first, 3, 10), (second, 0, 20)]);
+        check(&own, 5, Ok(25), &[(first, 8, 5), (second, 0, 20)]);
+        check(&own, 30, Err(EFAULT), &[]);
+        check(&own, 59, Err(EFAULT), &[]);
+        check(&own, 60, Ok(40), &[(third, 4000, 40)]);
+        check(&own, 100, Err(EFAULT), &[]);
+        check(&own, 150, Ok(60), &[(last, 1, 60)]);
+        check(&other, 0, Err(EFAULT), &[]);
+        check(&other, 30, Ok(30), &[(foreign, 7, 30)]);
+        check(&other, 60, Err(EFAULT), &[]);
+        check(&other, 150, Err(EFAULT), &[]);
+
+        // User space has what it was told of, as often, and nothing else.
+        drop(skb);
+        drop((own_pool, other_pool));
+        assert_eq!(free(&own), COUNT - 4);
+        assert_eq!(free(&other), COUNT - 1);
+        for (provider, number, count) in [
+            (&own, first, 2),
+            (&own, second, 2),
+            (&own, third, 1),
+            (&own, last, 1),
+            (&other, foreign, 1),
+        ] {
+            assert_eq!(given_back_after(provider, number), Some(count));
+        }
         Ok(())
     }
 }

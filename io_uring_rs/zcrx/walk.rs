@@ -393,9 +393,9 @@ mod tests {
         Ok(())
     }
 
-    /// What a device received for somebody else.
+    /// What cannot be copied and is not lent ends it. Whose memory is lent is tested in `provider`.
     #[test]
-    fn memory_of_devices() -> Result {
+    fn what_is_not_lent() -> Result {
         let mut skb = packet(10, &[20], &[])?;
 
         skb.add_net_iov(30)?;

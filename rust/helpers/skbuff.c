@@ -14,6 +14,11 @@ rust_helper_skb_shinfo(const struct sk_buff *skb)
 	return skb_shinfo(skb);
 }
 
+__rust_helper int rust_helper_skb_tailroom(const struct sk_buff *skb)
+{
+	return skb_tailroom(skb);
+}
+
 __rust_helper struct page *rust_helper_skb_frag_page(const skb_frag_t *frag)
 {
 	return skb_frag_page(frag);

@@ -30,6 +30,11 @@ use crate::{
     },
     warn_on, //
 };
+#[cfg(CONFIG_IO_URING_RS_KUNIT_TEST)]
+use crate::{
+    sync::static_lock_class,
+    types::Opaque, //
+};
 use core::{
     marker::PhantomData,
     mem::ManuallyDrop,
@@ -437,4 +442,87 @@ pub unsafe fn with_entry<T: Send + Sync + 'static, R>(
     // SAFETY: By the invariants of `Queues`, entries came from `Arc::into_raw` and own a reference.
     // None is erased while `mmap_lock` is held.
     unsafe { entry.as_ref() }.map(f)
+}
+
+/// A ring that has nothing but queues, for unit tests of their end.
+///
+/// # Invariants
+///
+/// The ring is zeroed but for its locks, its array of queues, and its count of references, which is
+/// dead. It stays where it is.
+#[cfg(CONFIG_IO_URING_RS_KUNIT_TEST)]
+pub struct TestRing<T> {
+    ctx: KBox<Opaque<bindings::io_ring_ctx>>,
+    entries: PhantomData<Arc<T>>,
+}
+
+#[cfg(CONFIG_IO_URING_RS_KUNIT_TEST)]
+impl<T: Send + Sync + 'static> TestRing<T> {
+    /// Creates a ring without queues.
+    ///
+    /// # Errors
+    ///
+    /// [`ENOMEM`] if memory is short.
+    pub fn new() -> Result<Self> {
+        unsafe extern "C" fn release(_refs: *mut bindings::percpu_ref) {}
+
+        let ctx: KBox<Opaque<bindings::io_ring_ctx>> =
+            KBox::init(pin_init::init_zeroed(), GFP_KERNEL)?;
+        let ring = ctx.get();
+        let name = c"test ring".as_char_ptr();
+
+        // SAFETY: The ring is ours, and nobody uses the count yet.
+        to_result(unsafe {
+            bindings::percpu_ref_init(
+                &raw mut (*ring).__bindgen_anon_1.refs,
+                Some(release),
+                bindings::PERCPU_REF_INIT_DEAD,
+                GFP_KERNEL.as_raw(),
+            )
+        })?;
+        // SAFETY: The ring is ours, and nobody uses its locks and its array yet, which stay where
+        // they are.
+        unsafe {
+            bindings::__mutex_init(
+                &raw mut (*ring).__bindgen_anon_2.uring_lock,
+                name,
+                static_lock_class!().as_ptr(),
+            );
+            bindings::__mutex_init(
+                &raw mut (*ring).mmap_lock,
+                name,
+                static_lock_class!().as_ptr(),
+            );
+            bindings::xa_init_flags(&raw mut (*ring).zcrx_ctxs, bindings::XA_FLAGS_ALLOC);
+        }
+        // INVARIANT: All of it was just initialised.
+        Ok(Self {
+            ctx,
+            entries: PhantomData,
+        })
+    }
+
+    /// Calls `f` with the queues of the ring, whose lock is held meanwhile.
+    pub fn with<R>(&mut self, f: impl FnOnce(Queues<'_, T>) -> R) -> R {
+        let ring = self.ctx.get();
+        // SAFETY: The lock was initialised, and stays as long as `self`.
+        let lock: &Mutex<()> =
+            unsafe { Mutex::from_raw(&raw mut (*ring).__bindgen_anon_2.uring_lock) };
+        let _guard = lock.lock();
+
+        // SAFETY: By the type invariants, the ring is valid. Its lock is held, and `self` borrowed,
+        // so that there is no other handle. It has no user and no address space. The array is only
+        // changed here, with this `T`.
+        f(unsafe { Queues::from_raw(NonNull::new_unchecked(ring)) })
+    }
+}
+
+#[cfg(CONFIG_IO_URING_RS_KUNIT_TEST)]
+impl<T> Drop for TestRing<T> {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariants, the count was initialised, and nobody has a reference.
+        unsafe {
+            bindings::percpu_ref_exit(&raw mut (*self.ctx.get()).__bindgen_anon_1.refs);
+        }
+    }
 }

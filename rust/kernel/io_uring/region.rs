@@ -78,6 +78,15 @@ unsafe impl FromBytes for RegionDesc {}
 unsafe impl AsBytes for RegionDesc {}
 
 impl RegionDesc {
+    /// Describes a region of `size` bytes that the kernel allocates, in unit tests.
+    #[cfg(CONFIG_IO_URING_RS_KUNIT_TEST)]
+    pub fn of_size(size: u64) -> Self {
+        Self(bindings::io_uring_region_desc {
+            size,
+            ..pin_init::zeroed()
+        })
+    }
+
     /// Returns the region's size in bytes. Not validated.
     pub fn size(&self) -> u64 {
         self.0.size

@@ -224,3 +224,159 @@ impl PooledIov<'_> {
         unsafe { bindings::page_pool_put_unrefed_netmem(pool, netmem, u32::MAX, false) };
     }
 }
+
+#[cfg(CONFIG_RUST_IO_URING_KUNIT_TEST)]
+#[macros::kunit_tests(rust_kernel_net_netmem_iov)]
+mod tests {
+    use super::*;
+    use crate::{
+        net::netmem::{
+            NetIovs,
+            ProvidedIov, //
+        },
+        sched,
+        sync::{
+            Arc,
+            Completion, //
+        },
+        workqueue, //
+    };
+
+    /// The number of times that each of two does something at once.
+    const TIMES: i32 = 300_000;
+
+    /// One buffer that a packet has, and two who change how often user space has it.
+    #[pin_data]
+    struct Race {
+        iovs: NetIovs,
+        /// The number of those who are about to begin.
+        ready: Atomic<u32>,
+        /// Whether the worker has done its part.
+        is_over: Atomic<u32>,
+        #[pin]
+        done: Completion,
+    }
+
+    impl Race {
+        fn new() -> Result<Arc<Self>> {
+            let iovs = NetIovs::new(1, 12)?;
+
+            iovs.take(0).ok_or(EINVAL)?;
+            Arc::pin_init(
+                pin_init!(Self {
+                    iovs,
+                    ready: Atomic::new(0),
+                    is_over: Atomic::new(0),
+                    done <- Completion::new(),
+                }),
+                GFP_KERNEL,
+            )
+        }
+
+        /// Returns the buffer once both are about to begin.
+        fn start(&self) -> Option<Iov<'_>> {
+            self.ready.fetch_add(1, Full);
+            while self.ready.load(Relaxed) < 2 {
+                sched::cond_resched();
+            }
+            self.iovs.iov(0)
+        }
+
+        /// Starts a worker that does its part, and then tells.
+        fn spawn(race: &Arc<Self>, part: fn(&Self, Iov<'_>)) -> Result {
+            let race = race.clone();
+
+            workqueue::system_dfl().try_spawn(GFP_KERNEL, move || {
+                if let Some(iov) = race.start() {
+                    part(&race, iov);
+                }
+                race.is_over.store(1, Release);
+                race.done.complete_all();
+            })?;
+            Ok(())
+        }
+
+        /// Takes the buffer back once, which the packet still has.
+        fn take_back(&self) {
+            let _ = self.iovs.take_back(0, 1);
+        }
+
+        /// Waits for the worker, and has the buffer be free. Returns the number of grants that are
+        /// left, and that of references.
+        fn end(&self, iov: Iov<'_>) -> (i32, isize) {
+            self.done.wait_for_completion();
+            let left = (iov.granted().load(Relaxed), iov.references().load(Relaxed));
+
+            iov.granted().store(0, Relaxed);
+            iov.references().store(FREE, Relaxed);
+            left
+        }
+    }
+
+    /// No grant is lost when another one is given back on another CPU.
+    #[test]
+    fn granting_while_giving_back() -> Result {
+        let race = Race::new()?;
+
+        Race::spawn(&race, |_, iov| {
+            let received = ProvidedIov::new(iov, 0);
+
+            for _ in 0..TIMES {
+                received.grant();
+            }
+        })?;
+        let iov = race.start().ok_or(EINVAL)?;
+
+        while race.is_over.load(Acquire) == 0 {
+            race.take_back();
+        }
+        let (granted, references) = race.end(iov);
+        assert!((0..=TIMES).contains(&granted));
+        assert_eq!(references, granted as isize + 1);
+        Ok(())
+    }
+
+    /// No grant is given back twice, as by who flushes and by a pool that wants buffers.
+    #[test]
+    fn giving_back_on_two_cpus() -> Result {
+        let race = Race::new()?;
+        let iov = race.iovs.iov(0).ok_or(EINVAL)?;
+
+        iov.granted().store(2 * TIMES, Relaxed);
+        iov.references().store(2 * TIMES as isize + 1, Relaxed);
+        Race::spawn(&race, |race, _| {
+            for _ in 0..TIMES {
+                race.take_back();
+            }
+        })?;
+        race.start();
+        for _ in 0..TIMES {
+            race.take_back();
+        }
+        assert_eq!(race.end(iov), (0, 1));
+        Ok(())
+    }
+
+    /// All are taken back while more are granted: each counts once.
+    #[test]
+    fn granting_while_all_are_taken_back() -> Result {
+        let race = Race::new()?;
+
+        Race::spawn(&race, |_, iov| {
+            let received = ProvidedIov::new(iov, 0);
+
+            for _ in 0..TIMES {
+                received.grant();
+            }
+        })?;
+        let iov = race.start().ok_or(EINVAL)?;
+
+        while race.is_over.load(Acquire) == 0 {
+            let _ = race.iovs.take_back_all(0);
+        }
+        let (granted, references) = race.end(iov);
+        assert!((0..=TIMES).contains(&granted));
+        assert_eq!(references, granted as isize + 1);
+        Ok(())
+    }
+}

@@ -169,6 +169,12 @@ impl<'a> ProvidedIov<'a> {
         Self::new(unsafe { Iov::from_raw(iov) }, 0)
     }
 
+    /// Returns the buffer as C knows it.
+    #[cfg(CONFIG_IO_URING_RS_KUNIT_TEST)]
+    pub(in crate::net) fn netmem(&self) -> bindings::netmem_ref {
+        self.iov.netmem()
+    }
+
     /// Gives back the reference of a packet. Returns what became of the buffer.
     ///
     /// # Safety

@@ -14,6 +14,9 @@
 //! calls the exporter of a dma-buf, and whoever unregisters the network device waits for it, as it
 //! also does in C.
 
+#[cfg(CONFIG_IO_URING_RS_KUNIT_TEST)]
+mod device_test;
+
 use super::{
     Adapter,
     MemoryProvider,
@@ -475,7 +478,7 @@ mod tests {
     }
 
     /// One buffer for pools, which have no device; another one that is mapped.
-    struct Provider {
+    pub(super) struct Provider {
         buffer: NetIovs,
         mapped: NetIovs,
     }
@@ -500,10 +503,10 @@ mod tests {
     }
 
     /// A queue, and the number of its mappings.
-    type Counted = (Arc<ProvidedQueue<Provider>>, Arc<Atomic<i32>>);
+    pub(super) type Counted = (Arc<ProvidedQueue<Provider>>, Arc<Atomic<i32>>);
 
     /// Makes a provider that was bound, as far as it knows.
-    fn provider(dev: &Device<Bound>) -> Result<Counted> {
+    pub(super) fn provider(dev: &Device<Bound>) -> Result<Counted> {
         let mapped = Arc::new(Atomic::new(1), GFP_KERNEL)?;
         let mut table: KBox<(bindings::sg_table, bindings::scatterlist)> =
             KBox::init(pin_init::init_zeroed(), GFP_KERNEL)?;

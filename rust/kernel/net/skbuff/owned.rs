@@ -5,6 +5,8 @@
 //! C header: [`include/linux/skbuff.h`](srctree/include/linux/skbuff.h)
 
 use super::SkBuff;
+#[cfg(CONFIG_IO_URING_RS_KUNIT_TEST)]
+use crate::net::page_pool::test_pool::Packet;
 use crate::{
     bindings,
     prelude::*, //
@@ -22,11 +24,14 @@ use core::{
 /// # Invariants
 ///
 /// `skb` is a valid packet that is ours, and in its linear part there is room for `room` more
-/// bytes. Its fragments that are not pages are those of `net_iovs`.
+/// bytes. Its fragments that are not pages are those of `net_iovs` and `received`.
 pub struct OwnedSkBuff {
     skb: NonNull<bindings::sk_buff>,
     room: usize,
     net_iovs: KVec<KBox<bindings::net_iov>>,
+    /// What was received into buffers of pools.
+    #[cfg(CONFIG_IO_URING_RS_KUNIT_TEST)]
+    received: KVec<Packet<'static>>,
 }
 
 impl OwnedSkBuff {
@@ -41,6 +46,8 @@ impl OwnedSkBuff {
             skb: NonNull::new(skb).ok_or(ENOMEM)?,
             room,
             net_iovs: KVec::new(),
+            #[cfg(CONFIG_IO_URING_RS_KUNIT_TEST)]
+            received: KVec::new(),
         })
     }
 
@@ -145,10 +152,58 @@ impl OwnedSkBuff {
         Ok(())
     }
 
+    /// Appends a fragment of `len` bytes, from `offset` on, in the buffer of a page that
+    /// `packet` was received into. The buffer goes back to its pool with this packet.
+    #[cfg(CONFIG_IO_URING_RS_KUNIT_TEST)]
+    pub fn add_received(&mut self, packet: Packet<'static>, offset: usize, len: usize) -> Result {
+        let index = self.next_frag()?;
+        let (offset, len) = (c_int::try_from(offset)?, c_int::try_from(len)?);
+        let netmem = packet.iov().netmem();
+
+        self.received.push(packet, GFP_KERNEL)?;
+        // SAFETY: The buffer stays as long as the packet. Of this kind no reference is counted
+        // here: `received` has it.
+        unsafe { self.add(index, netmem, offset, len) };
+        Ok(())
+    }
+
+    /// Leaves room for no more than `room` linear bytes, and fills what else there is with zeroes.
+    /// There must be no other bytes.
+    #[cfg(CONFIG_IO_URING_RS_KUNIT_TEST)]
+    pub fn leave_room(&mut self, room: usize) -> Result {
+        if self.len() != self.linear().len() {
+            return Err(EINVAL);
+        }
+        // SAFETY: By the type invariants, the packet is valid. All that it has is linear.
+        let tailroom = unsafe { bindings::skb_tailroom(self.skb.as_ptr()) };
+        let filled = usize::try_from(tailroom)?.checked_sub(room).ok_or(ENOSPC)?;
+
+        // SAFETY: There is as much room.
+        let to = unsafe { bindings::skb_put(self.skb.as_ptr(), u32::try_from(filled)?) };
+        // SAFETY: The bytes at `to` are the packet's now, and nobody else's.
+        unsafe { to.cast::<u8>().write_bytes(0, filled) };
+        // INVARIANT: That is what is left.
+        self.room = room;
+        Ok(())
+    }
+
+    /// Returns the packet as C knows it, for functions that append linear bytes to it.
+    #[cfg(CONFIG_IO_URING_RS_KUNIT_TEST)]
+    pub(in crate::net) fn as_ptr(&mut self) -> *mut bindings::sk_buff {
+        self.skb.as_ptr()
+    }
+
     /// Appends another packet to the list.
     pub fn append(&mut self, mut other: OwnedSkBuff) -> Result {
         // Nothing fails once one of them has moved.
         self.net_iovs.reserve(other.net_iovs.len(), GFP_KERNEL)?;
+        #[cfg(CONFIG_IO_URING_RS_KUNIT_TEST)]
+        {
+            self.received.reserve(other.received.len(), GFP_KERNEL)?;
+            for packet in core::mem::take(&mut other.received) {
+                self.received.push(packet, GFP_KERNEL)?;
+            }
+        }
         for net_iov in core::mem::take(&mut other.net_iovs) {
             self.net_iovs.push(net_iov, GFP_KERNEL)?;
         }

@@ -1,0 +1,262 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Unit tests of binding a provider to receive queues of a network device: those of the first one
+//! that has some, such as a port of `zcrx_sim`. Where there is none, there is nothing to test.
+
+#[macros::kunit_tests(rust_kernel_net_page_pool_queue_device)]
+mod tests {
+    use super::super::{
+        tests::{
+            provider,
+            Provider, //
+        },
+        *, //
+    };
+    use crate::{
+        faux,
+        sync::{
+            atomic::{
+                atomic_load,
+                Acquire,
+                Relaxed, //
+            },
+            Completion, //
+        },
+        time::{
+            delay::fsleep,
+            Delta, //
+        },
+        types::Opaque,
+        workqueue, //
+    };
+
+    /// Two receive queues of the device.
+    const QUEUE: u32 = 1;
+    const OTHER: u32 = 2;
+
+    /// Finds the network device, and has it split headers off, which those that are bound must.
+    fn device() -> Result<NetDevice> {
+        for index in 1..=64 {
+            let Ok(netdev) = NetDevice::find(index) else {
+                continue;
+            };
+            let locked = netdev.lock();
+
+            if locked.dma_device(OTHER).is_ok() {
+                // SAFETY: The device is valid and locked, and so is its configuration.
+                unsafe {
+                    (*(*locked.as_ptr()).cfg).hds_config =
+                        bindings::ethtool_tcp_data_split_ETHTOOL_TCP_DATA_SPLIT_ENABLED as u8
+                };
+                drop(locked);
+                return Ok(netdev);
+            }
+        }
+        pr_info!("no network device has queues that can be bound\n");
+        Err(ENODEV)
+    }
+
+    /// Returns whether a receive queue has a provider.
+    fn has_provider(netdev: &LockedNetDevice<'_>, queue: u32) -> bool {
+        // SAFETY: The device is valid and locked, and has the queue.
+        unsafe { !(*rx_queue(netdev, queue)).mp_params.mp_ops.is_null() }
+    }
+
+    /// Returns a receive queue as C knows it.
+    fn rx_queue(netdev: &LockedNetDevice<'_>, queue: u32) -> *mut bindings::netdev_rx_queue {
+        // SAFETY: The device is valid.
+        let queues = unsafe { (*netdev.as_ptr())._rx };
+
+        queues.wrapping_add(queue as usize)
+    }
+
+    /// A provider is bound to one queue at a time, and to another one after that.
+    #[test]
+    fn bound_twice() -> Result {
+        let Ok(netdev) = device() else {
+            return Ok(());
+        };
+        // Nothing is asserted while the device is locked: a test that fails unlocks nothing.
+        let (queue, mapped) = provider(netdev.lock().dma_device(QUEUE)?)?;
+        let open = |provider: &Arc<ProvidedQueue<Provider>>, number| {
+            ProvidedQueue::open(provider, &netdev.lock(), number, 0)
+        };
+        let has = |number| has_provider(&netdev.lock(), number);
+
+        open(&queue, QUEUE)?;
+        for number in [QUEUE, OTHER] {
+            assert_eq!(open(&queue, number), Err(EBUSY));
+            assert!(queue.is_bound());
+            assert_eq!(mapped.load(Relaxed), 1);
+            assert!(has(QUEUE));
+            assert!(!has(OTHER));
+        }
+        queue.close();
+        assert!(!queue.is_bound());
+        assert_eq!(mapped.load(Relaxed), 0);
+        assert!(!has(QUEUE));
+
+        open(&queue, OTHER)?;
+        assert!(has(OTHER));
+        // What has a provider takes no other one, which then is as it was.
+        let (second, second_mapped) = provider(netdev.lock().dma_device(OTHER)?)?;
+        assert_eq!(open(&second, OTHER), Err(EEXIST));
+        assert!(!second.is_bound());
+        assert_eq!(second_mapped.load(Relaxed), 0);
+        assert!(queue.is_bound());
+        queue.close();
+        assert!(!has(OTHER));
+        Ok(())
+    }
+
+    /// Somebody who closes a queue.
+    #[pin_data]
+    struct Closer {
+        queue: Arc<ProvidedQueue<Provider>>,
+        #[pin]
+        done: Completion,
+    }
+
+    /// Waits until somebody waits for the lock of the device, which the caller has.
+    fn wait_for_waiter(netdev: &LockedNetDevice<'_>) -> Result {
+        /// The bit of a mutex that says so.
+        const WAITERS: isize = 1;
+
+        for _ in 0..5000 {
+            // SAFETY: The device is valid, and its lock has this word, which is read as a whole.
+            let owner = unsafe {
+                let owner = &raw mut (*netdev.as_ptr()).lock.owner;
+
+                atomic_load(owner.cast::<isize>(), Acquire)
+            };
+
+            if owner & WAITERS != 0 {
+                return Ok(());
+            }
+            fsleep(Delta::from_millis(1));
+        }
+        Err(ETIMEDOUT)
+    }
+
+    /// The network stack lets go of the provider while somebody who closes the queue waits for the
+    /// device. If the provider is bound again by then, the new binding is closed.
+    #[test]
+    fn uninstalled_while_closing() -> Result {
+        let Ok(netdev) = device() else {
+            return Ok(());
+        };
+
+        for is_bound_again in [false, true] {
+            let locked = netdev.lock();
+            let (queue, mapped) = provider(locked.dma_device(QUEUE)?)?;
+            ProvidedQueue::open(&queue, &locked, QUEUE, 0)?;
+            let closed = queue.clone();
+            let closer = Arc::pin_init(
+                pin_init!(Closer {
+                    queue: closed,
+                    done <- Completion::new(),
+                }),
+                GFP_KERNEL,
+            )?;
+            let worker = closer.clone();
+
+            workqueue::system_dfl().try_spawn(GFP_KERNEL, move || {
+                worker.queue.close();
+                worker.done.complete_all();
+            })?;
+            wait_for_waiter(&locked)?;
+
+            // SAFETY: The provider is bound to this queue, whose device is locked.
+            unsafe {
+                Adapter::<Provider>::uninstall(queue.params(0).mp_priv, rx_queue(&locked, QUEUE))
+            };
+            let state = (queue.is_bound(), mapped.load(Relaxed));
+            let again = if is_bound_again {
+                ProvidedQueue::open(&queue, &locked, OTHER, 0)
+            } else {
+                Ok(())
+            };
+            let has = has_provider(&locked, OTHER);
+
+            drop(locked);
+            closer.done.wait_for_completion();
+            assert_eq!(state, (false, 0));
+            assert_eq!(again, Ok(()));
+            assert_eq!(has, is_bound_again);
+            assert!(!queue.is_bound());
+            assert!(!has_provider(&netdev.lock(), QUEUE));
+            assert!(!has_provider(&netdev.lock(), OTHER));
+        }
+        Ok(())
+    }
+
+    /// Runs `f` without the kernel's warnings.
+    fn without_warnings<R>(f: impl FnOnce() -> R) -> R {
+        // SAFETY: The current task is valid, and runs a test, which only it changes.
+        let test = unsafe { (*bindings::get_current()).kunit_test };
+        // SAFETY: The test is the current task's.
+        let suppressed = unsafe { bindings::kunit_start_suppress_warning(test) };
+        let result = f();
+
+        // SAFETY: This was started above.
+        unsafe { bindings::kunit_end_suppress_warning(test, suppressed) };
+        result
+    }
+
+    /// Pools of another device, of buffers that are not mapped, of another size, or that are not
+    /// only written to, are refused.
+    #[test]
+    fn pools_that_do_not_fit() -> Result {
+        let Ok(netdev) = device() else {
+            return Ok(());
+        };
+        let locked = netdev.lock();
+        let dev = locked.dma_device(QUEUE)?;
+        let (queue, _mapped) = provider(dev)?;
+        let own = dev.as_raw();
+
+        ProvidedQueue::open(&queue, &locked, QUEUE, 0)?;
+        drop(locked);
+        let unrelated = faux::Registration::new(c"page_pool_other", None)?;
+        let unrelated: &Device<Bound> = unrelated.as_ref().as_ref();
+        let other = unrelated.as_raw();
+        let read = bindings::dma_data_direction::DMA_FROM_DEVICE;
+        let both = bindings::dma_data_direction::DMA_BIDIRECTIONAL;
+
+        for (dev, is_mapped, order, direction, want) in [
+            (other, true, 0, read, Err(EINVAL)),
+            (null_mut(), true, 0, read, Err(EINVAL)),
+            (own, false, 0, read, Err(EOPNOTSUPP)),
+            (own, true, 1, read, Err(EINVAL)),
+            (own, true, u32::MAX, read, Err(EINVAL)),
+            (own, true, 0, both, Err(EOPNOTSUPP)),
+            // In the order of C.
+            (other, false, 1, both, Err(EINVAL)),
+            (own, false, 1, both, Err(EOPNOTSUPP)),
+            (own, true, 1, both, Err(EINVAL)),
+            (own, true, 0, read, Ok(())),
+        ] {
+            let memory: KBox<Opaque<bindings::page_pool>> =
+                KBox::init(pin_init::init_zeroed(), GFP_KERNEL)?;
+            let pool = NonNull::new(memory.get()).ok_or(EINVAL)?;
+
+            // SAFETY: The pool is ours, and zero is a value of all of its fields.
+            unsafe {
+                (*pool.as_ptr()).p.dev = dev;
+                (*pool.as_ptr()).p.order = order;
+                (*pool.as_ptr()).p.dma_dir = direction;
+                (*pool.as_ptr()).set_dma_map(is_mapped);
+            }
+            // SAFETY: The pool stays until it is removed, and nobody uses it.
+            let got = without_warnings(|| unsafe { queue.add_pool(pool) });
+            let known = || queue.state.lock().pools.len();
+            let (before, ()) = (known(), queue.remove_pool(pool.as_ptr()));
+            let after = known();
+
+            assert_eq!(got, want);
+            assert_eq!((before, after), (got.is_ok() as usize, 0));
+        }
+        queue.close();
+        Ok(())
+    }
+}
