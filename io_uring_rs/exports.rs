@@ -302,7 +302,9 @@ mod tests {
             // SAFETY: The request is as its `prep` would leave it; both are ours.
             Some(populate) => unsafe { populate((&raw mut context).cast(), &raw mut *request) },
             // SAFETY: As above.
-            None => filter::populate(&mut context, unsafe { Request::from_raw(&raw mut *request) }),
+            None => filter::populate(&mut context, unsafe {
+                Request::from_raw(&raw mut *request)
+            }),
         }
 
         for (to, from) in bytes.iter_mut().zip(context.as_bytes()) {
