@@ -310,7 +310,7 @@ fn overwritten(round: u64, close: bool, longest: &AtomicU32) -> anyhow::Result<(
     let sender = stream.send_later(len)?;
 
     thread::scope(|scope| {
-        scope.spawn(|| scribble(&ifq.refill, seed() ^ round, &scribbled));
+        let scribbler = scope.spawn(|| scribble(&ifq.refill, seed() ^ round, &scribbled));
         let flusher = scope.spawn(|| {
             part("flushing", || {
                 let ring = importing_ring(&file)?;
@@ -322,6 +322,11 @@ fn overwritten(round: u64, close: bool, longest: &AtomicU32) -> anyhow::Result<(
             flushed.store(true, SeqCst);
             flusher.join().expect("a thread that fails ends the test");
         };
+        // Before buffers are counted: what it writes may give back what is in use.
+        let stop_scribbling = || {
+            scribbled.store(true, SeqCst);
+            scribbler.join().expect("it does not fail");
+        };
         part("receiving", || {
             if close {
                 receive_any(&mut ring, &ifq, &stream, len / 2)?;
@@ -332,12 +337,12 @@ fn overwritten(round: u64, close: bool, longest: &AtomicU32) -> anyhow::Result<(
                 let _ = sender.join();
                 stop_flushing();
                 before.wait("closing")?;
-                scribbled.store(true, SeqCst);
+                stop_scribbling();
                 return Ok(());
             }
             receive_any(&mut ring, &ifq, &stream, len)?;
             sender.join().ok().context("the sender panicked")??;
-            scribbled.store(true, SeqCst);
+            stop_scribbling();
             stop_flushing();
             everything_is_there(&mut ring, &ifq)
         });
