@@ -464,6 +464,11 @@ impl<T: Send + Sync + 'static> TestRing<T> {
     ///
     /// [`ENOMEM`] if memory is short.
     pub fn new() -> Result<Self> {
+        /// Is told that the last reference is gone.
+        ///
+        /// # Safety
+        ///
+        /// It is always safe to call this.
         unsafe extern "C" fn release(_refs: *mut bindings::percpu_ref) {}
 
         let ctx: KBox<Opaque<bindings::io_ring_ctx>> =

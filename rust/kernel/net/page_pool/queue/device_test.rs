@@ -254,7 +254,7 @@ mod tests {
             let after = known();
 
             assert_eq!(got, want);
-            assert_eq!((before, after), (got.is_ok() as usize, 0));
+            assert_eq!((before, after), (usize::from(got.is_ok()), 0));
         }
         queue.close();
         Ok(())
