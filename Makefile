@@ -121,7 +121,7 @@ coverage: tree guest ## lines of our Rust that the tests reach, in build/coverag
 	@scripts/kernel coverage
 	@scripts/coverage $(ONLY)
 
-mutants: tree guest ## break the code in some 250 ways, and see the tests notice each: [ONLY=zcrx/area]
+mutants: tree guest ## break the code in several hundred ways; the tests must notice each: [ONLY=zcrx/area]
 	@$(if $(ONLY),:,scripts/mutants-host)
 	@scripts/mutants $(ONLY)
 

@@ -402,7 +402,7 @@ mod tests {
         Ok(())
     }
 
-    /// A request that failed to allocate has no address.
+    /// A request may have no asynchronous data, and then has no address.
     #[test]
     fn connect_without_an_address() -> Result {
         let mut cmd: bindings::io_connect = pin_init::zeroed();

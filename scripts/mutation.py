@@ -10,8 +10,8 @@
 - equivalent: why nothing can notice, for the few where that is so.
 
 `list [PREFIX…]` prints one line for each mutation whose file is named so after
-io_uring_rs/ or rust/kernel/, with its key, file, tests, KUnit suite, and whether
-it is equivalent. `apply KEY TREE` makes it in a kernel tree. `show KEY` says it in
+io_uring_rs/ or rust/kernel/: its key, file, tests, KUnit suite, and why it is
+equivalent, with SEPARATOR between them, as some may be empty. `apply KEY TREE` makes it in a kernel tree. `show KEY` says it in
 words. Runs in the build root."""
 
 import argparse
@@ -23,6 +23,7 @@ import tomllib
 import machine
 
 TABLES = machine.TOP / "tests/mutations"
+SEPARATOR = "\x1f"
 FIELDS = {"file", "line", "becomes", "in", "tests", "kunit", "equivalent"}
 
 
@@ -97,7 +98,8 @@ def main():
             short = mutation.file.removeprefix("io_uring_rs/").removeprefix("rust/kernel/")
             mutation.number()
             if short.startswith(prefixes):
-                print(mutation.key, mutation.file, mutation.tests, mutation.kunit, mutation.equivalent, sep="\t")
+                print(mutation.key, mutation.file, mutation.tests, mutation.kunit, mutation.equivalent,
+                      sep=SEPARATOR)
     return 0
 
 

@@ -80,7 +80,7 @@ pub struct Pool {
     pub buffer: u64,
 }
 
-/// An unsigned number of whatever size.
+/// Returns an unsigned number of whatever size.
 fn number(bytes: &[u8]) -> Option<u64> {
     match *bytes {
         [a, b, c, d] => Some(u32::from_ne_bytes([a, b, c, d]).into()),
@@ -95,7 +95,7 @@ fn attribute(message: &Message, kind: u16) -> Option<u64> {
     number(attribute.nla_payload().as_ref())
 }
 
-/// The size of buffers that the nest of io_uring, of the given type, tells of.
+/// Returns the size of buffers that the nest of io_uring, of the given type, tells of.
 fn buffer(message: &Message, nest: u16) -> Option<u64> {
     let handle = message.attrs().get_attr_handle();
     let nested = handle.get_nested_attributes::<u16>(nest).ok()?;
@@ -103,7 +103,7 @@ fn buffer(message: &Message, nest: u16) -> Option<u64> {
     number(size.nla_payload().as_ref())
 }
 
-/// An attribute with a number.
+/// Builds an attribute with a number.
 fn word(kind: u16, value: u32) -> anyhow::Result<Nlattr<u16, Buffer>> {
     let kind = AttrTypeBuilder::default().nla_type(kind).build()?;
     Ok(NlattrBuilder::default()
@@ -161,7 +161,7 @@ fn ask(
     Ok(ask_by_socket(family, command, flags, attributes)?.0)
 }
 
-/// An attribute with others in it.
+/// Builds an attribute with others in it.
 fn nest(kind: u16, attributes: &[Nlattr<u16, Buffer>]) -> anyhow::Result<Nlattr<u16, Buffer>> {
     let kind = AttrTypeBuilder::default()
         .nla_type(kind)
@@ -185,7 +185,7 @@ fn set_rings(index: u32, setting: Nlattr<u16, Buffer>) -> anyhow::Result<()> {
     ask("ethtool", ETHTOOL_MSG_RINGS_SET, NlmF::empty(), attributes).map(drop)
 }
 
-/// Has a device put headers and payload apart.
+/// Makes a device put headers and payload apart.
 pub fn split_headers(index: u32) -> anyhow::Result<()> {
     const ENABLED: u8 = 2;
     let kind = AttrTypeBuilder::default()
@@ -203,7 +203,7 @@ pub fn set_ring(index: u32, buffers: u32) -> anyhow::Result<()> {
     set_rings(index, word(ETHTOOL_A_RINGS_RX, buffers)?)
 }
 
-/// Has payload of up to so many bytes stay with its headers.
+/// Makes payload of up to so many bytes stay with its headers.
 pub fn set_split_threshold(index: u32, bytes: u32) -> anyhow::Result<()> {
     set_rings(index, word(ETHTOOL_A_RINGS_HDS_THRESH, bytes)?)
 }
@@ -252,7 +252,7 @@ pub fn bind_dmabuf(index: u32, queue: u32, dmabuf: RawFd) -> anyhow::Result<Boun
     })
 }
 
-/// The receive queues of a device of this namespace.
+/// Returns the receive queues of a device of this namespace.
 pub fn queues(index: u32) -> anyhow::Result<Vec<Queue>> {
     let attributes = vec![word(NETDEV_A_QUEUE_IFINDEX, index)?];
     let messages = ask("netdev", NETDEV_CMD_QUEUE_GET, NlmF::DUMP, attributes)?;
@@ -270,7 +270,7 @@ pub fn queues(index: u32) -> anyhow::Result<Vec<Queue>> {
     queues.context("a queue without an id")
 }
 
-/// The page pools of this namespace's devices whose buffers io_uring provides.
+/// Returns the page pools of this namespace's devices whose buffers io_uring provides.
 pub fn provided_pools() -> anyhow::Result<Vec<Pool>> {
     let messages = ask("netdev", NETDEV_CMD_PAGE_POOL_GET, NlmF::DUMP, Vec::new())?;
     let pool = |message: &Message| {
@@ -287,7 +287,7 @@ pub fn provided_pools() -> anyhow::Result<Vec<Pool>> {
     Ok(messages.iter().filter_map(pool).collect())
 }
 
-/// The ids of page pools of this namespace's devices that are not done with buffers of
+/// Returns the ids of page pools of this namespace's devices that are not done with buffers of
 /// io_uring; or, with `all`, with buffers of whoever, although their owner is gone.
 pub fn pools_left(all: bool) -> anyhow::Result<Vec<u64>> {
     let messages = ask("netdev", NETDEV_CMD_PAGE_POOL_GET, NlmF::DUMP, Vec::new())?;

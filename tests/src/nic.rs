@@ -140,7 +140,7 @@ pub fn wait_pinned(pages: usize) -> anyhow::Result<()> {
     })
 }
 
-/// Has every CPU receive a packet, whereupon it frees what others left to it.
+/// Lets every CPU receive a packet, whereupon it frees what others left to it.
 pub fn receive_on_all_cpus() -> anyhow::Result<()> {
     let cpus = std::thread::available_parallelism()?.get();
     let send = |cpu| {
@@ -166,7 +166,7 @@ pub fn limit_sockets(buffers: usize) -> anyhow::Result<Sysctl> {
     Sysctl::set("net/ipv4/tcp_rmem", &format!("4096 {first} {bytes}"))
 }
 
-/// A command of words, in another network namespace if one is given.
+/// Builds a command of words, in another network namespace if one is given.
 pub fn command(line: &str, namespace: Option<&OwnedFd>) -> anyhow::Result<Command> {
     let mut words = line.split_whitespace();
     let mut command = Command::new(words.next().context("no command")?);
@@ -180,7 +180,7 @@ pub fn command(line: &str, namespace: Option<&OwnedFd>) -> anyhow::Result<Comman
     Ok(command)
 }
 
-/// What comes of such a command.
+/// Runs such a command. Returns what comes of it.
 fn output(line: &str, namespace: Option<&OwnedFd>) -> anyhow::Result<Output> {
     let mut command = command(line, namespace)?;
     command.output().with_context(|| line.to_string())
@@ -191,7 +191,7 @@ pub fn run(line: &str, namespace: Option<&OwnedFd>) -> anyhow::Result<String> {
     succeeded(line, output(line, namespace)?)
 }
 
-/// What a command printed that must have succeeded.
+/// Returns what a command printed that must have succeeded.
 fn succeeded(line: &str, output: Output) -> anyhow::Result<String> {
     if !output.status.success() {
         bail!("{line}: {}", String::from_utf8_lossy(&output.stderr).trim());
@@ -199,7 +199,7 @@ fn succeeded(line: &str, output: Output) -> anyhow::Result<String> {
     Ok(String::from_utf8(output.stdout)?)
 }
 
-/// Does something in a network namespace, or where we are.
+/// Runs `f` in a network namespace, or where we are.
 fn within<R: Send>(
     namespace: Option<&OwnedFd>,
     act: impl FnOnce() -> anyhow::Result<R> + Send,
@@ -229,7 +229,7 @@ fn bring_up(
     })
 }
 
-/// A network namespace that lives as long as somebody has it open.
+/// Makes a network namespace that lives as long as somebody has it open.
 fn new_namespace() -> anyhow::Result<OwnedFd> {
     let made = std::thread::spawn(|| {
         unshare(CloneFlags::CLONE_NEWNET)?;
@@ -304,12 +304,12 @@ impl Nic {
         Ok(())
     }
 
-    /// `ip` where [`PORT`] is.
+    /// Runs `ip` where [`PORT`] is.
     pub fn ip(&self, arguments: &str) -> anyhow::Result<String> {
         run(&format!("ip {arguments}"), None)
     }
 
-    /// `ip` where [`PEER`] is.
+    /// Runs `ip` where [`PEER`] is.
     pub fn peer_ip(&self, arguments: &str) -> anyhow::Result<String> {
         run(&format!("ip {arguments}"), Some(&self.peer))
     }
@@ -319,17 +319,17 @@ impl Nic {
         run(&format!("ethtool {arguments}"), Some(&self.peer))
     }
 
-    /// A command where [`PEER`] is, to be started.
+    /// Builds a command where [`PEER`] is, to be started.
     pub fn peer_command(&self, line: &str) -> anyhow::Result<Command> {
         command(line, Some(&self.peer))
     }
 
-    /// `ethtool` where [`PORT`] is.
+    /// Runs `ethtool` where [`PORT`] is.
     pub fn ethtool(&self, arguments: &str) -> anyhow::Result<String> {
         run(&format!("ethtool {arguments}"), None)
     }
 
-    /// That `ethtool` where [`PORT`] is fails, for a reason with these words.
+    /// Checks that `ethtool` where [`PORT`] is fails, for a reason with these words.
     pub fn ethtool_fails(&self, arguments: &str, reason: &str) -> anyhow::Result<()> {
         let output = output(&format!("ethtool {arguments}"), None)?;
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -356,19 +356,19 @@ impl Nic {
         rtnl::set_up(PORT, false)
     }
 
-    /// The largest packets that both ports send.
+    /// Sets the size of the largest packets that both ports send.
     pub fn set_mtu(&self, mtu: u32) -> anyhow::Result<()> {
         rtnl::set_mtu(PORT, mtu)?;
         within(Some(&self.peer), || rtnl::set_mtu(PEER, mtu))
     }
 
-    /// How many buffers a ring has from now on, which restarts the queues.
+    /// Sets how many buffers a ring has, which restarts the queues.
     pub fn set_ring(&self, buffers: usize) -> anyhow::Result<()> {
         let index = nix::net::if_::if_nametoindex(PORT)?;
         netdev::set_ring(index, u32::try_from(buffers)?)
     }
 
-    /// What [`QUEUE`] has counted.
+    /// Returns what [`QUEUE`] has counted.
     pub fn counts(&self) -> anyhow::Result<Counts> {
         self.counts_of(QUEUE)
     }
@@ -412,12 +412,12 @@ impl Nic {
         Ok((sender, receiver))
     }
 
-    /// A connection whose bytes are compared.
+    /// Makes a connection whose bytes are compared.
     pub fn stream(&self, user_data: u64) -> anyhow::Result<Stream> {
         Ok(Stream::over(self.connect_to("10.9.0.1")?, user_data))
     }
 
-    /// A registration of [`QUEUE`].
+    /// Returns a registration of [`QUEUE`].
     pub fn registration(&self, entries: u32, area: &Mapping) -> Registration {
         let mut registration = Registration::new(entries, area);
         registration.reg.flags = 0;
@@ -467,7 +467,7 @@ impl Nic {
         Ifq::attach(ring.fd(), registration, area)
     }
 
-    /// The size of the buffers that io_uring provides to [`QUEUE`], if it does.
+    /// Returns the size of the buffers that io_uring provides to [`QUEUE`], if it does.
     pub fn provided(&self) -> anyhow::Result<Option<u64>> {
         let queues = netdev::queues(self.index)?;
         let queue = queues.iter().find(|queue| queue.id == u64::from(QUEUE));
@@ -480,7 +480,7 @@ impl Nic {
         drained()
     }
 
-    /// That all buffers of an area, so many, are free once the device has none:
+    /// Checks that all buffers of an area, so many, are free once the device has none:
     /// nobody may hold one any more.
     pub fn conserved(&self, ring: &mut WideRing, ifq: &Ifq, buffers: usize) -> anyhow::Result<()> {
         ifq.flush_all(ring.fd())?;
@@ -496,7 +496,7 @@ impl Nic {
         self.transfer_to("10.9.0.1", ring, ifq, len)
     }
 
-    /// The same to a given address of [`PORT`].
+    /// Makes the same transfer to a given address of [`PORT`].
     pub fn transfer_to(
         &self,
         address: &str,
@@ -507,7 +507,7 @@ impl Nic {
         self.transfer_over(self.connect_to(address)?, ring, ifq, len)
     }
 
-    /// The same over a connection whose sender sends nothing twice because it is late,
+    /// Makes a transfer over a connection whose sender sends nothing twice because it is late,
     /// but only what was lost; and sends no more at a time than there is room for.
     pub fn patient_transfer(
         &self,
@@ -525,7 +525,7 @@ impl Nic {
         tally
     }
 
-    /// Has senders find out whether what they sent last was lost, or wait for it.
+    /// Lets senders find out whether what they sent last was lost, or wait for it.
     fn probe_losses(&self, probe: bool) -> anyhow::Result<()> {
         const PROBES: &str = "/proc/sys/net/ipv4/tcp_early_retrans";
         // As by default, or none.
@@ -574,14 +574,14 @@ impl Nic {
         })
     }
 
-    /// That a transfer of so many bytes is without a copy, and without a loss: each
+    /// Checks that a transfer of so many bytes is without a copy, and without a loss: each
     /// completion is of a fragment that was delivered in the area, and there always
     /// was a buffer for it.
     pub fn zero_copy(&self, ring: &mut WideRing, ifq: &Ifq, len: usize) -> anyhow::Result<u64> {
         self.zero_copy_to("10.9.0.1", ring, ifq, len)
     }
 
-    /// The same to a given address of [`PORT`].
+    /// Checks the same of a transfer to a given address of [`PORT`].
     pub fn zero_copy_to(
         &self,
         address: &str,

@@ -31,7 +31,7 @@ pub fn no_new_privs() -> anyhow::Result<()> {
     nix::sys::prctl::set_no_new_privs().context("PR_SET_NO_NEW_PRIVS")
 }
 
-/// What a sandboxed program is: no privilege, no_new_privs.
+/// Becomes what a sandboxed program is: no privilege, no_new_privs.
 pub fn sandboxed() -> anyhow::Result<()> {
     drop_privileges()?;
     no_new_privs()
@@ -63,7 +63,7 @@ pub fn be_counted_alone() -> anyhow::Result<()> {
     count_locked_memory()
 }
 
-/// A user namespace of one's own, in which one has every capability.
+/// Enters a user namespace of its own, in which it has every capability.
 pub fn user_namespace() -> anyhow::Result<()> {
     unshare(CloneFlags::CLONE_NEWUSER).context("unshare(CLONE_NEWUSER)")
 }
@@ -161,7 +161,7 @@ pub fn fd_of(process: Pid, fd: RawFd) -> anyhow::Result<RawFd> {
     }
 }
 
-/// How many files this process has open.
+/// Counts the files that this process has open.
 pub fn open_files() -> anyhow::Result<usize> {
     Ok(fs::read_dir("/proc/self/fd")?.count())
 }
@@ -248,12 +248,12 @@ impl MemoryGroup {
         fs::write(self.0.join("cgroup.procs"), "0").context("entering the cgroup")
     }
 
-    /// Has as many bytes be charged at most.
+    /// Sets how many bytes may be charged.
     pub fn limit(&self, bytes: u64) -> anyhow::Result<()> {
         fs::write(self.0.join("memory.max"), bytes.to_string()).context("memory.max")
     }
 
-    /// How often something has happened in it: `max`, `oom`, `oom_kill`.
+    /// Returns how often something has happened in it: `max`, `oom`, `oom_kill`.
     pub fn event(&self, name: &str) -> anyhow::Result<u64> {
         let text = fs::read_to_string(self.0.join("memory.events"))?;
         let mut lines = text.lines().filter_map(|line| line.split_once(' '));
@@ -262,13 +262,13 @@ impl MemoryGroup {
         Ok(count.trim().parse()?)
     }
 
-    /// The most bytes that were ever charged.
+    /// Returns the most bytes that were ever charged.
     pub fn peak(&self) -> anyhow::Result<u64> {
         let text = fs::read_to_string(self.0.join("memory.peak"))?;
         Ok(text.trim().parse()?)
     }
 
-    /// Bytes charged now.
+    /// Returns the bytes that are charged now.
     pub fn charged(&self) -> anyhow::Result<u64> {
         let text = fs::read_to_string(self.0.join("memory.current"))?;
         Ok(text.trim().parse()?)
@@ -322,17 +322,17 @@ impl Drop for TaskGroup {
     }
 }
 
-/// A line of `/proc/meminfo` in bytes.
+/// Returns a line of `/proc/meminfo` in bytes.
 pub fn meminfo(name: &str) -> anyhow::Result<u64> {
     bytes_of("/proc/meminfo", name)
 }
 
-/// A line of `/proc/self/status` that tells of memory, in bytes.
+/// Returns a line of `/proc/self/status` that tells of memory, in bytes.
 pub fn own_memory(name: &str) -> anyhow::Result<u64> {
     bytes_of("/proc/self/status", name)
 }
 
-/// How many pins of pages there are, whoever has them. Only root can ask.
+/// Counts the pins of pages that there are, whoever has them. Only root can ask.
 pub fn pins() -> anyhow::Result<i64> {
     // Has every CPU add what it has counted on its own.
     fs::read("/proc/sys/vm/stat_refresh").context("stat_refresh")?;
@@ -345,7 +345,7 @@ pub fn pins() -> anyhow::Result<i64> {
     Ok(count("nr_foll_pin_acquired ")? - count("nr_foll_pin_released ")?)
 }
 
-/// What a file says of `name`, in KiB, in bytes.
+/// Returns what a file says of `name`, in KiB, in bytes.
 fn bytes_of(path: &str, name: &str) -> anyhow::Result<u64> {
     let text = fs::read_to_string(path)?;
     let line = text.lines().find_map(|line| line.strip_prefix(name));

@@ -464,7 +464,7 @@ impl<T: Send + Sync + 'static> TestRing<T> {
     ///
     /// [`ENOMEM`] if memory is short.
     pub fn new() -> Result<Self> {
-        /// Is told that the last reference is gone.
+        /// Ignores that the last reference is gone.
         ///
         /// # Safety
         ///

@@ -91,7 +91,7 @@ pub struct Test {
     pub run: fn() -> TestResult,
 }
 
-/// A test that takes well under a second.
+/// Makes a test that takes well under a second.
 pub const fn test(name: &'static str, run: fn() -> TestResult) -> Test {
     Test {
         name,
@@ -100,7 +100,7 @@ pub const fn test(name: &'static str, run: fn() -> TestResult) -> Test {
     }
 }
 
-/// A test that needs its own time limit.
+/// Makes a test that needs its own time limit.
 pub const fn slow(name: &'static str, limit: u64, run: fn() -> TestResult) -> Test {
     Test { name, limit, run }
 }
@@ -119,7 +119,7 @@ impl Group {
 }
 
 impl Test {
-    /// The catalogue id, unique in the suite.
+    /// Returns the catalogue id, unique in the suite.
     pub fn id(&self) -> &'static str {
         self.name.split(' ').next().unwrap_or(self.name)
     }
@@ -232,7 +232,7 @@ const GROUPS: &[Group] = &[
     },
 ];
 
-/// Every test of the suite.
+/// Returns every test of the suite.
 pub fn all() -> impl Iterator<Item = &'static Test> {
     GROUPS.iter().flat_map(Group::all)
 }
@@ -305,7 +305,7 @@ pub fn run_here(id: &str) -> anyhow::Result<i32> {
     }
 }
 
-/// The seed of this run, which makes every random choice of a test.
+/// Returns the seed of this run, which makes every random choice of a test.
 pub fn seed() -> u64 {
     static SEED: std::sync::OnceLock<u64> = std::sync::OnceLock::new();
     *SEED.get_or_init(|| {
@@ -317,7 +317,7 @@ pub fn seed() -> u64 {
     })
 }
 
-/// Whether a test may take as long as it would be thorough, which is a minute or
+/// Checks whether a test may take as long as it would be thorough, which is a minute or
 /// two.
 pub fn is_long() -> bool {
     std::env::args().any(|argument| argument == "--long")

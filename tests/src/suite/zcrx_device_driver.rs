@@ -113,7 +113,7 @@ pub fn close_failed(nic: &Nic) -> anyhow::Result<()> {
     nic::wait_until("the queue is closed", || Ok(nic.provided()?.is_none()))
 }
 
-/// Has the driver restart the queue, by itself or as the device goes down and up, which
+/// Makes the driver restart the queue, by itself or as the device goes down and up, which
 /// ends the old pool.
 fn restart(nic: &Nic, by_itself: bool) -> anyhow::Result<()> {
     if by_itself {
@@ -257,13 +257,13 @@ fn zn28() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-/// Has the driver use no more queues than those before [`QUEUE`], without asking.
+/// Makes the driver use no more queues than those before [`QUEUE`], without asking.
 fn hide(nic: &Nic) -> anyhow::Result<()> {
     nic.set("queues", QUEUE.into())?;
     expect_eq("queues", netdev::queues(nic.index)?.len(), QUEUE as usize)
 }
 
-/// Has it use all queues again.
+/// Makes it use all queues again.
 fn show(nic: &Nic) -> anyhow::Result<()> {
     nic.set("queues", QUEUES.into())?;
     expect_eq("queues", netdev::queues(nic.index)?.len(), QUEUES as usize)

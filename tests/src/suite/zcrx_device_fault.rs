@@ -105,12 +105,12 @@ impl Faults {
         fs::write(&path, value.to_string()).context(path)
     }
 
-    /// The next `times` fail; below 0, all do.
+    /// Makes the next `times` fail; below 0, all do.
     fn fail(&self, times: i64) -> anyhow::Result<()> {
         self.set("times", times)
     }
 
-    /// How many are still to fail.
+    /// Returns how many are still to fail.
     fn left(&self) -> anyhow::Result<i64> {
         let text = fs::read_to_string(format!("{}/times", self.folder))?;
         Ok(text.trim().parse()?)

@@ -39,7 +39,7 @@ const REGION_PAGES: usize = 3;
 /// Where the statistics are in it.
 const STATS: usize = RQES + 16 * ENTRIES as usize;
 
-/// That a ring has no queue: nothing to control, nothing to map.
+/// Checks that a ring has no queue: nothing to control, nothing to map.
 pub(super) fn none(ring: &WideRing) -> anyhow::Result<()> {
     let mut ctrl = Ctrl {
         op: ZCRX_CTRL_FLUSH_RQ,
@@ -50,7 +50,7 @@ pub(super) fn none(ring: &WideRing) -> anyhow::Result<()> {
     expect_eq("mapping no queue", error, Some(libc::EINVAL))
 }
 
-/// How many descriptions were written back, of the queue and of the region, in
+/// Counts the descriptions that were written back, of the queue and of the region, in
 /// this order; that of the first area looks the same before and after. There is
 /// no other difference to what was offered, but for the pointers, which are not
 /// the kernel's.
@@ -126,7 +126,7 @@ impl<const OWN: bool> Register<OWN> {
         self.ring.as_ref().map_or(-1, WideRing::fd)
     }
 
-    /// Of the user's own memory, only what the kernel shares may be zeroed, and
+    /// Checks that of the user's own memory only what the kernel shares may be zeroed, and
     /// must be if `zeroed`: all of that, or nothing.
     fn expect_own(&self, zeroed: bool) -> anyhow::Result<()> {
         let own = self.own.as_ref().context("no memory")?;
@@ -139,7 +139,7 @@ impl<const OWN: bool> Register<OWN> {
         Ok(())
     }
 
-    /// That the same can be done again, as soon as the user has nothing locked.
+    /// Checks that the same can be done again, as soon as the user has nothing locked.
     fn again(&self) -> anyhow::Result<()> {
         let (area, own) = (memory(PAGES)?, memory(REGION_PAGES)?);
         let start = Instant::now();
@@ -234,7 +234,7 @@ impl<const OWN: bool> Scenario for Register<OWN> {
     }
 }
 
-/// The token of the area with this number.
+/// Returns the token of the area with this number.
 fn token(area: usize) -> u64 {
     (area as u64) << AREA_SHIFT
 }
@@ -276,7 +276,7 @@ fn add(consumer: &Consumer, area: &mut AreaReg) -> i32 {
     control(consumer.ring.fd(), &mut ctrl)
 }
 
-/// What a description that was offered has become when adding it failed: C has
+/// Returns what a description that was offered has become when adding it failed: C has
 /// written the token by then, unless that is what failed.
 fn after_failure(offered: AreaReg, number: usize, copied: bool) -> AreaReg {
     let written = copied && zcrx_implementation() == Implementation::C;
@@ -377,7 +377,7 @@ fn expect_pins(before: i64, what: &str) -> anyhow::Result<()> {
     expect_eq(&format!("pins after {what}"), pins()?, before)
 }
 
-/// One number for each implementation.
+/// Returns one number for each implementation.
 pub(super) fn either(c: u32, rust: u32) -> u32 {
     match zcrx_implementation() {
         Implementation::C => c,

@@ -135,7 +135,7 @@ impl Withheld {
         Ok(())
     }
 
-    /// Has whoever waits for a page find that it must not have it.
+    /// Makes whoever waits for a page find that it must not have it.
     fn deny(&self, protection: i32) -> anyhow::Result<()> {
         let Range { start, len, .. } = self.range(0);
         // SAFETY: our own mapping, which nobody refers to.
@@ -146,7 +146,7 @@ impl Withheld {
         Ok(())
     }
 
-    /// Has all pages be there.
+    /// Makes all pages be there.
     pub(super) fn serve(&self) -> anyhow::Result<()> {
         // SAFETY: the structure is what the kernel takes, and the memory is ours.
         unsafe { uffdio_zeropage(self.file.as_raw_fd(), &mut self.range(0)) }
@@ -155,7 +155,7 @@ impl Withheld {
     }
 }
 
-/// Whether a thread of this process sleeps so that no signal can wake it.
+/// Checks whether a thread of this process sleeps so that no signal can wake it.
 fn is_uninterruptible(thread: Pid) -> anyhow::Result<bool> {
     let stat = fs::read_to_string(format!("/proc/self/task/{thread}/stat"))?;
     // What follows the name, which is in brackets.

@@ -313,9 +313,9 @@ mod tests {
         }
     }
 
-    /// No grant is lost when another one is given back on another CPU.
-    #[test]
-    fn granting_while_giving_back() -> Result {
+    /// Calls `f` again and again while a worker grants the buffer. Returns what is left of grants
+    /// and of references.
+    fn grant_while(f: impl Fn(&Race)) -> Result<(i32, isize)> {
         let race = Race::new()?;
 
         Race::spawn(&race, |_, iov| {
@@ -328,9 +328,16 @@ mod tests {
         let iov = race.start().ok_or(EINVAL)?;
 
         while race.is_over.load(Acquire) == 0 {
-            race.take_back();
+            f(&race);
         }
-        let (granted, references) = race.end(iov);
+        Ok(race.end(iov))
+    }
+
+    /// No grant is lost when another one is given back on another CPU.
+    #[test]
+    fn granting_while_giving_back() -> Result {
+        let (granted, references) = grant_while(Race::take_back)?;
+
         assert!((0..=TIMES).contains(&granted));
         assert_eq!(references, granted as isize + 1);
         Ok(())
@@ -360,21 +367,10 @@ mod tests {
     /// All are taken back while more are granted: each counts once.
     #[test]
     fn granting_while_all_are_taken_back() -> Result {
-        let race = Race::new()?;
-
-        Race::spawn(&race, |_, iov| {
-            let received = ProvidedIov::new(iov, 0);
-
-            for _ in 0..TIMES {
-                received.grant();
-            }
-        })?;
-        let iov = race.start().ok_or(EINVAL)?;
-
-        while race.is_over.load(Acquire) == 0 {
+        let (granted, references) = grant_while(|race| {
             let _ = race.iovs.take_back_all(0);
-        }
-        let (granted, references) = race.end(iov);
+        })?;
+
         assert!((0..=TIMES).contains(&granted));
         assert_eq!(references, granted as isize + 1);
         Ok(())

@@ -14,7 +14,7 @@
 //! calls the exporter of a dma-buf, and whoever unregisters the network device waits for it, as it
 //! also does in C.
 
-#[cfg(CONFIG_IO_URING_RS_KUNIT_TEST)]
+#[cfg(all(CONFIG_IO_URING_RS_KUNIT_TEST, CONFIG_IO_URING_ZCRX_SIM = "y"))]
 mod device_test;
 
 use super::{

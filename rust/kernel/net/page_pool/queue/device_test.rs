@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Unit tests of binding a provider to receive queues of a network device: those of the first one
-//! that has some, such as a port of `zcrx_sim`. Where there is none, there is nothing to test.
+//! Unit tests of binding a provider to receive queues of a network device, a port of the software
+//! NIC `zcrx_sim`.
 
 #[macros::kunit_tests(rust_kernel_net_page_pool_queue_device)]
 mod tests {
@@ -34,26 +34,62 @@ mod tests {
     const QUEUE: u32 = 1;
     const OTHER: u32 = 2;
 
-    /// Finds the network device, and has it split headers off, which those that are bound must.
-    fn device() -> Result<NetDevice> {
-        for index in 1..=64 {
-            let Ok(netdev) = NetDevice::find(index) else {
-                continue;
-            };
-            let locked = netdev.lock();
+    /// A port of the software NIC that splits headers off, as one must whose queues are bound. It
+    /// gets its own setting back when this is dropped.
+    struct Port {
+        netdev: NetDevice,
+        split: u8,
+    }
 
-            if locked.dma_device(OTHER).is_ok() {
-                // SAFETY: The device is valid and locked, and so is its configuration.
-                unsafe {
-                    (*(*locked.as_ptr()).cfg).hds_config =
-                        bindings::ethtool_tcp_data_split_ETHTOOL_TCP_DATA_SPLIT_ENABLED as u8
+    impl Port {
+        /// Finds the first port.
+        fn find() -> Result<Self> {
+            for index in 1..=64 {
+                let Ok(netdev) = NetDevice::find(index) else {
+                    continue;
                 };
-                drop(locked);
-                return Ok(netdev);
+
+                if is_port(&netdev.lock()) {
+                    let enabled = bindings::ethtool_tcp_data_split_ETHTOOL_TCP_DATA_SPLIT_ENABLED;
+                    let split = set_split(&netdev.lock(), enabled as u8);
+
+                    return Ok(Self { netdev, split });
+                }
             }
+            Err(ENODEV)
         }
-        pr_info!("no network device has queues that can be bound\n");
-        Err(ENODEV)
+    }
+
+    impl Deref for Port {
+        type Target = NetDevice;
+
+        fn deref(&self) -> &NetDevice {
+            &self.netdev
+        }
+    }
+
+    impl Drop for Port {
+        fn drop(&mut self) {
+            set_split(&self.netdev.lock(), self.split);
+        }
+    }
+
+    /// Checks whether a device is a port of the software NIC, by its name. Others are not touched.
+    fn is_port(netdev: &LockedNetDevice<'_>) -> bool {
+        // SAFETY: The device is valid, and its name has 16 bytes.
+        let start = unsafe {
+            (&raw const (*netdev.as_ptr()).name)
+                .cast::<[u8; 4]>()
+                .read()
+        };
+
+        start == *b"zsim"
+    }
+
+    /// Sets whether a device splits headers off. Returns what was set before.
+    fn set_split(netdev: &LockedNetDevice<'_>, split: u8) -> u8 {
+        // SAFETY: The device is valid and locked, and so is its configuration.
+        unsafe { core::mem::replace(&mut (*(*netdev.as_ptr()).cfg).hds_config, split) }
     }
 
     /// Returns whether a receive queue has a provider.
@@ -73,9 +109,7 @@ mod tests {
     /// A provider is bound to one queue at a time, and to another one after that.
     #[test]
     fn bound_twice() -> Result {
-        let Ok(netdev) = device() else {
-            return Ok(());
-        };
+        let netdev = Port::find()?;
         // Nothing is asserted while the device is locked: a test that fails unlocks nothing.
         let (queue, mapped) = provider(netdev.lock().dma_device(QUEUE)?)?;
         let open = |provider: &Arc<ProvidedQueue<Provider>>, number| {
@@ -142,9 +176,7 @@ mod tests {
     /// device. If the provider is bound again by then, the new binding is closed.
     #[test]
     fn uninstalled_while_closing() -> Result {
-        let Ok(netdev) = device() else {
-            return Ok(());
-        };
+        let netdev = Port::find()?;
 
         for is_bound_again in [false, true] {
             let locked = netdev.lock();
@@ -207,9 +239,7 @@ mod tests {
     /// only written to, are refused.
     #[test]
     fn pools_that_do_not_fit() -> Result {
-        let Ok(netdev) = device() else {
-            return Ok(());
-        };
+        let netdev = Port::find()?;
         let locked = netdev.lock();
         let dev = locked.dma_device(QUEUE)?;
         let (queue, _mapped) = provider(dev)?;
