@@ -174,10 +174,6 @@ impl Attachment {
 //   exporter neither moves the memory nor changes the table.
 // - The memory is the exporter's, which offers it to devices. `Mapped` has a reference to it.
 unsafe impl DmaMemory for Attachment {
-    fn device(&self) -> &Device {
-        self.0.device()
-    }
-
     fn table<'a>(&'a self, dev: &'a Device<Bound>) -> Result<&'a SGTable> {
         let mapped = self.0.access(dev)?;
 

@@ -23,15 +23,12 @@ use crate::{
 ///
 /// # Safety
 ///
-/// - From when the value exists until it is dropped or [`Self::device`] is unbound from its driver,
-///   that device can write to what the table that [`Self::table`] returns names, and to nothing
-///   else by way of it. The table is the same each time.
+/// - The memory is mapped for one device, the one that [`Self::table`] accepts. From when the value
+///   exists until it is dropped or that device is unbound from its driver, the device can write to
+///   what the table names, and to nothing else by way of it. The table is the same each time.
 /// - What is written to is memory that is meant for that: it is not freed, and no reference to it
 ///   exists, as long as the value does.
 pub unsafe trait DmaMemory: Send + Sync {
-    /// Returns the device that the memory is mapped for.
-    fn device(&self) -> &Device;
-
     /// Returns where `dev` finds the memory.
     ///
     /// # Errors

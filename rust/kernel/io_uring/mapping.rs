@@ -185,10 +185,6 @@ impl PinnedMapping {
 //   this object is dropped or when the device is unbound. The table names the pinned pages.
 // - The pages are user space's, to which the kernel has no references, and stay pinned.
 unsafe impl DmaMemory for PinnedMapping {
-    fn device(&self) -> &Device {
-        self.mapped.device()
-    }
-
     fn table<'a>(&'a self, dev: &'a Device<Bound>) -> Result<&'a SGTable> {
         let mapped = self.mapped.access(dev)?;
 

@@ -448,7 +448,6 @@ mod tests {
 
     /// A table of one entry, which names no memory, and counts that it is mapped.
     struct Fake {
-        dev: ARef<Device>,
         table: KBox<(bindings::sg_table, bindings::scatterlist)>,
         mapped: Arc<Atomic<i32>>,
     }
@@ -461,10 +460,6 @@ mod tests {
 
     // SAFETY: No device of these tests writes anywhere.
     unsafe impl DmaMemory for Fake {
-        fn device(&self) -> &Device {
-            &self.dev
-        }
-
         fn table<'a>(&'a self, _dev: &'a Device<Bound>) -> Result<&'a SGTable> {
             // SAFETY: The table is valid, and nobody changes it.
             Ok(unsafe { SGTable::from_raw((&raw const self.table.0).cast_mut()) })
@@ -522,7 +517,6 @@ mod tests {
         table.0.sgl = &raw mut table.1;
         table.0.nents = 1;
         let fake = Fake {
-            dev: dev.into(),
             table,
             mapped: mapped.clone(),
         };
