@@ -8,10 +8,18 @@
 
 #include <linux/debugfs.h>
 #include <linux/dma-mapping.h>
+#include <linux/error-injection.h>
 #include <linux/rtnetlink.h>
+#include <linux/xarray.h>
 #include <net/netdev_lock.h>
 
 #include "zcrx_sim.h"
+
+/*
+ * Publishes an interface queue. Its place in the array was reserved, so that no
+ * allocation fails there: fail_function has to make it fail.
+ */
+ALLOW_ERROR_INJECTION(xa_store, ERRNO);
 
 static int zsim_plugged_get(void *data, u64 *value)
 {

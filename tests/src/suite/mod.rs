@@ -48,6 +48,7 @@ mod zcrx_errors;
 mod zcrx_events;
 mod zcrx_export;
 mod zcrx_fault;
+mod zcrx_fault_publish;
 mod zcrx_fault_sharing;
 mod zcrx_flush;
 mod zcrx_large;
@@ -209,6 +210,7 @@ const GROUPS: &[Group] = &[
             fault_tasks::TESTS,
             fault_requests::TESTS,
             zcrx_fault::TESTS,
+            zcrx_fault_publish::TESTS,
             zcrx_fault_sharing::TESTS,
             zcrx_device_fault::TESTS,
             zcrx_device_points::TESTS,

@@ -53,7 +53,7 @@ fn fi13() -> TestResult {
 }
 
 /// What fault injection makes fail, until dropped: a folder of debugfs.
-struct Faults {
+pub(super) struct Faults {
     folder: &'static str,
     /// Files, and what is written to them in the end.
     undo: Vec<(String, String)>,
@@ -61,7 +61,7 @@ struct Faults {
 
 impl Faults {
     const REQUESTS: &str = "/sys/kernel/slab/io_kiocb/failslab";
-    const FUNCTIONS: &str = "/sys/kernel/debug/fail_function";
+    pub(super) const FUNCTIONS: &str = "/sys/kernel/debug/fail_function";
 
     fn new(folder: &'static str) -> anyhow::Result<Self> {
         let faults = Faults {
@@ -87,10 +87,15 @@ impl Faults {
 
     /// Calls of a function that returns 0 when it fails.
     fn function(name: &str) -> anyhow::Result<Self> {
+        Self::function_with(name, "0")
+    }
+
+    /// Calls of a function that returns `value` when it fails.
+    pub(super) fn function_with(name: &str, value: &str) -> anyhow::Result<Self> {
         let mut faults = Self::new(Self::FUNCTIONS)?;
         let folder = faults.folder;
         faults.write(format!("{folder}/inject"), name, &format!("!{name}"))?;
-        fs::write(format!("{folder}/{name}/retval"), "0").context("retval")?;
+        fs::write(format!("{folder}/{name}/retval"), value).context("retval")?;
         Ok(faults)
     }
 
@@ -106,12 +111,12 @@ impl Faults {
     }
 
     /// Makes the next `times` fail; below 0, all do.
-    fn fail(&self, times: i64) -> anyhow::Result<()> {
+    pub(super) fn fail(&self, times: i64) -> anyhow::Result<()> {
         self.set("times", times)
     }
 
     /// Returns how many are still to fail.
-    fn left(&self) -> anyhow::Result<i64> {
+    pub(super) fn left(&self) -> anyhow::Result<i64> {
         let text = fs::read_to_string(format!("{}/times", self.folder))?;
         Ok(text.trim().parse()?)
     }

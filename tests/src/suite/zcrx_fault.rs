@@ -1,9 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! D11: interface queues while memory runs out and user memory goes away:
-//! registering them, and adding areas. Sharing them is in `zcrx_fault_sharing`.
-//!
-//! A queue is published where its id was reserved before, which takes no memory:
-//! FI14 is that nothing fails there.
+//! registering them, and adding areas. Sharing them is in `zcrx_fault_sharing`,
+//! publishing them in `zcrx_fault_publish`.
 
 use std::os::fd::RawFd;
 use std::time::{Duration, Instant};
@@ -26,7 +24,7 @@ use crate::zcrx::{
 };
 
 pub const TESTS: &[Test] = &[
-    slow("FI10 FI14 a queue, and one in own memory", 120, fi10),
+    slow("FI10 a queue, and one in own memory", 120, fi10),
     slow("FI11 one more area", 120, fi11),
     test("FI12 memory with a hole", fi12),
     slow("FI15 user copies of a registration", 30, fi15),
