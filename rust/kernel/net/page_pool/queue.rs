@@ -500,9 +500,8 @@ mod tests {
     /// A queue, and the number of its mappings.
     pub(super) type Counted = (Arc<ProvidedQueue<Provider>>, Arc<Atomic<i32>>);
 
-    /// Makes a provider that was bound, as far as it knows.
-    pub(super) fn provider(dev: &Device<Bound>) -> Result<Counted> {
-        let mapped = Arc::new(Atomic::new(1), GFP_KERNEL)?;
+    /// Creates memory that is mapped, and counts that in `mapped`.
+    fn memory(mapped: &Arc<Atomic<i32>>) -> Result<KBox<dyn DmaMemory>> {
         let mut table: KBox<(bindings::sg_table, bindings::scatterlist)> =
             KBox::init(pin_init::init_zeroed(), GFP_KERNEL)?;
 
@@ -516,17 +515,30 @@ mod tests {
         }
         table.0.sgl = &raw mut table.1;
         table.0.nents = 1;
+        mapped.fetch_add(1, Relaxed);
         let fake = Fake {
             table,
             mapped: mapped.clone(),
         };
+
+        Ok(KBox::new(fake, GFP_KERNEL)? as KBox<dyn DmaMemory>)
+    }
+
+    /// Makes a provider that was bound, as far as it knows.
+    pub(super) fn provider(dev: &Device<Bound>) -> Result<Counted> {
+        let mapped = Arc::new(Atomic::new(0), GFP_KERNEL)?;
         let provider = Provider {
             buffer: NetIovs::new(1, PAGE_SHIFT as u32)?,
             mapped: NetIovs::new(1, 12)?,
         };
-        let fake = KBox::new(fake, GFP_KERNEL)? as KBox<dyn DmaMemory>;
 
-        provider.mapped.map(fake, dev)?;
+        provider.mapped.map(memory(&mapped)?, dev)?;
+        // What is mapped stays so, and what is refused does not.
+        assert_eq!(
+            provider.mapped.map(memory(&mapped)?, dev).err(),
+            Some(EBUSY)
+        );
+        assert_eq!(mapped.load(Relaxed), 1);
         let queue = Arc::pin_init(
             ProvidedQueue::new::<Error>(PAGE_SHIFT as u32, Ok(provider)),
             GFP_KERNEL,
