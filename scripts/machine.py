@@ -137,7 +137,9 @@ class Guest:
         self.watch = watch
         self.status = None
         self.timed_out = False
+        self.cpu_seconds = None
         self.begin = time.monotonic()
+        self.end = None
         self.console = queue.Queue()
         self.report = queue.Queue()
         LOGS.mkdir(parents=True, exist_ok=True)
@@ -167,8 +169,7 @@ class Guest:
         self.timer.daemon = True
         self.timer.start()
 
-    @staticmethod
-    def _read(end, lines, log, look):
+    def _read(self, end, lines, log, look):
         with os.fdopen(end, "rb") as pipe, open(log, "w", encoding="utf-8") as copy:
             for line in pipe:
                 text = line.decode(errors="replace").replace("\r", "").rstrip("\n")
@@ -176,6 +177,7 @@ class Guest:
                 if look:
                     look(text)
                 lines.put(text)
+        self.end = time.monotonic()
         lines.put(None)
 
     def _time_out(self):
@@ -200,7 +202,9 @@ class Guest:
 
     def problems(self):
         """Waits for the end and says what was wrong with it, in one line each."""
-        status = self.qemu.wait()
+        _, status, usage = os.wait4(self.qemu.pid, 0)
+        status = self.qemu.returncode = os.waitstatus_to_exitcode(status)
+        self.cpu_seconds = usage.ru_utime + usage.ru_stime
         self.timer.cancel()
         for reader in self.readers:
             reader.join()
@@ -220,7 +224,7 @@ class Guest:
         return found
 
     def seconds(self):
-        return time.monotonic() - self.begin
+        return (self.end or time.monotonic()) - self.begin
 
 
 def interruptible(main):

@@ -15,6 +15,9 @@ use io_uring_rs_tests::suite;
 struct Arguments {
     /// Runs only tests that start with one of these, or whose group does.
     prefixes: Vec<String>,
+    /// Leaves out a group that starts with this.
+    #[arg(long, value_name = "PREFIX")]
+    but: Vec<String>,
     /// Makes the random choices of an earlier run again.
     #[arg(long)]
     seed: Option<u64>,
@@ -62,7 +65,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let seed = arguments.seed.unwrap_or_else(|| fastrand::u64(..));
     let failures = match arguments.soak {
         Some(minutes) => suite::soak::run(minutes, seed)?,
-        None => suite::run(&arguments.prefixes, seed)?,
+        None => suite::run(&arguments.prefixes, &arguments.but, seed)?,
     };
     match failures {
         0 => Ok(ExitCode::SUCCESS),

@@ -240,16 +240,18 @@ pub fn all() -> impl Iterator<Item = &'static Test> {
 }
 
 /// Runs the tests that start with one of `prefixes`, or whose group does (all if
-/// there are none), and prints KTAP: how many failed.
-pub fn run(prefixes: &[String], seed: u64) -> anyhow::Result<usize> {
-    let wanted = |name: &str| {
-        prefixes.is_empty()
-            || prefixes
-                .iter()
-                .any(|prefix| name.starts_with(prefix.as_str()))
+/// there are none), but for groups that start with one of `but`, and prints KTAP.
+/// Returns the number of tests that failed.
+pub fn run(prefixes: &[String], but: &[String], seed: u64) -> anyhow::Result<usize> {
+    let starts = |name: &str, prefixes: &[String]| {
+        prefixes
+            .iter()
+            .any(|prefix| name.starts_with(prefix.as_str()))
     };
+    let wanted = |name: &str| prefixes.is_empty() || starts(name, prefixes);
     let groups: Vec<(&str, Vec<&Test>)> = GROUPS
         .iter()
+        .filter(|group| !starts(group.name, but))
         .map(|group| {
             let tests = group.all();
             let tests = tests.filter(|test| wanted(group.name) || wanted(test.name));
