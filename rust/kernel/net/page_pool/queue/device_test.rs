@@ -14,6 +14,7 @@ mod tests {
     };
     use crate::{
         faux,
+        new_mutex,
         sync::{
             atomic::{
                 atomic_load,
@@ -42,19 +43,23 @@ mod tests {
     }
 
     impl Port {
-        /// Finds the first port.
-        fn find() -> Result<Self> {
+        /// Finds the first port, or the one after `skipped` others.
+        fn find(mut skipped: usize) -> Result<Self> {
             for index in 1..=64 {
                 let Ok(netdev) = NetDevice::find(index) else {
                     continue;
                 };
 
-                if is_port(&netdev.lock()) {
+                if !is_port(&netdev.lock()) {
+                    continue;
+                }
+                if skipped == 0 {
                     let enabled = bindings::ethtool_tcp_data_split_ETHTOOL_TCP_DATA_SPLIT_ENABLED;
                     let split = set_split(&netdev.lock(), enabled as u8);
 
                     return Ok(Self { netdev, split });
                 }
+                skipped -= 1;
             }
             Err(ENODEV)
         }
@@ -109,7 +114,7 @@ mod tests {
     /// A provider is bound to one queue at a time, and to another one after that.
     #[test]
     fn bound_twice() -> Result {
-        let netdev = Port::find()?;
+        let netdev = Port::find(0)?;
         // Nothing is asserted while the device is locked: a test that fails unlocks nothing.
         let (queue, mapped) = provider(netdev.lock().dma_device(QUEUE)?)?;
         let open = |provider: &Arc<ProvidedQueue<Provider>>, number| {
@@ -143,12 +148,41 @@ mod tests {
         Ok(())
     }
 
-    /// Somebody who closes a queue.
+    /// A function that another task runs, and what it returns.
     #[pin_data]
-    struct Closer {
-        queue: Arc<ProvidedQueue<Provider>>,
+    struct Elsewhere<R> {
+        #[pin]
+        result: Mutex<Option<R>>,
         #[pin]
         done: Completion,
+    }
+
+    impl<R: Send + 'static> Elsewhere<R> {
+        /// Starts to run `f` in another task.
+        fn start(f: impl FnOnce() -> R + Send + 'static) -> Result<Arc<Self>> {
+            let this = Arc::pin_init(
+                pin_init!(Self {
+                    result <- new_mutex!(None),
+                    done <- Completion::new(),
+                }),
+                GFP_KERNEL,
+            )?;
+            let worker = this.clone();
+
+            workqueue::system_dfl().try_spawn(GFP_KERNEL, move || {
+                let result = f();
+
+                *worker.result.lock() = Some(result);
+                worker.done.complete_all();
+            })?;
+            Ok(this)
+        }
+
+        /// Waits until the function has ended. Returns what it returned.
+        fn wait(&self) -> Option<R> {
+            self.done.wait_for_completion();
+            self.result.lock().take()
+        }
     }
 
     /// Waits until somebody waits for the lock of the device, which the caller has.
@@ -173,29 +207,18 @@ mod tests {
     }
 
     /// The network stack lets go of the provider while somebody who closes the queue waits for the
-    /// device. If the provider is bound again by then, the new binding is closed.
+    /// device. If the provider is bound again by then, be it to another device, the new binding is
+    /// closed.
     #[test]
     fn uninstalled_while_closing() -> Result {
-        let netdev = Port::find()?;
+        let (netdev, other) = (Port::find(0)?, Port::find(1)?);
 
-        for is_bound_again in [false, true] {
+        for bound_again in [None, Some(&netdev), Some(&other)] {
             let locked = netdev.lock();
             let (queue, mapped) = provider(locked.dma_device(QUEUE)?)?;
             ProvidedQueue::open(&queue, &locked, QUEUE, 0)?;
             let closed = queue.clone();
-            let closer = Arc::pin_init(
-                pin_init!(Closer {
-                    queue: closed,
-                    done <- Completion::new(),
-                }),
-                GFP_KERNEL,
-            )?;
-            let worker = closer.clone();
-
-            workqueue::system_dfl().try_spawn(GFP_KERNEL, move || {
-                worker.queue.close();
-                worker.done.complete_all();
-            })?;
+            let closer = Elsewhere::start(move || closed.close())?;
             wait_for_waiter(&locked)?;
 
             // SAFETY: The provider is bound to this queue, whose device is locked.
@@ -203,21 +226,31 @@ mod tests {
                 Adapter::<Provider>::uninstall(queue.params(0).mp_priv, rx_queue(&locked, QUEUE))
             };
             let state = (queue.is_bound(), mapped.load(Relaxed));
-            let again = if is_bound_again {
-                ProvidedQueue::open(&queue, &locked, OTHER, 0)
-            } else {
-                Ok(())
+            let again = match bound_again {
+                None => None,
+                Some(port) if locked.is(port) => {
+                    Some(ProvidedQueue::open(&queue, &locked, OTHER, 0))
+                }
+                // No task locks two devices.
+                Some(port) => {
+                    let (queue, port) = (queue.clone(), port.lock().reference());
+
+                    Elsewhere::start(move || ProvidedQueue::open(&queue, &port.lock(), OTHER, 0))?
+                        .wait()
+                }
             };
-            let has = has_provider(&locked, OTHER);
+            let is_bound = queue.is_bound();
 
             drop(locked);
-            closer.done.wait_for_completion();
+            closer.wait();
             assert_eq!(state, (false, 0));
-            assert_eq!(again, Ok(()));
-            assert_eq!(has, is_bound_again);
+            assert_eq!(again, bound_again.map(|_| Ok(())));
+            assert_eq!(is_bound, bound_again.is_some());
             assert!(!queue.is_bound());
-            assert!(!has_provider(&netdev.lock(), QUEUE));
-            assert!(!has_provider(&netdev.lock(), OTHER));
+            for port in [&netdev, &other] {
+                assert!(!has_provider(&port.lock(), QUEUE));
+                assert!(!has_provider(&port.lock(), OTHER));
+            }
         }
         Ok(())
     }
@@ -239,7 +272,7 @@ mod tests {
     /// only written to, are refused.
     #[test]
     fn pools_that_do_not_fit() -> Result {
-        let netdev = Port::find()?;
+        let netdev = Port::find(0)?;
         let locked = netdev.lock();
         let dev = locked.dma_device(QUEUE)?;
         let (queue, _mapped) = provider(dev)?;
