@@ -1,14 +1,17 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Opcode filters: registering them, and asking them.
+//! Opcode filters: classic BPF programs that decide whether a request may run.
 //!
-//! - `import`: reads and checks what user space hands in.
-//! - `check`: which instructions a filter may contain.
-//! - `verdict`: what a filter decides, where no request can change it.
-//! - `fuse`: making one program of two.
-//! - `chain`: the filters of one opcode, as few programs.
-//! - `table`: the chains of all opcodes, as rings and tasks share them.
-//! - `payload`: what filters see of the arguments of a request.
+//! A ring or a task has one set of filters, which never changes once it is published: registering a
+//! filter makes a new set. A request runs only if all filters of its opcode return non-zero.
+//!
+//! - `import`: reads and checks the argument of a registration.
+//! - `check`: says which instructions a filter may contain.
+//! - `verdict`: finds filters that decide the same for every request of an opcode.
+//! - `fuse`: joins two programs into one.
+//! - `chain`: holds the filters of one opcode, as few programs.
+//! - `table`: holds the chains of all opcodes. This is what rings and tasks share.
+//! - `payload`: writes those arguments of a request that filters see.
 //!
 //! C counterpart: `io_uring/bpf_filter.c`.
 
@@ -53,7 +56,7 @@ use kernel::{
     uaccess::UserPtr, //
 };
 
-/// Admits the instructions that a filter may contain.
+/// The checker of the instructions that a filter may contain.
 pub(crate) struct FilterChecker;
 
 impl Checker for FilterChecker {
@@ -70,17 +73,17 @@ impl Compile for Program<FilterChecker> {
     }
 }
 
-/// The filters of a ring or task.
+/// The filters of a ring or task, by opcode.
 pub(crate) type Filters = Table<Program<FilterChecker>>;
 
-/// Makes a set of filters out of `old`, or out of none, and the filter that `arg` describes, a
-/// `struct io_uring_bpf` in user space.
+/// Creates a set from the filters of `old`, if there is an old set, and the filter that `arg`
+/// describes, a `struct io_uring_bpf` in user space. `old` is left as it is.
 ///
 /// # Errors
 ///
 /// - [`EFAULT`], [`EINVAL`] and [`EMSGSIZE`] for a bad argument, see `import::read`; the first two
 ///   also for a bad program, see [`bpf::read_program`].
-/// - [`ENOMEM`] if memory is short, or the filters of the opcode would be longer than is allowed.
+/// - [`ENOMEM`] if memory is short, or if the filters of the opcode would be longer than allowed.
 pub(crate) fn read(
     old: Option<&FilterSet<Filters>>,
     arg: UserPtr,
@@ -98,7 +101,7 @@ pub(crate) fn read(
     FilterSet::new(table, GFP_KERNEL_ACCOUNT)
 }
 
-/// Writes the arguments of `request` to `context`, if its opcode has any for filters to see.
+/// Writes the arguments of `request` to `context`, if its opcode has arguments that filters see.
 pub(crate) fn populate(context: &mut FilterContext, request: &Request) {
     payload::show(request, context);
 }
@@ -107,7 +110,7 @@ pub(crate) fn populate(context: &mut FilterContext, request: &Request) {
 ///
 /// # Errors
 ///
-/// [`EACCES`] if a filter, or the lack of one, denies the request.
+/// [`EACCES`] if a filter denies the request, or the lack of one does.
 #[inline]
 pub(crate) fn run(filters: &Filters, request: &Request) -> Result {
     match filters.slot(request.opcode()) {
@@ -117,8 +120,8 @@ pub(crate) fn run(filters: &Filters, request: &Request) -> Result {
     }
 }
 
-/// Asks filters whether `request` may run. Apart, so that nothing is made ready for it where there
-/// is nothing to ask.
+/// Runs the filters of `chain` on `request`. Not inlined, so that [`run`] prepares nothing for it
+/// when there is no chain.
 ///
 /// # Errors
 ///
@@ -142,7 +145,7 @@ fn ask(chain: &Chain<Program<FilterChecker>>, request: &Request) -> Result {
     ask_older(older, &context)
 }
 
-/// Asks the programs of a chain but the newest. Apart, as few chains have any.
+/// Runs the older programs of a chain. Not inlined, as few chains have any.
 ///
 /// # Errors
 ///

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Chains of filters.
+//! Chains: the filters of one opcode.
 //!
-//! Each new filter is fused in front of the program that was there before it, so that a few filters
-//! are one program. That program has to be compiled anew each time. Not to pay for all filters with
-//! each, a long one is left as it is, and a chain goes on with another. Chains are immutable and
-//! share what they have in common.
+//! A chain is a list of programs, newest first. A new filter is fused in front of the newest
+//! program, so that a few filters are one program and cost one indirect call. Fusing compiles that
+//! program anew. A long program is therefore left as it is, and the filter becomes a program of its
+//! own: otherwise each registration would pay for all filters before it. Chains are immutable and
+//! share the programs that they have in common.
 
 use super::fuse;
 use kernel::{
@@ -22,22 +23,23 @@ use kernel::{
     sync::Arc, //
 };
 
-/// Programs of up to so many instructions are fused with any filter, longer ones only with those
-/// that are no shorter. So registering compiles at most as much again as it was given, or this.
+/// The number of instructions up to which a program is fused with any filter. A longer program is
+/// only fused with a filter that is no shorter. So a registration compiles at most twice what it
+/// was given, or this much more.
 const SHORT: usize = 10;
 
-/// What makes a program out of checked instructions.
+/// A program that can be compiled from checked instructions.
 pub(crate) trait Compile: Sized {
     /// Compiles `insns`.
     ///
     /// # Errors
     ///
-    /// [`ENOMEM`] if memory is short, and what the compiler gives.
+    /// [`ENOMEM`] if memory is short, and the errors of the compiler.
     fn compile(insns: &[Insn]) -> Result<Self>;
 }
 
-/// A program that stands for one filter or several, and the instructions that it was made of, from
-/// which the next one is made.
+/// A program that stands for one filter or several, and its instructions, with which the next
+/// filter is fused.
 pub(super) struct Link<P> {
     insns: KVVec<Insn>,
     program: P,
@@ -54,21 +56,22 @@ impl<P> Link<P> {
 /// The filters of an opcode.
 pub(super) struct Chain<P> {
     newest: Arc<Link<P>>,
-    /// Newest first. Empty if there are few filters.
+    /// The older programs, newest first. Empty if all filters are fused into one program.
     older: KVec<Arc<Link<P>>>,
-    /// Whether any reads what depends on the arguments of requests.
+    /// Whether any program loads a word that depends on the arguments of requests.
     reads_arguments: bool,
 }
 
-/// Checks whether `insns` load any word that depends on the arguments of a request.
+/// Checks whether `insns` load a word that depends on the arguments of a request: the one that
+/// contains `pdu_size`, at offset 8, or one of the payload, from offset 16 on.
 fn reads_arguments(insns: &[Insn]) -> bool {
     insns
         .iter()
         .any(|insn| insn.code == insn::LD_ABS && (insn.k == 8 || insn.k >= 16))
 }
 
-/// Fuses `newer` and `older`. Returns [`None`] if that costs too much, or would be longer than a
-/// program may be.
+/// Fuses `newer` and `older`. Returns [`None`] if compiling `older` again costs too much, or if the
+/// result would be longer than a program may be.
 ///
 /// # Errors
 ///
@@ -97,11 +100,11 @@ fn fuse(newer: &[Insn], older: &[Insn], flags: Flags) -> Result<Option<KVVec<Ins
 }
 
 impl<P: Compile> Chain<P> {
-    /// Puts a filter in front of `older`.
+    /// Creates a chain that runs `filter` before the filters of `older`, if there are any.
     ///
     /// # Errors
     ///
-    /// [`ENOMEM`] if memory is short, and those of [`Compile::compile`].
+    /// [`ENOMEM`] if memory is short, and the errors of [`Compile::compile`].
     pub(super) fn push(
         older: Option<&Arc<Self>>,
         filter: KVVec<Insn>,
@@ -137,19 +140,19 @@ impl<P> Chain<P> {
         Iterator::chain(core::iter::once(&self.newest), &self.older)
     }
 
-    /// Returns the programs, newest first. A request is allowed if all of them allow it.
+    /// Returns the programs, newest first.
     pub(super) fn iter(&self) -> impl Iterator<Item = &P> {
         self.links().map(|link| &link.program)
     }
 
-    /// Returns the newest program, and the older links.
+    /// Returns the newest program and the older links.
     #[inline]
     pub(super) fn split(&self) -> (&P, &[Arc<Link<P>>]) {
         (&self.newest.program, &self.older)
     }
 
-    /// Checks whether any program loads a word that depends on the arguments of a request. If none
-    /// does, they need not be copied to the context.
+    /// Returns whether any program loads a word that depends on the arguments of a request. If not,
+    /// the arguments need not be copied to the context.
     #[inline]
     pub(super) fn reads_arguments(&self) -> bool {
         self.reads_arguments

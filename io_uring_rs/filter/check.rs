@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Which instructions of classic BPF a filter may contain.
+//! The instructions of classic BPF that a filter may contain.
 //!
-//! Pure: uses nothing but `core` and [`Action`]. The kernel's own checks (known codes, jumps,
-//! scratch words, the final `ret`) have been passed when [`check`] is asked.
+//! Uses nothing but `core` and [`Action`]. The kernel's own checks (known codes, jumps, scratch
+//! words, the final `ret`) come before [`check`].
 
 use kernel::bpf::{
     insn::*,
     Action, //
 };
 
-/// The codes that stay as they are.
+/// The codes of allowed instructions that stay as they are.
 const KEPT: [u16; 38] = [
     RET_K,
     RET_A,
@@ -52,11 +52,11 @@ const KEPT: [u16; 38] = [
     JMP | JSET | X,
 ];
 
-/// Decides on the instruction with this `code` and operand `k`, in a program that computes on
-/// `size` bytes.
+/// Returns what becomes of the instruction with this `code` and operand `k`, in a program that runs
+/// on a context of `size` bytes, or [`None`] if a filter may not contain it.
 ///
-/// Loads of a packet's word become loads of the context's, which must lie inside it and be aligned.
-/// The packet's length becomes the context's. Returns [`None`] for what a filter may not contain.
+/// A load of the packet's word becomes a load of the context's, which must be inside it and
+/// aligned. A load of the packet's length becomes a load of `size`.
 pub(crate) fn check(code: u16, k: u32, size: u32) -> Option<Action> {
     match code {
         LD_ABS if k < size && k.is_multiple_of(4) => Some(Action::LoadContext),
@@ -71,8 +71,8 @@ pub(crate) fn check(code: u16, k: u32, size: u32) -> Option<Action> {
 mod tests {
     use super::*;
 
-    /// What a 40-byte context makes of every code there is: the codes that the uapi documents as
-    /// allowed, written out as numbers.
+    /// Checks every code with a context of 40 bytes. The codes that the uapi documents as allowed
+    /// are written out as numbers.
     #[test]
     fn every_code() {
         const KEPT: [u16; 38] = [
@@ -104,7 +104,7 @@ mod tests {
 
             assert_eq!(check(LD_ABS, k, 40), expected);
         }
-        // Where the kernel has its ancillary data.
+        // At these offsets, socket filters find the kernel's ancillary data.
         assert_eq!(check(LD_ABS, 0xffff_f000, 40), None);
         assert_eq!(check(LD_ABS, u32::MAX - 3, 40), None);
     }

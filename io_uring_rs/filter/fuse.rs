@@ -1,36 +1,36 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Making one program of two, which denies what either denies.
+//! Fusing: making one program that denies what either of two programs denies.
 //!
-//! The newer one comes first. Where it allows, it goes on with the older one, which finds A and X
-//! as a program finds them at its start; where it denies, it stays as it is, or jumps to where the
-//! older one denies. Scratch words need no care: a checked program writes them before it reads
-//! them.
+//! The newer program comes first. Its `ret` instructions that allow become jumps to the older
+//! program, which finds A and X as at its start: zero. Those that deny stay as they are, or become
+//! jumps to one in the older program. Scratch words need no care: a checked program writes them
+//! before it reads them.
 //!
-//! Stacked filters tend to test the same word. So that each costs little more than its test, what
-//! the older one loads first is not loaded again if A still has it.
+//! Stacked filters tend to test the same word. So that each costs little more than its test, the
+//! word that the older program loads first is not loaded again if A still holds it.
 //!
-//! Pure: uses nothing but `core` and instructions. Both programs must have been checked.
+//! Uses nothing but `core` and the instructions. Both programs must have been checked.
 
 use kernel::bpf::insn::{
     self,
     Insn, //
 };
 
-/// The most instructions that [`fuse`] makes of one of the newer program's.
+/// The most instructions that [`fuse`] makes from one instruction of the newer program.
 pub(crate) const GROWTH: usize = 3;
 
-/// The most instructions that [`fuse`] adds between the programs.
+/// The most instructions that [`fuse`] adds between the two programs.
 pub(crate) const JOINT: usize = 2;
 
-/// A register as an instruction uses it.
+/// How an instruction uses a register.
 #[derive(Clone, Copy, Default)]
 struct Use {
     read: bool,
     written: bool,
 }
 
-/// Returns how an instruction uses A and X.
+/// Returns how `insn` uses A and X, in this order.
 fn uses(insn: &Insn) -> [Use; 2] {
     let (mut a, mut x) = (Use::default(), Use::default());
 
@@ -57,8 +57,8 @@ fn uses(insn: &Insn) -> [Use; 2] {
     [a, x]
 }
 
-/// Checks whether a program may read A and X before it wrote them. Looks no further than the
-/// first jump.
+/// Checks whether `program` may read A and X, in this order, before it writes to them. Looks no
+/// further than the first jump.
 fn reads_at_start(program: &[Insn]) -> [bool; 2] {
     [0, 1].map(|register| {
         let of = |insn: &Insn| uses(insn).get(register).copied().unwrap_or_default();
@@ -75,8 +75,8 @@ fn reads_at_start(program: &[Insn]) -> [bool; 2] {
     })
 }
 
-/// Returns the word of the context that is in A wherever `program` ends, if it loads nothing else
-/// into A.
+/// Returns the offset of the word of the context that A holds wherever `program` ends, if `program`
+/// loads that word first and writes nothing else to A.
 fn word_kept_in_a(program: &[Insn]) -> Option<u32> {
     let (first, rest) = program.split_first()?;
     let kept = first.code == insn::LD_ABS
@@ -88,14 +88,15 @@ fn word_kept_in_a(program: &[Insn]) -> Option<u32> {
     kept.then_some(first.k)
 }
 
-/// Checks whether `insn` always denies.
+/// Returns whether `insn` is a `ret` that denies.
 fn denies(insn: &Insn) -> bool {
     insn.code == insn::RET_K && insn.k == 0
 }
 
-/// Finds the first instruction of `program` that denies. Returns [`None`] also if the program reads
-/// scratch words: the kernel's checker assumes that a program continues past a `ret`, so a jump to
-/// that `ret` would make it see reads of words that are not written yet.
+/// Returns the position of the first `ret` of `program` that denies, if a jump may lead to it.
+///
+/// None may if the program reads scratch words. The kernel's checker assumes that a program
+/// continues past a `ret`: after the jump, it would see reads of words that are not written yet.
 fn denial(program: &[Insn]) -> Option<usize> {
     let reads_scratch = |insn: &Insn| matches!(insn.code, insn::LD_MEM | insn::LDX_MEM);
 
@@ -105,21 +106,21 @@ fn denial(program: &[Insn]) -> Option<usize> {
     program.iter().position(denies)
 }
 
-/// Checks whether the instruction at `pc` is reached by jumps only, not from the one before it.
+/// Returns whether the instruction at `pc` is reached by jumps only, not from the one before it.
 fn only_by_jumps(program: &[Insn], pc: usize) -> bool {
     pc.checked_sub(1)
         .and_then(|before| program.get(before))
         .is_some_and(|before| matches!(before.class(), insn::JMP | insn::RET))
 }
 
-/// Writes the program that denies what `newer` or `older` denies to `push`, its last instruction
-/// first.
+/// Writes the program that denies what `newer` or `older` denies. Calls `push` for each
+/// instruction, the last one first.
 ///
-/// `left` is room to compute in, one number more than `newer` has instructions.
+/// `left` is scratch memory, with one element more than `newer` has instructions.
 ///
 /// # Errors
 ///
-/// What `push` gives.
+/// The first error that `push` returns.
 pub(crate) fn fuse<E>(
     newer: &[Insn],
     older: &[Insn],
@@ -139,14 +140,15 @@ pub(crate) fn fuse<E>(
     if a {
         push(Insn::new(insn::LD_IMM, 0))?;
     }
-    // How far behind the newer program the older one denies, if that is within reach of any jump.
+    // The number of instructions from the end of the newer program to a `ret` of the older one that
+    // denies, if any jump can reach that far: conditional ones have eight bits for it.
     let denial = denial(older)
         .map(|position| usize::from(a) + usize::from(x) + position)
         .filter(|behind| behind + GROWTH * newer.len() <= usize::from(u8::MAX))
         .map(|behind| behind as u32);
 
-    // Jumps go forward only. So going backward, all that a jump skips is there already: `left` has,
-    // for each instruction, how many there are from it on to the end of the newer program.
+    // Jumps only go forward. So, going backward, all that a jump skips is written already. For each
+    // instruction, `left` holds the number of those from it to the end of the newer program.
     let mut here = 0u32;
     for (pc, insn) in newer.iter().enumerate().rev() {
         let end = here;
@@ -154,7 +156,7 @@ pub(crate) fn fuse<E>(
             let target = (pc + 1).saturating_add(offset as usize);
 
             match (newer.get(target), denial) {
-                // Straight to where that would jump.
+                // A `ret` that allows becomes a jump to the end, so jump there at once.
                 (
                     Some(&Insn {
                         code: insn::RET_K,
@@ -163,6 +165,7 @@ pub(crate) fn fuse<E>(
                     }),
                     _,
                 ) => end,
+                // A `ret` that denies is shared with the older program.
                 (Some(insn), Some(behind)) if denies(insn) => end + behind,
                 _ => end.saturating_sub(left.get(target).copied().unwrap_or(0)),
             }
@@ -177,6 +180,7 @@ pub(crate) fn fuse<E>(
                 0 => {}
                 skipped => emit(Insn::new(insn::JMP_JA, skipped))?,
             },
+            // All jumps to it go to the older program's.
             (_, insn::RET_K) if denial.is_some() && only_by_jumps(newer, pc) => {}
             (_, insn::RET_A) => {
                 let deny = Insn::new(insn::RET_K, 0);
@@ -184,7 +188,7 @@ pub(crate) fn fuse<E>(
 
                 if let (Some(jt), Ok(jf)) = (shared, u8::try_from(end)) {
                     emit(Insn::jump(insn::JMP_JEQ_K, jt, jf, 0))?;
-                // Over `deny`, and on to the end.
+                // If A is not zero, jumps over `deny` to the end.
                 } else if let Ok(skipped) = u8::try_from(end + 1) {
                     emit(deny)?;
                     emit(Insn::jump(insn::JMP_JEQ_K, 0, skipped, 0))?;

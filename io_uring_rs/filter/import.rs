@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Reading and checking the argument of `IORING_REGISTER_BPF_FILTER`.
+//! Reads and checks the argument of `IORING_REGISTER_BPF_FILTER`.
 
 use kernel::{
     bpf::MAX_INSNS,
@@ -21,20 +21,25 @@ use kernel::{
     }, //
 };
 
-/// A filter to register, as far as it could be checked without its program.
+/// A filter to register, checked except for its program.
 pub(super) struct Request {
     /// The opcode to filter.
     pub(super) opcode: Opcode,
-    /// Where the program stands.
+    /// The address of the program in user space.
     pub(super) insns: UserPtr,
-    /// How many instructions it has: 1 to [`MAX_INSNS`].
+    /// The number of instructions: 1 to [`MAX_INSNS`].
     pub(super) len: u16,
-    /// Whether opcodes without a filter shall be denied.
+    /// Whether opcodes without a filter are to be denied.
     pub(super) deny_rest: bool,
 }
 
-/// Compares the caller's idea of the size of what filters see of an opcode's arguments with the
-/// kernel's. The caller's may be smaller, unless `strict`.
+/// Checks `user`, the size in bytes that the caller expects filters to see of an opcode's
+/// arguments, against the kernel's. Unless `strict`, it may be smaller: such a filter does not read
+/// the rest.
+///
+/// # Errors
+///
+/// [`EMSGSIZE`] if the sizes do not go together.
 fn check_pdu_size(user: u8, kernel: u16, strict: bool) -> Result {
     let user = u16::from(user);
 
@@ -44,7 +49,8 @@ fn check_pdu_size(user: u8, kernel: u16, strict: bool) -> Result {
     Ok(())
 }
 
-/// Checks all that does not depend on the opcode. Returns the opcode and the program's length.
+/// Checks all fields whose values do not depend on the opcode. Returns the opcode and the program's
+/// length.
 fn check_fields(bpf: &Bpf) -> Result<(Opcode, u16)> {
     let filter = bpf.filter();
 
@@ -62,14 +68,14 @@ fn check_fields(bpf: &Bpf) -> Result<(Opcode, u16)> {
     Ok((opcode, u16::try_from(filter.len())?))
 }
 
-/// Reads what `arg`, a `struct io_uring_bpf` in user space, asks for, and tells user space there
-/// how large the opcode's arguments are, also if it fails with [`EMSGSIZE`].
+/// Reads and checks `arg`, a `struct io_uring_bpf` in user space. Writes the actual size of the
+/// opcode's arguments back to it, also if this fails with [`EMSGSIZE`].
 ///
 /// # Errors
 ///
 /// - [`EFAULT`] if `arg` cannot be read or written.
 /// - [`EINVAL`] for a value that is unknown, reserved or out of range.
-/// - [`EMSGSIZE`] if the sizes of the opcode's arguments do not go together.
+/// - [`EMSGSIZE`] if the caller expects another size of the opcode's arguments.
 pub(super) fn read(arg: UserPtr) -> Result<Request> {
     let bpf: Bpf = UserSlice::new(arg, size_of::<Bpf>()).reader().read()?;
     let (opcode, len) = check_fields(&bpf)?;
@@ -77,7 +83,7 @@ pub(super) fn read(arg: UserPtr) -> Result<Request> {
     let strict = filter.flags() & BPF_FILTER_SZ_STRICT != 0;
     let verdict = check_pdu_size(filter.pdu_size(), opcode.pdu_size(), strict);
 
-    // At most 24, see `Opcode::pdu_size`.
+    // This is at most 24, see `Opcode::pdu_size`.
     filter.set_pdu_size(opcode.pdu_size() as u8);
     UserSlice::new(
         arg.wrapping_byte_add(Bpf::FILTER_OFFSET),
@@ -118,7 +124,7 @@ mod tests {
         }
     }
 
-    /// Each byte of a valid argument set to a value that it may not have.
+    /// Sets each byte of a valid argument to values that it may or may not have.
     #[test]
     fn fields() -> Result {
         const LAST: usize = Opcode::COUNT - 1;

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What filters see of the arguments of a request.
+//! The payload of a filter's context: what filters see of the arguments of a request.
 //!
-//! - `address`: socket addresses.
+//! - `address`: what filters see of a socket address.
 //!
-//! How large the payload of an opcode is stands in `io_issue_def::filter_pdu_size`. C counterparts:
+//! `io_issue_def::filter_pdu_size` says how many bytes of payload an opcode has. C counterparts:
 //! `io_socket_bpf_populate()`, `io_openat_bpf_populate()`, `io_connect_bpf_populate()`.
 
 mod address;
@@ -23,9 +23,9 @@ use kernel::io_uring::{
     },
 };
 
-/// Arguments that filters see.
+/// The arguments of a request that filters see.
 trait Payload {
-    /// Writes them to the context, whose payload is zero until then.
+    /// Writes the arguments to `context`, whose payload must be zero before.
     fn show(&self, context: &mut FilterContext);
 }
 
@@ -55,7 +55,7 @@ impl Payload for Connect<'_> {
     }
 }
 
-/// Writes the arguments of `request` to `context`, if its opcode has any for filters to see.
+/// Writes the arguments of `request` to `context`, if its opcode has arguments that filters see.
 #[inline]
 pub(super) fn show(request: &Request, context: &mut FilterContext) {
     match request.command() {

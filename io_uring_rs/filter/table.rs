@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What is to be done with requests, by opcode.
+//! Tables: what happens to the requests of each opcode.
 //!
-//! A table is immutable: registering a filter makes a new one, which shares the chains of all
-//! other opcodes with the old.
+//! A table is immutable: registering a filter makes a new table, which shares the chains of all
+//! other opcodes with the old one.
 //!
-//! Filters whose verdict no request can change are in no chain: one that always allows leaves its
-//! opcode as it is, one that always denies leaves nothing to ask.
+//! A filter whose verdict no request can change is in no chain. If it always allows, its opcode
+//! stays as it is; if it always denies, no filter of its opcode is run any more.
 
 use super::{
     chain::{
@@ -30,31 +30,34 @@ use kernel::{
     sync::Arc, //
 };
 
-/// How many programs are freed, at least, before other work is let through.
+/// The number of programs after which freeing a table lets other work run. A chain is freed as a
+/// whole, so that one step may free more.
 const RELEASE_BUDGET: usize = 64;
 
-/// The most that the filters of an opcode may cost, as for a path of seccomp filters.
+/// The most that the filters of an opcode may cost, as for a path of seccomp filters. Without a
+/// bound, a task could register so many that it cannot be killed while they run.
 const MAX_COST: u32 = 32_768;
 
-/// What a filter costs besides its instructions.
+/// The cost of a filter besides its instructions.
 const FILTER_COST: u32 = 4;
 
-/// What is to be done with requests of one opcode.
+/// What happens to the requests of one opcode.
 ///
-/// `cost` is what the filters cost that were registered for it, zero if there were none.
+/// `cost` is the sum of the costs of all filters that were registered for the opcode: zero if there
+/// were none.
 pub(super) enum Slot<P> {
-    /// They may run.
+    /// They are allowed.
     Allow { cost: u32 },
-    /// They may not run, for good: nothing that is registered later changes that.
+    /// They are denied. No filter that is registered later changes that.
     Deny { cost: u32 },
-    /// They may run if all filters allow it.
+    /// They are allowed if all filters of the chain allow them.
     Filter { cost: u32, chain: Arc<Chain<P>> },
 }
 
 impl<P> Slot<P> {
-    /// There was no filter.
+    /// The slot of an opcode without a filter.
     const UNTOUCHED: Self = Slot::Allow { cost: 0 };
-    /// Denied with the rest.
+    /// The slot of an opcode without a filter, when such opcodes are denied.
     const REST: Self = Slot::Deny { cost: 0 };
 }
 
@@ -71,7 +74,7 @@ impl<P> Clone for Slot<P> {
     }
 }
 
-/// Returns what `program` decides on requests for `opcode`.
+/// Returns what `program` decides on all requests for `opcode`.
 ///
 /// # Errors
 ///
@@ -83,33 +86,34 @@ fn evaluate(program: &[Insn], opcode: Opcode) -> Result<Verdict> {
     Ok(verdict::evaluate(program, &context, &mut states))
 }
 
-/// What is to be done with requests, by opcode.
+/// What happens to the requests of each opcode.
 pub(crate) struct Table<P> {
     slots: PerOpcode<Slot<P>>,
+    /// Whether the requests of all opcodes are allowed.
     allows_all: bool,
 }
 
 impl<P: Compile> Slot<P> {
-    /// Returns the slot that replaces this one of `opcode` when `filter` is registered for it. An
-    /// opcode that was denied with the rest stays so, and the filter costs nothing.
+    /// Returns the slot that replaces this one of `opcode` when `filter` is registered for it. If
+    /// the opcode was denied for want of a filter, it stays denied, and the filter costs nothing.
     ///
     /// # Errors
     ///
-    /// [`ENOMEM`] if the opcode's filters would cost more than [`MAX_COST`], and those of
+    /// [`ENOMEM`] if the opcode's filters would cost more than [`MAX_COST`], and the errors of
     /// [`Chain::push`].
     fn with_filter(&self, opcode: Opcode, filter: KVVec<Insn>) -> Result<Self> {
         let cost = match self {
             Slot::Deny { cost: 0 } => return Ok(Self::REST),
             Slot::Allow { cost } | Slot::Deny { cost } | Slot::Filter { cost, .. } => *cost,
         };
-        // Neither is above 2^16.
+        // Neither `cost` nor the length is above 2^16, so that the sum cannot overflow.
         let cost = cost + filter.len() as u32 + FILTER_COST;
 
         if cost > MAX_COST {
             return Err(ENOMEM);
         }
         let older = match (self, evaluate(&filter, opcode)?) {
-            // A filter can only tighten, and there is nothing left to tighten.
+            // A filter can only deny more, and here every request is denied.
             (Slot::Deny { .. }, _) | (_, Verdict::Deny) => return Ok(Slot::Deny { cost }),
             (Slot::Allow { .. }, Verdict::Allow) => return Ok(Slot::Allow { cost }),
             (Slot::Filter { chain, .. }, Verdict::Allow) => {
@@ -126,9 +130,9 @@ impl<P: Compile> Slot<P> {
 }
 
 impl<P: Compile> Table<P> {
-    /// Makes a table out of `old`, or out of one that allows everything, by registering `filter`,
-    /// which was checked, for `opcode`. With `deny_rest`, every other opcode that has no filter is
-    /// denied.
+    /// Creates a table from `old`, or from one that allows everything, by adding `filter`, which
+    /// must have been checked, to the filters of `opcode`. With `deny_rest`, all other opcodes
+    /// without a filter are denied.
     ///
     /// # Errors
     ///
@@ -171,7 +175,7 @@ impl<P: Compile> Table<P> {
 }
 
 impl<P> Table<P> {
-    /// Returns what is to be done with requests of this opcode.
+    /// Returns the slot of `opcode`.
     #[inline]
     pub(super) fn slot(&self, opcode: Opcode) -> &Slot<P> {
         &self.slots[opcode]
@@ -221,10 +225,10 @@ mod tests {
         }, //
     };
 
-    /// How many programs there are.
+    /// The number of programs that exist.
     static LIVE: Atomic<i32> = Atomic::new(0);
 
-    /// A program that is not run but looked at: the constants that it compares with.
+    /// A program that is not run: it holds the constants that its instructions compare with.
     struct Numbers(KVec<u32>);
 
     impl Compile for Numbers {
@@ -245,7 +249,7 @@ mod tests {
         }
     }
 
-    /// Builds a filter that denies one number in `user_data`.
+    /// Builds a filter that denies requests whose `user_data` has `number` as its first word.
     fn filter(number: u32) -> Result<KVVec<Insn>> {
         let mut insns = KVVec::new();
 
@@ -287,7 +291,8 @@ mod tests {
         Opcode::new(number).ok_or(EINVAL)
     }
 
-    /// Waits up to ten seconds for all programs to be gone, and returns how many are left.
+    /// Waits up to ten seconds for all programs to be freed. Returns the number of those that are
+    /// left.
     fn settle() -> i32 {
         for _ in 0..1_000 {
             if LIVE.load(Relaxed) == 0 {
@@ -298,7 +303,7 @@ mod tests {
         LIVE.load(Relaxed)
     }
 
-    /// What a slot should be, kept the simple way: a list of filters of its own.
+    /// What a slot should be: a list of filters of its own, shared with no other.
     enum Model {
         Allow,
         Deny,
@@ -337,7 +342,7 @@ mod tests {
     /// The opcodes that the model follows. Filters are only registered for the first four.
     const FOLLOWED: [u32; 5] = [0, 5, 45, 64, 30];
 
-    /// A ring or task: its set, and what should be in it.
+    /// A ring or task, with its set and what should be in it.
     struct Owner {
         set: Option<Set>,
         model: [Model; FOLLOWED.len()],
@@ -351,7 +356,7 @@ mod tests {
             }
         }
 
-        /// Inherits what `parent` has.
+        /// Creates a child that inherits the set of `parent`.
         fn inherit(parent: &Self) -> Result<Self> {
             let mut child = Self::new();
 
@@ -399,11 +404,12 @@ mod tests {
         }
     }
 
-    /// Random registrations, inheritance and exits, compared with the model after each.
+    /// Compares owners with the model after each of many random registrations, inheritances and
+    /// exits.
     #[test]
     fn owners_follow_the_model() -> Result {
         const OWNERS: u32 = 12;
-        // KASAN makes each of them dear.
+        // With KASAN, each step takes much longer.
         const STEPS: u32 = if cfg!(CONFIG_KASAN) { 2_000 } else { 20_000 };
         let mut seed = 0x9e37_79b9u32;
         let mut random = |below: u32| {
@@ -451,7 +457,8 @@ mod tests {
         Ok(())
     }
 
-    /// Chains for every opcode, all freed by their last owner.
+    /// Checks that a table with a chain for every opcode is freed by its last owner, and not
+    /// before.
     #[test]
     fn full_table_freed() -> Result {
         let mut set = None;
@@ -464,14 +471,14 @@ mod tests {
         let shared = set.clone();
         drop(set);
         fsleep(Delta::from_millis(20));
-        // Those of the sets before may still be on their way out.
+        // Programs of earlier sets may not be freed yet.
         assert!(LIVE.load(Relaxed) >= Opcode::COUNT as i32);
         drop(shared);
         assert_eq!(settle(), 0);
         Ok(())
     }
 
-    /// The costs of what can be seen at once count as others do.
+    /// Checks the bound on costs. Filters whose verdict is certain cost as much as others.
     #[test]
     fn bound_is_exact() -> Result {
         let op = opcode(0)?;
@@ -492,7 +499,7 @@ mod tests {
         Ok(())
     }
 
-    /// A step of a release frees no more than its budget and a chain.
+    /// Checks that one step of a release frees no more than its budget and a chain.
     #[test]
     fn release_is_bounded() -> Result {
         const LAST: u32 = Opcode::COUNT as u32;
@@ -517,14 +524,14 @@ mod tests {
         Ok(())
     }
 
-    /// Filters whose verdict is certain are not kept, and count as filters nevertheless.
+    /// Checks that filters whose verdict is certain are in no chain, and still count as filters.
     #[test]
     fn certain_verdicts_are_not_asked() -> Result {
         let (nop, other) = (opcode(0)?, opcode(1)?);
         let allow: Set = register(None, nop, constant(1, 1)?, false)?;
         assert!(matches!(allow.slot(nop), Slot::Allow { .. }) && allow.allows_all());
 
-        // It has a filter, so that it is not denied with the rest.
+        // `nop` has a filter, so that it is not denied with the rest.
         let rest = register(Some(&allow), other, constant(1, 1)?, true)?;
         assert!(matches!(rest.slot(nop), Slot::Allow { .. }) && !rest.allows_all());
         assert!(matches!(rest.slot(other), Slot::Allow { .. }));
@@ -541,7 +548,7 @@ mod tests {
         Ok(())
     }
 
-    /// Counts the programs that the filters for an opcode were compiled to.
+    /// Returns the number of programs of the chain for `op`.
     fn programs(set: &Set, op: Opcode) -> Result<usize> {
         match set.slot(op) {
             Slot::Filter { chain, .. } => Ok(chain.len()),
@@ -549,7 +556,7 @@ mod tests {
         }
     }
 
-    /// Builds a filter as above that has `len` instructions.
+    /// Builds a filter like [`filter`], but of `len` instructions.
     fn long(number: u32, len: usize) -> Result<KVVec<Insn>> {
         let mut insns = KVVec::from_elem(Insn::new(insn::LD_IMM, 0), len - 4, GFP_KERNEL)?;
 
@@ -557,12 +564,12 @@ mod tests {
         Ok(insns)
     }
 
-    /// Filters that are too long for one program are two, and are newest first.
+    /// Checks that filters that are too long for one program become two, the newer one first.
     #[test]
     fn long_filters_are_kept_apart() -> Result {
         let op = opcode(0)?;
         let mut set = register(None, op, long(1, 4096)?, false)?;
-        // They would be longer than a program may be.
+        // Together, they would be longer than a program may be.
         set = register(Some(&set), op, long(2, 4096)?, false)?;
         assert_eq!(programs(&set, op)?, 2);
         set = register(Some(&set), op, filter(3)?, false)?;
@@ -573,7 +580,7 @@ mod tests {
         Ok(())
     }
 
-    /// Registering a filter compiles no more than twice what it has, or a few more.
+    /// Checks that registering a filter compiles at most twice its instructions, or a few more.
     #[test]
     fn registering_is_bounded() -> Result {
         let op = opcode(0)?;

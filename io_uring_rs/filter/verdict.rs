@@ -1,33 +1,33 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What a program decides, as far as that is certain before any request is there.
+//! Verdicts: what a program decides on all requests of an opcode, as far as that is certain.
 //!
-//! A program is followed with what is the same for all requests of its opcode: the opcode itself,
-//! the size of its arguments, padding, and the zeroes behind the arguments. Where that leaves a
-//! branch open both arms are followed, and where paths meet only what they agree on is kept, so
-//! that each instruction is looked at once. What is in scratch words is not followed.
+//! A program is followed with what is the same for all requests of its opcode: the opcode, the size
+//! of its arguments, the padding, and the zeroes behind the arguments. At a branch that this leaves
+//! open, both arms are followed. Where paths meet, only what they agree on is kept, so that each
+//! instruction is looked at once. What is in scratch words is not followed.
 //!
 //! Invariant: [`Verdict::Allow`] is never given to a program that can return zero, nor
-//! [`Verdict::Deny`] to one that can return anything else. Whatever is not understood is unknown.
+//! [`Verdict::Deny`] to one that can return anything else. What is not understood is unknown.
 //!
-//! Pure: uses nothing but `core` and instructions.
+//! Uses nothing but `core` and the instructions.
 
 use kernel::bpf::insn::{
     self,
     Insn, //
 };
 
-/// The words of the context.
+/// The number of 32-bit words of the context.
 pub(crate) const WORDS: usize = 10;
 
-/// What a program returns, whatever the request.
+/// What a program returns for all requests of an opcode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
-    /// Never zero.
+    /// It never returns zero.
     Allow,
-    /// Always zero.
+    /// It always returns zero.
     Deny,
-    /// That depends on the request, or is not certain.
+    /// It depends on the request, or is not certain.
     Depends,
 }
 
@@ -45,7 +45,7 @@ pub(crate) struct Bits {
 impl Bits {
     const UNKNOWN: Self = Self { known: 0, value: 0 };
 
-    /// Creates a word that is known.
+    /// Creates a word of which all bits are known.
     const fn exact(value: u32) -> Self {
         Self {
             known: u32::MAX,
@@ -53,29 +53,31 @@ impl Bits {
         }
     }
 
-    /// Creates a word of which the bits in `known` are as in `value`.
+    /// Creates a word whose bits in `known` are known to be as in `value`.
     const fn partial(known: u32, value: u32) -> Self {
-        // INVARIANT: The others are cleared.
+        // INVARIANT: The bits that are not known are cleared.
         Self {
             known,
             value: value & known,
         }
     }
 
-    /// Returns the word, if all of it is known.
+    /// Returns the value, if all bits are known.
     fn get(self) -> Option<u32> {
         (self.known == u32::MAX).then_some(self.value)
     }
 
+    /// Returns the smallest value that the word can have.
     fn min(self) -> u32 {
         self.value
     }
 
+    /// Returns the largest value that the word can have.
     fn max(self) -> u32 {
         self.value | !self.known
     }
 
-    /// Returns what is known of a word that is one of two.
+    /// Returns what is known of a word that is either `self` or `other`.
     fn join(self, other: Self) -> Self {
         Self::partial(
             self.known & other.known & !(self.value ^ other.value),
@@ -84,7 +86,7 @@ impl Bits {
     }
 }
 
-/// What is known where the program has got to.
+/// What is known of A and X at one point of a program.
 #[derive(Clone, Copy)]
 pub(crate) struct State {
     a: Bits,
@@ -92,18 +94,19 @@ pub(crate) struct State {
 }
 
 impl State {
+    /// Every program starts with A and X set to zero.
     const START: Self = Self {
         a: Bits::exact(0),
         x: Bits::exact(0),
     };
 
-    /// Keeps what is known on another path as well.
+    /// Keeps only what is also known in `other`, the state on another path.
     fn join(&mut self, other: &Self) {
         self.a = self.a.join(other.a);
         self.x = self.x.join(other.x);
     }
 
-    /// Returns the second operand of an instruction.
+    /// Returns what is known of the second operand of `insn`.
     fn operand(&self, insn: &Insn) -> Bits {
         if insn.has_x() {
             self.x
@@ -113,8 +116,8 @@ impl State {
     }
 }
 
-/// Returns what is known of the context of requests for `opcode`, of whose arguments filters see
-/// `pdu_size` bytes.
+/// Returns what is known of the context of all requests for `opcode`. Filters see `pdu_size` bytes
+/// of its arguments.
 pub(crate) fn context(opcode: u8, pdu_size: u16) -> [Bits; WORDS] {
     let mut words = [Bits::UNKNOWN; WORDS];
     let arguments = 16..16 + usize::from(pdu_size);
@@ -142,8 +145,8 @@ pub(crate) fn context(opcode: u8, pdu_size: u16) -> [Bits; WORDS] {
     words
 }
 
-/// Computes on A. Division by what may be zero is the caller's to see. Returns [`None`] for an
-/// operation that is not known here.
+/// Returns what is known of A after the ALU instruction `insn`, from what is known of A and the
+/// second operand. Returns [`None`] for an unknown operation. The caller handles division by zero.
 fn compute(insn: &Insn, a: Bits, b: Bits) -> Option<Bits> {
     let exactly = |compute: fn(u32, u32) -> Option<u32>| {
         let (Some(a), Some(b)) = (a.get(), b.get()) else {
@@ -187,7 +190,7 @@ fn compute(insn: &Insn, a: Bits, b: Bits) -> Option<Bits> {
     })
 }
 
-/// Decides whether a conditional jump is taken, if that is certain.
+/// Returns whether the conditional jump `insn` is taken, or [`None`] if that is not certain.
 fn decide(insn: &Insn, a: Bits, b: Bits) -> Option<bool> {
     let (always, never) = match insn.op() {
         insn::JEQ => (
@@ -207,14 +210,17 @@ fn decide(insn: &Insn, a: Bits, b: Bits) -> Option<bool> {
     }
 }
 
-/// Which results have been seen to be possible.
+/// The results that a program was found to be able to return.
 #[derive(Default)]
 struct Results {
+    /// Whether it can return zero.
     zero: bool,
+    /// Whether it can return anything else.
     other: bool,
 }
 
 impl Results {
+    /// Adds the values that `result` may have.
     fn add(&mut self, result: Bits) {
         self.zero |= result.min() == 0;
         self.other |= result.max() != 0;
@@ -223,8 +229,8 @@ impl Results {
 
 /// Returns what `program` decides on requests of which `context` is known.
 ///
-/// The program must have been checked. `jumps` is room to compute in, one [`None`] for each
-/// instruction: what is known of the jumps that lead there.
+/// The program must have been checked. `jumps` is scratch memory, one [`None`] for each
+/// instruction: it holds what is known of the jumps that lead there.
 pub(crate) fn evaluate(
     program: &[Insn],
     context: &[Bits; WORDS],
@@ -232,7 +238,7 @@ pub(crate) fn evaluate(
 ) -> Verdict {
     let mut results = Results::default();
     let mut state = State::START;
-    // Whether `state` is one that the instruction can be got to in.
+    // Whether the instruction can be reached from the one before it, in `state`.
     let mut reached = true;
 
     for (pc, insn) in program.iter().enumerate() {
@@ -245,7 +251,7 @@ pub(crate) fn evaluate(
             None if reached => {}
             None => continue,
         }
-        // Where the program goes on, counted from the next instruction.
+        // Where the program can continue, as offsets from the next instruction.
         let mut next = [Some(0), None];
 
         match (insn.class(), insn.code) {
@@ -266,6 +272,7 @@ pub(crate) fn evaluate(
             (insn::ALU, _) => {
                 let operand = state.operand(insn);
 
+                // A program that divides by zero ends and returns zero.
                 if insn.op() == insn::DIV && operand.min() == 0 {
                     results.zero = true;
                 }
@@ -310,7 +317,7 @@ pub(crate) fn evaluate(
     }
 
     match (results.zero, results.other) {
-        // Ran past its end.
+        // The program ran past its end.
         _ if reached => Verdict::Depends,
         (false, true) => Verdict::Allow,
         (true, false) => Verdict::Deny,

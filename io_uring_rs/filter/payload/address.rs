@@ -7,28 +7,28 @@
 const AF_INET: u16 = 2;
 const AF_INET6: u16 = 10;
 
-/// Size in bytes of the structure that an IPv4 address comes in: `struct sockaddr_in`.
+/// The size in bytes of the structure that holds an IPv4 address: `struct sockaddr_in`.
 const IPV4_SIZE: usize = 16;
 
-/// Size in bytes that the IPv6 stack accepts at least: `SIN6_LEN_RFC2133`.
+/// The smallest size in bytes that the IPv6 stack accepts: `SIN6_LEN_RFC2133`.
 const IPV6_SIZE: usize = 24;
 
-/// A socket address, as far as filters see it. What they do not see is zero.
+/// A socket address, as far as filters see it. Fields that filters do not see are zero.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Address {
     /// The address family.
     pub(crate) family: u16,
-    /// The port, in network order.
+    /// The port, in network byte order.
     pub(crate) port: [u8; 2],
-    /// The address, in network order. One of IPv4 takes the first 4 bytes.
+    /// The address, in network byte order. An IPv4 address takes the first 4 bytes.
     pub(crate) addr: [u8; 16],
 }
 
 impl Address {
-    /// Reads an address from the bytes that user space gave.
+    /// Reads an address from the bytes that user space passed.
     ///
-    /// Nothing but the family is seen of a family other than IPv4 and IPv6, or if the bytes are
-    /// too few for the family; nothing at all if they are too few for that.
+    /// Reads only the family if it is neither IPv4 nor IPv6, or if there are too few bytes for such
+    /// an address. Reads nothing if there are too few for the family.
     pub(crate) fn from_bytes(from: &[u8]) -> Self {
         let mut address = Self::default();
 
@@ -46,7 +46,7 @@ impl Address {
     }
 }
 
-/// Copies bytes, if there are any, to the beginning of others.
+/// Copies `from`, if it is given, to the beginning of `to`.
 fn copy(to: &mut [u8], from: Option<&[u8]>) {
     for (to, from) in to.iter_mut().zip(from.unwrap_or_default()) {
         *to = *from;
