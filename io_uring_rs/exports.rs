@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The functions that C calls.
+//! The functions of filters and restrictions that C calls.
 //!
-//! Each takes raw pointers in, makes safe types of them, makes one call, and gives an errno out.
+//! Each function takes raw pointers, makes safe types of them, makes one call, and returns an
+//! errno.
 //!
-//! All filters of rings, and all restrictions of tasks, are set by functions of this file, so that
-//! they hold `Filters`.
+//! Only functions of this file set the filters of rings and the restrictions of tasks, so that both
+//! hold [`Filters`]. SAFETY comments rely on this as "this file sets all filters", or restrictions.
 
 use crate::{
     filter::{
@@ -37,33 +38,37 @@ use kernel::{
     uaccess::UserPtr, //
 };
 
-/// Decides whether `req` may run: zero, or [`EACCES`] if a filter denies it.
+/// Returns zero if `req` may run, and [`EACCES`] if a filter denies it.
 ///
 /// # Safety
 ///
-/// - `filters` must be the ring's cached `bpf_filters`, not null.
-/// - `req` must be a request of that ring whose opcode was validated and whose `prep` succeeded.
+/// - `filters` must be the ring's cached `bpf_filters`, and not null.
+/// - `req` must be a request of that ring whose opcode was validated and whose `prep` succeeded,
+///   and nobody else may write to it.
 /// - The ring's `uring_lock` must be held.
 #[export]
 pub unsafe extern "C" fn __io_uring_run_bpf_filters(
     filters: *mut *mut bindings::io_bpf_filter,
     req: *mut bindings::io_kiocb,
 ) -> c_int {
-    // SAFETY: The cache stands for the set that the ring holds a reference to, and which is only
-    // exchanged, together with the cache, under the lock that the caller holds.
+    // SAFETY: The caller guarantees that the pointer is not null. The ring took it from its set of
+    // filters, to which it holds a reference. Set and cache are only replaced together, under the
+    // lock that the caller holds.
     let filters: &Filters = unsafe { FilterSet::contents_from_raw(filters) };
-    // SAFETY: The caller guarantees a prepared request, which it alone works on.
+    // SAFETY: The caller guarantees that the request is prepared, and that nobody else writes to
+    // it.
     let request = unsafe { Request::from_raw(req) };
 
     from_result(|| filter::run(filters, request).map(|()| 0))
 }
 
-/// Registers a filter with the ring that `res` belongs to.
+/// Adds the filter that `arg` describes to those of the ring that `res` belongs to.
 ///
 /// # Safety
 ///
-/// `res` must be valid and not null, the ring's `uring_lock` be held, and the caller renew the
-/// ring's cached `bpf_filters` before it is released.
+/// - `res` must be valid and not null.
+/// - The ring's `uring_lock` must be held.
+/// - The caller must renew the ring's cached `bpf_filters` before it releases the lock.
 #[export]
 pub unsafe extern "C" fn io_register_bpf_filter(
     res: *mut bindings::io_restriction,
@@ -71,9 +76,11 @@ pub unsafe extern "C" fn io_register_bpf_filter(
 ) -> c_int {
     from_result(|| {
         let res = NonNull::new(res).ok_or(EINVAL)?;
-        // SAFETY: The caller guarantees that `res` is valid, that nobody else accesses it, and that
-        // it renews the ring's copy of the filters before others may use that. All filters are set
-        // by this file.
+        // SAFETY:
+        // - The caller guarantees that `res` is valid, and holds the lock, so that nobody else
+        //   accesses it.
+        // - This file sets all filters.
+        // - The caller renews the ring's copy of the filters before others may use it.
         let owner = unsafe { Restriction::from_raw_mut(res) };
         let set = filter::read(owner.filters(), UserPtr::from_ptr(arg.cast()))?;
 
@@ -82,42 +89,45 @@ pub unsafe extern "C" fn io_register_bpf_filter(
     })
 }
 
-/// Drops the filters of a ring that goes away. Possible in any context.
+/// Drops the filters of a ring that is being freed. May be called in any context.
 ///
 /// # Safety
 ///
-/// `res` must be valid, not null, and nobody else may access it: the ring has no requests any more,
-/// and gets none, so that its cached `bpf_filters` is used no more.
+/// - `res` must be valid and not null, and nobody else may access it.
+/// - The ring must have no requests and get none, so that its cached `bpf_filters` is used no more.
 #[export]
 pub unsafe extern "C" fn io_put_bpf_filters(res: *mut bindings::io_restriction) {
     if let Some(res) = NonNull::new(res) {
-        // SAFETY: The caller guarantees that `res` is valid, that nobody else accesses it, and that
-        // the ring's copy of the filters is used no more. All filters are set by this file.
+        // SAFETY:
+        // - The caller guarantees that `res` is valid, and that nobody else accesses it.
+        // - This file sets all filters.
+        // - The ring runs no more requests, so that its copy of the filters need not be renewed.
         let owner = unsafe { Restriction::<Filters>::from_raw_mut(res) };
 
         drop(owner.take_filters());
     }
 }
 
-/// Shows filters the arguments of a request that makes a socket.
+/// Writes the arguments that filters see of a request that creates a socket.
 ///
 /// # Safety
 ///
 /// - `bctx` must be valid, all of its bytes initialised, and accessed by nobody else.
-/// - `req` must be a request whose opcode was validated and whose `prep` succeeded.
+/// - `req` must be a request whose opcode was validated and whose `prep` succeeded, and nobody else
+///   may write to it.
 #[export]
 pub unsafe extern "C" fn io_socket_bpf_populate(
     bctx: *mut bindings::io_uring_bpf_ctx,
     req: *mut bindings::io_kiocb,
 ) {
-    // SAFETY: The caller guarantees that the context is valid, initialised and ours, and that the
-    // request is prepared; it alone works on both.
+    // SAFETY: The caller guarantees that the context is valid and initialised, that the request is
+    // prepared, and that nobody else accesses the one or writes to the other.
     let (context, request) = unsafe { (FilterContext::from_raw(bctx), Request::from_raw(req)) };
 
     filter::populate(context, request);
 }
 
-/// Shows filters the arguments of a request that opens a file.
+/// Writes the arguments that filters see of a request that opens a file.
 ///
 /// # Safety
 ///
@@ -127,14 +137,14 @@ pub unsafe extern "C" fn io_openat_bpf_populate(
     bctx: *mut bindings::io_uring_bpf_ctx,
     req: *mut bindings::io_kiocb,
 ) {
-    // SAFETY: The caller guarantees that the context is valid, initialised and ours, and that the
-    // request is prepared; it alone works on both.
+    // SAFETY: The caller guarantees that the context is valid and initialised, that the request is
+    // prepared, and that nobody else accesses the one or writes to the other.
     let (context, request) = unsafe { (FilterContext::from_raw(bctx), Request::from_raw(req)) };
 
     filter::populate(context, request);
 }
 
-/// Shows filters the arguments of a request that connects a socket.
+/// Writes the arguments that filters see of a request that connects a socket.
 ///
 /// # Safety
 ///
@@ -144,14 +154,14 @@ pub unsafe extern "C" fn io_connect_bpf_populate(
     bctx: *mut bindings::io_uring_bpf_ctx,
     req: *mut bindings::io_kiocb,
 ) {
-    // SAFETY: The caller guarantees that the context is valid, initialised and ours, and that the
-    // request is prepared; it alone works on both.
+    // SAFETY: The caller guarantees that the context is valid and initialised, that the request is
+    // prepared, and that nobody else accesses the one or writes to the other.
     let (context, request) = unsafe { (FilterContext::from_raw(bctx), Request::from_raw(req)) };
 
     filter::populate(context, request);
 }
 
-/// Registers restrictions with a ring.
+/// Registers the list of `nr_args` restrictions at `arg` with a ring.
 ///
 /// # Safety
 ///
@@ -164,23 +174,24 @@ pub unsafe extern "C" fn io_register_restrictions(
 ) -> c_int {
     from_result(|| {
         let ctx = NonNull::new(ctx).ok_or(EINVAL)?;
-        // SAFETY: The caller guarantees that the ring is valid and its lock held.
+        // SAFETY: The caller guarantees that the ring is valid and its lock held, and this is the
+        // only handle. This file sets all filters.
         let mut ring = unsafe { Ring::from_raw(ctx) };
 
         restriction::register_ring(&mut ring, UserPtr::from_ptr(arg), nr_args).map(|()| 0)
     })
 }
 
-/// Registers restrictions with the current task.
+/// Registers the restrictions that `arg` describes with the current task.
 ///
 /// # Safety
 ///
-/// Only C may call this, in a system call, so that there is no [`TaskRestriction`] for the current
-/// task.
+/// Only C may call this, in a system call, so that no other [`TaskRestriction`] exists for the
+/// current task.
 #[export]
 pub unsafe extern "C" fn io_register_restrictions_task(arg: *mut c_void, nr_args: c_uint) -> c_int {
-    // SAFETY: The caller guarantees that there is no other handle. All restrictions of tasks are
-    // set by this file.
+    // SAFETY: The caller guarantees that there is no other handle. This file sets all restrictions
+    // of tasks.
     let mut task = unsafe { TaskRestriction::current() };
 
     from_result(|| {
@@ -188,15 +199,15 @@ pub unsafe extern "C" fn io_register_restrictions_task(arg: *mut c_void, nr_args
     })
 }
 
-/// Registers a filter with the current task.
+/// Adds the filter that `arg` describes to those of the current task.
 ///
 /// # Safety
 ///
 /// As for [`io_register_restrictions_task`].
 #[export]
 pub unsafe extern "C" fn io_register_bpf_filter_task(arg: *mut c_void, nr_args: c_uint) -> c_int {
-    // SAFETY: The caller guarantees that there is no other handle. All restrictions of tasks are
-    // set by this file.
+    // SAFETY: The caller guarantees that there is no other handle. This file sets all restrictions
+    // of tasks.
     let mut task = unsafe { TaskRestriction::current() };
 
     from_result(|| {
@@ -211,18 +222,18 @@ pub unsafe extern "C" fn io_register_bpf_filter_task(arg: *mut c_void, nr_args: 
 /// As for [`io_register_restrictions_task`].
 #[export]
 pub unsafe extern "C" fn io_register_blind_allowed(opcode: c_uint) -> bool {
-    // SAFETY: The caller guarantees that there is no other handle. All restrictions of tasks are
-    // set by this file.
+    // SAFETY: The caller guarantees that there is no other handle. This file sets all restrictions
+    // of tasks.
     let task = unsafe { TaskRestriction::current() };
 
     restriction::allows_register(&task, opcode)
 }
 
-/// Gives `ctx`, a ring that is being made, the restrictions of the task that makes it.
+/// Gives `ctx`, a ring that is being created, the restrictions of the task that creates it.
 ///
 /// # Safety
 ///
-/// - `ctx` must be a valid ring, not null, that has no restrictions and that nobody else knows of.
+/// - `ctx` must be a valid ring, not null, that has no restrictions and is not published yet.
 /// - `src` must be the current task's `io_uring_restrict`, not null.
 #[export]
 pub unsafe extern "C" fn io_ctx_restriction_clone(
@@ -230,8 +241,9 @@ pub unsafe extern "C" fn io_ctx_restriction_clone(
     src: *mut bindings::io_restriction,
 ) {
     if let (Some(ctx), Some(src)) = (NonNull::new(ctx), NonNull::new(src)) {
-        // SAFETY: The caller guarantees that the ring is valid and known to nobody else, and that
-        // the restrictions are those of the current task. They never change.
+        // SAFETY: The caller guarantees that the ring is valid and not published, and that the
+        // restrictions are those of the current task, which never change. This file sets all
+        // filters.
         let (mut ring, src) =
             unsafe { (Ring::<Filters>::from_raw(ctx), Restriction::from_raw(src)) };
 
@@ -239,24 +251,25 @@ pub unsafe extern "C" fn io_ctx_restriction_clone(
     }
 }
 
-/// Makes `tsk`, a child that is being made, share the restrictions of the current task. Cannot
-/// fail.
+/// Makes `tsk`, a child that is being created, share the restrictions of the current task.
+///
+/// Always returns zero. In C, this can fail, because it allocates a copy.
 ///
 /// # Safety
 ///
-/// `tsk` must be a valid task that does not run yet, and whose `io_uring_restrict` is the current
-/// task's.
+/// `tsk` must be a valid task that does not run yet, and its `io_uring_restrict` must be a copy of
+/// the current task's.
 #[export]
 pub unsafe extern "C" fn __io_uring_fork(tsk: *mut bindings::task_struct) -> c_int {
     if let Some(child) = NonNull::new(tsk) {
         // SAFETY: The caller guarantees that the child does not run yet, and that its pointer is a
-        // copy of the current task's. All restrictions of tasks are set by this file.
+        // copy of the current task's. This file sets all restrictions of tasks.
         unsafe { TaskRestriction::<Filters>::inherit(child) };
     }
     0
 }
 
-/// Drops the restrictions of a task that ended or never ran. Possible in any context.
+/// Drops the restrictions of a task that has ended or never ran. May be called in any context.
 ///
 /// # Safety
 ///
@@ -264,8 +277,8 @@ pub unsafe extern "C" fn __io_uring_fork(tsk: *mut bindings::task_struct) -> c_i
 #[export]
 pub unsafe extern "C" fn io_task_restriction_free(tsk: *mut bindings::task_struct) {
     if let Some(task) = NonNull::new(tsk) {
-        // SAFETY: The caller guarantees that nobody else accesses the task. All restrictions of
-        // tasks are set by this file.
+        // SAFETY: The caller guarantees that the task is valid and that nobody else accesses it.
+        // This file sets all restrictions of tasks.
         let mut task = unsafe { TaskRestriction::<Filters>::from_raw(task) };
 
         drop(task.take());
@@ -282,8 +295,8 @@ mod tests {
         transmute::AsBytes, //
     };
 
-    /// Returns what filters see of a prepared request for `opcode` with the arguments `cmd` and the
-    /// asynchronous data `data`, if there is any.
+    /// Returns the context that filters see of a prepared request for `opcode`, with the arguments
+    /// `cmd` and the asynchronous data `data`, if that is not empty.
     fn seen<T>(opcode: Opcode, cmd: T, data: &mut [u8]) -> Result<[u8; 40]> {
         let mut request: KBox<bindings::io_kiocb> =
             KBox::init(pin_init::init_zeroed(), GFP_KERNEL)?;
@@ -294,12 +307,13 @@ mod tests {
         if !data.is_empty() {
             request.async_data = data.as_mut_ptr().cast();
         }
-        // SAFETY: The arguments of every opcode fit there, and the request is ours.
+        // SAFETY: The field has room for the arguments of every opcode, and only this function has
+        // the request.
         unsafe { (&raw mut request.__bindgen_anon_1).cast::<T>().write(cmd) };
         let defs = (&raw const bindings::io_issue_defs).cast::<bindings::io_issue_def>();
         // SAFETY: The table has an entry for each opcode.
         match unsafe { (*defs.add(opcode.index())).filter_populate } {
-            // SAFETY: The request is as its `prep` would leave it; both are ours.
+            // SAFETY: The request is as its `prep` would leave it, and only this function has both.
             Some(populate) => unsafe { populate((&raw mut context).cast(), &raw mut *request) },
             // SAFETY: As above.
             None => filter::populate(&mut context, unsafe {
@@ -354,7 +368,7 @@ mod tests {
         Ok(())
     }
 
-    /// Whatever stands past the length that user space gave makes no difference.
+    /// Checks that bytes past the length that user space passed make no difference.
     #[test]
     fn connect_ignores_what_is_not_there() -> Result {
         for family in [0u16, 1, 2, 10, 0xffff] {
@@ -402,7 +416,7 @@ mod tests {
         Ok(())
     }
 
-    /// A request may have no asynchronous data, and then has no address.
+    /// Checks that a request without asynchronous data has no address.
     #[test]
     fn connect_without_an_address() -> Result {
         let mut cmd: bindings::io_connect = pin_init::zeroed();
@@ -414,11 +428,11 @@ mod tests {
         Ok(())
     }
 
-    /// No opcode has a size in C's table and no payload here, or the other way round.
+    /// Checks that an opcode has a size in C's table if and only if it has a payload here.
     #[test]
     fn sizes_are_those_of_the_table() -> Result {
         for opcode in Opcode::all() {
-            // Enough for every view: no length, no pointers.
+            // This is enough for every type of arguments: it has no length and no pointers.
             let bytes = seen(opcode, [0u64; 6], &mut [0; 128])?;
 
             assert_eq!(u16::from(bytes[10]), opcode.pdu_size());

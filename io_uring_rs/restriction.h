@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * The functions of exports.rs that have no prototype elsewhere: their C
- * counterparts are static.
+ * Functions of exports.rs that have no prototype elsewhere, because their C
+ * counterparts are static or part of another function.
  */
 #ifndef IO_URING_RS_RESTRICTION_H
 #define IO_URING_RS_RESTRICTION_H

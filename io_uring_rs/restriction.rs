@@ -1,15 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Restrictions: which requests and registrations rings and tasks may make.
+//! Restrictions: lists of the requests and registrations that a ring or a task may make.
 //!
-//! - `parse`: what a list of restrictions means.
+//! - `parse`: turns the list that user space passes into rules.
 //!
-//! A task's restrictions are one object that never changes. Its children share it; a registration
-//! puts another in its place. A ring gets a copy of those of the task that makes it.
+//! The restrictions of a task are one object that never changes. Children share it, and a
+//! registration replaces it by a new one. A ring gets a copy of the restrictions of the task that
+//! creates it.
 //!
-//! C counterparts: `io_register_restrictions()`, `io_register_restrictions_task()`,
-//! `io_register_bpf_filter_task()` and `io_uring_register_blind()` in `io_uring/register.c`,
-//! `__io_uring_fork()` in `io_uring/tctx.c`.
+//! C counterparts: `io_parse_restrictions()`, `io_register_restrictions()`,
+//! `io_register_restrictions_task()`, `io_register_bpf_filter_task()` and
+//! `io_uring_register_blind()` in `io_uring/register.c`, `__io_uring_fork()` in `io_uring/tctx.c`.
 
 mod parse;
 
@@ -45,12 +46,12 @@ use kernel::{
     },
 };
 
-/// Reads a list of `count` restrictions.
+/// Reads the list of `count` restrictions that is at `list` in user space.
 ///
 /// # Errors
 ///
-/// - [`EINVAL`] if `list` is null, or there are too many entries or an unknown one.
-/// - [`EFAULT`] if the list cannot be read, also if what can be read is invalid.
+/// - [`EINVAL`] if `list` is null, if there are too many entries, or if one is unknown.
+/// - [`EFAULT`] if the list cannot be read as a whole, even if what can be read is invalid.
 fn read_list(list: UserPtr, count: usize) -> Result<Rules> {
     if list.as_const_ptr().is_null() || count > parse::MAX_ENTRIES {
         return Err(EINVAL);
@@ -66,13 +67,15 @@ fn read_list(list: UserPtr, count: usize) -> Result<Rules> {
     parser.finish().ok_or(EINVAL)
 }
 
-/// Registers a list of `count` restrictions with a ring: `IORING_REGISTER_RESTRICTIONS`.
+/// Registers the list of `count` restrictions at `list` in user space with a ring, for
+/// `IORING_REGISTER_RESTRICTIONS`. If this fails, the ring is left as it was.
 ///
 /// # Errors
 ///
-/// - [`EBADFD`] if the ring is enabled.
-/// - [`EBUSY`] if it has such restrictions, be it from the task that made it.
-/// - Those of [`read_list`].
+/// - [`EBADFD`] if the ring is enabled: restrictions are for a ring that was created disabled.
+/// - [`EBUSY`] if the ring has such restrictions already, its own or those of the task that created
+///   it.
+/// - The errors of [`read_list`].
 pub(crate) fn register_ring(ring: &mut Ring<'_, Filters>, list: UserPtr, count: u32) -> Result {
     if !ring.is_disabled() {
         return Err(EBADFD);
@@ -86,13 +89,13 @@ pub(crate) fn register_ring(ring: &mut Ring<'_, Filters>, list: UserPtr, count: 
     Ok(())
 }
 
-/// Checks whether the current task may restrict itself. Restrictions are inherited across exec, so
-/// they could confuse a program that gains privileges there: the task must have `no_new_privs` set,
-/// or be privileged already.
+/// Checks whether the current task may restrict itself. As for seccomp, it must have `no_new_privs`
+/// set or be privileged in its user namespace: restrictions are kept across exec, and could confuse
+/// a program that gains privileges there.
 ///
 /// # Errors
 ///
-/// [`EACCES`] if not.
+/// [`EACCES`] if the task may not.
 fn may_restrict_itself() -> Result {
     if capability::current_has_no_new_privs()
         || capability::current_has_noaudit(Capability::SYS_ADMIN)
@@ -103,17 +106,17 @@ fn may_restrict_itself() -> Result {
     }
 }
 
-/// Registers restrictions, a `struct io_uring_task_restriction` in user space, with the current
-/// task, which must have none, filters included.
+/// Registers the restrictions that `arg` describes, a `struct io_uring_task_restriction` in user
+/// space, with the current task. The task must have no restrictions and no filters.
 ///
 /// # Errors
 ///
-/// - [`EPERM`] if the task has some.
-/// - [`EACCES`] if it may not restrict itself.
-/// - [`EINVAL`] if `count` is not 1 or a reserved field not zero.
+/// - [`EPERM`] if the task has restrictions or filters.
+/// - [`EACCES`] if the task may not restrict itself.
+/// - [`EINVAL`] if `count` is not 1, or if a reserved field is not zero.
 /// - [`EFAULT`] if `arg` cannot be read.
 /// - [`ENOMEM`] if memory is short.
-/// - Those of [`read_list`].
+/// - The errors of [`read_list`].
 pub(crate) fn register_task(
     task: &mut TaskRestriction<'_, Filters>,
     arg: UserPtr,
@@ -143,13 +146,14 @@ pub(crate) fn register_task(
     Ok(())
 }
 
-/// Registers a filter, a `struct io_uring_bpf` in user space, with the current task.
+/// Adds the filter that `arg` describes, a `struct io_uring_bpf` in user space, to those of the
+/// current task.
 ///
 /// # Errors
 ///
 /// - [`EACCES`] if the task may not restrict itself.
 /// - [`EINVAL`] if `count` is not 1.
-/// - Those of [`filter::read`].
+/// - The errors of [`filter::read`].
 pub(crate) fn register_task_filter(
     task: &mut TaskRestriction<'_, Filters>,
     arg: UserPtr,
@@ -170,7 +174,7 @@ pub(crate) fn register_task_filter(
     Ok(())
 }
 
-/// Checks whether the current task may call `io_uring_register()` with `opcode` and no ring.
+/// Returns whether the current task may call `io_uring_register()` with `opcode` and no ring.
 pub(crate) fn allows_register(task: &TaskRestriction<'_, Filters>, opcode: u32) -> bool {
     task.get().is_none_or(|restriction| {
         usize::try_from(opcode)

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What a list of restrictions means.
+//! The parser of a list of restrictions.
 //!
 //! Uses nothing but `core` and plain data, so that it is also built and tested outside the kernel.
 
@@ -10,21 +10,23 @@ use kernel::io_uring::rules::{
     REGISTER_LAST, //
 };
 
-/// How many kinds of entries there are: `IORING_RESTRICTION_LAST`.
+/// The number of kinds of entries: `IORING_RESTRICTION_LAST`.
 pub(crate) const KINDS: usize = 4;
 
-/// How many entries a list may have: no more can be told apart.
+/// The largest number of entries of a list. As many are enough to name every kind and opcode.
 pub(crate) const MAX_ENTRIES: usize = KINDS + REGISTER_LAST + OP_LAST;
 
-/// Takes the entries of a list one by one.
+/// A parser that is given the entries of a list one by one.
 pub(crate) struct Parser {
     rules: Rules,
+    /// Whether there was no entry yet.
     empty: bool,
+    /// Whether all entries were valid.
     valid: bool,
 }
 
 impl Parser {
-    /// Starts a list.
+    /// Creates a parser for a new list.
     pub(crate) fn new() -> Self {
         Self {
             rules: Rules::default(),
@@ -33,7 +35,8 @@ impl Parser {
         }
     }
 
-    /// Takes the next entry: one of `IORING_RESTRICTION_*`, and the opcode or flags beside it.
+    /// Parses the next entry. `kind` is one of `IORING_RESTRICTION_*`, and `value` the opcode or
+    /// the flags beside it.
     pub(crate) fn entry(&mut self, kind: u16, value: u8) {
         let op = usize::from(value);
 
@@ -59,9 +62,8 @@ impl Parser {
         }
     }
 
-    /// Ends the list. `None` if an entry was of an unknown kind or its opcode out of range.
-    ///
-    /// A list without entries allows nothing.
+    /// Returns the rules of the list, or [`None`] if an entry was of an unknown kind or its opcode
+    /// out of range. A list without entries allows nothing.
     pub(crate) fn finish(mut self) -> Option<Rules> {
         if self.empty {
             self.rules.registers_restricted = true;
@@ -77,7 +79,7 @@ mod tests {
     use super::*;
     use kernel::io_uring::rules::OpSet;
 
-    // Both numbers are below 256, as an entry has a byte for an opcode.
+    // Both numbers are below 256, because an entry has one byte for an opcode.
     const LAST_REGISTER: u8 = (REGISTER_LAST - 1) as u8;
     const LAST_OP: u8 = (OP_LAST - 1) as u8;
 
