@@ -1,16 +1,17 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Parts of io_uring in Rust, in place of their C counterparts.
+//! Parts of io_uring that are written in Rust and replace their C counterparts.
 //!
-//! - `filter`: what requests may do, as programs decide.
-//! - `restriction`: what requests and registrations may do, as lists say, and how tasks hand both
-//!   to rings and children.
-//! - `zcrx`: receiving into memory that user space has lent.
-//! - `exports`, `zcrx_exports`: the functions that C calls, and the only unsafe code.
+//! - `filter`: classic BPF programs that decide which requests may run.
+//! - `restriction`: lists of the requests and registrations that rings and tasks may make, and how
+//!   rings and child tasks inherit restrictions and filters.
+//! - `zcrx`: zero-copy receive into memory that user space has registered.
+//! - `exports`, `zcrx_exports`: the functions that C calls. All unsafe code is in these two
+//!   modules.
 //!
-//! The kernel's log tells at boot which of them there are.
+//! At boot, the kernel log says which of these parts are built.
 //!
-//! What needs more than safe Rust is in `kernel::io_uring` and its neighbours.
+//! Abstractions that need unsafe code are in `kernel::io_uring` and its neighbours.
 
 #![deny(unsafe_code)]
 
@@ -40,11 +41,12 @@ module! {
     license: "GPL v2",
 }
 
-/// The crate, which is always part of the kernel.
+/// The module, which is always built in.
 struct IoUring;
 
 impl kernel::Module for IoUring {
-    /// Tells administrators what C does not implement here.
+    /// Logs which parts are in Rust, so that administrators know that C does not implement them
+    /// here.
     fn init(_module: &'static ThisModule) -> Result<Self> {
         if cfg!(CONFIG_IO_URING_BPF_RUST) {
             pr_info!("filters and restrictions in Rust\n");
