@@ -1,18 +1,24 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Zero-copy receive: interface queues.
+//! Zero-copy receive (zcrx): a network device writes received data into memory of user space.
 //!
-//! - `cursor`: positions in a refill queue, and what its entries mean.
-//! - `area`, `buffers`, `free_list`, `memory`: what is received into, and who has its buffers.
-//! - `refill`, `returns`: the queue through which user space gives buffers back.
-//! - `provider`: the device that receives, and the buffers that its page pools get.
-//! - `event`: telling user space that something happened.
-//! - `recv`, `walk`: taking what a socket has.
-//! - `register`, `control`: what user space asks for.
+//! An interface queue has areas: memory of user space that is cut into buffers. Completions tell
+//! user space which buffers have data, and user space gives buffers back through a refill queue. A
+//! device that is bound to the interface queue receives into its buffers; all other data is copied
+//! to them.
 //!
-//! Two counts keep a queue. Memory lives until the last `Arc` is gone; page pools have one each.
-//! Who may still receive into it, rings and exported files, are its users; when the last of them
-//! goes, the device gets its queue back, and buffers that user space has are taken back.
+//! - `cursor`: positions in a refill queue, and the meaning of its entries.
+//! - `area`, `buffers`, `free_list`, `memory`: the areas, and who has which of their buffers.
+//! - `refill`, `returns`: the refill queue, through which user space gives buffers back.
+//! - `provider`: the binding to a device, whose page pools get their buffers here.
+//! - `event`: events that user space has asked to be told of.
+//! - `recv`, `walk`: receiving the data of a socket.
+//! - `register`, `control`: the registrations and operations that user space asks for.
+//!
+//! Two counts keep an interface queue. Its memory lives until the last `Arc` of it is dropped; each
+//! page pool has one. Its users are the rings and exported files that may still receive into it:
+//! when the last user goes, the device gets its receive queue back, and all buffers that user space
+//! has are taken back.
 //!
 //! C counterpart: `io_uring/zcrx.c`.
 
@@ -62,10 +68,10 @@ use kernel::{
     }, //
 };
 
-/// An interface queue, with the device that it may be bound to.
+/// An interface queue and its binding to a device, if there is one.
 pub(crate) type Queue = ProvidedQueue<Ifq>;
 
-/// What an interface queue is without its binding to a device.
+/// An interface queue without its binding to a device.
 #[pin_data]
 pub(crate) struct Ifq {
     account: Account,
@@ -76,21 +82,21 @@ pub(crate) struct Ifq {
     events: Events,
     #[pin]
     refill: Refill,
-    /// Whether the kernel can write to the areas.
+    /// Whether the kernel can write to the areas. If not, nothing can be copied to them.
     writable: bool,
     /// The device that writes to the areas, if there is one.
     dev: Option<ARef<Device>>,
 }
 
 impl Ifq {
-    /// Returns the memory of the refill queue, for whoever maps it.
+    /// Returns the memory of the refill queue, which user space maps.
     pub(crate) fn region(&self) -> &Region {
         self.refill.region()
     }
 }
 
-/// Drops a user of `ifq`. The last one gives the device its queue back, and takes back the buffers
-/// that user space has.
+/// Drops a user of `ifq`. The last user gives the device its receive queue back, and takes back the
+/// buffers that user space has.
 fn drop_user(ifq: &Queue) {
     if ifq.users.dec_and_test() {
         ifq.close();
@@ -98,17 +104,18 @@ fn drop_user(ifq: &Queue) {
     }
 }
 
-/// A user of a queue that is not a ring: an exported file, or who is about to give it to a ring.
+/// A user of a queue that is not a ring: an exported file, or a task that is about to give the
+/// queue to a ring.
 pub(crate) struct User(Arc<Queue>);
 
 impl User {
-    /// One user more.
+    /// Counts one more user of `ifq`.
     fn new(ifq: Arc<Queue>) -> Self {
         ifq.users.inc();
         Self(ifq)
     }
 
-    /// Leaves the user's place to a ring that has got the queue.
+    /// Hands this user's count over to a ring that has got the queue.
     fn leave(self) {
         self.0.users.inc();
     }
@@ -127,7 +134,8 @@ impl AnonFile for User {
     type Data = KBox<User>;
 }
 
-/// The ring goes away: it uses its queues no more. They stay for the requests that are left.
+/// Ends the use of its queues by a ring that is being closed. The ring keeps the queues themselves,
+/// for its remaining requests.
 pub(crate) fn terminate(queues: &Queues<'_, Queue>) {
     queues.terminate(|ifq| {
         ifq.events.disconnect(queues);
@@ -135,7 +143,9 @@ pub(crate) fn terminate(queues: &Queues<'_, Queue>) {
     });
 }
 
-/// The ring has gone away, with all its requests: they may have taken buffers since.
+/// Takes the queues from a ring that is being freed and has no requests any more. Requests may have
+/// handed out buffers after [`terminate`], so the buffers of queues without users are taken back
+/// again.
 pub(crate) fn unregister(mut queues: Queues<'_, Queue>) {
     while let Some(ifq) = queues.take() {
         if ifq.users.as_atomic().load(Acquire) == 0 {
@@ -166,7 +176,7 @@ mod tests {
         }, //
     };
 
-    /// Registers a queue of an area with a ring, as for a device.
+    /// Registers a queue with one area with a ring, as if for a device.
     fn register(queues: &mut Queues<'_, Queue>) -> Result<Arc<Queue>> {
         const BUFFERS: usize = 100;
         let account = queues.account();
@@ -199,7 +209,7 @@ mod tests {
         Ok(ifq)
     }
 
-    /// Returns how many of the named buffers user space has once. It does not have them afterwards.
+    /// Takes back each buffer in `named` once. Returns the number of those that user space had.
     fn take_back(ifq: &Queue, named: &[usize]) -> usize {
         let mut count = 0;
 
@@ -215,8 +225,9 @@ mod tests {
         count
     }
 
-    /// Requests that are left when a ring has let go of its queues can still receive packets that
-    /// came before. The buffers are taken back when the ring is freed, unless others use the queue.
+    /// Checks that buffers are taken back when the ring is freed, unless others use the queue.
+    /// Requests that remain after a ring has let go of its queues can still receive packets that
+    /// came before.
     #[test]
     fn what_is_received_after_the_end_is_taken_back() -> Result {
         for is_exported in [false, true] {
@@ -235,7 +246,7 @@ mod tests {
             let left = if is_exported { 1 } else { 0 };
             assert_eq!(take_back(&ifq, &early), left);
 
-            // The ring still has the queue, for requests.
+            // The ring still has the queue, for its requests.
             assert!(ring.with(|queues| queues.get(0).is_some()));
             for packet in after {
                 packet.iov().grant();

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Memory that is received into, buffer by buffer.
+//! Areas: memory into which data is received, cut into buffers.
 //!
-//! Lock: `Areas::adding`, a mutex, held by whoever reserves the id of an area.
+//! Lock: `Areas::adding`, a mutex, which is held to reserve the id of an area or to give it up.
 
 use super::{
     buffers::Buffers,
@@ -47,7 +47,7 @@ use kernel::{
     }, //
 };
 
-/// Returns the token of an area: the offset at which it begins for user space.
+/// Returns the token of an area: the offset by which user space knows its first byte.
 pub(super) fn token(area: u32) -> u64 {
     u64::from(area) << AREA_SHIFT
 }
@@ -55,13 +55,13 @@ pub(super) fn token(area: u32) -> u64 {
 /// The number of buffers that are taken off a free list at once: enough for a packet of 64 KiB.
 const BATCH: usize = 16;
 
-/// One piece of memory, cut into buffers.
+/// A piece of memory that is cut into buffers.
 #[pin_data]
 pub(super) struct Area {
     memory: Memory,
     /// The base-2 logarithm of the size of a buffer, in bytes.
     shift: u32,
-    /// The same, in pages.
+    /// The base-2 logarithm of the size of a buffer, in pages.
     page_shift: u32,
     #[pin]
     buffers: Buffers,
@@ -69,11 +69,11 @@ pub(super) struct Area {
 
 impl Area {
     /// Creates an area from the memory that `reg` describes, cut into buffers of `1 << shift`
-    /// bytes, a page or more. If it is for a device, it has to be mapped. May sleep.
+    /// bytes, a page or more. An area for a device must be mapped before it is used. May sleep.
     ///
     /// # Errors
     ///
-    /// Those of [`Memory::new`], and [`ENOMEM`] if memory is short.
+    /// The errors of [`Memory::new`], and [`ENOMEM`] if memory is short.
     pub(super) fn new(
         account: &Account,
         reg: &AreaReg,
@@ -83,7 +83,7 @@ impl Area {
         Self::of_memory(Memory::new(account, reg, has_device)?, shift, has_device)
     }
 
-    /// Creates an area from `memory`.
+    /// Creates an area from `memory`, cut into buffers of `1 << shift` bytes.
     ///
     /// # Errors
     ///
@@ -108,12 +108,12 @@ impl Area {
         )
     }
 
-    /// Returns whether the kernel can write to it.
+    /// Returns whether the kernel can write to the area.
     pub(super) fn is_writable(&self) -> bool {
         self.memory.is_writable()
     }
 
-    /// Returns its buffers.
+    /// Returns the buffers of the area.
     pub(super) fn buffers(&self) -> &Buffers {
         &self.buffers
     }
@@ -122,19 +122,19 @@ impl Area {
     ///
     /// # Errors
     ///
-    /// Those of [`Memory::map`] and [`Buffers::map`].
+    /// The errors of [`Memory::map`] and [`Buffers::map`].
     pub(super) fn map(&self, dev: &Device<Bound>) -> Result {
         self.buffers.map(self.memory.map(dev, self.shift)?, dev)
     }
 
-    /// Returns the page that a buffer begins with.
+    /// Returns the first page of `buffer`, if the memory consists of pages.
     fn page(&self, buffer: u32) -> Option<PinnedPage<'_>> {
         self.memory
             .page((buffer as usize).checked_shl(self.page_shift)?)
     }
 }
 
-/// A buffer to be filled.
+/// A free buffer to copy data to.
 pub(super) struct Buffer<'a> {
     place: Place,
     shift: u32,
@@ -142,18 +142,19 @@ pub(super) struct Buffer<'a> {
 }
 
 impl<'a> Buffer<'a> {
-    /// Its memory.
+    /// Returns the first page of the buffer.
     pub(super) fn page(&self) -> PinnedPage<'a> {
         self.page
     }
 
-    /// What user space calls it.
+    /// Returns the offset by which user space knows the buffer.
     pub(super) fn offset(&self) -> u64 {
         self.place.offset(self.shift)
     }
 }
 
-/// Buffers that were taken off an area's free list and not used yet. What is left goes back to it.
+/// A batch of buffers that were taken off an area's free list to be filled. Dropping it puts the
+/// buffers that were not granted back on the list.
 pub(super) struct Batch<'a> {
     areas: &'a Areas,
     area: Option<(u32, &'a Area)>,
@@ -162,7 +163,7 @@ pub(super) struct Batch<'a> {
 }
 
 impl<'a> Batch<'a> {
-    /// Nothing yet.
+    /// Creates an empty batch.
     pub(super) fn new(areas: &'a Areas) -> Self {
         Self {
             areas,
@@ -172,8 +173,9 @@ impl<'a> Batch<'a> {
         }
     }
 
-    /// The buffer to be used next, if there is any. If some have to be taken for that, it is up to
-    /// `wanted` at once.
+    /// Returns the buffer to be filled next, without removing it. If the batch is empty, up to
+    /// `wanted` buffers are taken off a free list before. Returns [`None`] if no area has a free
+    /// buffer.
     pub(super) fn next(&mut self, wanted: usize) -> Option<Buffer<'a>> {
         if self.len == 0 {
             self.refill(wanted);
@@ -191,7 +193,7 @@ impl<'a> Batch<'a> {
         })
     }
 
-    /// Counts that user space has the buffer that [`Self::next`] returned, which is gone from here.
+    /// Grants user space the buffer that [`Self::next`] returned, and removes it from the batch.
     pub(super) fn grant(&mut self) {
         let Some((buffer, left)) = self.buffers.get(..self.len).and_then(<[u32]>::split_last)
         else {
@@ -204,8 +206,8 @@ impl<'a> Batch<'a> {
         self.len = left.len();
     }
 
-    /// Takes up to `wanted` buffers from an area that has any. There must be none left in here.
-    /// Returns whether there was such an area.
+    /// Takes up to `wanted` buffers off the free list of an area that has any. The batch must be
+    /// empty. Returns whether there was such an area.
     pub(super) fn refill(&mut self, wanted: usize) -> bool {
         let wanted = wanted.clamp(1, BATCH);
 
@@ -230,31 +232,32 @@ impl Drop for Batch<'_> {
     }
 }
 
-/// Areas in each part of the table.
+/// The number of areas in each part of the table.
 const PART: usize = 32;
 
 type Part = [SetOnce<Pin<KBox<Area>>>; PART];
 
-/// All areas of a queue: `ZCRX_MAX_AREAS`, 1,024 at most. None goes before the queue does, so that
-/// looking one up takes no lock.
+/// All areas of a queue, at most 1,024: `ZCRX_MAX_AREAS`. An area is only freed with its queue, so
+/// that looking one up takes no lock.
 #[pin_data]
 pub(super) struct Areas {
     /// The base-2 logarithm of the size of a buffer, in bytes.
     shift: u32,
+    /// The table. A part is allocated with its first area.
     parts: [SetOnce<KBox<Part>>; PART],
-    /// The number of ids that are in use. There may not be an area yet.
+    /// The number of ids that are in use. The area of an id may not be there yet.
     len: Atomic<u32>,
-    /// Which of them have free buffers.
+    /// The areas that have free buffers.
     free: Arc<FreeAreas>,
-    /// The area that had free buffers when some were last wanted.
+    /// The area in which free buffers were last found.
     hint: Atomic<u32>,
-    /// Held by who changes that.
+    /// Held while `len` changes.
     #[pin]
     adding: Mutex<()>,
 }
 
 impl Areas {
-    /// Creates a set without areas. They will have buffers of `1 << shift` bytes.
+    /// Creates a set without areas, for areas with buffers of `1 << shift` bytes.
     ///
     /// # Errors
     ///
@@ -281,7 +284,7 @@ impl Areas {
     pub(super) fn offset(&self, iov: &ProvidedIov<'_>) -> u64 {
         let buffer = (iov.index() as u64).wrapping_shl(self.shift);
 
-        // No further than where the buffer ends.
+        // `iov.offset()` is not past the end of the buffer.
         iov.tag()
             .wrapping_add(buffer)
             .wrapping_add(iov.offset() as u64)
@@ -300,11 +303,11 @@ impl Areas {
         Some(part.get(id % PART)?.as_ref()?)
     }
 
-    /// Reserves the next id.
+    /// Reserves the next id for an area.
     ///
     /// # Errors
     ///
-    /// [`EINVAL`] if there are as many as can be, [`ENOMEM`] if memory is short.
+    /// [`EINVAL`] if no id is free, [`ENOMEM`] if memory is short.
     pub(super) fn reserve(&self) -> Result<Reservation<'_>> {
         let _guard = self.adding.lock();
         let id = self.len();
@@ -319,7 +322,7 @@ impl Areas {
         let slot = part.as_ref().and_then(|part| part.get(id as usize % PART));
         let slot = slot.ok_or(EINVAL)?;
 
-        // Below 1,024.
+        // The id is below 1,024.
         self.len.store(id.wrapping_add(1), Release);
         Ok(Reservation {
             areas: self,
@@ -328,14 +331,14 @@ impl Areas {
         })
     }
 
-    /// Takes free buffers of an area that has any. Returns its id, the area, and how many it took.
-    ///
-    /// No lock is taken if there are none.
+    /// Takes free buffers of an area that has any. Returns the id of the area, the area, and the
+    /// number of buffers taken. Takes no lock if no area has any.
     fn take(&self, buffers: &mut [u32]) -> Option<(u32, &Area, usize)> {
         let hint = self.hint.load(Relaxed);
         let mut from = hint;
 
-        // Others may take what was found, each time; so it is not tried for ever.
+        // Each time, other CPUs may take the buffers that were found first, so the number of tries
+        // is limited.
         for _ in 0..=self.len() {
             let id = self.free.find(from)?;
 
@@ -354,7 +357,7 @@ impl Areas {
         None
     }
 
-    /// Puts free buffers into the cache of a pool.
+    /// Puts free buffers into the cache of a pool, until it is full or no area has any.
     pub(super) fn fill(&self, cache: &mut AllocCache<'_>) {
         let mut buffers = [0; AllocCache::CAPACITY];
 
@@ -375,7 +378,8 @@ impl Areas {
         }
     }
 
-    /// Frees a buffer that a pool has let go of: number `buffer` of the area with this token.
+    /// Puts a buffer that a pool has released on the free list: number `buffer` of the area with
+    /// this `token`.
     pub(super) fn release(&self, token: u64, buffer: usize) {
         let id = token >> AREA_SHIFT;
 
@@ -384,7 +388,7 @@ impl Areas {
         }
     }
 
-    /// Unmaps all areas. May sleep.
+    /// Unmaps all areas. `unused` shows that no pool gives their buffers to a device. May sleep.
     pub(super) fn unmap(&self, unused: &Unused<'_>) {
         for id in 0..self.len() {
             if let Some(area) = self.get(id) {
@@ -393,7 +397,7 @@ impl Areas {
         }
     }
 
-    /// Takes all buffers back that user space has. May sleep.
+    /// Takes back all buffers that user space has. May sleep.
     pub(super) fn scrub(&self) {
         for id in 0..self.len() {
             if let Some(area) = self.get(id) {
@@ -416,11 +420,11 @@ impl Reservation<'_> {
         self.id
     }
 
-    /// Makes the area one of the queue. From now on its buffers are taken.
+    /// Publishes the area under this id. From then on its buffers can be taken.
     pub(super) fn fill(self, area: Pin<KBox<Area>>) {
         area.buffers.set_token(token(self.id));
         self.slot.populate(area);
-        // Only now, so that whoever sees that there are free buffers finds the area.
+        // This comes last, so that whoever sees that the area has free buffers finds the area.
         if let Some(area) = self.slot.as_ref() {
             area.buffers.note_in(self.areas.free.clone(), self.id);
         }
@@ -431,7 +435,7 @@ impl Drop for Reservation<'_> {
     fn drop(&mut self) {
         let _guard = self.areas.adding.lock();
 
-        // An id that is not the last one stays unused.
+        // Only the last id can be given up. Any other one stays unused.
         if self.slot.as_ref().is_none() && self.areas.len() == self.id.wrapping_add(1) {
             self.areas.len.store(self.id, Release);
         }

@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The buffers of an area, and who has which.
+//! The buffers of an area, and who has which of them.
 //!
-//! A buffer is in one place: on the free list; with user space, which was told of it by a
-//! completion and gives it back through the refill queue; or, if there is a device, in a page pool.
-//! The number of times that user space was told is counted, so that it cannot give back more than
-//! it got.
+//! A buffer is free, or user space has it, or, if there is a device, a page pool has it. User space
+//! is granted a buffer by a completion, and gives it back through the refill queue. User space can
+//! also be granted a buffer that a pool has: the pool keeps such a buffer until it was given back.
+//! The grants of each buffer are counted, so that user space cannot give back more than it got.
 //!
-//! Lock: the free list has one, which disables bottom halves; nothing is locked under it. Pools may
-//! be given a buffer only while it is not held, as they may let go of it at once.
+//! Lock: `Buffers::free`, the free list, which disables bottom halves. Nothing is locked under it.
+//! A buffer must not be given to a pool while it is held: the pool may release the buffer at once,
+//! and that takes the lock.
 
 use super::free_list::{
     FreeAreas,
@@ -53,13 +54,13 @@ use kernel::{
 /// The number of buffers after which a loop over all of them lets other tasks run.
 const REST_EVERY: u32 = 4096;
 
-/// Returns the numbers below `count`, of which there may be millions, in ranges. Lets other tasks
-/// run before each range, so that whoever goes through them must be able to sleep.
+/// Returns the numbers below `count`, of which there may be millions, in ranges. Other tasks may
+/// run before each range, so the caller must be able to sleep.
 pub(super) fn ranges(count: u32) -> impl Iterator<Item = Range<u32>> {
     ranges_with(count, sched::cond_resched)
 }
 
-/// Implements [`ranges`], with `rest` to let other tasks run.
+/// Implements [`ranges`], with `rest` as the function that lets other tasks run.
 fn ranges_with(count: u32, rest: impl Fn()) -> impl Iterator<Item = Range<u32>> {
     let range = move |first: u32| first..first.saturating_add(REST_EVERY).min(count);
 
@@ -69,21 +70,21 @@ fn ranges_with(count: u32, rest: impl Fn()) -> impl Iterator<Item = Range<u32>> 
         .map(range)
 }
 
-/// The number of times that user space has been told of each buffer and has not given it back.
+/// The number of times that user space was granted each buffer and has not given it back.
 enum Granted {
-    /// Buffers that are in no pool: a number each.
+    /// Buffers without a device, with a count for each.
     Counts(KVVec<Atomic<i32>>),
-    /// Buffers that a device knows.
+    /// Buffers for a device, which hold their counts themselves.
     Iovs(NetIovs),
 }
 
-/// The free list of an area, locked, if anything was put there.
+/// The locked free list of an area, or [`None`] as long as nothing was put there.
 pub(super) type LockedFreeList<'a> = Option<SpinLockBhGuard<'a, FreeList>>;
 
 /// The buffers of an area, by their numbers.
 #[pin_data]
 pub(super) struct Buffers {
-    /// Those that nobody has.
+    /// The buffers that nobody has.
     #[pin]
     free: SpinLockBh<FreeList>,
     granted: Granted,
@@ -124,38 +125,39 @@ impl Buffers {
         }
     }
 
-    /// Sets the token of the area, by which packets tell whose buffers they have. It is the offset
-    /// at which the area begins for user space.
+    /// Sets the token of the area: the offset by which user space knows its first byte. The buffers
+    /// carry it, so that the area of a buffer in a packet can be found.
     pub(super) fn set_token(&self, token: u64) {
         if let Some(iovs) = self.iovs() {
             iovs.set_tag(token);
         }
     }
 
-    /// Notes in `areas` from now on whether there are free buffers, as those of area `id`.
+    /// Starts noting in `areas` whether area `id`, whose buffers these are, has free buffers.
     pub(super) fn note_in(&self, areas: Arc<FreeAreas>, id: u32) {
         self.free.lock().note_in(areas, id);
     }
 
-    /// Gives the buffers to `dev`, which finds them in `memory`. Without a device, this does
-    /// nothing.
+    /// Maps the buffers for `dev`, which finds them in `memory`. Does nothing if the area has no
+    /// device.
     ///
     /// # Errors
     ///
-    /// Those of [`NetIovs::map`].
+    /// The errors of [`NetIovs::map`].
     pub(super) fn map(&self, memory: KBox<dyn DmaMemory>, dev: &Device<Bound>) -> Result {
         self.iovs().map_or(Ok(()), |iovs| iovs.map(memory, dev))
     }
 
-    /// Takes the buffers away from their device. May sleep.
+    /// Unmaps the buffers, if there is a device. `unused` shows that no pool gives them to it. May
+    /// sleep.
     pub(super) fn unmap(&self, unused: &Unused<'_>) {
         if let Some(iovs) = self.iovs() {
             iovs.unmap(unused);
         }
     }
 
-    /// Takes up to `buffers.len()` buffers off the free list. Returns how many. The one to be used
-    /// first comes last.
+    /// Takes up to `buffers.len()` buffers off the free list. Returns the number of buffers taken.
+    /// The one to be used first comes last.
     pub(super) fn take(&self, buffers: &mut [u32]) -> usize {
         self.free.lock().take(buffers)
     }
@@ -169,8 +171,8 @@ impl Buffers {
         }
     }
 
-    /// Puts buffers that [`Self::take`] took into a pool. Returns whether it took all of them; the
-    /// others are free again.
+    /// Puts buffers that [`Self::take`] took into the cache of a pool. Returns whether the cache
+    /// took all of them; the others are put back on the free list.
     pub(super) fn adopt(&self, buffers: &[u32], cache: &mut AllocCache<'_>) -> bool {
         let adopted = self.iovs().map_or(0, |iovs| cache.adopt(iovs, buffers));
         let refused = buffers.get(adopted..).unwrap_or(&[]);
@@ -181,7 +183,7 @@ impl Buffers {
         refused.is_empty()
     }
 
-    /// Counts that user space was told of a buffer that [`Self::take`] took.
+    /// Grants user space a buffer that [`Self::take`] took.
     pub(super) fn grant(&self, buffer: u32) {
         match &self.granted {
             Granted::Counts(counts) => {
@@ -195,10 +197,13 @@ impl Buffers {
         }
     }
 
-    /// Takes a buffer back that user space names `count` times, as often as it has it. If nobody
-    /// has it then, it goes on the free list, which is locked in `free` if it was needed, or to
-    /// `pooled`.
-    // Always inline: it is most of what an entry of the refill queue costs.
+    /// Takes back a buffer that user space names `count` times, but no more often than it was
+    /// granted.
+    ///
+    /// A buffer that nobody has then goes to `pooled` if a pool keeps it, and on the free list
+    /// otherwise. Without a device, that list is locked when it is first needed, and stays locked
+    /// in `free`.
+    // Always inline: this is most of the cost of an entry of the refill queue.
     #[inline(always)]
     pub(super) fn take_back<'a>(
         &'a self,
@@ -215,21 +220,21 @@ impl Buffers {
             }
             Granted::Iovs(iovs) => match iovs.take_back(buffer, count) {
                 TakenBack::Held => {}
-                // User space had it, so that its number fits.
+                // User space had the buffer, so its number fits.
                 TakenBack::Free => self.put(&[buffer as u32]),
                 TakenBack::Pooled(iov) => pooled(iov),
             },
         }
     }
 
-    /// Takes all buffers back that user space has. May sleep.
+    /// Takes back all buffers that user space has. May sleep.
     pub(super) fn scrub(&self) {
         let count = match &self.granted {
             Granted::Counts(counts) => counts.len(),
             Granted::Iovs(iovs) => iovs.len(),
         };
 
-        // As many as `new` was asked for.
+        // The number is the one that `new` was called with, so it fits.
         for buffer in ranges(count as u32).flatten() {
             match &self.granted {
                 Granted::Counts(counts) => {
@@ -249,15 +254,15 @@ impl Buffers {
     }
 }
 
-/// Counts that user space gives a buffer back so often, as far as it has it. Returns its number if
-/// user space has it no more.
+/// Subtracts `count` from the count of `buffer` in `counts`, but no more than user space was
+/// granted. Returns the number of the buffer if user space had it and has it no more.
 fn ungrant(counts: &[Atomic<i32>], buffer: u64, count: u32) -> Option<u32> {
     let index = nospec::index_in(counts, usize::try_from(buffer).ok()?)?;
     let granted = counts.get(index)?;
     let mut old = granted.load(Relaxed);
 
     while old > 0 {
-        // Less than `old`, so that it fits.
+        // This is below `old`, so it fits.
         let left = old.unsigned_abs().saturating_sub(count) as i32;
 
         match granted.cmpxchg(old, left, Full) {
@@ -298,7 +303,7 @@ mod tests {
         KBox::pin_init(Buffers::new(count, 12, false)?, GFP_KERNEL)
     }
 
-    /// Gives back these buffers, each so often, as user space does.
+    /// Gives back each buffer in `named` the number of times beside it, as user space does.
     fn give_back<const N: usize>(buffers: &Buffers, named: [(u64, u32); N]) {
         let mut free = None;
 
@@ -307,7 +312,7 @@ mod tests {
         }
     }
 
-    /// Takes all free buffers, the next to be used first.
+    /// Takes all free buffers, the next one to be used first.
     fn drain(buffers: &Buffers) -> Result<KVec<u32>> {
         let mut all = KVec::new();
         let mut one = [0];
@@ -318,7 +323,7 @@ mod tests {
         Ok(all)
     }
 
-    /// Others may run before each few thousand buffers, of which none is left out.
+    /// Checks that other tasks may run before each few thousand buffers, and that none is left out.
     #[test]
     fn loops_rest() {
         const MOST: u32 = REST_EVERY;
@@ -362,7 +367,7 @@ mod tests {
         Ok(())
     }
 
-    /// Only what was granted, and only as often.
+    /// Checks that user space gives back only buffers that it was granted, and only as often.
     #[test]
     fn what_is_given_back() -> Result {
         let buffers = buffers(4)?;
@@ -386,7 +391,7 @@ mod tests {
         );
         assert_eq!(drain(&buffers)?[..], [0, 2]);
 
-        // Twice with user space: it is free when both are back.
+        // A buffer that was granted twice is free when it was given back twice.
         buffers.grant(1);
         buffers.grant(1);
         give_back(&buffers, [(1, 1)]);
@@ -394,7 +399,7 @@ mod tests {
         give_back(&buffers, [(1, 1), (1, u32::MAX)]);
         assert_eq!(drain(&buffers)?[..], [1]);
 
-        // No such buffer.
+        // There is no such buffer.
         buffers.grant(4);
         Ok(())
     }
@@ -410,22 +415,22 @@ mod tests {
         buffers.grant(7);
         buffers.scrub();
         assert_eq!(drain(&buffers)?[..], [4098, 4096, 7, 0]);
-        // They are with user space no more.
+        // User space does not have them any more.
         give_back(&buffers, [(0, 1), (7, 1), (4096, 1), (4098, 1)]);
         buffers.scrub();
         assert_eq!(drain(&buffers)?.len(), 0);
         Ok(())
     }
 
-    /// Buffers that two tasks have.
+    /// Buffers that are shared by two tasks.
     #[pin_data]
     struct Shared {
         #[pin]
         buffers: Buffers,
-        /// The rounds that the first task has begun, and that the second one has ended.
+        /// The number of rounds that the first task has begun, and that the second one has ended.
         begun: Atomic<u32>,
         ended: Atomic<u32>,
-        /// The second task.
+        /// The work item that is the second task.
         #[pin]
         work: Work<Shared>,
     }
@@ -437,11 +442,11 @@ mod tests {
     impl Shared {
         /// The number of buffers.
         const COUNT: u32 = 64;
-        /// What stands for a round that there is none of any more.
+        /// The value of `begun` that ends the second task.
         const STOP: u32 = u32::MAX;
 
-        /// Gives back all buffers. It does so one by one: while it has the free list locked, a task
-        /// is not met.
+        /// Gives back all buffers. This is done one by one, since the tasks cannot meet while one
+        /// of them has the free list locked.
         fn give_all_back(&self) {
             for buffer in 0..Self::COUNT {
                 give_back(&self.buffers, [(buffer.into(), 1)]);
@@ -463,10 +468,10 @@ mod tests {
         }
     }
 
-    /// Waits until `number` has a value that is not `old`, and returns it.
+    /// Waits until `number` is not `old`, and returns its value.
     fn changed(number: &Atomic<u32>, old: u32) -> u32 {
         loop {
-            // Mostly the other task has a CPU of its own.
+            // Usually the other task runs on another CPU.
             for _ in 0..10_000 {
                 let now = number.load(Acquire);
 
@@ -479,8 +484,8 @@ mod tests {
         }
     }
 
-    /// What user space has, it gives back by two tasks at once, or by one while all is taken back.
-    /// No buffer gets lost, and none is free twice.
+    /// Checks that no buffer is lost and none is free twice when two tasks give back buffers at
+    /// once, or when one does while all buffers are taken back.
     #[test]
     fn at_the_same_time() -> Result {
         let buffers = Buffers::new(Shared::COUNT, 12, false)?;
@@ -494,7 +499,7 @@ mod tests {
             GFP_KERNEL,
         )?;
 
-        // It is in no queue yet.
+        // The work item is in no queue yet.
         let _ = workqueue::system_dfl().enqueue(shared.clone());
         let start = Instant::<Monotonic>::now();
         let (mut round, mut wrong) = (0, 0);
@@ -522,12 +527,12 @@ mod tests {
         Ok(())
     }
 
-    /// Any sequence, held against one place for each buffer.
+    /// Compares random sequences of operations with a model, which has one place for each buffer.
     #[test]
     fn follow_the_model() -> Result {
         const COUNT: u32 = 37;
         let buffers = buffers(COUNT)?;
-        // How often each is with user space; none that is taken or granted is free.
+        // The number of times that each was granted. A buffer that is taken or granted is not free.
         let mut granted = [0; COUNT as usize];
         let mut free = COUNT as usize;
         let mut seed = 0x2545_f491_u32;
@@ -554,7 +559,7 @@ mod tests {
                     free -= count;
                 }
                 1 => {
-                    // May be free, and may not be there.
+                    // These buffers may be free, or may not exist.
                     let named = [(); 3].map(|()| random(COUNT + 4));
 
                     give_back(&buffers, named.map(|buffer| (buffer.into(), 1)));

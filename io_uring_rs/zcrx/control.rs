@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What is asked of a queue that is there.
+//! Operations on a registered queue: flush, export, arm an event, add an area.
 
 use super::{
     area::{
@@ -49,7 +49,8 @@ use kernel::{
 /// - [`EOPNOTSUPP`] for an unknown operation.
 /// - [`EINVAL`] for other values that are unknown or reserved.
 /// - [`EMFILE`] if the task can have no more files.
-/// - [`EFAULT`] for more memory if the device has gone; those of [`Area::new`] and [`Area::map`].
+/// - [`EFAULT`] for adding an area if the device has gone.
+/// - The errors of [`Area::new`] and [`Area::map`].
 pub(crate) fn control(queues: &Queues<'_, Queue>, arg: UserPtr) -> Result {
     let mut ctrl: Ctrl = UserSlice::new(arg, size_of::<Ctrl>()).reader().read()?;
 
@@ -73,7 +74,8 @@ pub(crate) fn control(queues: &Queues<'_, Queue>, arg: UserPtr) -> Result {
     }
 }
 
-/// Makes a file of a queue, which keeps it and with which another ring can import it.
+/// Creates a file that is a user of `ifq`, with which another ring can import the queue, and writes
+/// its descriptor to `arg`.
 fn export(ifq: Arc<Queue>, ctrl: &mut Ctrl, arg: UserPtr) -> Result {
     if !ctrl.has_no_arguments() {
         return Err(EINVAL);
@@ -82,6 +84,7 @@ fn export(ifq: Arc<Queue>, ctrl: &mut Ctrl, arg: UserPtr) -> Result {
     let file = anon_inode::create::<User>(user, O_CLOEXEC)?;
     let fd = FileDescriptorReservation::get_unused_fd_flags(O_CLOEXEC)?;
 
+    // The file is installed last: it could not be taken back if user space cannot be written to.
     ctrl.set_exported_fd(fd.reserved_fd());
     UserSlice::new(arg, size_of::<Ctrl>())
         .writer()
@@ -90,11 +93,11 @@ fn export(ifq: Arc<Queue>, ctrl: &mut Ctrl, arg: UserPtr) -> Result {
     Ok(())
 }
 
-/// Adds memory.
+/// Adds the area that `ctrl` describes to `ifq`.
 ///
-/// Memory is pinned, and user space written to, while nothing is locked that others need to go on.
-/// The descriptor is written twice: that it cannot be written at all comes before whatever else is
-/// wrong, as in C.
+/// No lock of the queue or its device is held while memory is pinned or user space is written to,
+/// which may take long. The descriptor is written twice: as in C, one that cannot be written is an
+/// error that comes before all others of the area.
 fn add_area(ifq: &Queue, ctrl: &Ctrl) -> Result {
     let (to, reserved_is_zero) = ctrl.area();
     let mut reg: AreaReg = register::read(to)?;
@@ -114,7 +117,7 @@ fn add_area(ifq: &Queue, ctrl: &Ctrl) -> Result {
     }
     let reservation = ifq.areas.reserve()?;
 
-    // The area cannot be taken back, so that this comes first.
+    // An area cannot be removed again, so its token is written before it is added.
     reg.rq_area_token = token(reservation.id());
     register::write(to, &reg)?;
     provider::add(ifq, reservation, area).inspect_err(|_| {

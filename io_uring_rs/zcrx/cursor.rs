@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Positions in a refill queue, and what its entries mean.
+//! Positions in a refill queue, and the meaning of its entries.
 //!
-//! User space produces, the kernel consumes. What user space says of its position is not trusted:
-//! it only decides how many entries are looked at, and that is never more than there are.
+//! User space produces entries, and the kernel consumes them. The position of user space is not
+//! trusted: it only decides how many entries are looked at, and that is never more than the queue
+//! has.
 //!
-//! Pure: uses nothing but `core`.
+//! Uses nothing but `core`.
 
-/// The bit of an offset from which on it names the area: `IORING_ZCRX_AREA_SHIFT`.
+/// The number of the lowest bit of an offset that belongs to the id of the area:
+/// `IORING_ZCRX_AREA_SHIFT`.
 pub(crate) const AREA_SHIFT: u32 = 48;
 
 /// The kernel's position in a refill queue.
@@ -21,10 +23,10 @@ pub(crate) struct Cursor {
 }
 
 impl Cursor {
-    /// Creates a cursor at the beginning of a queue of `entries`, which are rounded up to a power
-    /// of two; 2^31 at most.
+    /// Creates a cursor at the beginning of a queue of `entries` entries, at most 2^31. The number
+    /// is rounded up to a power of two.
     pub(crate) fn new(entries: u32) -> Self {
-        // INVARIANT: A power of two less one.
+        // INVARIANT: This is a power of two less one.
         Self {
             head: 0,
             mask: entries
@@ -33,12 +35,12 @@ impl Cursor {
         }
     }
 
-    /// Returns how many entries can be taken when user space is at `tail`.
+    /// Returns the number of entries that can be taken when user space is at `tail`.
     pub(crate) fn available(&self, tail: u32) -> u32 {
         tail.wrapping_sub(self.head).min(self.mask.wrapping_add(1))
     }
 
-    /// Takes entries, no more than are available: which ones.
+    /// Takes `count` entries, no more than are available. Returns their indices in the queue.
     pub(crate) fn take(&mut self, count: u32) -> impl Iterator<Item = u32> + use<> {
         let (head, mask) = (self.head, self.mask);
 
@@ -46,35 +48,36 @@ impl Cursor {
         (0..count).map(move |entry| head.wrapping_add(entry) & mask)
     }
 
-    /// Returns the position, to be shown to user space.
+    /// Returns the kernel's position, which is shown to user space.
     pub(crate) fn head(&self) -> u32 {
         self.head
     }
 }
 
-/// A buffer, as an entry names it.
+/// A buffer, as an entry of a refill queue names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Place {
-    /// Which area.
+    /// The id of the area.
     pub(crate) area: u32,
-    /// Which buffer of the area. Not narrowed, so that an offset past the area's end is seen to be.
+    /// The number of the buffer in the area. It is not narrowed to 32 bits, so that an offset past
+    /// the end of the area is recognised.
     pub(crate) buffer: u64,
 }
 
 impl Place {
-    /// Decodes an entry of this `offset` and `padding`, where buffers have `1 << shift` bytes.
+    /// Decodes an entry with this `offset` and `padding`, for buffers of `1 << shift` bytes.
     /// Returns [`None`] if the padding is not zero.
     pub(crate) fn of_entry(offset: u64, padding: u32, shift: u32) -> Option<Self> {
         const WITHIN: u64 = (1 << AREA_SHIFT) - 1;
 
         (padding == 0).then(|| Self {
-            // 16 bits are left.
+            // The shift leaves 16 bits.
             area: (offset >> AREA_SHIFT) as u32,
             buffer: (offset & WITHIN).wrapping_shr(shift),
         })
     }
 
-    /// Returns the offset of the buffer's first byte, where buffers have `1 << shift` bytes.
+    /// Returns the offset of the buffer's first byte, for buffers of `1 << shift` bytes.
     pub(crate) fn offset(self, shift: u32) -> u64 {
         u64::from(self.area) << AREA_SHIFT | self.buffer.wrapping_shl(shift)
     }
@@ -85,7 +88,7 @@ impl Place {
 mod tests {
     use super::*;
 
-    /// A full queue, an empty one, and nonsense, also where numbers wrap.
+    /// Checks a full queue, an empty one, and a nonsensical position, also where numbers wrap.
     #[test]
     fn never_more_than_there_are() {
         for head in [0, 1, 255, 256, u32::MAX - 3, u32::MAX] {

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Telling user space that something happened, once until it asks again.
+//! Events: completions that tell user space that something happened, once until it asks again.
 //!
-//! Locks: one, which disables bottom halves; what wakes the ring's task is locked under it.
+//! Lock: `Events::ring`, which disables bottom halves. While it is held, locks are taken to wake
+//! the task of the ring.
 
 use super::Queue;
 use kernel::{
@@ -29,22 +30,24 @@ use kernel::{
 /// The events of a queue.
 #[pin_data]
 pub(super) struct Events {
-    /// Which are wanted, a bit each.
+    /// The events that user space wants, a bit each.
     wanted: u32,
+    /// The `user_data` of the completions.
     user_data: u64,
-    /// Which have happened, a bit each. Changes while `ring` is locked.
+    /// The events that were sent since they were last armed, a bit each. Changes while `ring` is
+    /// locked.
     fired: Atomic<u32>,
-    /// The ring that events go to, while it takes any.
+    /// The ring to which events are sent, if there is one.
     #[pin]
     ring: SpinLockBh<Option<RingRef>>,
 }
 
-/// Checks what user space says of events.
+/// Checks the description of events that user space passed.
 ///
 /// # Errors
 ///
-/// [`EINVAL`] for unknown events or flags, values that must be zero, and a place of statistics
-/// where none are wanted.
+/// [`EINVAL`] for unknown events or flags, for reserved fields that are not zero, and for an offset
+/// of statistics that are not asked for.
 pub(super) fn check(desc: &EventDesc) -> Result {
     if desc.type_mask >> EVENTS != 0
         || desc.flags & !EVENT_DESC_STATS != 0
@@ -57,8 +60,8 @@ pub(super) fn check(desc: &EventDesc) -> Result {
 }
 
 impl Events {
-    /// Creates the events that `desc`, which was checked, asks for. None is sent before
-    /// [`Events::connect`].
+    /// Creates the events that `desc` asks for. `desc` must have been checked. No event is sent
+    /// before [`Events::connect`].
     pub(super) fn new(desc: &EventDesc) -> impl PinInit<Self> + use<> {
         let (wanted, user_data) = (desc.type_mask, desc.user_data);
 
@@ -70,7 +73,7 @@ impl Events {
         })
     }
 
-    /// Sends events to `ring` from now on, if any are wanted.
+    /// Starts sending events to `ring`, if any are wanted.
     pub(super) fn connect(&self, ring: Option<RingRef>) {
         if self.wanted != 0 {
             *self.ring.lock() = ring;
@@ -82,11 +85,11 @@ impl Events {
         drop(self.ring.lock().take_if(|ring| queues.is_of(ring)));
     }
 
-    /// Sends an event, if it is wanted and was not sent since it was armed.
+    /// Sends an event, if it is wanted and was not sent since it was last armed.
     pub(super) fn send(&self, event: u32) {
         let bit = 1u32.checked_shl(event).unwrap_or(0);
 
-        // Mostly it was not asked for, or has happened.
+        // Usually the event is not wanted or was sent already, which is seen without the lock.
         if self.wanted & bit == 0 || self.fired.load(Relaxed) & bit != 0 {
             return;
         }
@@ -95,6 +98,7 @@ impl Events {
         if fired & bit != 0 {
             return;
         }
+        // An event that cannot be posted is not marked as sent, so that it can be sent later.
         let posted = |ring: &RingRef| ring.post_later(self.user_data, event as i32);
 
         if ring.as_ref().is_some_and(posted) {
@@ -102,11 +106,11 @@ impl Events {
         }
     }
 
-    /// Lets an event that happened happen again.
+    /// Arms an event that was sent, so that it can be sent again.
     ///
     /// # Errors
     ///
-    /// [`EINVAL`] if there is no such event, or it did not happen.
+    /// [`EINVAL`] if there is no such event, or if it was not sent.
     pub(super) fn arm(&self, event: u32) -> Result {
         let bit = (event < EVENTS).then(|| 1 << event).ok_or(EINVAL)?;
         let _ring = self.ring.lock();

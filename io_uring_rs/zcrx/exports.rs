@@ -2,11 +2,11 @@
 
 //! The functions of zero-copy receive that C calls.
 //!
-//! Each takes raw pointers in, makes safe types of them, makes one call, and gives an errno out.
+//! Each function takes raw pointers, makes safe types of them, makes one call, and returns an
+//! errno.
 //!
-//! All queues of rings are registered by functions of this file, so that the entries of
-//! `zcrx_ctxs` are `Queue`s. C has pointers to them that it takes for a `struct io_zcrx_ifq`, and
-//! does no more with them than to hand them back.
+//! Only functions of this file register queues with rings, so that the entries of `zcrx_ctxs` are
+//! [`Queue`]s. To C, they are pointers to a `struct io_zcrx_ifq`, which it only passes back.
 
 use crate::zcrx::{
     self,
@@ -41,8 +41,9 @@ use kernel::{
 ///
 /// # Safety
 ///
-/// `ctx` must be a valid ring, not null, whose `uring_lock` the current task holds during the call,
-/// and whose `user` and `mm_account` have not been released.
+/// - `ctx` must be a valid ring, not null, and the current task must hold its `uring_lock` during
+///   the call.
+/// - The ring's `user` and `mm_account` must not have been released.
 #[export]
 pub unsafe extern "C" fn io_register_zcrx(
     ctx: *mut bindings::io_ring_ctx,
@@ -82,8 +83,8 @@ pub unsafe extern "C" fn io_zcrx_ctrl(
     })
 }
 
-/// Ends the use of its queues by a ring that is being closed. Requests that are left may still
-/// use them.
+/// Ends the use of its queues by a ring that is being closed. Its remaining requests may still use
+/// them.
 ///
 /// # Safety
 ///
@@ -111,17 +112,17 @@ pub unsafe extern "C" fn io_unregister_zcrx(ctx: *mut bindings::io_ring_ctx) {
     }
 }
 
-/// Receives what a socket has into buffers of a queue. Returns the number of bytes, zero at the end
-/// of the stream, `IOU_REQUEUE`, or an errno. Takes what was received off `len`, unless that is
-/// zero.
+/// Receives the data of a socket into buffers of a queue. Returns the number of bytes, zero at the
+/// end of the stream, `IOU_REQUEUE`, or an errno. Subtracts the number of bytes from `len`, unless
+/// that is zero.
 ///
 /// # Safety
 ///
-/// - `req` must be a request that is being issued to receive from `sock`, which is open, and hold
-///   in its ring a queue that `ifq` came from.
+/// - `req` must be a request that is being issued to receive from `sock`, which is open, and its
+///   ring must have the queue that `ifq` came from.
 /// - `len` must be valid for reads and writes, and accessed by nobody else.
-/// - The ring must have deferred task work, of the current task, its `uring_lock` be held, and its
-///   completions be flushed later.
+/// - The ring must have deferred task work, of the current task; its `uring_lock` must be held, and
+///   its completions be flushed later.
 #[export]
 pub unsafe extern "C" fn io_zcrx_recv(
     req: *mut bindings::io_kiocb,
@@ -131,19 +132,19 @@ pub unsafe extern "C" fn io_zcrx_recv(
     issue_flags: c_uint,
     len: *mut c_uint,
 ) -> c_int {
-    // SAFETY: The caller guarantees that the pointer came from the ring's array, where queues stay
-    // as long as there are requests.
+    // SAFETY: The caller guarantees that the pointer came from the ring's array. Queues stay there
+    // as long as the ring has requests.
     let ifq = unsafe { &*ifq.cast::<Queue>() };
-    // SAFETY: The caller guarantees that nobody else accesses the length, which it keeps in the
-    // request.
+    // SAFETY: The caller keeps the length in the request, and guarantees that nobody else accesses
+    // it.
     let len = unsafe { &mut *len };
 
     from_result(|| {
-        // SAFETY: The caller guarantees a request that is being issued, and which it alone works
-        // on. The ring is the current task's, it cannot be resized while its lock is held, and
-        // completions are flushed after the request was issued.
+        // SAFETY: The caller guarantees that the request is being issued, and that nobody else
+        // works on it. The ring is the current task's, it cannot be resized while its lock is held,
+        // and completions are flushed after the request was issued.
         let request = unsafe { Receive::from_raw(req, issue_flags) }.ok_or(EINVAL)?;
-        // SAFETY: The caller guarantees that the socket is open, as the request keeps it.
+        // SAFETY: The caller guarantees that the socket is open: the request keeps it.
         let socket = unsafe { TcpSocket::from_raw(sock) }.ok_or(EPROTONOSUPPORT)?;
 
         match zcrx::receive(ifq, &request, &socket, len)? {
@@ -153,7 +154,8 @@ pub unsafe extern "C" fn io_zcrx_recv(
     })
 }
 
-/// Returns the memory of a ring's refill queue, or null, valid as long as `mmap_lock` is held.
+/// Returns the memory of the refill queue with this `id`, or null if the ring has none. The memory
+/// is valid as long as `mmap_lock` is held.
 ///
 /// # Safety
 ///

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Lists of free buffers, and which areas have any.
+//! Lists of free buffers, and the set of areas that have any.
 //!
-//! Each area has a [`FreeList`] of its own, with a lock around it. [`FreeAreas`] has a bit per
-//! area, so that a queue whose areas are all used up is seen to be without taking a lock. A bit is
-//! set before a buffer is on the list that another CPU can take, and cleared when the last one is
-//! taken, both while that list is locked: so no area that has free buffers is overlooked for good.
+//! Each area has a [`FreeList`], with a lock around it. [`FreeAreas`] has a bit for each area, so
+//! that no lock is needed to see that all buffers of a queue are used up. A bit is set before
+//! another CPU can take a buffer off the list, and cleared when the last buffer is taken. Both
+//! happen while the list is locked, so that no area with free buffers is overlooked for good.
 
 use kernel::{
     bitmap::BitmapVec,
@@ -29,8 +29,8 @@ impl FreeAreas {
         Ok(Arc::new(Self(areas), GFP_KERNEL_ACCOUNT)?)
     }
 
-    /// Returns the first area from `from` on that may have free buffers. After the last area, it
-    /// goes on with the first one.
+    /// Returns the first area from `from` on that may have free buffers. After the last area, the
+    /// search goes on with the first one.
     pub(super) fn find(&self, from: u32) -> Option<u32> {
         let from = from as usize;
         let behind = (from < self.0.len()).then(|| self.0.next_bit(from));
@@ -43,7 +43,8 @@ impl FreeAreas {
 /// The free buffers of an area, by their numbers.
 pub(super) struct FreeList {
     buffers: KVVec<u32>,
-    /// Where to note whether there are any, once the area belongs to a queue, and as which area.
+    /// The set in which to note whether there are free buffers, and the id of the area. [`None`]
+    /// until the area belongs to a queue.
     noted: Option<(Arc<FreeAreas>, u32)>,
 }
 
@@ -67,7 +68,7 @@ impl FreeList {
         })
     }
 
-    /// Notes in `areas` from now on whether area `id`, whose list this is, has free buffers.
+    /// Starts noting in `areas` whether area `id`, whose list this is, has free buffers.
     pub(super) fn note_in(&mut self, areas: Arc<FreeAreas>, id: u32) {
         self.noted = Some((areas, id));
         if !self.buffers.is_empty() {
@@ -81,12 +82,13 @@ impl FreeList {
         if self.buffers.is_empty() {
             self.note_some();
         }
-        // There is room for all buffers of the area, each of which is in one place.
+        // There is room for all buffers of the area, and each of them is on the list at most once.
         warn_on_once!(self.buffers.push_within_capacity(buffer).is_err());
     }
 
-    /// Takes up to `to.len()` buffers, those that were freed last. Returns how many. The one to be
-    /// used first comes last: it was freed last, and is still in the CPU's cache.
+    /// Takes up to `to.len()` buffers, the ones that were freed last. Returns the number of buffers
+    /// taken. The one to be used first comes last: it was freed last, and is still in the CPU's
+    /// cache.
     pub(super) fn take(&mut self, to: &mut [u32]) -> usize {
         let left = self.buffers.len().saturating_sub(to.len());
         let taken = self.buffers.get(left..).unwrap_or(&[]);
@@ -138,7 +140,7 @@ mod tests {
         Ok(())
     }
 
-    /// The bit follows the list.
+    /// Checks that the bit of an area follows its list.
     #[test]
     fn lists_say_whether_there_are_any() -> Result {
         let areas = FreeAreas::new(1024)?;

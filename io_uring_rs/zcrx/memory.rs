@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The memory of an area: pages of user space that are pinned, or a dma-buf.
+//! The memory of an area: pinned pages of user space, or a dma-buf.
 
 #[cfg(CONFIG_DMA_SHARED_BUFFER)]
 use kernel::dma_buf::{
@@ -46,7 +46,7 @@ enum Kind {
     },
     #[cfg(CONFIG_DMA_SHARED_BUFFER)]
     DmaBuf(DmaBuf),
-    /// None at all, in unit tests.
+    /// No memory at all, in unit tests.
     #[cfg(CONFIG_IO_URING_RS_KUNIT_TEST)]
     Nowhere,
 }
@@ -58,18 +58,19 @@ pub(super) struct Memory {
 }
 
 impl Memory {
-    /// Takes the memory that `reg` describes. If it is pages of user space, they are pinned, and
-    /// `account` pays for them. May sleep.
+    /// Takes the memory that `reg` describes: pages of user space, which are pinned and charged to
+    /// `account`, or a dma-buf. May sleep.
     ///
     /// # Errors
     ///
-    /// - [`EINVAL`] for unknown flags, values that must be zero, what is not in whole pages, and a
-    ///   dma-buf that has no device or is not as large.
+    /// - [`EINVAL`] for unknown flags, for reserved fields that are not zero, for an address or
+    ///   length that is not a multiple of the page size, and for a dma-buf that has no device or is
+    ///   too small.
     /// - [`EFAULT`] for an address or a length of zero.
-    /// - [`EOVERFLOW`] for memory that ends past the end of addresses.
-    /// - [`EBADF`] for a dma-buf that is no file.
-    /// - [`ENOMEM`] if memory is short, or the limit on locked memory is reached.
-    /// - What pinning gives.
+    /// - [`EOVERFLOW`] for memory that ends past the end of the address space.
+    /// - [`EBADF`] for a dma-buf whose descriptor is not open.
+    /// - [`ENOMEM`] if memory is short, or if the limit on locked memory is reached.
+    /// - The errors of pinning.
     pub(super) fn new(account: &Account, reg: &AreaReg, has_device: bool) -> Result<Self> {
         if reg.flags & !AREA_DMABUF != 0 || reg.rq_area_token != 0 || !reg.reserved_is_zero() {
             return Err(EINVAL);
@@ -108,7 +109,8 @@ impl Memory {
     fn of_dmabuf(fd: u32, size: usize) -> Result<Self> {
         let buf = DmaBuf::get(fd)?;
 
-        // What a device can reach of it, which may be whole pages, is compared when it is mapped.
+        // Only a dma-buf that is too small is refused here. `map` compares the exact size with the
+        // memory that the device can reach, which may be rounded up to whole pages.
         if buf.size().div_ceil(PAGE_SIZE) < size / PAGE_SIZE {
             return Err(EINVAL);
         }
@@ -123,7 +125,7 @@ impl Memory {
         Err(EINVAL)
     }
 
-    /// Returns memory of `size` bytes that is nowhere, for unit tests.
+    /// Creates memory of `size` bytes without pages, for unit tests.
     #[cfg(CONFIG_IO_URING_RS_KUNIT_TEST)]
     pub(super) fn nowhere(size: usize) -> Self {
         Self {
@@ -137,12 +139,12 @@ impl Memory {
         self.size
     }
 
-    /// Returns whether the kernel can write to it.
+    /// Returns whether the kernel can write to the memory.
     pub(super) fn is_writable(&self) -> bool {
         matches!(self.kind, Kind::Pages { .. })
     }
 
-    /// Returns the page number `index`, if the memory has pages, and so many.
+    /// Returns the page with this `index`, if the memory consists of pages and has that many.
     pub(super) fn page(&self, index: usize) -> Option<PinnedPage<'_>> {
         match &self.kind {
             Kind::Pages { pages, .. } => pages.get(index),
@@ -157,10 +159,10 @@ impl Memory {
     ///
     /// # Errors
     ///
-    /// - [`EINVAL`] if the device reaches more or less than there should be.
+    /// - [`EINVAL`] if the device can reach more or less memory than the area has.
     /// - [`ERANGE`] if a buffer would not be in one piece, or not at a multiple of its size.
-    ///   Hardware that is given addresses in units of buffers ignores what is below.
-    /// - What mapping gives.
+    ///   Hardware that is given addresses in units of buffers ignores the lower bits.
+    /// - The errors of mapping.
     pub(super) fn map(&self, dev: &Device<Bound>, shift: u32) -> Result<KBox<dyn DmaMemory>> {
         let memory = match &self.kind {
             Kind::Pages { pages, .. } => {

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The device that receives into the areas of a queue: its page pools get their buffers here.
+//! The provider: gives buffers of an interface queue to the page pools of the device that it is
+//! bound to.
 //!
-//! Lock order: the instance lock of the network device, the state of its queue's binding, then the
-//! memory of an area or the reservation of an id. Allocation takes no sleeping lock.
+//! Lock order: the instance lock of the network device, then the state of the interface queue's
+//! binding, then the memory of an area or the reservation of an id. `alloc` takes no lock that
+//! sleeps.
 
 use super::{
     area::{
@@ -39,7 +41,8 @@ use kernel::{
 
 impl MemoryProvider for Ifq {
     fn init(&self, pool: &mut NewPool<'_>) -> Result {
-        // What is not pages is a dma-buf, all of it.
+        // If the kernel cannot write to the areas, all of them are dma-bufs, and their exporters
+        // keep caches in order.
         if !self.writable {
             pool.leave_caches_to_exporter();
         }
@@ -65,12 +68,12 @@ impl MemoryProvider for Ifq {
     }
 }
 
-/// Makes `area` the first one of `ifq`, and binds the receive queue that `reg` names to it.
+/// Adds `area` to `ifq` as its first one, and binds `ifq` to the receive queue that `reg` names.
 ///
 /// # Errors
 ///
-/// - [`ENODEV`] if the device has gone, or is another than that of `ifq`.
-/// - Those of [`Area::map`] and [`ProvidedQueue::open`].
+/// - [`ENODEV`] if the network device has gone, or has another device than `ifq` now.
+/// - The errors of [`Area::map`] and [`ProvidedQueue::open`].
 pub(super) fn open(
     ifq: &Arc<Queue>,
     reg: &IfqReg,
@@ -85,7 +88,7 @@ pub(super) fn open(
     if !ifq.dev.as_ref().is_some_and(is_its) {
         return Err(ENODEV);
     }
-    // As large as the driver likes, unless user space says.
+    // Zero leaves the size to the driver. It is only set if user space asks for one.
     let page_size = match reg.rx_buf_len {
         0 => 0,
         _ => 1u32.checked_shl(ifq.areas.shift()).ok_or(EINVAL)?,
@@ -96,11 +99,11 @@ pub(super) fn open(
     ProvidedQueue::open(ifq, &netdev, reg.if_rxq, page_size)
 }
 
-/// Makes `area` one more of `ifq`, and maps it for the device if there is one.
+/// Adds `area` to `ifq`, and maps it for the device if there is one.
 ///
 /// # Errors
 ///
-/// [`EFAULT`] if the device has gone, and those of [`Area::map`].
+/// [`EFAULT`] if the device has gone, and the errors of [`Area::map`].
 pub(super) fn add(ifq: &Queue, reservation: Reservation<'_>, area: Pin<KBox<Area>>) -> Result {
     if ifq.dev.is_none() {
         reservation.fill(area);
@@ -150,14 +153,15 @@ mod tests {
 
     const COUNT: u32 = 150;
 
-    /// One area without memory, whose buffers go to pools.
+    /// A provider with one area, without memory, whose buffers go to pools.
     #[pin_data]
     struct Provider {
         #[pin]
         buffers: Buffers,
-        /// How often user space names each buffer, for the pool to see when it wants some.
+        /// The number of times that user space names each buffer, which the pool sees when it wants
+        /// some.
         named: [Atomic<u32>; COUNT as usize],
-        /// How often it has looked.
+        /// The number of times that a pool has looked.
         looked: Atomic<u32>,
     }
 
@@ -212,7 +216,7 @@ mod tests {
         )
     }
 
-    /// How many buffers are free. They are afterwards, too.
+    /// Returns the number of free buffers, and leaves them free.
     fn free(provider: &Provider) -> u32 {
         let mut all = [0; COUNT as usize];
         let count = provider.buffers.take(&mut all);
@@ -221,14 +225,14 @@ mod tests {
         count as u32
     }
 
-    /// User space names a buffer so often.
+    /// Gives a buffer back `count` times, as user space does.
     fn give_back(provider: &Provider, buffer: usize, count: u32) {
         let buffers = &provider.buffers;
 
         buffers.take_back(buffer as u64, count, &mut None, &mut |iov| iov.put());
     }
 
-    /// Gives a buffer back until nobody has it but its pool. Returns the number of times.
+    /// Gives a buffer back until only its pool has it. Returns the number of times.
     fn given_back_after(provider: &Provider, buffer: usize) -> Option<u32> {
         let mut is_back = false;
         let mut give_back = || {
@@ -246,14 +250,16 @@ mod tests {
         (1..10).find(|_| give_back())
     }
 
-    /// What should be the case of a buffer.
+    /// The expected state of a buffer.
     #[derive(Default)]
     struct Model {
+        /// The packets that have it.
         packets: KVec<Packet<'static>>,
+        /// The number of times that user space has it.
         granted: u32,
-        /// It is not in the pool: it was copied to.
+        /// Whether it was copied to, and is not in the pool.
         copied: bool,
-        /// How often user space has named it since the pool has looked.
+        /// The number of times that user space has named it since the pool has last looked.
         named: u32,
     }
 
@@ -264,8 +270,8 @@ mod tests {
         }
     }
 
-    /// Any sequence of what a driver, packets, user space and copying do: each buffer is in one
-    /// place, and none is lost.
+    /// Compares random sequences of what a driver, packets, user space and copying do with a model.
+    /// Each buffer is in one place, and none is lost.
     #[test]
     fn follows_the_model() -> Result {
         let provider = provider()?;
@@ -291,7 +297,7 @@ mod tests {
 
                     if provider.looked.xchg(0, Relaxed) != 0 {
                         for (at, named) in model.iter_mut().zip(&provider.named) {
-                            // Where the cache had room for it.
+                            // The cache had room for this one.
                             if named.load(Relaxed) == 0 {
                                 let count = core::mem::take(&mut at.named);
                                 at.given_back(count);
@@ -306,7 +312,7 @@ mod tests {
                     }
                 }
                 2 | 3 => {
-                    // Received, as a whole or piece by piece.
+                    // User space receives the packet, as a whole or in pieces.
                     let at = &mut model[any];
 
                     for packet in &at.packets {
@@ -318,7 +324,7 @@ mod tests {
                     model[any].packets.pop();
                 }
                 5 => {
-                    // More than it has, now and then.
+                    // Now and then, this is more often than user space has the buffer.
                     let count = 1 + random(3);
                     let at = &mut model[any];
 
@@ -371,7 +377,8 @@ mod tests {
         Ok(())
     }
 
-    /// A buffer that user space has is the pool's, until it was given back as often.
+    /// Checks that a buffer of user space stays in the pool until it was given back as often as it
+    /// was granted.
     #[test]
     fn what_user_space_has_stays_in_the_pool() -> Result {
         let provider = provider()?;
@@ -385,7 +392,7 @@ mod tests {
         drop(packet);
         assert_eq!(pool.in_flight(), AllocCache::CAPACITY as u32);
 
-        // All others can be received, that one cannot.
+        // All other buffers can be received into, but not that one.
         let mut others = KVec::new();
         while let Some(packet) = pool.receive() {
             assert_ne!(packet.iov().index(), index);
@@ -395,7 +402,7 @@ mod tests {
         give_back(&provider, index, 1);
         assert!(pool.receive().is_none());
 
-        // No more than it has.
+        // User space gives it back no more often than it has it.
         give_back(&provider, index, 2);
         let again = pool.receive().ok_or(ENOMEM)?;
         assert_eq!(again.iov().index(), index);
@@ -406,7 +413,8 @@ mod tests {
         Ok(())
     }
 
-    /// Gives user space what is in buffers of a provider: number, offset and bytes of each.
+    /// A taker that grants user space the buffers of a provider, and notes number, offset and
+    /// length of each.
     struct Lender<'p> {
         provider: &'p ProvidedQueue<Provider>,
         lent: KVec<(usize, usize, usize)>,
@@ -438,7 +446,7 @@ mod tests {
         }
     }
 
-    /// Lends the rest of a packet, from `offset` on. Returns the result, and the pieces.
+    /// Lends the bytes of a packet from `offset` on. Returns the result, and the pieces lent.
     fn lend(
         provider: &ProvidedQueue<Provider>,
         skb: &SkBuff,
@@ -453,15 +461,15 @@ mod tests {
         (result, lender.lent)
     }
 
-    /// ZV21: what a device has received into memory of another provider is not handed out,
-    /// wherever it is in a packet.
+    /// ZV21: Checks that what a device has received into memory of another provider is not handed
+    /// out, wherever it is in a packet.
     #[test]
     fn memory_of_others_is_not_lent() -> Result {
         let (own, other) = (provider()?, provider()?);
         let (mut own_pool, mut other_pool) = (TestPool::new(&own)?, TestPool::new(&other)?);
         let mut skb = OwnedSkBuff::new(0)?;
         let mut numbers = [0; 5];
-        // Which one has it, where it begins, and how much it is.
+        // Each part: whether `own` has it, its offset in the buffer, and its length.
         let parts = [
             (true, 3, 10),
             (true, 0, 20),
@@ -480,7 +488,7 @@ mod tests {
             *number = packet.iov().index();
             skb.add_received(packet, offset, len)?;
         }
-        // In no pool at all.
+        // This part is in no pool.
         skb.add_net_iov(50)?;
         let mut list = OwnedSkBuff::new(0)?;
         let packet = own_pool.receive().ok_or(ENOMEM)?;
@@ -509,7 +517,7 @@ mod tests {
         check(&other, 60, Err(EFAULT), &[]);
         check(&other, 150, Err(EFAULT), &[]);
 
-        // User space has what it was told of, as often, and nothing else.
+        // User space has the buffers that it was told of, as often as it was, and no others.
         drop(skb);
         drop((own_pool, other_pool));
         assert_eq!(free(&own), COUNT - 4);

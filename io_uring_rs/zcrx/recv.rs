@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Receiving: what a socket has, buffer by buffer, a completion for each. What is not in buffers of
-//! ours is copied to such.
+//! Receiving the data of a socket: one completion for each buffer. Data that is not in a buffer of
+//! the queue is copied to one.
 
 use super::{
     area::Batch,
@@ -29,32 +29,33 @@ use kernel::{
     prelude::*, //
 };
 
-/// How a receive ended that did not fail.
+/// The result of a receive that did not fail.
 pub(crate) enum Received {
-    /// So many bytes; none at the end of the stream.
+    /// The number of bytes received; zero at the end of the stream.
     Bytes(usize),
-    /// There may be more, but it is others' turn.
+    /// There may be more data, but other tasks get their turn first.
     Requeue,
 }
 
-/// Gives user space what was received.
+/// A taker that hands received data to user space.
 struct Receiver<'a> {
     ifq: &'a Queue,
     request: &'a Receive<'a>,
     batch: Batch<'a>,
-    /// The number of entries of the refill queue that may be looked at for free buffers.
+    /// The number of entries of the refill queue that may still be consumed to find free buffers.
     entries_left: u32,
 }
 
 impl Receiver<'_> {
-    /// Drains the refill queue until a buffer is free, and takes it. Returns whether one is.
+    /// Drains the refill queue until a buffer is free, and takes up to `wanted` buffers into the
+    /// batch. Returns whether it took any.
     ///
-    /// Otherwise only a flush may do so: a page pool looks at the queue when its device receives,
-    /// and there may be no device, or all data comes another way. C fails with [`ENOMEM`], and
-    /// leaves it to user space to flush.
+    /// Without this, the request would fail with [`ENOMEM`], as in C, until user space flushes the
+    /// queue: a page pool drains the queue only when its device receives, and there may be no
+    /// device, or all data may come another way.
     ///
-    /// Buffers of page pools go back to these, although a pool that looks at the queue itself gets
-    /// them for less. That is worth it, as the request would end otherwise.
+    /// Buffers of page pools go back to their pools, although a pool that drains the queue itself
+    /// gets them for less. This is worth it, as the request would end otherwise.
     #[cold]
     fn drain(&mut self, wanted: usize) -> bool {
         let Self {
@@ -77,7 +78,7 @@ impl<'r> Taker for Receiver<'r> {
         Lookup::new(skb, self.ifq)
     }
 
-    // Always inline, as this is most of what a fragment costs that needs no copy.
+    // Always inline: this is most of the cost of a fragment that needs no copy.
     #[inline(always)]
     fn lend<'a>(
         &mut self,
@@ -85,7 +86,7 @@ impl<'r> Taker for Receiver<'r> {
         piece: Piece<'a>,
         wanted: usize,
     ) -> Result {
-        // If it is not ours, it is what a device received for somebody else.
+        // A fragment of another provider is memory that a device received for somebody else.
         let iov = packet.find(&piece).ok_or(EFAULT)?;
 
         // A packet has less than 2 GiB.
@@ -95,11 +96,14 @@ impl<'r> Taker for Receiver<'r> {
         {
             return Err(ENOSPC);
         }
+        // Completions are flushed after the request was issued, so user space cannot give the
+        // buffer back before it is granted. The grant also keeps the pool from recycling the
+        // buffer.
         iov.grant();
         Ok(())
     }
 
-    // Not inline, as the loop needs all registers there are.
+    // Not inlined, as the loop needs all registers there are.
     #[inline(never)]
     fn copy(&mut self, mut piece: Piece<'_>, left: usize) -> Result<usize> {
         let wanted = left.div_ceil(PAGE_SIZE);
@@ -137,15 +141,15 @@ impl<'r> Taker for Receiver<'r> {
     }
 }
 
-/// Receives what `socket` has into buffers of `ifq`: up to `len` bytes if that is not zero, off
-/// which is taken what was received.
+/// Receives data of `socket` into buffers of `ifq`: up to `len` bytes, or any number if `len` is
+/// zero. Subtracts the number of bytes received from a `len` that is not zero.
 ///
 /// # Errors
 ///
-/// - [`EAGAIN`] if there is nothing yet.
+/// - [`EAGAIN`] if there is no data yet.
 /// - [`ENOTCONN`] if the socket is closed.
 /// - [`ENOMEM`] if there is no buffer to copy to, [`ENOSPC`] if there is no room for completions.
-/// - [`EFAULT`] for data that cannot be copied.
+/// - [`EFAULT`] for data that can be neither handed out nor copied.
 /// - The socket's own error.
 pub(crate) fn receive(
     ifq: &Queue,
@@ -186,7 +190,7 @@ pub(crate) fn receive(
     }
     match request.is_multishot() {
         true if walk.left_some() || socket.is_done() => Ok(Received::Requeue),
-        // Tried again until there is nothing.
+        // The request is tried again until it gets zero bytes.
         false if socket.is_done() => Err(EAGAIN),
         _ => Ok(Received::Bytes(bytes)),
     }

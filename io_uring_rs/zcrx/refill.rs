@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The refill queue: a ring in memory that user space maps, through which it gives buffers back.
+//! The refill queue: a ring through which user space gives buffers back, in memory that it maps.
 //!
-//! Locks: one, which disables bottom halves. It protects the kernel's position. Buffers are given
-//! back while it is held, for which free lists and page pools have locks of their own.
+//! Lock: `Refill::cursor`, which protects the kernel's position and disables bottom halves. Buffers
+//! are given back while it is held, under the locks of free lists and page pools.
 
 use super::{
     area::Areas,
@@ -43,31 +43,31 @@ use kernel::{
     }, //
 };
 
-/// How many entries are read at once when a queue is flushed.
+/// The number of entries that are consumed at once when a queue is flushed.
 const BATCH: u32 = 32;
 
-/// How many entries one refill of a pool looks at: enough for a full cache of buffers that come
-/// back in pieces of a KiB each, and 1,024 at most.
+/// The largest number of entries that one refill of a pool consumes: enough for a full cache of
+/// buffers that come back in pieces of a KiB each, and 1,024 at most.
 const REFILL_CAP: u32 = if PAGE_SIZE > 16 * SZ_1K {
     1024
 } else {
     (64 * PAGE_SIZE / SZ_1K) as u32
 };
 
-/// Returns the bytes that a queue of so many entries takes.
+/// Returns the number of bytes that a queue of `entries` entries takes.
 pub(super) fn size(entries: u32) -> Option<usize> {
     RQE_SIZE
         .checked_mul(entries as usize)?
         .checked_add(RQ_ENTRIES)
 }
 
-/// Checks the `offset` at which user space wants the statistics, in a region of `size` bytes,
-/// behind the queue.
+/// Checks `offset`, at which user space wants the statistics in a region of `size` bytes, after the
+/// entries of the queue. Returns it as a `usize`.
 ///
 /// # Errors
 ///
-/// [`EINVAL`] if they are not aligned, [`ERANGE`] if they are not behind the entries, or not inside
-/// the region.
+/// [`EINVAL`] if the offset is not aligned, [`ERANGE`] if the statistics would not be between the
+/// entries and the end of the region.
 fn stats(offset: u64, entries: u32, size: usize) -> Result<usize> {
     let offset = usize::try_from(offset).map_err(|_| ERANGE)?;
     let used = self::size(entries).ok_or(ERANGE)?;
@@ -83,24 +83,24 @@ fn stats(offset: u64, entries: u32, size: usize) -> Result<usize> {
     Ok(offset)
 }
 
-/// A refill queue, and the statistics that user space may have asked for behind it.
+/// A refill queue, and the statistics after it, if user space asked for them.
 #[pin_data]
 pub(super) struct Refill {
     region: Region,
     entries: u32,
-    /// Where the statistics are, in bytes.
+    /// The offset of the statistics in bytes, if user space asked for them.
     stats: Option<usize>,
     #[pin]
     cursor: SpinLockBh<Cursor>,
 }
 
 impl Refill {
-    /// Creates a queue of `entries`, a power of two, in `region`, which is large enough for it.
+    /// Creates a queue of `entries` entries, a power of two, in `region`, which must be large
+    /// enough.
     ///
     /// # Errors
     ///
-    /// [`EINVAL`] for statistics that are not aligned, [`ERANGE`] for such that are not between the
-    /// entries and the end of the region.
+    /// [`EINVAL`] or [`ERANGE`] if the statistics cannot be at `stats_offset`, see [`stats`].
     pub(super) fn new(
         region: Region,
         entries: u32,
@@ -124,12 +124,12 @@ impl Refill {
         }))
     }
 
-    /// Returns the memory, for those who map it.
+    /// Returns the memory of the queue, which user space maps.
     pub(super) fn region(&self) -> &Region {
         &self.region
     }
 
-    /// Counts a completion of so many bytes that were copied.
+    /// Counts in the statistics one completion for `bytes` bytes that were copied.
     pub(super) fn count_copy(&self, bytes: u64) {
         if let Some(stats) = self.stats {
             self.region.add_u64(stats, 1);
@@ -137,11 +137,11 @@ impl Refill {
         }
     }
 
-    /// Reads up to `most` entries, and gives back the buffers that they name, of `1 << shift`
-    /// bytes: how many. Those that name nothing are passed over.
+    /// Consumes up to `most` entries, and gives back the buffers of `1 << shift` bytes that they
+    /// name. Returns the number of entries consumed. Entries that name no buffer are skipped.
     ///
-    /// All of them are back before others may read: who finds the queue empty then finds the
-    /// buffers where they belong.
+    /// The buffers are given back before the queue is unlocked: whoever then finds the queue empty
+    /// finds the buffers on the free lists and in the pools.
     fn read<'a, F: FnMut(PooledIov<'a>)>(
         &self,
         most: u32,
@@ -169,13 +169,13 @@ impl Refill {
         count
     }
 
-    /// Reads entries until the cache of a pool is full, and puts the buffers into it that they
-    /// name. Looks at no more than [`REFILL_CAP`] entries.
+    /// Consumes entries until the cache of a pool is full, and puts the buffers that they name into
+    /// it. Consumes no more than [`REFILL_CAP`] entries.
     pub(super) fn refill(&self, areas: &Areas, cache: &mut AllocCache<'_>) {
         let mut total = 0;
 
         while total < REFILL_CAP && cache.room() != 0 {
-            // There is room for 64 at most.
+            // The cache has room for 64 buffers at most.
             let most = REFILL_CAP.saturating_sub(total).min(cache.room() as u32);
             let mut returns = Returns::new(areas, |iov| cache.recycle(iov));
             let count = self.read(most, areas.shift(), &mut returns);
@@ -194,13 +194,13 @@ impl Refill {
     }
 
     /// Consumes entries, and gives back the buffers that they name, until `is_enough`, which is
-    /// asked after each few of them. Returns whether it was, and not the queue drained in vain.
+    /// called after each batch of them, returns `true`. Returns whether it did.
     ///
-    /// No free list may be locked, as those are taken under the lock of the queue.
+    /// No free list may be locked, because their locks are taken under the lock of the queue.
     ///
-    /// `left` is the number of entries that may be looked at, and is lowered: whoever needs several
-    /// buffers passes it again, so that user space, which can go on filling the queue, cannot keep
-    /// the kernel at it. May sleep.
+    /// `left` is the number of entries that may be consumed, and is lowered by those that are. A
+    /// caller that needs several buffers passes it again. So user space, which can go on filling
+    /// the queue, cannot keep the kernel busy. May sleep.
     pub(super) fn drain_until(
         &self,
         areas: &Areas,
@@ -208,7 +208,7 @@ impl Refill {
         mut is_enough: impl FnMut() -> bool,
     ) -> bool {
         while *left != 0 {
-            // Not shared with `flush`, whose loop is faster with a copy of `read` in it.
+            // This loop is not shared with `flush`, which is faster with its own copy of `read`.
             let mut returns = Returns::new(areas, |iov| iov.put());
             let count = self.read(BATCH, areas.shift(), &mut returns);
 
@@ -225,8 +225,9 @@ impl Refill {
         false
     }
 
-    /// Reads what there is, and gives back the buffers that it names. Looks at no more entries than
-    /// the queue has, so that user space cannot keep the kernel at it.
+    /// Consumes all entries, and gives back the buffers that they name. Consumes no more entries
+    /// than the queue has, so that user space, which can go on filling the queue, cannot keep the
+    /// kernel busy.
     pub(super) fn flush(&self, areas: &Areas) {
         let mut total = 0;
 
@@ -267,7 +268,7 @@ mod tests {
         assert_eq!(stats(used - 8), Err(ERANGE));
         assert_eq!(stats(last + 8), Err(ERANGE));
         assert_eq!(stats(u64::MAX - 7), Err(ERANGE));
-        // What is wrong in both ways.
+        // These are wrong in both ways.
         assert_eq!(stats(4), Err(EINVAL));
         assert_eq!(stats(u64::MAX), Err(EINVAL));
     }

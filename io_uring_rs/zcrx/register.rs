@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Registering interface queues with rings, and taking over those of others.
+//! Registering interface queues with rings, and importing those of other rings.
 
 use super::{
     area::{
@@ -72,12 +72,13 @@ use kernel::{
     }, //
 };
 
-/// Most entries that a refill queue has: `IO_RQ_MAX_ENTRIES`.
+/// The largest number of entries of a refill queue: `IO_RQ_MAX_ENTRIES`.
 const MAX_ENTRIES: u32 = 32768;
 
-/// The highest id: offsets of maps have no room for more.
+/// The highest id of a queue: the offsets at which queues are mapped have no room for more.
 const MAX_ID: u32 = 2047;
 
+/// Reads a structure at the address `from` in user space.
 pub(super) fn read<T: FromBytes>(from: u64) -> Result<T> {
     // On 32-bit machines the upper half is dropped, as `u64_to_user_ptr` does.
     UserSlice::new(UserPtr::from_addr(from as usize), size_of::<T>())
@@ -85,13 +86,15 @@ pub(super) fn read<T: FromBytes>(from: u64) -> Result<T> {
         .read()
 }
 
+/// Writes a structure to the address `to` in user space.
 pub(super) fn write<T: AsBytes>(to: u64, value: &T) -> Result {
     UserSlice::new(UserPtr::from_addr(to as usize), size_of::<T>())
         .writer()
         .write(value)
 }
 
-/// Returns the number of entries that the refill queue gets.
+/// Returns the number of entries of a refill queue for which user space asks for `wanted`. With
+/// `clamp`, a number that is too large is lowered instead of refused.
 fn entries(wanted: u32, clamp: bool) -> Result<u32> {
     match wanted {
         0 => Err(EINVAL),
@@ -101,19 +104,19 @@ fn entries(wanted: u32, clamp: bool) -> Result<u32> {
     }
 }
 
-/// Returns the base-2 logarithm of the size of buffers, where user space asks for `bytes`; zero
-/// leaves it to the kernel.
+/// Returns the base-2 logarithm of the size of buffers for which user space asks for `bytes`. Zero
+/// leaves the size to the kernel.
 fn buffer_shift(bytes: u32, has_device: bool) -> Result<u32> {
     match bytes as usize {
         0 | PAGE_SIZE => Ok(PAGE_SHIFT as u32),
         size if !size.is_power_of_two() || size < PAGE_SIZE => Err(EINVAL),
         _ if has_device => Ok(bytes.trailing_zeros()),
-        // Only devices can be asked for larger ones.
+        // Larger buffers are for devices: copying fills at most one page of a buffer.
         _ => Err(EOPNOTSUPP),
     }
 }
 
-/// Checks whether the ring has what queues take.
+/// Checks whether the ring has the features that zero-copy receive needs.
 fn ring_is_fit(queues: &Queues<'_, Queue>) -> bool {
     let flags = queues.ring_flags();
 
@@ -125,17 +128,19 @@ fn ring_is_fit(queues: &Queues<'_, Queue>) -> bool {
 /// # Errors
 ///
 /// - [`EPERM`] without `CAP_NET_ADMIN`.
-/// - [`EINVAL`] for a ring that cannot have queues, and for values that are unknown, reserved or
-///   out of range; [`ERANGE`] for statistics that do not fit.
+/// - [`EINVAL`] for a ring without the features that are needed, and for values that are unknown,
+///   reserved or out of range; [`ERANGE`] for statistics that do not fit.
 /// - [`EFAULT`] if user space cannot be read or written.
-/// - [`EBADF`] if the file to import is no queue.
+/// - [`EBADF`] if the file to import is not an exported queue.
 /// - [`ENODEV`] if there is no such device.
-/// - [`EOPNOTSUPP`] if the device transfers nothing by DMA, and for larger buffers than a page if
-///   it or its driver has none.
-/// - [`ERANGE`] if the device has no such queue, or memory is in too small pieces.
-/// - [`ENOMEM`] if memory is short, or the limit on locked memory is reached.
-/// - [`EBUSY`] if the ring has as many queues as can be.
+/// - [`EOPNOTSUPP`] if the device transfers nothing by DMA, and for buffers larger than a page if
+///   there is no device or its driver does not support them.
+/// - [`ERANGE`] if the device has no such receive queue, or if the memory is in too small pieces.
+/// - [`ENOMEM`] if memory is short, or if the limit on locked memory is reached.
+/// - [`EBUSY`] if the ring can have no more queues.
 pub(crate) fn register(queues: &mut Queues<'_, Queue>, arg: UserPtr) -> Result {
+    // The task gets a receive queue of the device for itself, and can see data that is for sockets
+    // of other tasks.
     if !capability::current_has(Capability::NET_ADMIN) {
         return Err(EPERM);
     }
@@ -187,7 +192,8 @@ pub(crate) fn register(queues: &mut Queues<'_, Queue>, arg: UserPtr) -> Result {
     let stats = (wanted.flags & EVENT_DESC_STATS != 0).then_some(wanted.stats_offset);
     let refill = Refill::new(region, reg.rq_entries, stats)?;
 
-    // The network device is let go of while memory is pinned, for as long as that takes.
+    // The network device is not kept locked while memory is pinned, which may take long.
+    // `provider::open` finds it again, and checks that it is the same.
     let dev = if no_device {
         None
     } else {
@@ -215,7 +221,7 @@ pub(crate) fn register(queues: &mut Queues<'_, Queue>, arg: UserPtr) -> Result {
         ),
         GFP_KERNEL,
     )?;
-    // Until the ring has it.
+    // The first user of the queue, until the ring has it: dropping it closes the queue.
     let user = User(ifq.clone());
 
     let first = ifq.areas.reserve()?;
@@ -226,7 +232,7 @@ pub(crate) fn register(queues: &mut Queues<'_, Queue>, arg: UserPtr) -> Result {
         provider::open(&ifq, &reg, first, area)?;
     }
     reg.zcrx_id = id;
-    // 31 at most.
+    // `shift` is 31 at most.
     reg.rx_buf_len = 1 << shift;
     reg.set_offsets();
 
@@ -241,7 +247,7 @@ pub(crate) fn register(queues: &mut Queues<'_, Queue>, arg: UserPtr) -> Result {
     Ok(())
 }
 
-/// Gives the ring a queue of another one, which was exported as a file.
+/// Imports a queue that another ring has exported as a file.
 fn import(queues: &mut Queues<'_, Queue>, to: u64, mut reg: IfqReg) -> Result {
     if reg.if_rxq != 0 || reg.rq_entries != 0 || reg.area_ptr != 0 || reg.region_ptr != 0 {
         return Err(EINVAL);
@@ -249,7 +255,7 @@ fn import(queues: &mut Queues<'_, Queue>, to: u64, mut reg: IfqReg) -> Result {
     if reg.event_desc != 0 || reg.flags != REG_IMPORT {
         return Err(EINVAL);
     }
-    // A user for the time being, lest the last one closes the queue meanwhile.
+    // This user keeps the queue from being closed by its last other user until the ring has it.
     let user = anon_inode::with::<User, _>(reg.if_idx, |user| User::new(user.0.clone()))?;
     let reservation = queues.reserve(MAX_ID)?;
 

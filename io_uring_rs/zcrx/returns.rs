@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Giving back buffers that user space names, one after the other.
+//! Giving back the buffers that entries of a refill queue name.
 
 use super::{
     area::{
@@ -12,23 +12,23 @@ use super::{
 };
 use kernel::net::netmem::PooledIov;
 
-/// Takes what user space names. Entries that name the same buffer are taken together, and an area
-/// is looked up once for those of it.
+/// A batch of buffers that user space gives back. Entries in a row that name the same buffer are
+/// taken together, and the area is looked up once for entries in a row that name the same area.
 pub(super) struct Returns<'a, F: FnMut(PooledIov<'a>)> {
     areas: &'a Areas,
-    /// What was named last, and how often in a row.
+    /// The buffer that was named last, and the number of times that it was named in a row.
     run: Place,
     count: u32,
-    /// The area of the last run, and its free list if that was needed. Buffers go there without
-    /// unlocking it, as long as it is of the same area.
+    /// The area of the last buffer, and its free list if that was needed. It stays locked as long
+    /// as entries name the same area.
     area: Option<&'a Area>,
     free: LockedFreeList<'a>,
-    /// Gets those that are in page pools.
+    /// Called with each buffer that goes back to a page pool.
     pooled: F,
 }
 
 impl<'a, F: FnMut(PooledIov<'a>)> Returns<'a, F> {
-    /// Starts a batch for buffers of these areas. Those that are in page pools go to `pooled`.
+    /// Creates a batch for buffers of `areas`. Those that page pools have go to `pooled`.
     pub(super) fn new(areas: &'a Areas, pooled: F) -> Self {
         Self {
             areas,
@@ -43,10 +43,10 @@ impl<'a, F: FnMut(PooledIov<'a>)> Returns<'a, F> {
         }
     }
 
-    /// Takes what an entry names. It is passed over if user space does not have it.
+    /// Adds the buffer that an entry names. It is skipped if user space does not have it.
     #[inline]
     pub(super) fn push(&mut self, place: Place) {
-        // Mostly it is another buffer of the same area.
+        // Usually it is another buffer of the same area.
         if place.area != self.run.area {
             self.begin_area(place);
         } else if place.buffer != self.run.buffer {
@@ -64,8 +64,8 @@ impl<'a, F: FnMut(PooledIov<'a>)> Returns<'a, F> {
         self.run = place;
     }
 
-    /// Gives back what was named last, too.
-    // Not inline, so that the loop over entries is short.
+    /// Gives back the buffer that was named last as well.
+    // Not inlined, so that the loop over entries stays short.
     #[inline(never)]
     pub(super) fn finish(&mut self) {
         self.end_run();
@@ -73,7 +73,7 @@ impl<'a, F: FnMut(PooledIov<'a>)> Returns<'a, F> {
 
     #[inline(always)]
     fn end_run(&mut self) {
-        // There is none before the first entry.
+        // There is no area before the first entry, and none if the entry names an unknown one.
         if let Some(area) = self.area {
             area.buffers().take_back(
                 self.run.buffer,

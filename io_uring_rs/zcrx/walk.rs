@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Going through what a packet has, part by part.
+//! Walking through the data of a packet, part by part: linear data, fragments, and a list of
+//! packets.
 
 use kernel::{
     net::skbuff::{
@@ -10,26 +11,28 @@ use kernel::{
     prelude::*, //
 };
 
-/// How many packets one call takes before others get their turn: `IO_SKBS_PER_CALL_LIMIT`.
+/// The number of packets that one call takes before other tasks get their turn:
+/// `IO_SKBS_PER_CALL_LIMIT`. As in C, one more is taken.
 const SKBS_PER_CALL: u32 = 20;
 
-/// How deep lists of packets may be nested. The network stack makes them one deep.
+/// The depth to which lists of packets may be nested, which bounds recursion. The network stack
+/// makes them one deep.
 const DEPTH: u32 = 4;
 
-/// Who takes pieces of packets.
+/// A taker of pieces of packets.
 pub(super) trait Taker {
-    /// What it keeps in mind while it takes pieces of one packet.
+    /// What the taker remembers while it takes pieces of one packet.
     type Packet<'a>;
 
-    /// Begins with a packet, or with one that is in the list of another.
+    /// Begins a packet, or a packet in the list of another one.
     fn begin<'a>(&self, skb: &'a SkBuff) -> Self::Packet<'a>;
 
-    /// Takes the first `wanted` bytes of a piece that cannot be copied, and has so many: all of
-    /// them, or none.
+    /// Takes the first `wanted` bytes of a piece that cannot be copied. The piece has that many.
+    /// Takes all of them or none.
     ///
     /// # Errors
     ///
-    /// Why it took none.
+    /// The reason for which none were taken.
     fn lend<'a>(
         &mut self,
         packet: &mut Self::Packet<'a>,
@@ -37,24 +40,25 @@ pub(super) trait Taker {
         wanted: usize,
     ) -> Result;
 
-    /// Copies from a piece, which is not empty. With what follows it, `left` bytes are wanted. How
-    /// many it took, if any.
+    /// Copies bytes of a piece, which is not empty. `left` is the number of bytes that are wanted
+    /// of the piece and of what follows it. Returns the number of bytes copied.
     ///
     /// # Errors
     ///
-    /// Why it took none.
+    /// The reason for which none were copied.
     fn copy(&mut self, piece: Piece<'_>, left: usize) -> Result<usize>;
 }
 
-/// What is wanted of a packet from here on.
+/// The range of a packet that is still to be taken.
 struct Rest {
-    /// Bytes that were taken before.
+    /// The number of bytes to skip, because they were taken before.
     skip: usize,
+    /// The number of bytes that are wanted after those.
     left: usize,
 }
 
 impl Rest {
-    /// Takes off a piece what was taken before.
+    /// Removes from a piece the bytes to skip.
     #[inline]
     fn begin(&mut self, piece: &mut Piece<'_>) {
         if self.skip != 0 {
@@ -65,7 +69,8 @@ impl Rest {
         }
     }
 
-    /// Has the wanted bytes of a piece copied. Returns whether they were, and more are wanted.
+    /// Copies the wanted bytes of a piece. Returns whether to go on: all of them were copied, and
+    /// more are wanted.
     #[inline(never)]
     fn copy<T: Taker>(&mut self, mut piece: Piece<'_>, taker: &mut T) -> Result<bool> {
         self.begin(&mut piece);
@@ -83,8 +88,9 @@ impl Rest {
         Ok(self.left != 0)
     }
 
-    /// Has the wanted bytes of a packet in a list taken by `f`, from where on and how many. As
-    /// [`Self::copy`].
+    /// Takes the wanted bytes of a packet in a list, which has `len` bytes, by calling `f` with the
+    /// number of bytes to skip in it and the number wanted. Returns whether to go on, as
+    /// [`Self::copy`] does.
     fn packet(
         &mut self,
         len: usize,
@@ -106,28 +112,30 @@ impl Rest {
     }
 }
 
-/// How far it got, from packet to packet.
+/// The progress of one call, over all packets that it takes.
 #[derive(Default)]
 pub(super) struct Walk {
+    /// The number of packets begun.
     skbs: u32,
+    /// Whether fewer bytes of a packet were taken than wanted.
     stopped_early: bool,
 }
 
 impl Walk {
-    /// Whether bytes were left that could have been taken, had it not been others' turn, or had
-    /// there been room.
+    /// Returns whether bytes may be left that could be taken by another call: this one had to let
+    /// other tasks run, or a packet was not taken as far as wanted.
     pub(super) fn left_some(&self) -> bool {
         self.skbs > SKBS_PER_CALL || self.stopped_early
     }
 
-    /// Has `taker` take up to `len` bytes from `offset` of a packet on: how many, if any, or why
-    /// not.
+    /// Feeds up to `len` bytes of `skb`, starting at `offset`, to `taker`. Returns the number of
+    /// bytes taken.
     ///
     /// # Errors
     ///
-    /// - [`EAGAIN`] if it is others' turn.
+    /// - [`EAGAIN`] if the call has taken its share of packets.
     /// - [`EFAULT`] if lists of packets are nested too deep.
-    /// - What `taker` fails with.
+    /// - The errors of `taker`.
     pub(super) fn take<T: Taker>(
         &mut self,
         skb: &SkBuff,
@@ -159,14 +167,14 @@ impl Walk {
         if rest.left != 0 {
             self.stopped_early = true;
         }
-        // What was taken wins over an error.
+        // If bytes were taken, the error is dropped: the next call meets it again.
         match len.wrapping_sub(rest.left) {
             0 => result.map(|()| 0),
             taken => Ok(taken),
         }
     }
 
-    /// One part after the other, until one is not taken whole.
+    /// Takes one part of a packet after the other, and stops after one that is not taken whole.
     fn parts<'a, T: Taker>(
         &mut self,
         skb: &'a SkBuff,
@@ -218,7 +226,7 @@ mod tests {
     use super::*;
     use kernel::net::skbuff::owned::OwnedSkBuff;
 
-    /// A packet with a linear part, fragments, and a list of packets with a fragment each.
+    /// Builds a packet with a linear part, fragments, and a list of packets with a fragment each.
     fn packet(linear: usize, frags: &[usize], list: &[usize]) -> Result<OwnedSkBuff> {
         let mut skb = OwnedSkBuff::new(linear)?;
 
@@ -232,7 +240,8 @@ mod tests {
         Ok(skb)
     }
 
-    /// Takes every piece whole, until it has `room` bytes, and notes how long they were.
+    /// A taker that takes every piece whole until it has `room` bytes, and notes the lengths of
+    /// pieces.
     struct Greedy {
         len: usize,
         room: usize,
@@ -261,7 +270,8 @@ mod tests {
         }
     }
 
-    /// What is taken of a packet by who has `room`: the result, and the lengths of the pieces.
+    /// Takes a packet with a taker that has `room`. Returns the result, and the lengths of the
+    /// pieces.
     fn take(
         walk: &mut Walk,
         skb: &SkBuff,
@@ -279,7 +289,7 @@ mod tests {
         (result, taker.pieces)
     }
 
-    /// As [`take`], of a packet of which all may be taken.
+    /// Checks the pieces that [`take`] takes of a packet if there is room for all of it.
     fn check(skb: &SkBuff, offset: usize, len: usize, want: &[usize]) {
         let mut walk = Walk::default();
         let (result, pieces) = take(&mut walk, skb, offset, len, usize::MAX);
@@ -298,13 +308,13 @@ mod tests {
         check(&skb, 30, 20, &[20]);
         check(&skb, 99, 1, &[1]);
         check(&skb, 0, 0, &[]);
-        // More than there is.
+        // This is more than there is.
         check(&skb, 90, 20, &[10]);
         check(&skb, 100, 1, &[]);
         Ok(())
     }
 
-    /// From each part on.
+    /// Checks walks that begin in each kind of part.
     #[test]
     fn all_kinds_of_parts() -> Result {
         let skb = packet(100, &[200, 5000], &[30, 40])?;
@@ -323,7 +333,7 @@ mod tests {
         Ok(())
     }
 
-    /// What follows a part that was not taken whole is not taken.
+    /// Checks that nothing is taken after a part that was not taken whole.
     #[test]
     fn no_room() -> Result {
         let skb = packet(100, &[200, 300], &[30, 40])?;
@@ -350,7 +360,7 @@ mod tests {
         Ok(())
     }
 
-    /// The packet itself is one.
+    /// Checks the limit on packets of one call. A packet counts besides the packets in its list.
     #[test]
     fn packets_in_a_row() -> Result {
         let skb = packet(1, &[], &[1; 22])?;
@@ -379,7 +389,7 @@ mod tests {
             let all = depth as usize + 1;
             let (result, _) = take(&mut Walk::default(), &skb, 0, all, usize::MAX);
 
-            // The innermost one is out of reach in the end.
+            // The innermost packet is out of reach in the end.
             assert_eq!(result, Ok(all.min(DEPTH as usize + 1)));
 
             let mut outer = packet(1, &[], &[])?;
@@ -393,7 +403,8 @@ mod tests {
         Ok(())
     }
 
-    /// What cannot be copied and is not lent ends it. Whose memory is lent is tested in `provider`.
+    /// Checks that a walk ends at a piece that cannot be copied and is not lent. Tests in
+    /// `provider` check whose memory is lent.
     #[test]
     fn what_is_not_lent() -> Result {
         let mut skb = packet(10, &[20], &[])?;
