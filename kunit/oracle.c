@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * The C implementation of io_uring's filters, built beside the Rust one and
- * under other names, for tests to compare the two: see oracle_test.c.
+ * The C implementation of io_uring's filters, built beside the Rust one under
+ * other names, so that tests can compare the two: see oracle_test.c.
  */
 #include <linux/kernel.h>
 #include <linux/io_uring.h>
@@ -10,7 +10,7 @@
 
 #include "oracle.h"
 
-/* bpf_filter.h then declares these names, too. */
+/* With these, bpf_filter.h declares the other names as well. */
 #define __io_uring_run_bpf_filters	oracle_run_bpf_filters
 #define io_register_bpf_filter		oracle_register_bpf_filter
 #define io_put_bpf_filters		oracle_put_bpf_filters
@@ -19,7 +19,7 @@
 #include "../../io_uring/io_uring.h"
 #include "../../io_uring/opdef.h"
 
-/* The callbacks in the real table are those in Rust. */
+/* The real table is not used, because its callbacks are in Rust. */
 static const struct io_issue_def oracle_issue_defs[IORING_OP_LAST];
 
 #define io_issue_defs			oracle_issue_defs
@@ -27,8 +27,8 @@ static const struct io_issue_def oracle_issue_defs[IORING_OP_LAST];
 #include "../../io_uring/bpf_filter.c"
 
 /*
- * What filters are to see of a request's arguments, as bytes at the offsets
- * that the uapi has.
+ * Callbacks that write the arguments of a request that filters must see, byte
+ * by byte at the offsets of the uapi.
  */
 static void oracle_socket_populate(struct io_uring_bpf_ctx *bctx,
 				   struct io_kiocb *req)

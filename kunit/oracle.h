@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * The C implementation of io_uring's filters under other names (oracle.c), and
- * what the tests that compare it with the Rust one share (oracle_test.c).
+ * The oracle: the C implementation of io_uring's filters under other names
+ * (oracle.c), and declarations that are shared by the tests that compare it
+ * with the Rust implementation (oracle_test.c).
  */
 #ifndef IO_URING_RS_KUNIT_ORACLE_H
 #define IO_URING_RS_KUNIT_ORACLE_H
@@ -36,15 +37,15 @@ struct oracle {
 	struct rnd_state	rnd;
 	u32			seed;
 
-	/* In user space. */
+	/* Addresses in user space */
 	struct io_uring_bpf __user	*arg;
 	struct sock_filter __user	*insns;
 
-	/* The two sides. */
+	/* The filters of each implementation */
 	struct io_restriction	rust;
 	struct io_restriction	c;
 
-	/* The chain, and what its programs and requests have in common. */
+	/* The chain, and values that its programs and requests use alike */
 	unsigned int		chain;
 	unsigned int		nr;
 	struct program		programs[CHAIN_MAX];
@@ -53,7 +54,7 @@ struct oracle {
 
 	struct io_kiocb		req;
 	struct sockaddr_storage	addr;
-	/* What must be loadable at each instruction, as the kernel checks it. */
+	/* Words of M[] that are stored at each instruction, a bit each */
 	u16			masks[LEN_MAX];
 
 	unsigned int		total;

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Times what requests are asked: the filters in C and in Rust in turn, in a
- * loop in the kernel. Meant for ARCH=um, where that is native code without
- * QEMU's counting. Writes a line of JSON for each case to the log.
+ * A benchmark that runs the filters in C and in Rust in turn, in a loop in the
+ * kernel. It is meant for ARCH=um, where the code runs natively and not under
+ * QEMU, which counts instructions. It logs a line of JSON for each case.
  *
- * As a test it only sees to the verdicts; oracle_bench.requests=300000 makes
- * its numbers worth reading.
+ * By default, the rounds are so short that only the verdicts are tested. Boot
+ * with oracle_bench.requests=300000 to measure times.
  */
 #include <linux/ktime.h>
 #include <linux/module.h>
@@ -22,12 +22,12 @@
 
 static unsigned int requests = 1000;
 module_param(requests, uint, 0444);
-MODULE_PARM_DESC(requests, "Requests in a round");
+MODULE_PARM_DESC(requests, "Number of requests in a round");
 
 static const struct timing {
 	const char		*name;
 	u8			opcode;
-	/* Of the filters. */
+	/* The opcode that the filters are for */
 	u8			filtered;
 	unsigned int		nr;
 	int			verdict;
@@ -65,7 +65,7 @@ static int compare(const void *a, const void *b)
 	return x < y ? -1 : x > y;
 }
 
-/* Picoseconds that each of many requests takes. */
+/* Returns the average time of a request in picoseconds. */
 static u64 time_round(struct oracle *o, int (*ask)(struct oracle *), int verdict)
 {
 	unsigned int i, other = 0;

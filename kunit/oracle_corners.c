@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Filters at the corners of what programs can do, with the verdict that both
- * implementations must give: cases of oracle_test.c.
+ * Filters that test corner cases, with the verdict that both implementations
+ * must give. These are test cases of oracle_test.c.
  */
 #include <linux/slab.h>
 
@@ -21,7 +21,7 @@
 #define RET(k)		BPF_STMT(BPF_RET | BPF_K, k)
 #define RET_A		BPF_STMT(BPF_RET | BPF_A, 0)
 
-/* Programs in the order in which they are registered: the last is asked first. */
+/* Programs, in the order of registration: the last one is run first. */
 static const struct corner {
 	const char		*name;
 	int			verdict;
@@ -91,7 +91,7 @@ static bool add_corner(struct oracle *o, const struct sock_filter *insns, u32 le
 	return oracle_add_filter(o, &arg, insns, len, &ret) && !ret;
 }
 
-/* Asks and frees a chain that was made if @ok. */
+/* Checks the verdict of a chain that was made if @ok, and frees it. */
 static void end_corner(struct oracle *o, bool ok, const char *name, int expected)
 {
 	int verdict = -EIO;
@@ -118,7 +118,7 @@ void oracle_corner_programs(struct kunit *test)
 			const struct sock_filter *insns = corner->programs[j];
 			u32 len = ARRAY_SIZE(corner->programs[j]);
 
-			/* Up to the last ret. */
+			/* The program ends with the last ret. */
 			while (len && BPF_CLASS(insns[len - 1].code) != BPF_RET)
 				len--;
 			if (len)
@@ -129,7 +129,7 @@ void oracle_corner_programs(struct kunit *test)
 	oracle_settle();
 }
 
-/* Fills up to @len instructions with @insn. Returns @len. */
+/* Sets the instructions from @from up to @len to @insn. Returns @len. */
 static u32 fill(struct sock_filter *insns, u32 from, u32 len, struct sock_filter insn)
 {
 	for (; from < len; from++)
@@ -158,7 +158,7 @@ void oracle_long_programs(struct kunit *test)
 	insns[0] = (struct sock_filter)BPF_STMT(BPF_JMP | BPF_JA, BPF_MAXINSNS - 2);
 	len = fill(insns, 1, BPF_MAXINSNS, allow);
 	insns[len - 1] = deny;
-	end_corner(o, add_corner(o, insns, len), "ja over all there can be", -EACCES);
+	end_corner(o, add_corner(o, insns, len), "the longest ja", -EACCES);
 
 	for (i = 0; i < 2; i++) {
 		insns[0] = (struct sock_filter)LD_IMM(7);
@@ -170,7 +170,7 @@ void oracle_long_programs(struct kunit *test)
 			   i ? "jeq with jf 255" : "jeq with jt 255", 0);
 	}
 
-	/* Three that count to 4093; what they take off decides. */
+	/* Three programs count to 4093; what they subtract decides. */
 	for (i = 0; i < 2; i++) {
 		insns[0] = (struct sock_filter)LD_IMM(0);
 		len = fill(insns, 1, BPF_MAXINSNS - 2, add);
@@ -182,7 +182,7 @@ void oracle_long_programs(struct kunit *test)
 		end_corner(o, ok, "three of 4096 instructions", i ? -EACCES : 0);
 	}
 
-	/* The oldest of them denies. */
+	/* The oldest one of three denies. */
 	ok = add_corner(o, insns, len);
 	insns[len - 2].k--;
 	ok = ok && add_corner(o, insns, len) && add_corner(o, insns, len);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Random filters and requests for oracle_test.c: programs that the kernel takes,
- * most of which decide on what requests differ in, and a few that it refuses.
+ * Random filters and requests for oracle_test.c. Most programs are valid and
+ * decide on values in which requests differ. The kernel refuses a few others.
  */
 #include <linux/in.h>
 #include <linux/in6.h>
@@ -18,7 +18,7 @@ static u32 rnd(struct oracle *o)
 	return prandom_u32_state(&o->rnd);
 }
 
-/* Below @ceil, which is not zero. */
+/* Returns a random number below @ceil, which must not be zero. */
 u32 oracle_below(struct oracle *o, u32 ceil)
 {
 	return rnd(o) % ceil;
@@ -34,7 +34,7 @@ u64 oracle_rnd64(struct oracle *o)
 	return (u64)rnd(o) << 32 | rnd(o);
 }
 
-/* A number that is likely to make a difference somewhere. */
+/* Returns a number that is likely to make a difference to some verdict. */
 static u32 constant(struct oracle *o)
 {
 	static const u32 special[] = {
@@ -71,7 +71,7 @@ static u32 context_offset(struct oracle *o)
 	return oracle_below(o, sizeof(struct io_uring_bpf_ctx) / 4) * 4;
 }
 
-/* How far to jump, with @max at most: not far in most cases. */
+/* Returns a distance to jump, up to @max, and short in most cases. */
 static u32 distance(struct oracle *o, u32 max)
 {
 	return oracle_below(o, oracle_percent(o, 85) ? min(max, 4u) + 1 : max + 1);
@@ -112,7 +112,10 @@ static struct sock_filter random_jump(struct oracle *o, u32 max)
 	return (struct sock_filter)BPF_JUMP(code, constant(o), jt, jf);
 }
 
-/* An instruction that is not the last: @max more can be jumped over. */
+/*
+ * Returns an instruction that is not the last one. It may jump over up to @max
+ * others, and load the words of M[] in @stored.
+ */
 static struct sock_filter random_insn(struct oracle *o, u16 stored, u32 max)
 {
 	u16 load = oracle_percent(o, 60) ? BPF_LD : BPF_LDX;
@@ -194,11 +197,11 @@ static void random_program(struct oracle *o, struct program *p)
 	}
 	p->insns[pc] = random_ret(o);
 
-	/* Often let some bits of what was computed decide. */
+	/* Often, some bits of the computed number decide. */
 	if (pc && oracle_percent(o, 40)) {
 		struct sock_filter *insn = &p->insns[pc - 1];
 
-		/* Neither a store nor a load, so that M[] stays valid. */
+		/* Stores and loads stay, so that loads from M[] stay valid. */
 		if (BPF_CLASS(insn->code) == BPF_ALU ||
 		    BPF_CLASS(insn->code) == BPF_JMP)
 			*insn = (struct sock_filter)
@@ -209,7 +212,7 @@ static void random_program(struct oracle *o, struct program *p)
 	}
 }
 
-/* Does something to a valid program that mostly makes it invalid. */
+/* Changes a valid program in a way that mostly makes it invalid. */
 static void break_program(struct oracle *o, struct program *p)
 {
 	struct sock_filter *insn = &p->insns[oracle_below(o, p->len)];
@@ -282,7 +285,7 @@ static void break_program(struct oracle *o, struct program *p)
 	}
 }
 
-/* Likewise for the argument of the registration. */
+/* Changes a valid argument in a way that mostly makes it invalid. */
 static void break_arg(struct oracle *o, struct io_uring_bpf *arg)
 {
 	switch (oracle_below(o, 10)) {

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * The Rust and the C implementation of io_uring's filters get the same random
- * programs and the same random requests, and must give the same results.
+ * Tests that give the Rust and the C implementation of io_uring's filters the
+ * same random programs and the same random requests. The results must be the
+ * same.
  *
- * Boot with oracle_test.seed=N to repeat a run: its seed is in the log.
- * oracle_test.programs=N makes it longer or shorter.
+ * To repeat a run, boot with oracle_test.seed=N, where N is in the log of the
+ * run. oracle_test.programs=N makes a run longer or shorter.
  */
 #include <kunit/test.h>
 #include <linux/delay.h>
@@ -28,10 +29,10 @@
 #include "../../io_uring/openclose.h"
 #include "oracle.h"
 
-/* How many cases share the random programs. */
+/* The number of test cases among which the random programs are divided */
 #define CASES		4
 #define REQUESTS	8
-/* After how many chains to wait until memory is freed. */
+/* The number of chains after which a test waits until memory is freed */
 #define SETTLE_CHAINS	100
 
 static unsigned int seed;
@@ -40,7 +41,7 @@ MODULE_PARM_DESC(seed, "Seed of the random programs, 0 for a random one");
 
 static unsigned int programs = IS_ENABLED(CONFIG_KASAN) ? 3000 : 24000;
 module_param(programs, uint, 0644);
-MODULE_PARM_DESC(programs, "Random programs in all");
+MODULE_PARM_DESC(programs, "Total number of random programs");
 
 int oracle_ask_rust(struct oracle *o)
 {
@@ -60,7 +61,10 @@ int oracle_ask_c(struct oracle *o)
 	return oracle_run_bpf_filters(set->filters, &o->req);
 }
 
-/* Registers with both sides. False if they differ, or if the test fails. */
+/*
+ * Registers a filter with both implementations. Returns false if their results
+ * differ, or if user memory cannot be accessed.
+ */
 bool oracle_add_filter(struct oracle *o, const struct io_uring_bpf *arg,
 		       const struct sock_filter *insns, u32 len, int *ret)
 {
@@ -99,7 +103,7 @@ fault:
 	return false;
 }
 
-/* Asks both sides. False if they differ. */
+/* Runs the filters of both implementations. Returns false if they differ. */
 bool oracle_same_verdict(struct oracle *o, int *verdict)
 {
 	int c = oracle_ask_c(o);
@@ -126,7 +130,7 @@ void oracle_drop_filters(struct oracle *o)
 	memset(&o->c, 0, sizeof(o->c));
 }
 
-/* Lets the work items and RCU callbacks that free programs keep up. */
+/* Gives work items and RCU callbacks that free programs time to run. */
 void oracle_settle(void)
 {
 	rcu_barrier();
@@ -154,7 +158,10 @@ static void show_programs(struct oracle *o)
 	}
 }
 
-/* One chain of programs, and requests for it to judge. False to stop. */
+/*
+ * Compares one random chain of programs on random requests. Returns false if
+ * the implementations differ, which ends the test.
+ */
 static bool random_chain(struct oracle *o)
 {
 	unsigned int i, nr;
@@ -163,7 +170,7 @@ static bool random_chain(struct oracle *o)
 
 	for (i = 0; i < ARRAY_SIZE(o->user_data); i++)
 		o->user_data[i] = oracle_percent(o, 30) ? oracle_below(o, 100) : oracle_rnd64(o);
-	/* Those whose arguments filters see would be rare. */
+	/* Otherwise, opcodes whose arguments filters see would be rare. */
 	for (i = 0; i < ARRAY_SIZE(o->opcodes); i++) {
 		static const u8 usual[] = {
 			IORING_OP_SOCKET, IORING_OP_CONNECT, IORING_OP_OPENAT,
@@ -178,7 +185,7 @@ static bool random_chain(struct oracle *o)
 
 	o->chain++;
 	o->nr = 0;
-	/* Short ones more often, lest nearly all requests are denied. */
+	/* Mostly short ones, as long ones deny nearly all requests. */
 	nr = 1 + oracle_below(o, 1 + oracle_below(o, CHAIN_MAX));
 	for (i = 0; ok && i < nr; i++) {
 		struct program *p = &o->programs[o->nr++];

@@ -1,16 +1,19 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * A software NIC for tests of io_uring's zero-copy receive: what its files share.
+ * Declarations that are shared by the files of the software NIC, which is for
+ * tests of io_uring's zero-copy receive.
  *
- * A port is a slot, which is a platform device or one of QEMU's PCI devices and
- * there for as long as the module, and most of the time with a network device in
- * it, which can be pulled out and put in again. Two ports are linked for good.
+ * A port is a slot with, most of the time, a network device in it. The slot is
+ * a platform device or one of QEMU's PCI devices, and exists as long as the
+ * module. The network device can be unplugged and plugged in again. Two ports
+ * are linked for good.
  *
- * Locks: opening, queue management and ethtool run under the network device's
- * instance lock. What a port sends is put into the backlog of a queue of its
- * peer, under the backlog's lock and only while that queue is up, and so is the
- * timer started that holds its interrupt back; the queue's NAPI alone takes it
- * out, and has the queue's ring to itself, and all counters but overrun.
+ * Locks: opening, queue management and ethtool run under the instance lock of
+ * the network device. A port sends a packet by putting it into the backlog of a
+ * queue of its peer, under the backlog's lock and only while that queue is up.
+ * The timer that delays the queue's interrupt is started under the same lock.
+ * Only the queue's NAPI takes packets out of the backlog, accesses the queue's
+ * ring, and changes the queue's counters, except for overrun.
  */
 #ifndef _IO_URING_ZCRX_SIM_H
 #define _IO_URING_ZCRX_SIM_H
@@ -37,32 +40,33 @@ struct page_pool;
 #define ZSIM_BACKLOG		1024
 #define ZSIM_THRESH_MAX		1024
 #define ZSIM_MTU_MAX		9000
-/* What is sent at once fits into so many buffers of a page. */
+/* The largest packet to send, which fits into 15 buffers of a page. */
 #define ZSIM_TSO_MAX		(15 * 4096)
-/* How much of a packet that is not split is not in a buffer. */
+/* Bytes that stay out of buffers if headers are not split off */
 #define ZSIM_COPYBREAK		256
 
 /*
- * Misbehaviour to order, from debugfs. Counters say how often it is to happen
- * from now on, on queues that are not spared; below 0 is always.
+ * Misbehaviour that debugfs asks for. A counter is the number of times that it
+ * is to happen from now on, on queues that are not spared; below 0 means
+ * always.
  */
 struct zsim_knobs {
-	atomic_t	page_frags;	/* payload goes into pages of nobody's */
-	atomic_t	fail_alloc;	/* a buffer cannot be had */
-	atomic_t	fail_mem_alloc;	/* a queue cannot be prepared, */
-	atomic_t	fail_start;	/* started, */
-	atomic_t	fail_stop;	/* or stopped */
-	u32		spared;		/* queues, a bit each, that counters leave alone */
-	u32		fail_close;	/* errno of taking provided memory off a queue */
-	u32		retry;		/* refills more that a packet without buffers tries */
-	u32		delay;		/* us that the interrupt for a packet is late */
-	u32		pack;		/* bytes per fragment, several in a buffer */
-	u32		pool_order;	/* how much larger pages are than asked for */
+	atomic_t	page_frags;	/* payload goes into pages of no pool */
+	atomic_t	fail_alloc;	/* allocating a buffer fails */
+	atomic_t	fail_mem_alloc;	/* preparing a queue fails */
+	atomic_t	fail_start;	/* starting a queue fails */
+	atomic_t	fail_stop;	/* stopping a queue fails */
+	u32		spared;		/* bitmask of queues left alone */
+	u32		fail_close;	/* errno for removal of a provider */
+	u32		retry;		/* extra refills if buffers run out */
+	u32		delay;		/* delay of interrupts, in us */
+	u32		pack;		/* bytes per fragment in a buffer */
+	u32		pool_order;	/* order by which pages are too large */
 	bool		pool_bidirectional;
-	bool		pool_unmapped;	/* pools map nothing for the device, */
-	bool		pool_foreign;	/* or map it for the one of the other port */
+	bool		pool_unmapped;	/* pools map nothing for the device */
+	bool		pool_foreign;	/* pools map for the peer's device */
 	bool		ignore_provider;
-	bool		frag_list;	/* each further buffer in a packet of its own */
+	bool		frag_list;	/* one skb for each further buffer */
 	bool		header_ring;	/* headers go into buffers of another pool */
 };
 
@@ -75,11 +79,11 @@ struct zsim_port {
 	atomic_t			dma_faults;
 };
 
-/* What the core has allocated and freed beside a queue that runs. */
+/* A queue's memory, which the core can replace while the queue runs. */
 struct zsim_queue_mem {
 	struct page_pool	*pool;
 	struct page_pool	*headers;	/* never in provided memory; may be NULL */
-	netmem_ref		*ring;		/* of buffers for the device */
+	netmem_ref		*ring;		/* the device's buffers */
 	unsigned int		size;
 	unsigned int		head;
 	unsigned int		filled;
@@ -91,9 +95,9 @@ struct zsim_queue_stats {
 	u64	bytes;
 	u64	niov_frags;	/* fragments in memory of a provider */
 	u64	page_frags;	/* fragments in pages */
-	u64	no_buffer;	/* packets dropped for want of a buffer */
-	u64	alloc_fail;	/* times that a refill ended before the ring was full */
-	u64	overrun;	/* packets dropped as the backlog was full */
+	u64	no_buffer;	/* packets dropped: no buffer, or a fault */
+	u64	alloc_fail;	/* refills that did not fill the ring */
+	u64	overrun;	/* packets dropped: backlog full or down */
 };
 
 struct zsim_queue {
@@ -102,12 +106,12 @@ struct zsim_queue {
 	bool			up;		/* under backlog.lock */
 	struct zsim_queue_mem	mem;
 	struct napi_struct	napi;
-	struct hrtimer		interrupt;	/* while it is held back */
+	struct hrtimer		interrupt;	/* delays the interrupt */
 	struct sk_buff_head	backlog;
 	struct zsim_queue_stats	stats;
 };
 
-/* A flow that is to go to a queue; port 0 is none. Read without a lock. */
+/* A rule that steers a flow to a queue. Port 0 is none. Read without locks. */
 union zsim_rule {
 	struct {
 		__be16	port;
@@ -129,14 +133,14 @@ struct zsim_nic {
 	struct zsim_queue	queues[ZSIM_QUEUES];
 };
 
-/* What a packet's headers say. */
+/* The flow that the headers of a packet belong to. */
 struct zsim_flow {
-	unsigned int	headers;	/* bytes up to TCP's payload, or 0 */
+	unsigned int	headers;	/* bytes before TCP's payload, or 0 */
 	u8		version;
 	__be16		port;
 };
 
-/* Whether a knob asks for misbehaviour of a queue now. */
+/* Returns whether a knob asks @queue to misbehave now, and counts that. */
 static inline bool zsim_knob(const struct zsim_queue *queue, atomic_t *knob)
 {
 	if (READ_ONCE(queue->nic->port->knobs.spared) & BIT(queue->index))

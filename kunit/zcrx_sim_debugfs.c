@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Knobs of the software NIC, one folder per port in debugfs: how it is to
- * misbehave (see struct zsim_knobs), what its device can do, what its driver is to
- * do by itself, and whether it is there. Putting it in and out leaves them as they
- * are; but what is put in has large buffers and all queues.
+ * Knobs of the software NIC, in one folder of debugfs per port. They say how
+ * the port misbehaves (see struct zsim_knobs), what its device can do, and
+ * whether a network device is plugged in, and they make its driver do something
+ * by itself. Unplugging and plugging in leaves the knobs as they are, but a
+ * network device that was just plugged in has large buffers and all queues.
  */
 
 #include <linux/debugfs.h>
@@ -38,7 +39,7 @@ static int zsim_plugged_set(void *data, u64 value)
 }
 DEFINE_DEBUGFS_ATTRIBUTE(zsim_plugged_fops, zsim_plugged_get, zsim_plugged_set, "%llu\n");
 
-/* Has the driver do something to its device. */
+/* Calls @drive on the network device of a port, under its locks. */
 static int zsim_drive(struct zsim_port *port,
 		      int (*drive)(struct net_device *dev, u64 value), u64 value)
 {
@@ -56,7 +57,7 @@ static int zsim_drive(struct zsim_port *port,
 	return err;
 }
 
-/* Whether buffers may be larger than a page. */
+/* Sets whether buffers may be larger than a page. */
 static int zsim_drive_large_buffers(struct net_device *dev, u64 value)
 {
 	dev->queue_mgmt_ops = value ? &zsim_queue_ops : &zsim_queue_ops_page_only;
@@ -69,7 +70,7 @@ static int zsim_large_buffers_set(void *data, u64 value)
 }
 DEFINE_DEBUGFS_ATTRIBUTE(zsim_large_buffers_fops, NULL, zsim_large_buffers_set, "%llu\n");
 
-/* Has so many queues, as after a firmware that grants fewer; nobody is asked. */
+/* Sets the number of queues without checks, as if firmware granted fewer. */
 static int zsim_drive_queues(struct net_device *dev, u64 value)
 {
 	if (!value || value > ZSIM_QUEUES)

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * The DMA engine of the software NIC. It knows no more of a buffer than its DMA
- * address, and writes to wherever that leads, through the IOMMU if there is one.
- * An address that leads nowhere, or is not what hardware takes, is a fault: it is
- * counted, nothing is written, and the first one is told of on the console.
+ * The DMA engine of the software NIC. It only knows the DMA address of a
+ * buffer, and writes to the memory at that address, through the IOMMU if there
+ * is one. An address that has no memory, or that hardware would not take, is a
+ * fault: the write ends there, the fault is counted, and the first one is
+ * logged.
  */
 
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
@@ -16,7 +17,7 @@
 
 #include "zcrx_sim.h"
 
-/* Whether what the device writes is translated, page by page. */
+/* Returns whether an IOMMU translates the addresses that a port uses. */
 bool zsim_has_iommu(const struct zsim_port *port)
 {
 	struct iommu_domain *domain = iommu_get_domain_for_dev(port->slot);
@@ -25,8 +26,8 @@ bool zsim_has_iommu(const struct zsim_port *port)
 }
 
 /*
- * Finds what is at a DMA address, or NULL if the device can reach nothing there.
- * Without an IOMMU most of what is not mapped is reached all the same.
+ * Finds the memory at a DMA address. Returns NULL if the device can reach none
+ * there. Without an IOMMU, it can reach most memory that is not mapped as well.
  */
 static void *zsim_dma_target(struct device *dev, dma_addr_t address)
 {
@@ -55,7 +56,8 @@ static int zsim_dma_fault(struct zsim_queue *queue, dma_addr_t address,
 
 /*
  * Writes @len bytes of a packet, from @at on, to @offset of a buffer of @pool.
- * Hardware that takes the number of a buffer ignores the lower bits of addresses.
+ * The buffer must be aligned to its size, as for hardware that takes the number
+ * of a buffer and ignores the lower bits of its address.
  */
 int zsim_dma_write(struct zsim_queue *queue, struct page_pool *pool,
 		   netmem_ref netmem, unsigned int offset,
@@ -67,7 +69,7 @@ int zsim_dma_write(struct zsim_queue *queue, struct page_pool *pool,
 	void *to;
 
 	if (!address)
-		return zsim_dma_fault(queue, address, "is of no mapping");
+		return zsim_dma_fault(queue, address, "belongs to no mapping");
 	if (!IS_ALIGNED(address, PAGE_SIZE << pool->p.order))
 		return zsim_dma_fault(queue, address, "is not aligned to the buffer's size");
 	address += offset;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * ethtool for the software NIC: rings and header split, channels, where packets
- * are steered to, and statistics.
+ * ethtool operations of the software NIC: rings and header split, channels,
+ * steering of packets, and statistics.
  */
 
 #include <linux/bitops.h>
@@ -67,7 +67,7 @@ static void zsim_get_channels(struct net_device *dev, struct ethtool_channels *c
 	ch->combined_count = dev->real_num_rx_queues;
 }
 
-/* Puts so many queues into use, whatever those that go are doing. */
+/* Sets the number of queues in use. Others are closed in whatever state. */
 int zsim_set_queues(struct net_device *dev, unsigned int count)
 {
 	unsigned int before = dev->real_num_rx_queues;
@@ -107,7 +107,7 @@ static int zsim_set_channels(struct net_device *dev, struct ethtool_channels *ch
 
 /* Steering */
 
-/* Spreads packets over so many queues. */
+/* Spreads packets over the first @queues queues. */
 void zsim_spread(struct zsim_nic *nic, unsigned int queues)
 {
 	unsigned int i;
@@ -116,7 +116,7 @@ void zsim_spread(struct zsim_nic *nic, unsigned int queues)
 		WRITE_ONCE(nic->indir[i], ethtool_rxfh_indir_default(i, queues));
 }
 
-/* The queue that a packet is to go to. */
+/* Returns the queue that a packet goes to. */
 struct zsim_queue *zsim_steer(struct zsim_nic *nic, struct sk_buff *skb,
 			      const struct zsim_flow *flow)
 {
@@ -191,7 +191,7 @@ static int zsim_get_rxnfc(struct net_device *dev, struct ethtool_rxnfc *info,
 	}
 }
 
-/* Takes a rule for a destination port and nothing else. */
+/* Parses a rule, which may be for a destination port and nothing else. */
 static int zsim_parse_rule(const struct ethtool_rx_flow_spec *fs,
 			   union zsim_rule *rule)
 {
@@ -284,7 +284,7 @@ static int zsim_get_rxfh(struct net_device *dev, struct ethtool_rxfh_param *rxfh
 	return 0;
 }
 
-/* The key is kept, no more: packets have the kernel's own hash. */
+/* The key is only stored: packets are steered by the hash of the kernel. */
 static int zsim_set_rxfh(struct net_device *dev, struct ethtool_rxfh_param *rxfh,
 			 struct netlink_ext_ack *extack)
 {
@@ -300,7 +300,7 @@ static int zsim_set_rxfh(struct net_device *dev, struct ethtool_rxfh_param *rxfh
 	return 0;
 }
 
-/* Statistics: those of each queue, in the order of struct zsim_queue_stats. */
+/* Statistics of each queue, in the order of struct zsim_queue_stats */
 static const char * const zsim_stat_names[] = {
 	"packets", "bytes", "niov_frags", "page_frags", "no_buffer", "alloc_fail", "overrun",
 };

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Ports of the software NIC: the module, the network devices, and how packets are
- * sent. The slots that they are in are in zcrx_sim_slot.c, receive queues in
- * zcrx_sim_queue.c.
+ * Ports of the software NIC: the module, the network devices, and how packets
+ * are sent. The slots of network devices are in zcrx_sim_slot.c, receive queues
+ * are in zcrx_sim_queue.c.
  */
 
 #include <linux/debugfs.h>
@@ -22,13 +22,16 @@ MODULE_PARM_DESC(pairs, "Number of pairs of ports (default 1)");
 static struct zsim_port *ports;
 static struct dentry *debugfs;
 
-/* Hands a packet to the device at the other end. Takes it over. */
+/* Hands a packet to a queue of the peer, and takes over the packet. */
 static void zsim_enqueue(struct zsim_queue *queue, struct sk_buff *skb)
 {
 	u32 delay = READ_ONCE(queue->nic->port->knobs.delay);
 	bool taken = false;
 
-	/* What waits here was sent: TCP does not send again what it was not. */
+	/*
+	 * A packet that waits here counts as sent. TCP does not retransmit one
+	 * that it believes to be waiting in its own device.
+	 */
 	if (delay)
 		skb_orphan(skb);
 
@@ -49,7 +52,7 @@ static void zsim_enqueue(struct zsim_queue *queue, struct sk_buff *skb)
 		dev_kfree_skb_any(skb);
 }
 
-/* Whether the receiver wants the segments of a packet one by one. */
+/* Returns whether the receiver wants the segments of a packet one by one. */
 static bool zsim_must_segment(const struct zsim_queue *queue,
 			      const struct sk_buff *skb)
 {
@@ -165,7 +168,7 @@ static void zsim_setup(struct net_device *dev, struct zsim_port *port)
 		zsim_queue_init(nic, i);
 }
 
-/* Puts a network device into the slot if there is none. */
+/* Plugs a network device into the slot if there is none. */
 int zsim_plug(struct zsim_port *port)
 {
 	struct net_device *dev;
@@ -191,7 +194,7 @@ int zsim_plug(struct zsim_port *port)
 	return err;
 }
 
-/* Pulls it out, whatever it is doing and in whatever namespace it is. */
+/* Unplugs the network device, in any state and in any namespace. */
 void zsim_unplug(struct zsim_port *port)
 {
 	struct net_device *dev;
@@ -207,7 +210,7 @@ void zsim_unplug(struct zsim_port *port)
 		free_netdev(dev);
 }
 
-/* Finds the port whose slot a device is, or NULL if it is none's. */
+/* Finds the port that has @slot. Returns NULL if no port has it. */
 struct zsim_port *zsim_port_on(const struct device *slot)
 {
 	unsigned int i;

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Receive queues of the software NIC: their page pools and rings of buffers, and
- * how the core exchanges the memory of a queue. What is done with the buffers is
- * in zcrx_sim_rx.c.
+ * Receive queues of the software NIC: their page pools and rings of buffers,
+ * and how the core exchanges the memory of a queue. Receiving into the buffers
+ * is in zcrx_sim_rx.c.
  */
 
 #include <linux/log2.h>
@@ -13,10 +13,10 @@
 
 #include "zcrx_sim.h"
 
-/* Buffers are no larger than a huge page. */
+/* The largest buffer: a huge page */
 #define ZSIM_BUF_MAX	(2U << 20)
 
-/* Whether a queue that runs on provided memory is to go on without it. */
+/* Returns whether a queue is to lose the provided memory that it runs on. */
 static bool zsim_loses_provider(const struct zsim_queue *queue)
 {
 	struct net_device *dev = queue->nic->dev;
@@ -25,7 +25,7 @@ static bool zsim_loses_provider(const struct zsim_queue *queue)
 	       !__netif_get_rx_queue(dev, queue->index)->mp_params.mp_ops;
 }
 
-/* A pool of pages for headers, which the kernel reads. */
+/* Creates a pool of pages for headers, which the kernel must read. */
 static int zsim_headers_create(struct zsim_nic *nic, struct zsim_queue_mem *mem)
 {
 	struct page_pool_params params = {
@@ -120,7 +120,7 @@ static void zsim_queue_mem_free(struct net_device *dev, void *per_queue_mem)
 	kvfree(mem->ring);
 }
 
-/* Has the ring filled as far as there are buffers. */
+/* Fills the ring as far as there are buffers. */
 void zsim_refill(struct zsim_queue *queue, gfp_t gfp)
 {
 	struct zsim_queue_mem *mem = &queue->mem;
@@ -185,7 +185,7 @@ static int zsim_queue_stop(struct net_device *dev, void *per_queue_mem, int idx)
 	struct zsim_nic *nic = netdev_priv(dev);
 	struct zsim_queue *queue = &nic->queues[idx];
 
-	/* It is not up if it could not be started again. */
+	/* A queue that could not be restarted is not up. */
 	if (!queue->up)
 		return -ENETDOWN;
 	if (zsim_knob(queue, &nic->port->knobs.fail_stop))
@@ -195,7 +195,7 @@ static int zsim_queue_stop(struct net_device *dev, void *per_queue_mem, int idx)
 	return 0;
 }
 
-/* The interrupt that was held back. */
+/* Raises an interrupt that was delayed. */
 static enum hrtimer_restart zsim_interrupt(struct hrtimer *timer)
 {
 	struct zsim_queue *queue = container_of(timer, struct zsim_queue, interrupt);
@@ -215,7 +215,7 @@ void zsim_queue_init(struct zsim_nic *nic, unsigned int index)
 		      HRTIMER_MODE_REL_SOFT);
 }
 
-/* Brings up a queue of a device that is, or is about to be, up. */
+/* Brings up a queue of a device that is up or is being brought up. */
 int zsim_queue_open(struct zsim_queue *queue)
 {
 	struct net_device *dev = queue->nic->dev;
@@ -239,7 +239,7 @@ int zsim_queue_open(struct zsim_queue *queue)
 	return err;
 }
 
-/* Takes it down again, for good: here it does not fail. */
+/* Takes down a queue for good. Unlike stopping it, this cannot fail. */
 void zsim_queue_close(struct zsim_queue *queue)
 {
 	struct net_device *dev = queue->nic->dev;
@@ -253,7 +253,7 @@ void zsim_queue_close(struct zsim_queue *queue)
 	netif_napi_del_locked(&queue->napi);
 }
 
-/* Restarts a queue that is in use, as a driver does that resets its device. */
+/* Restarts a queue by itself, as a driver does when it resets its device. */
 int zsim_queue_reset(struct zsim_queue *queue)
 {
 	struct net_device *dev = queue->nic->dev;
@@ -291,7 +291,7 @@ static int zsim_validate_qcfg(struct net_device *dev,
 	return 0;
 }
 
-/* The caller has not looked yet whether there is such a queue. */
+/* The caller has not checked @idx yet, so this does not use it. */
 static struct device *zsim_queue_dma_dev(struct net_device *dev, int idx)
 {
 	struct zsim_nic *nic = netdev_priv(dev);

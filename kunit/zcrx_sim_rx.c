@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * What the software NIC does with a packet that was sent: it is taken apart, the
- * payload written into buffers of the queue's ring, and a packet made of the
- * headers and these buffers. How buffers are written to is in zcrx_sim_dma.c.
+ * Receiving in the software NIC: a packet that the peer has sent is taken
+ * apart, its payload is written into buffers of the queue's ring, and a new
+ * packet is made of the headers and these buffers. Writing to buffers is in
+ * zcrx_sim_dma.c.
  */
 
 #include <linux/etherdevice.h>
@@ -13,18 +14,18 @@
 
 #include "zcrx_sim.h"
 
-/* Where a packet's payload is to go on. */
+/* The state of copying the payload of a packet. */
 struct zsim_copy {
 	struct zsim_queue	*queue;
 	const struct sk_buff	*from;
 	unsigned int		at;
 	unsigned int		left;
-	struct sk_buff		*head;	/* the packet that is being made, */
-	struct sk_buff		*skb;	/* and its last part */
+	struct sk_buff		*head;	/* the packet that is being made */
+	struct sk_buff		*skb;	/* the last part of that packet */
 	bool			pages;
 };
 
-/* Finds out how long the headers of a TCP packet are, and whom it is to. */
+/* Finds the length of the headers of a TCP packet, and its destination port. */
 void zsim_parse(const struct sk_buff *skb, struct zsim_flow *flow)
 {
 	unsigned int at = ETH_HLEN;
@@ -70,7 +71,7 @@ void zsim_parse(const struct sk_buff *skb, struct zsim_flow *flow)
 	flow->headers = at + tcp->doff * 4;
 }
 
-/* How much of a packet is not put into buffers. */
+/* Returns the number of bytes of a packet that are not put into buffers. */
 static unsigned int zsim_linear(const struct zsim_nic *nic,
 				const struct sk_buff *skb)
 {
@@ -93,7 +94,7 @@ static void zsim_count_frag(struct zsim_queue *queue, netmem_ref netmem)
 		queue->stats.page_frags++;
 }
 
-/* Adds a page that is of no pool. */
+/* Adds a page of payload that belongs to no pool. */
 static int zsim_add_page(struct zsim_copy *copy)
 {
 	unsigned int len = min(copy->left, PAGE_SIZE);
@@ -111,7 +112,7 @@ static int zsim_add_page(struct zsim_copy *copy)
 	return 0;
 }
 
-/* How many fragments the bytes in one buffer are to be. */
+/* Returns the number of fragments for the @len bytes in one buffer. */
 static unsigned int zsim_pieces(const struct zsim_copy *copy, unsigned int len)
 {
 	unsigned int pack = READ_ONCE(copy->queue->nic->port->knobs.pack);
@@ -123,7 +124,7 @@ static unsigned int zsim_pieces(const struct zsim_copy *copy, unsigned int len)
 	return min(DIV_ROUND_UP(len, pack), room - others);
 }
 
-/* Adds the next buffer of the ring. */
+/* Adds the next buffer of the ring, with payload. */
 static int zsim_add_buffer(struct zsim_copy *copy)
 {
 	struct zsim_queue_mem *mem = &copy->queue->mem;
@@ -159,7 +160,7 @@ static int zsim_add_buffer(struct zsim_copy *copy)
 	return 0;
 }
 
-/* Has what follows go into another part of the packet, on its list. */
+/* Adds an skb to the list of the packet, for the payload that follows. */
 static int zsim_next_part(struct zsim_copy *copy)
 {
 	struct sk_buff *part = napi_alloc_skb(&copy->queue->napi, 0);
@@ -207,7 +208,7 @@ static int zsim_copy_payload(struct zsim_copy *copy)
 	return 0;
 }
 
-/* What GRO, or hardware that does the same, says of a packet that was many. */
+/* Marks a packet that stands for many, as GRO or hardware with GRO does. */
 static void zsim_copy_gso(struct sk_buff *skb, const struct sk_buff *from)
 {
 	if (!skb_is_gso(from))
@@ -217,7 +218,7 @@ static void zsim_copy_gso(struct sk_buff *skb, const struct sk_buff *from)
 	skb_shinfo(skb)->gso_type = skb_shinfo(from)->gso_type;
 }
 
-/* Makes a packet whose head is a buffer of the ring of headers. */
+/* Makes a packet whose head is a buffer of the pool of headers. */
 static struct sk_buff *zsim_header_skb(struct zsim_queue *queue,
 				       const struct sk_buff *from, unsigned int len)
 {
@@ -243,7 +244,7 @@ err_put:
 	return NULL;
 }
 
-/* Makes a packet of what is not put into buffers. */
+/* Makes a packet of the first @len bytes, which are not put into buffers. */
 static struct sk_buff *zsim_head(struct zsim_queue *queue,
 				 const struct sk_buff *from, unsigned int len)
 {

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Slots of the software NIC: the devices that its buffers are mapped for. They are
- * platform devices, which nothing stands behind; or, for those who want an IOMMU
- * there, PCI devices of QEMU's that are of no other use. Unbinding one from the
- * driver, in sysfs, pulls out its network device. Another can be put in even so,
- * which then has a parent without a driver.
+ * Slots of the software NIC: the devices for which its buffers are mapped. They
+ * are platform devices without hardware, or PCI devices of QEMU that have no
+ * other use, for tests behind an IOMMU. Unbinding a slot from its driver in
+ * sysfs unplugs its network device. Another one can be plugged in afterwards,
+ * and its parent then has no driver.
  */
 
 #include <linux/dma-mapping.h>
@@ -16,9 +16,9 @@
 
 static bool pci;
 module_param(pci, bool, 0444);
-MODULE_PARM_DESC(pci, "Have the ports on QEMU's devices pci-testdev, one each (default off)");
+MODULE_PARM_DESC(pci, "Put each port on a pci-testdev of QEMU (default off)");
 
-/* The driver lets go of a slot. */
+/* Unplugs the network device of a slot that loses its driver. */
 static void zsim_slot_unbound(struct device *slot)
 {
 	struct zsim_port *port = zsim_port_on(slot);
@@ -82,7 +82,7 @@ void zsim_slots_unregister(void)
 		platform_driver_unregister(&zsim_platform_driver);
 }
 
-/* Takes the next device that no port has. */
+/* Takes a reference to the first device that no port has. */
 static struct device *zsim_pci_slot(void)
 {
 	struct pci_dev *pdev = NULL;
@@ -112,7 +112,7 @@ int zsim_slot_add(struct zsim_port *port)
 
 	if (IS_ERR(slot))
 		return PTR_ERR(slot);
-	/* Buffers are addressed one by one: nothing limits a segment. */
+	/* Each buffer is addressed by itself, so segments have no limit. */
 	dma_set_max_seg_size(slot, UINT_MAX);
 	port->slot = slot;
 	return 0;
