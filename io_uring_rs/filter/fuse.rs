@@ -23,7 +23,7 @@ pub(crate) const GROWTH: usize = 3;
 /// The most instructions that [`fuse`] adds between the two programs.
 pub(crate) const JOINT: usize = 2;
 
-/// How an instruction uses a register.
+/// The use of a register by an instruction.
 #[derive(Clone, Copy, Default)]
 struct Use {
     read: bool,
@@ -93,10 +93,10 @@ fn denies(insn: &Insn) -> bool {
     insn.code == insn::RET_K && insn.k == 0
 }
 
-/// Returns the position of the first `ret` of `program` that denies, if a jump may lead to it.
-///
-/// None may if the program reads scratch words. The kernel's checker assumes that a program
-/// continues past a `ret`: after the jump, it would see reads of words that are not written yet.
+/// Returns the position of the first `ret` of `program` that denies, if there is one. Also returns
+/// [`None`] if the program reads scratch words: the kernel's checker assumes that a program
+/// continues past a `ret`, so a jump to that `ret` would make it see reads of words that are not
+/// written yet.
 fn denial(program: &[Insn]) -> Option<usize> {
     let reads_scratch = |insn: &Insn| matches!(insn.code, insn::LD_MEM | insn::LDX_MEM);
 
@@ -180,7 +180,7 @@ pub(crate) fn fuse<E>(
                 0 => {}
                 skipped => emit(Insn::new(insn::JMP_JA, skipped))?,
             },
-            // All jumps to it go to the older program's.
+            // All jumps to this `ret` lead to the older program's, so it is left out.
             (_, insn::RET_K) if denial.is_some() && only_by_jumps(newer, pc) => {}
             (_, insn::RET_A) => {
                 let deny = Insn::new(insn::RET_K, 0);

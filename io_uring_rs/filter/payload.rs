@@ -2,7 +2,7 @@
 
 //! The payload of a filter's context: what filters see of the arguments of a request.
 //!
-//! - `address`: what filters see of a socket address.
+//! - `address`: the part of a socket address that filters see.
 //!
 //! `io_issue_def::filter_pdu_size` says how many bytes of payload an opcode has. C counterparts:
 //! `io_socket_bpf_populate()`, `io_openat_bpf_populate()`, `io_connect_bpf_populate()`.

@@ -41,16 +41,16 @@ const MAX_COST: u32 = 32_768;
 /// The cost of a filter besides its instructions.
 const FILTER_COST: u32 = 4;
 
-/// What happens to the requests of one opcode.
+/// A slot of a table: what happens to the requests of one opcode.
 ///
 /// `cost` is the sum of the costs of all filters that were registered for the opcode: zero if there
 /// were none.
 pub(super) enum Slot<P> {
-    /// They are allowed.
+    /// The requests are allowed.
     Allow { cost: u32 },
-    /// They are denied. No filter that is registered later changes that.
+    /// The requests are denied. No filter that is registered later changes that.
     Deny { cost: u32 },
-    /// They are allowed if all filters of the chain allow them.
+    /// The requests are allowed if all filters of the chain allow them.
     Filter { cost: u32, chain: Arc<Chain<P>> },
 }
 
@@ -86,7 +86,7 @@ fn evaluate(program: &[Insn], opcode: Opcode) -> Result<Verdict> {
     Ok(verdict::evaluate(program, &context, &mut states))
 }
 
-/// What happens to the requests of each opcode.
+/// A table: what happens to the requests of each opcode.
 pub(crate) struct Table<P> {
     slots: PerOpcode<Slot<P>>,
     /// Whether the requests of all opcodes are allowed.
@@ -95,7 +95,8 @@ pub(crate) struct Table<P> {
 
 impl<P: Compile> Slot<P> {
     /// Returns the slot that replaces this one of `opcode` when `filter` is registered for it. If
-    /// the opcode was denied for want of a filter, it stays denied, and the filter costs nothing.
+    /// the opcode was denied because it had no filter, it stays denied, and the filter costs
+    /// nothing.
     ///
     /// # Errors
     ///
@@ -136,7 +137,7 @@ impl<P: Compile> Table<P> {
     ///
     /// # Errors
     ///
-    /// [`ENOMEM`] if the opcode's filters would cost more than [`MAX_COST`], and those of
+    /// [`ENOMEM`] if the opcode's filters would cost more than [`MAX_COST`], and the errors of
     /// [`Chain::push`].
     pub(super) fn with_filter(
         old: Option<&Self>,
@@ -303,7 +304,7 @@ mod tests {
         LIVE.load(Relaxed)
     }
 
-    /// What a slot should be: a list of filters of its own, shared with no other.
+    /// The expected content of a slot: a list of filters of its own, shared with no other.
     enum Model {
         Allow,
         Deny,

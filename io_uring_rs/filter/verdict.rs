@@ -2,13 +2,15 @@
 
 //! Verdicts: what a program decides on all requests of an opcode, as far as that is certain.
 //!
-//! A program is followed with what is the same for all requests of its opcode: the opcode, the size
-//! of its arguments, the padding, and the zeroes behind the arguments. At a branch that this leaves
-//! open, both arms are followed. Where paths meet, only what they agree on is kept, so that each
-//! instruction is looked at once. What is in scratch words is not followed.
+//! A program is followed with the values that are the same for all requests of its opcode: the
+//! opcode, the size of its arguments, the padding, and the zeroes behind the arguments. At a branch
+//! that this leaves open, both arms are followed. Where paths meet, only what they agree on is
+//! kept, so that each instruction is looked at once. The contents of scratch words are not
+//! followed.
 //!
 //! Invariant: [`Verdict::Allow`] is never given to a program that can return zero, nor
-//! [`Verdict::Deny`] to one that can return anything else. What is not understood is unknown.
+//! [`Verdict::Deny`] to one that can return anything else. When in doubt, the verdict is
+//! [`Verdict::Depends`].
 //!
 //! Uses nothing but `core` and the instructions.
 
@@ -20,14 +22,14 @@ use kernel::bpf::insn::{
 /// The number of 32-bit words of the context.
 pub(crate) const WORDS: usize = 10;
 
-/// What a program returns for all requests of an opcode.
+/// The verdict of a program on all requests of an opcode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
-    /// It never returns zero.
+    /// The program never returns zero.
     Allow,
-    /// It always returns zero.
+    /// The program always returns zero.
     Deny,
-    /// It depends on the request, or is not certain.
+    /// The result depends on the request, or is not certain.
     Depends,
 }
 
@@ -86,7 +88,7 @@ impl Bits {
     }
 }
 
-/// What is known of A and X at one point of a program.
+/// The known bits of A and X at one point of a program.
 #[derive(Clone, Copy)]
 pub(crate) struct State {
     a: Bits,
@@ -213,9 +215,7 @@ fn decide(insn: &Insn, a: Bits, b: Bits) -> Option<bool> {
 /// The results that a program was found to be able to return.
 #[derive(Default)]
 struct Results {
-    /// Whether it can return zero.
     zero: bool,
-    /// Whether it can return anything else.
     other: bool,
 }
 
@@ -251,7 +251,7 @@ pub(crate) fn evaluate(
             None if reached => {}
             None => continue,
         }
-        // Where the program can continue, as offsets from the next instruction.
+        // The places where the program can continue, as offsets from the next instruction.
         let mut next = [Some(0), None];
 
         match (insn.class(), insn.code) {

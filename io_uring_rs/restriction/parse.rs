@@ -13,7 +13,8 @@ use kernel::io_uring::rules::{
 /// The number of kinds of entries: `IORING_RESTRICTION_LAST`.
 pub(crate) const KINDS: usize = 4;
 
-/// The largest number of entries of a list. As many are enough to name every kind and opcode.
+/// The largest number of entries of a list: `IORING_MAX_RESTRICTIONS`. No list needs more to name
+/// all opcodes and flags.
 pub(crate) const MAX_ENTRIES: usize = KINDS + REGISTER_LAST + OP_LAST;
 
 /// A parser that is given the entries of a list one by one.

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What filters see of a socket address.
+//! The part of a socket address that filters see.
 //!
 //! Uses nothing but `core`, so that it is also built and tested outside the kernel.
 
