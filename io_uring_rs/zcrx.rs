@@ -82,7 +82,7 @@ pub(crate) struct Ifq {
     events: Events,
     #[pin]
     refill: Refill,
-    /// Whether the kernel can write to the areas. If not, nothing can be copied to them.
+    /// Whether the kernel can write to the areas.
     writable: bool,
     /// The device that writes to the areas, if there is one.
     dev: Option<ARef<Device>>,
@@ -143,9 +143,8 @@ pub(crate) fn terminate(queues: &Queues<'_, Queue>) {
     });
 }
 
-/// Takes the queues from a ring that is being freed and has no requests any more. Requests may have
-/// handed out buffers after [`terminate`], so the buffers of queues without users are taken back
-/// again.
+/// Takes the queues from a ring that is being freed. Its requests may have handed out buffers after
+/// [`terminate`], so the buffers of queues without users are taken back again.
 pub(crate) fn unregister(mut queues: Queues<'_, Queue>) {
     while let Some(ifq) = queues.take() {
         if ifq.users.as_atomic().load(Acquire) == 0 {

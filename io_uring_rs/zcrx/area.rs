@@ -337,8 +337,7 @@ impl Areas {
         let hint = self.hint.load(Relaxed);
         let mut from = hint;
 
-        // Each time, other CPUs may take the buffers that were found first, so the number of tries
-        // is limited.
+        // Each time, other CPUs may take the buffers first, so the number of tries is limited.
         for _ in 0..=self.len() {
             let id = self.free.find(from)?;
 
@@ -424,7 +423,7 @@ impl Reservation<'_> {
     pub(super) fn fill(self, area: Pin<KBox<Area>>) {
         area.buffers.set_token(token(self.id));
         self.slot.populate(area);
-        // This comes last, so that whoever sees that the area has free buffers finds the area.
+        // This comes last, so that a CPU that sees free buffers of the area also finds the area.
         if let Some(area) = self.slot.as_ref() {
             area.buffers.note_in(self.areas.free.clone(), self.id);
         }

@@ -96,8 +96,8 @@ fn export(ifq: Arc<Queue>, ctrl: &mut Ctrl, arg: UserPtr) -> Result {
 /// Adds the area that `ctrl` describes to `ifq`.
 ///
 /// No lock of the queue or its device is held while memory is pinned or user space is written to,
-/// which may take long. The descriptor is written twice: as in C, one that cannot be written is an
-/// error that comes before all others of the area.
+/// which may take long. The descriptor is written twice: first as it was, because in C the error
+/// that it cannot be written comes before all errors of the memory, and then with the token.
 fn add_area(ifq: &Queue, ctrl: &Ctrl) -> Result {
     let (to, reserved_is_zero) = ctrl.area();
     let mut reg: AreaReg = register::read(to)?;

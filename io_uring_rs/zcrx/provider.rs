@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The provider: gives buffers of an interface queue to the page pools of the device that it is
-//! bound to.
+//! The memory provider, which gives buffers of an interface queue to the page pools of the device
+//! to which the queue is bound.
 //!
 //! Lock order: the instance lock of the network device, then the state of the interface queue's
 //! binding, then the memory of an area or the reservation of an id. `alloc` takes no lock that
@@ -41,8 +41,8 @@ use kernel::{
 
 impl MemoryProvider for Ifq {
     fn init(&self, pool: &mut NewPool<'_>) -> Result {
-        // If the kernel cannot write to the areas, all of them are dma-bufs, and their exporters
-        // keep caches in order.
+        // If the kernel cannot write to the areas, all of them are dma-bufs, and it is up to their
+        // exporters to keep CPU caches coherent.
         if !self.writable {
             pool.leave_caches_to_exporter();
         }

@@ -140,8 +140,8 @@ impl Refill {
     /// Consumes up to `most` entries, and gives back the buffers of `1 << shift` bytes that they
     /// name. Returns the number of entries consumed. Entries that name no buffer are skipped.
     ///
-    /// The buffers are given back before the queue is unlocked: whoever then finds the queue empty
-    /// finds the buffers on the free lists and in the pools.
+    /// The buffers are given back before the queue is unlocked. So if another CPU then finds the
+    /// queue empty, it finds the buffers on the free lists and in the pools.
     fn read<'a, F: FnMut(PooledIov<'a>)>(
         &self,
         most: u32,
@@ -198,9 +198,9 @@ impl Refill {
     ///
     /// No free list may be locked, because their locks are taken under the lock of the queue.
     ///
-    /// `left` is the number of entries that may be consumed, and is lowered by those that are. A
-    /// caller that needs several buffers passes it again. So user space, which can go on filling
-    /// the queue, cannot keep the kernel busy. May sleep.
+    /// `left` is the number of entries that may be consumed, and is lowered by the number of those
+    /// that were. A caller that needs several buffers passes it again. So user space, which can go
+    /// on filling the queue, cannot keep the kernel busy. May sleep.
     pub(super) fn drain_until(
         &self,
         areas: &Areas,
@@ -227,7 +227,7 @@ impl Refill {
 
     /// Consumes all entries, and gives back the buffers that they name. Consumes no more entries
     /// than the queue has, so that user space, which can go on filling the queue, cannot keep the
-    /// kernel busy.
+    /// kernel busy. Ends early if the task is being killed. May sleep.
     pub(super) fn flush(&self, areas: &Areas) {
         let mut total = 0;
 

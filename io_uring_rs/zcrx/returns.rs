@@ -23,7 +23,7 @@ pub(super) struct Returns<'a, F: FnMut(PooledIov<'a>)> {
     /// as entries name the same area.
     area: Option<&'a Area>,
     free: LockedFreeList<'a>,
-    /// Called with each buffer that goes back to a page pool.
+    /// The function that takes the buffers of page pools.
     pooled: F,
 }
 
@@ -43,10 +43,10 @@ impl<'a, F: FnMut(PooledIov<'a>)> Returns<'a, F> {
         }
     }
 
-    /// Adds the buffer that an entry names. It is skipped if user space does not have it.
+    /// Adds the buffer that an entry names. A buffer that user space does not have is skipped.
     #[inline]
     pub(super) fn push(&mut self, place: Place) {
-        // Usually it is another buffer of the same area.
+        // Usually, the entry names another buffer of the same area.
         if place.area != self.run.area {
             self.begin_area(place);
         } else if place.buffer != self.run.buffer {

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Walking through the data of a packet, part by part: linear data, fragments, and a list of
-//! packets.
+//! Walking through the data of a packet, part by part.
 
 use kernel::{
     net::skbuff::{
@@ -21,7 +20,7 @@ const DEPTH: u32 = 4;
 
 /// A taker of pieces of packets.
 pub(super) trait Taker {
-    /// What the taker remembers while it takes pieces of one packet.
+    /// The state that the taker keeps for one packet.
     type Packet<'a>;
 
     /// Begins a packet, or a packet in the list of another one.
@@ -53,7 +52,6 @@ pub(super) trait Taker {
 struct Rest {
     /// The number of bytes to skip, because they were taken before.
     skip: usize,
-    /// The number of bytes that are wanted after those.
     left: usize,
 }
 
@@ -88,9 +86,8 @@ impl Rest {
         Ok(self.left != 0)
     }
 
-    /// Takes the wanted bytes of a packet in a list, which has `len` bytes, by calling `f` with the
-    /// number of bytes to skip in it and the number wanted. Returns whether to go on, as
-    /// [`Self::copy`] does.
+    /// Takes the wanted bytes of a packet of `len` bytes in a list, by calling `f` with the number
+    /// of bytes to skip and the number wanted. Returns whether to go on, as [`Self::copy`] does.
     fn packet(
         &mut self,
         len: usize,
@@ -115,7 +112,6 @@ impl Rest {
 /// The progress of one call, over all packets that it takes.
 #[derive(Default)]
 pub(super) struct Walk {
-    /// The number of packets begun.
     skbs: u32,
     /// Whether fewer bytes of a packet were taken than wanted.
     stopped_early: bool,
@@ -240,8 +236,7 @@ mod tests {
         Ok(skb)
     }
 
-    /// A taker that takes every piece whole until it has `room` bytes, and notes the lengths of
-    /// pieces.
+    /// A taker that takes pieces whole until it has `room` bytes, and notes their lengths.
     struct Greedy {
         len: usize,
         room: usize,
@@ -360,7 +355,7 @@ mod tests {
         Ok(())
     }
 
-    /// Checks the limit on packets of one call. A packet counts besides the packets in its list.
+    /// Checks the limit on packets. A packet counts besides the packets in its list.
     #[test]
     fn packets_in_a_row() -> Result {
         let skb = packet(1, &[], &[1; 22])?;
