@@ -1,17 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Buffers that network devices receive into and whose memory the network stack cannot access.
+//! Network buffers whose memory the network stack cannot access: `net_iov`s.
 //!
-//! [`NetIovs`] are the buffers of one piece of memory, all of one size. Each is free, or has
-//! references: of the page pool that it is in, of packets, and of user space, to which it was
-//! *granted*. The number of grants is counted, so that user space cannot give back more than it was
-//! granted.
+//! [`NetIovs`] are the buffers that one piece of memory is cut into, all of one size. A buffer is
+//! free or has references: of the page pool that it is in, of packets, and of user space. A
+//! reference of user space is called a *grant*. Grants are also counted by themselves, so that user
+//! space cannot give back more of them than it got.
 //!
-//! The memory is mapped by [`NetIovs::map`], which tells each buffer the address by which the
-//! device knows it, and keeps the mapping. Only buffers with an address are put into page pools,
-//! and only into those of the device that the memory is mapped for. The mapping ends when the
-//! buffers are dropped, which no pool may have then, or by [`NetIovs::unmap`], which demands
-//! evidence that no pool gives buffers to a device any more.
+//! [`NetIovs::map`] maps the memory for a device, stores in each buffer its DMA address, and keeps
+//! the mapping. Only buffers with an address are put into page pools, and only into those of that
+//! device. The mapping ends when the buffers are dropped, which no pool may have then, or by
+//! [`NetIovs::unmap`], which demands evidence that no pool gives buffers to a device any more.
 //!
 //! C header: [`include/net/netmem.h`](srctree/include/net/netmem.h)
 
@@ -70,37 +69,39 @@ use core::{
     }, //
 };
 
-/// The lowest bit of a `netmem_ref` that is a `net_iov`.
+/// The bit that is set in a `netmem_ref` to a `net_iov`, and clear in one to a page.
 pub(super) const NET_IOV: bindings::netmem_ref = bindings::NET_IOV as bindings::netmem_ref;
 
-/// Lets others run after each 4,096 buffers: there may be millions.
+/// Yields the CPU after every 4,096th buffer: there may be millions.
 fn rest_after(number: usize) {
     if number % 4096 == 0 {
         sched::cond_resched();
     }
 }
 
-/// Buffers of one piece of memory.
+/// The buffers that one piece of memory is cut into.
 ///
 /// # Invariants
 ///
-/// - `owner` came from `KBox::into_raw`, is pinned, and is ours. It is freed only while no buffer
-///   is in a pool.
-/// - `iovs` and `granted` of the owner have as many elements, and are never moved nor shortened.
-/// - Each `net_iov` is of that owner. Its `pp` is null while it is in no pool; its `pp_ref_count`
-///   is `FREE` while it is free, and else not below the number of grants.
-/// - While the owner's `dev` is not null, all buffers have addresses that `memory` maps for that
-///   device. Buffers are put only into pools of that device, of `provider`. While it is null, they
-///   are put only into pools that have no device, which are those of unit tests.
+/// - `owner` came from `KBox::into_raw`, is pinned, and is owned by this object. It is freed only
+///   while no buffer is in a pool.
+/// - `iovs` and `granted` of the owner have the same number of elements, and are never moved or
+///   shortened.
+/// - The `owner` of each `net_iov` is this owner. Its `pp` is null while it is in no pool. Its
+///   `pp_ref_count` is `FREE` while it is free, and otherwise at least the number of grants.
+/// - While the owner's `dev` is not null, each buffer has an address at which `memory` is mapped
+///   for that device, and buffers are put only into pools that belong to both that device and
+///   `provider`. While `dev` is null, buffers are put only into pools that have no device, which
+///   only unit tests create.
 pub struct NetIovs {
     owner: NonNull<Owner>,
 }
 
-// SAFETY: The buffers belong to nobody in particular.
+// SAFETY: The buffers are not tied to a task.
 unsafe impl Send for NetIovs {}
 
-// SAFETY: All accesses by way of shared references are atomic, locked, or by the one who has taken
-// the buffer.
+// SAFETY: All accesses through shared references are atomic, under a lock, or made by whoever has
+// taken the buffer.
 unsafe impl Sync for NetIovs {}
 
 impl NetIovs {
@@ -131,27 +132,27 @@ impl NetIovs {
             }),
             GFP_KERNEL_ACCOUNT,
         )?;
-        // SAFETY: The object is not moved out of the allocation, here or by `NetIovs`.
+        // SAFETY: The object is not moved out of its allocation, here or by `NetIovs`.
         let owner = KBox::into_raw(unsafe { Pin::into_inner_unchecked(owner) });
-        // SAFETY: A box is not null.
+        // SAFETY: A pointer from a box is not null.
         let owner = unsafe { NonNull::new_unchecked(owner) };
-        // INVARIANT: There are no buffers so far, and the owner is ours. The invariants hold for
-        // those that are added below, before which nobody else has this object.
+        // INVARIANT: The owner belongs to this object and has no buffers yet. The invariants hold
+        // for the buffers that are added below, before anybody else has this object.
         let this = Self { owner };
 
         for number in 0..capacity {
             let mut iov: bindings::net_iov = pin_init::zeroed();
 
             iov.type_ = bindings::net_iov_type_NET_IOV_IOURING;
-            // A pointer to the whole owner, as `Iov::from_raw` goes back from it to there.
+            // A pointer to the whole owner and not only to its area: `Iov::from_raw` casts it back.
             iov.owner = owner.as_ptr().cast();
             iov.desc.pp_ref_count.counter = FREE.try_into()?;
             iovs.push(Opaque::new(iov), GFP_KERNEL_ACCOUNT)?;
             granted.push(Atomic::new(0), GFP_KERNEL_ACCOUNT)?;
             rest_after(number);
         }
-        // SAFETY: The owner is valid, and nobody else has a pointer to it yet. The arrays stay
-        // where they are when the vectors are moved.
+        // SAFETY: The owner is valid, and nobody else has a pointer to it yet. Moving the vectors
+        // does not move their arrays.
         unsafe {
             (*(*owner.as_ptr()).area.get()).niovs = iovs.as_mut_ptr().cast();
             (*owner.as_ptr()).iovs = iovs;
@@ -162,8 +163,8 @@ impl NetIovs {
 
     #[inline]
     fn owner(&self) -> &Owner {
-        // SAFETY: By the type invariants, the owner is valid as long as `self` is, and nobody has
-        // it mutably.
+        // SAFETY: By the type invariants, the owner is valid as long as `self` is, and nobody has a
+        // mutable reference to it.
         unsafe { self.owner.as_ref() }
     }
 
@@ -186,12 +187,12 @@ impl NetIovs {
     fn iov(&self, index: u64) -> Option<Iov<'_>> {
         let index = index_in(&self.owner().iovs, usize::try_from(index).ok()?)?;
 
-        // SAFETY: There is such a buffer.
+        // SAFETY: `index_in` found that there is such a buffer.
         Some(unsafe { self.owner().iov_unchecked(index) })
     }
 
-    /// Claims the buffers for the pools of `provider`. Returns whether they are its own: only one
-    /// provider can have them, which the first claim decides.
+    /// Claims the buffers for the pools of `provider`. Returns whether they belong to `provider`
+    /// now: the first claim decides, and claims of other providers fail after it.
     fn claim(&self, provider: NonNull<c_void>) -> bool {
         let provider = provider.as_ptr();
         let owner = &self.owner().provider;
@@ -205,20 +206,21 @@ impl NetIovs {
             }
     }
 
-    /// Returns whether the buffers may be put into pools of `provider` that have buffers of
-    /// `1 << shift` bytes and transfer by way of `dev`.
+    /// Returns whether the buffers may be put into pools of `provider` whose buffers have `1 <<
+    /// shift` bytes and whose device is `dev`. Claims the buffers for `provider` if so.
     pub(super) fn fit(
         &self,
         provider: NonNull<c_void>,
         dev: *mut bindings::device,
         shift: u32,
     ) -> bool {
-        // Acquire, so that the addresses are seen that were set before.
+        // Acquire pairs with the release in `map`: whoever sees the device also sees the addresses,
+        // which were set before.
         self.owner().dev.load(Acquire) == dev && self.owner().shift == shift && self.claim(provider)
     }
 
-    /// Takes a free buffer for a page pool, which it is not in yet. Returns the buffer as C knows
-    /// it, or `None` if it is not free.
+    /// Takes a free buffer, so that the caller can put it into a page pool. Returns its `net_iov`,
+    /// or `None` if the buffer is not free.
     #[inline]
     pub(super) fn take(&self, index: u32) -> Option<NonNull<bindings::net_iov>> {
         let iov = self.iov(index.into())?;
@@ -226,32 +228,33 @@ impl NetIovs {
         iov.take().then_some(iov.iov)
     }
 
-    /// Takes a buffer out of its pool. Returns the tag of its [`NetIovs`] and its number there. It
-    /// is free then.
+    /// Takes a buffer out of its pool and marks it as free. Returns the tag of its [`NetIovs`], and
+    /// the index of the buffer there.
     ///
     /// # Safety
     ///
-    /// `netmem` must be a buffer that was taken by [`Self::take`] and put into a pool, which lets
-    /// go of it. Nobody else may refer to it.
+    /// `netmem` must be a buffer that [`Self::take`] returned and that was then put into a pool.
+    /// The pool must be releasing it, and nobody else may have a reference to it.
     pub(super) unsafe fn release(netmem: bindings::netmem_ref) -> (u64, usize) {
         let iov = (netmem & !NET_IOV) as *mut bindings::net_iov;
-        // SAFETY: A valid pointer is not null.
+        // SAFETY: The caller guarantees that the pointer is valid, so that it is not null.
         let iov = unsafe { NonNull::new_unchecked(iov) };
-        // SAFETY: The caller guarantees that it is valid.
+        // SAFETY: The caller guarantees that the `net_iov` is valid and one of a `NetIovs`.
         let iov = unsafe { Iov::from_raw(iov) };
         let named = (iov.owner.tag.load(Relaxed), iov.index());
 
-        // SAFETY: The caller guarantees that it is valid, and in a pool that lets go of it.
+        // SAFETY: The caller guarantees that the `net_iov` is valid, and that its pool is releasing
+        // it.
         unsafe { bindings::net_mp_niov_clear_page_pool(iov.iov.as_ptr()) };
         iov.references().store(FREE, Release);
-        // The pool counts the buffer as back next, by a relaxed operation, and when all are back it
-        // drops its reference to the provider, perhaps on another CPU. Whoever drops the buffers
-        // then must see what was stored here.
+        // Next, the pool counts the buffer as returned, by a relaxed operation. When all buffers
+        // are back, the pool drops its reference to the provider, perhaps on another CPU. The
+        // barrier makes sure that whoever then drops the buffers sees the two stores above.
         barrier::smp_mb(barrier::Write);
         named
     }
 
-    /// Grants user space a free buffer. Returns whether it was free.
+    /// Grants a free buffer to user space. Returns whether the buffer was free.
     pub fn grant_free(&self, index: u32) -> bool {
         match self.iov(index.into()) {
             Some(iov) if iov.take() => {
@@ -262,10 +265,10 @@ impl NetIovs {
         }
     }
 
-    /// Takes back up to `count` references that user space has to a buffer. Returns what became of
-    /// the buffer.
+    /// Takes back up to `count` grants of a buffer from user space. Returns the state that the
+    /// buffer is in afterwards.
     ///
-    /// The index may come from user space: it is clamped for speculative execution.
+    /// The index may come from user space: it is clamped against speculative execution.
     #[inline]
     pub fn take_back(&self, index: u64, count: u32) -> TakenBack<'_> {
         let Some(iov) = self.iov(index) else {
@@ -275,7 +278,7 @@ impl NetIovs {
         let mut old = granted.load(Relaxed);
 
         while old > 0 {
-            // No more than `old`, so that it fits.
+            // At most `old`, so that the cast loses nothing.
             let taken = old.unsigned_abs().min(count) as i32;
 
             match granted.cmpxchg(old, old.wrapping_sub(taken), Full) {
@@ -286,8 +289,8 @@ impl NetIovs {
         TakenBack::Held
     }
 
-    /// Takes back all references that user space has to a buffer. Returns what became of the
-    /// buffer.
+    /// Takes back all grants of a buffer from user space. Returns the state that the buffer is in
+    /// afterwards.
     pub fn take_back_all(&self, index: u32) -> TakenBack<'_> {
         let Some(iov) = self.iov(index.into()) else {
             return TakenBack::Held;
@@ -302,16 +305,17 @@ impl NetIovs {
         }
     }
 
-    /// Gives the buffers, one after the other, to `dev`, which finds them in `memory`. From then on
-    /// they can be put into its page pools. May sleep.
+    /// Maps `memory` for `dev`, and assigns the mapped addresses to the buffers in the order of
+    /// their indices. From then on, the buffers can be put into page pools of `dev`. May sleep.
     ///
     /// # Errors
     ///
-    /// - [`EBUSY`] if they are mapped already.
-    /// - [`EINVAL`] if `memory` is mapped for another device, or if a buffer would not be in one
-    ///   piece at a multiple of its size: devices may ignore the lower bits of an address.
-    /// - [`EFAULT`] if the memory is not as large as the buffers, or has addresses that a device
-    ///   cannot be told.
+    /// - [`EBUSY`] if the buffers are mapped already.
+    /// - [`EINVAL`] if `memory` is mapped for another device, or if a buffer would not be
+    ///   contiguous or not start at a multiple of its size: devices may ignore the low bits of an
+    ///   address.
+    /// - [`EFAULT`] if `memory` is smaller than the buffers together, or has an address that does
+    ///   not fit in a `net_iov`.
     pub fn map(&self, memory: KBox<dyn DmaMemory>, dev: &Device<Bound>) -> Result {
         let owner = self.owner();
         let mut slot = owner.memory.lock();
@@ -320,18 +324,18 @@ impl NetIovs {
             return Err(EBUSY);
         }
         self.set_addresses(memory.table(dev)?)?;
-        // INVARIANT: All buffers have addresses in `memory`, which is kept. It is mapped for this
-        // device. Release, so that whoever sees the device sees the addresses.
+        // INVARIANT: All buffers have addresses in `memory`, which is kept and is mapped for `dev`.
+        // Release, so that whoever sees the device sees the addresses.
         *slot = Some(memory);
         owner.dev.store(dev.as_raw(), Release);
         Ok(())
     }
 
-    /// Tells each buffer its address.
+    /// Stores in each buffer the DMA address of the buffer.
     ///
     /// # Errors
     ///
-    /// As for [`Self::map`].
+    /// The same as those of [`Self::map`].
     fn set_addresses(&self, table: &SGTable) -> Result {
         let shift = self.owner().shift;
         let size = ResourceSize::checked_shl(1, shift).ok_or(EINVAL)?;
@@ -347,8 +351,9 @@ impl NetIovs {
             }
             for (number, iov) in iovs.by_ref().take(count).enumerate() {
                 // SAFETY: The `net_iov` is valid. While its owner's `dev` is null, no pool that
-                // gives buffers to a device has it. One that its driver has destroyed may, if the
-                // memory was mapped before; such a pool reads no address, which is one word.
+                // gives buffers to a device has it. A pool that its driver has destroyed may, if
+                // the memory was mapped before; such a pool does not read the address, which is one
+                // word.
                 if unsafe { bindings::net_mp_niov_set_dma_addr(iov.get(), address) } {
                     return Err(EFAULT);
                 }
@@ -361,8 +366,8 @@ impl NetIovs {
 
     /// Ends the mapping, if there is one. May sleep.
     ///
-    /// `unused` shows that no pool gives buffers of its provider to a device. Buffers that another
-    /// provider has are left alone.
+    /// `unused` shows that no pool gives buffers of its provider to a device. If the buffers belong
+    /// to another provider, this warns and leaves them mapped.
     pub fn unmap(&self, unused: &Unused<'_>) {
         let owner = self.owner();
         let memory = owner.memory.lock().take();
@@ -374,12 +379,12 @@ impl NetIovs {
             *owner.memory.lock() = memory;
             return;
         }
-        // INVARIANT: Nobody can put the buffers into a pool any more: they are this provider's
-        // alone, which has no pool that asks for any.
+        // INVARIANT: Nobody can put the buffers into a pool of a device any more: they belong to
+        // this provider alone, and it has no pool that asks for buffers.
         owner.dev.store(null_mut(), Relaxed);
         for (number, iov) in owner.iovs.iter().enumerate() {
             // SAFETY: The `net_iov` is valid. Packets that still have it do not read its address,
-            // nor does a pool, whose device uses it no more. Zero can always be set.
+            // nor do pools that `unused` knows to be destroyed. Zero always fits.
             unsafe { bindings::net_mp_niov_set_dma_addr(iov.get(), 0) };
             rest_after(number);
         }
@@ -399,18 +404,19 @@ impl Drop for NetIovs {
             !iov.pool().is_null() || iov.references().load(Acquire) != left
         };
         let owner = self.owner();
-        // A pool that lets go of a buffer takes it out first, then marks it as free, and drops its
+        // A pool that releases a buffer takes it out first, then marks it as free, and drops its
         // reference to the provider last: see `release`.
         let any_held = (0..self.len()).any(|index| {
             rest_after(index);
-            // SAFETY: There are as many.
+            // SAFETY: `index` is less than the number of buffers.
             is_held(unsafe { owner.iov_unchecked(index) })
         });
 
-        // What a pool refers to must stay, come what may.
+        // That is a bug. Memory is leaked then, since a pool must not refer to freed memory.
         if !warn_on_once!(any_held) {
-            // SAFETY: By the type invariants, the pointer came from `KBox::into_raw` and is ours.
-            // This is done once, and as no buffer is in a pool nobody refers to one.
+            // SAFETY: By the type invariants, the pointer came from `KBox::into_raw` and is owned
+            // by this object. `drop` runs once, and as no buffer is in a pool, nobody refers to
+            // one.
             drop(unsafe { Pin::new_unchecked(KBox::from_raw(self.owner.as_ptr())) });
         }
     }
@@ -445,7 +451,7 @@ mod tests {
         Ok(())
     }
 
-    /// In one place at a time.
+    /// A buffer can be taken by one party at a time.
     #[test]
     fn taking() -> Result {
         let iovs = NetIovs::new(2, 12)?;
@@ -458,25 +464,25 @@ mod tests {
         assert!(iovs.take(2).is_none());
         assert!(!iovs.grant_free(2));
 
-        // A pool that gets it back has none for a moment.
+        // A buffer on its way back to its pool has no references for a moment.
         let references = iovs.iov(0).ok_or(EINVAL)?.references();
 
         references.store(0, Relaxed);
         assert!(iovs.take(0).is_none());
         assert!(!iovs.grant_free(0));
-        // No pool got it after all: it must not be freed as long as one may.
+        // The buffer is in no pool: let it be freed.
         references.store(FREE, Relaxed);
         Ok(())
     }
 
-    /// Returns the addresses that three buffers of 4 KiB or 8 KiB get if these pieces, address and
-    /// bytes each, are mapped for a device.
+    /// Returns the addresses that three buffers of `1 << shift` bytes get if `pieces` are mapped
+    /// for a device. Each piece is an address and a number of bytes.
     fn told(pieces: [(u64, u32); 3], shift: u32) -> Result<[u64; 3]> {
         let iovs = NetIovs::new(3, shift)?;
         let mut entries: [bindings::scatterlist; 3] = pin_init::zeroed();
         let mut table: bindings::sg_table = pin_init::zeroed();
 
-        // SAFETY: There are so many entries.
+        // SAFETY: The array has three entries.
         unsafe { bindings::sg_init_table(entries.as_mut_ptr(), 3) };
         for (entry, (address, len)) in entries.iter_mut().zip(pieces) {
             entry.dma_address = address as bindings::dma_addr_t;
@@ -488,7 +494,7 @@ mod tests {
         }
         table.sgl = entries.as_mut_ptr();
         table.nents = 3;
-        // SAFETY: The table and its entries stay while it is used.
+        // SAFETY: The table and its entries outlive the reference.
         iovs.set_addresses(unsafe { SGTable::from_raw(&raw mut table) })?;
 
         // SAFETY: The buffer is valid.
@@ -501,12 +507,12 @@ mod tests {
     fn addresses() {
         let odd = [(0x7000, 4096), (0x3000, 4096), (0x1_0000, 4096)];
         assert_eq!(told(odd, 12), Ok([0x7000, 0x3000, 0x1_0000]));
-        // No two of them are in a row.
+        // No two of these pieces are contiguous.
         assert_eq!(told(odd, 13), Err(EINVAL));
         let long = [(0x8000, 16384), (0x2000, 8192), (0x4000, 8192)];
         assert_eq!(told(long, 12), Ok([0x8000, 0x9000, 0xa000]));
         assert_eq!(told(long, 13), Ok([0x8000, 0xa000, 0x2000]));
-        // In one piece, but not at a multiple of its size.
+        // The first piece is contiguous, but not at a multiple of the larger size.
         let askew = [(0x9000, 16384), (0x2000, 8192), (0x4000, 8192)];
         assert_eq!(told(askew, 12), Ok([0x9000, 0xa000, 0xb000]));
         assert_eq!(told(askew, 13), Err(EINVAL));
@@ -514,7 +520,7 @@ mod tests {
         assert_eq!(told(few, 12), Err(EFAULT));
     }
 
-    /// No more than was granted.
+    /// User space cannot give back more than it was granted.
     #[test]
     fn taking_back() -> Result {
         let iovs = NetIovs::new(4, 12)?;
@@ -525,7 +531,7 @@ mod tests {
         assert_eq!(take_back(&iovs, 0, 9), Some(true));
         assert_eq!(take_back(&iovs, 0, 1), None);
 
-        // As often as its bytes were received.
+        // A buffer is granted once for each run of bytes received in it.
         assert!(iovs.grant_free(1));
         let received = ProvidedIov::new(iovs.iov(1).ok_or(EINVAL)?, 7);
 
@@ -539,7 +545,7 @@ mod tests {
         assert_eq!(take_back(&iovs, 1, 2), None);
         assert_eq!(take_back(&iovs, 1, 1), Some(true));
 
-        // None of these is there.
+        // None of these indices exists.
         for index in [4, 1 << 32, 1 << 32 | 2, u64::MAX] {
             assert_eq!(take_back(&iovs, index, 1), None);
         }
@@ -582,7 +588,7 @@ mod tests {
         Ok(())
     }
 
-    /// Only into pools of the device, size and provider that they are for.
+    /// Buffers go only into pools of their own device, size and provider.
     #[test]
     fn pools_that_they_fit_into() -> Result {
         let iovs = NetIovs::new(1, 12)?;
@@ -601,7 +607,7 @@ mod tests {
         Ok(())
     }
 
-    /// Somebody else has a reference, too.
+    /// A buffer is not freed while somebody else has a reference to it.
     #[test]
     fn held_elsewhere() -> Result {
         let iovs = NetIovs::new(1, 12)?;

@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A single buffer, the references to it, and what becomes of it when they are given back.
+//! A single buffer, its references, and what happens to it when the last one is dropped.
 //!
-//! How buffers are made, mapped and taken is in the parent module; how packets have them, in
-//! `provided`.
+//! The parent module makes, maps and takes buffers; `provided` finds them in packets.
 
 use super::NET_IOV;
 use crate::{
@@ -25,47 +24,47 @@ use crate::{
 };
 use core::ptr::NonNull;
 
-/// The number of references that a free buffer has. No other buffer has it: those of a buffer in a
-/// pool may be zero for a moment.
+/// The number of references that marks a buffer as free. Buffers that are not free never have it:
+/// those in a pool may have zero references for a moment.
 pub(super) const FREE: isize = isize::MIN;
 
-/// The number of grants past which those of a buffer are not counted any more, where references
-/// have 32 bits. Where they have 64, they cannot become as many as [`FREE`].
+/// The number of grants of a buffer from which on no more are counted, where references have 32
+/// bits. Where they have 64 bits, grants cannot add up to [`FREE`].
 ///
-/// A grant looks at the number before it counts, so that each CPU may add one that is too many.
+/// A grant compares before it adds, so that each CPU may exceed this number by one.
 pub(super) const GRANTED_MAX: i32 = 1 << 30;
 
-/// State that the buffers of one piece of memory share.
+/// The state that the buffers of one piece of memory share.
 ///
-/// `area` is where C looks for it: each `net_iov` points to it.
+/// C finds it through the `owner` of each `net_iov`, which points to `area`.
 #[repr(C)]
 #[pin_data]
 pub(super) struct Owner {
     pub(super) area: Opaque<bindings::net_iov_area>,
     /// The value that [`ProvidedIov::tag`](super::ProvidedIov::tag) returns.
     pub(super) tag: Atomic<u64>,
-    /// The provider whose pools the buffers may be put into, once one was.
+    /// The provider that has claimed the buffers for its pools. Null until one has.
     pub(super) provider: Atomic<*mut c_void>,
-    /// The device that the buffers have addresses for. Null while the memory is not mapped.
+    /// The device for which the memory is mapped. Null while it is not mapped.
     pub(super) dev: Atomic<*mut bindings::device>,
     /// The base-2 logarithm of the size of a buffer, in bytes.
     pub(super) shift: u32,
     pub(super) iovs: KVVec<Opaque<bindings::net_iov>>,
-    /// The number of references that user space has to each buffer.
+    /// The number of grants of each buffer.
     pub(super) granted: KVVec<Atomic<i32>>,
     #[pin]
     pub(super) memory: Mutex<Option<KBox<dyn DmaMemory>>>,
 }
 
 impl Owner {
-    /// Returns a buffer by its number.
+    /// Returns the buffer with an index.
     ///
     /// # Safety
     ///
     /// `index` must be less than the number of buffers.
     #[inline]
     pub(super) unsafe fn iov_unchecked(&self, index: usize) -> Iov<'_> {
-        // SAFETY: The caller guarantees it.
+        // SAFETY: The caller guarantees that there is such a buffer.
         let iov = unsafe { self.iovs.get_unchecked(index) }.get();
 
         // INVARIANT: The `net_iov` is one of this owner's.
@@ -89,24 +88,24 @@ pub(super) struct Iov<'a> {
 }
 
 impl<'a> Iov<'a> {
-    /// Makes a buffer of the pointer that C has.
+    /// Converts the pointer that C has.
     ///
     /// # Safety
     ///
-    /// For the duration of `'a`, `iov` must be a valid one of [`NetIovs`](super::NetIovs).
+    /// For the duration of `'a`, `iov` must be a valid buffer of a [`NetIovs`](super::NetIovs).
     #[inline]
     pub(super) unsafe fn from_raw(iov: NonNull<bindings::net_iov>) -> Self {
-        // INVARIANT: The caller guarantees it.
+        // INVARIANT: The caller guarantees that `iov` is valid; `owner` is the one it points to.
         Self {
             iov,
             // SAFETY: The caller guarantees that the `net_iov` is valid. Its `owner` never changes:
-            // it is the pointer to the whole `Owner`, as `NetIovs::new` got it, which lives as
-            // long.
+            // it is the pointer to the whole `Owner` that `NetIovs::new` stored, and the `Owner`
+            // lives as long as its buffers.
             owner: unsafe { &*(*iov.as_ptr()).owner.cast::<Owner>() },
         }
     }
 
-    /// Returns its number in the owner's array.
+    /// Returns the index of the buffer in the owner's array.
     #[inline]
     pub(super) fn index(self) -> usize {
         let first = self.owner.iovs.as_ptr().addr();
@@ -114,54 +113,55 @@ impl<'a> Iov<'a> {
         self.iov.addr().get().wrapping_sub(first) / size_of::<bindings::net_iov>()
     }
 
-    /// Returns the number of references, which is [`FREE`] if the buffer is.
+    /// Returns the number of references, which is [`FREE`] if the buffer is free.
     #[inline]
     pub(super) fn references(self) -> &'a Atomic<isize> {
-        // SAFETY: By the type invariants, the `net_iov` is valid. C accesses this field by atomic
-        // operations, while the `net_iov` is in a pool; `atomic_long_t` has one member of the size
-        // of an `isize`.
+        // SAFETY: By the type invariants, the `net_iov` is valid. C accesses this field only by
+        // atomic operations, and while the `net_iov` is in a pool. An `atomic_long_t` has one
+        // member, of the size of an `isize`.
         unsafe { Atomic::from_ptr((&raw mut (*self.iov.as_ptr()).desc.pp_ref_count).cast()) }
     }
 
-    /// Returns the pool that the buffer is in, or null. It does not change while somebody has a
-    /// reference.
+    /// Returns the pool that the buffer is in, or null. It does not change while anybody has a
+    /// reference to the buffer.
     #[inline]
     pub(super) fn pool(self) -> *mut bindings::page_pool {
         // SAFETY: By the type invariants, the `net_iov` is valid. Only the sole owner of all
-        // references writes this field. The read is volatile, as another CPU may be that owner.
+        // references writes this field. The read is volatile, since another CPU may be that owner.
         unsafe { (&raw const (*self.iov.as_ptr()).desc.pp).read_volatile() }
     }
 
-    /// Returns the number of references that user space has.
+    /// Returns the number of grants.
     #[inline]
     pub(super) fn granted(self) -> &'a Atomic<i32> {
-        // SAFETY: There are as many as there are `net_iov`s, of which this is one.
+        // SAFETY: There is a count for each `net_iov` of the owner, and this is one of them.
         unsafe { self.owner.granted.get_unchecked(self.index()) }
     }
 
-    /// Returns the buffer as C knows it.
+    /// Returns the buffer as a `netmem_ref`.
     #[inline]
     pub(super) fn netmem(self) -> bindings::netmem_ref {
         self.iov.addr().get() as bindings::netmem_ref | NET_IOV
     }
 
-    /// Takes the buffer if it is free. Returns whether it was.
+    /// Takes the buffer if it is free. Returns whether it was free.
     pub(super) fn take(self) -> bool {
         self.references().cmpxchg(FREE, 1, Acquire).is_ok()
     }
 
-    /// Drops `count` references, which the caller has. Returns what became of the buffer.
+    /// Drops `count` references, which the caller must own. Returns the state that the buffer is in
+    /// afterwards.
     #[inline]
     pub(super) fn put(self, count: i32) -> TakenBack<'a> {
         let (references, count) = (self.references(), count as isize);
 
-        // Mostly nobody else has a reference. Then nobody else can change the number, and it takes
-        // no atomic operation to change it.
+        // Most often, nobody else has a reference. Then nobody else can change the number, so that
+        // no atomic read-modify-write is needed.
         if references.load(Acquire) != count {
             let before = references.fetch_sub(count, Full);
 
             if before != count {
-                // C, too, looks for a count that was dropped too often.
+                // As C does, warn if more references were dropped than there were.
                 warn_on_once!(before < count);
                 return TakenBack::Held;
             }
@@ -170,27 +170,28 @@ impl<'a> Iov<'a> {
             references.store(FREE, Release);
             return TakenBack::Free;
         }
-        // Pools want it so.
+        // A buffer that is given back to its pool has one reference: the pool's.
         references.store(1, Relaxed);
-        // INVARIANT: It is in a pool, and all references were ours.
+        // INVARIANT: The buffer is in a pool, and nobody else has a reference to it.
         TakenBack::Pooled(PooledIov(self))
     }
 }
 
-/// What became of a buffer whose references user space gave back.
+/// The state of a buffer after references to it were dropped.
 #[must_use = "a buffer that is not given back to where it belongs is lost"]
 pub enum TakenBack<'a> {
-    /// User space had no reference, or others have some left.
+    /// User space had no grant, or others still have references.
     Held,
     /// The buffer is free.
     Free,
-    /// Nobody but the pool has the buffer.
+    /// The buffer is in a pool, and nobody else has a reference to it.
     Pooled(PooledIov<'a>),
 }
 
-/// A buffer in a pool that nobody has a reference to any more.
+/// A buffer in a pool to which nobody has a reference any more.
 ///
-/// It is to be given back to the pool. Dropping this loses the buffer until the pool ends.
+/// The owner of this value gives it back to the pool. Dropping the value loses the buffer for as
+/// long as the pool exists.
 ///
 /// # Invariants
 ///
@@ -205,22 +206,23 @@ impl PooledIov<'_> {
         self.0.pool()
     }
 
-    /// Returns the buffer as C knows it, whose reference goes with it.
+    /// Returns the buffer as a `netmem_ref`, and transfers the reference with it.
     #[inline]
     pub(in crate::net) fn into_netmem(self) -> bindings::netmem_ref {
         self.0.netmem()
     }
 
     /// Gives the buffer back to its pool. May be called in tasks and in softirqs, but neither in
-    /// interrupt handlers nor with interrupts disabled, where the pool may not be locked.
+    /// interrupt handlers nor with interrupts disabled, where the lock of the pool may not be
+    /// taken.
     ///
     /// C counterpart: `page_pool_put_unrefed_netmem`.
     #[inline]
     pub fn put(self) {
         let (pool, netmem) = (self.pool(), self.0.netmem());
 
-        // SAFETY: By the type invariants, the buffer is in that pool, which stays until it has all
-        // its buffers back, and nobody refers to the buffer.
+        // SAFETY: By the type invariants, the buffer is in that pool, and nobody refers to the
+        // buffer. The pool stays until all its buffers are back.
         unsafe { bindings::page_pool_put_unrefed_netmem(pool, netmem, u32::MAX, false) };
     }
 }
@@ -242,14 +244,14 @@ mod tests {
         workqueue, //
     };
 
-    /// The number of times that each of two does something at once.
+    /// The number of times that each of the two tasks repeats its part.
     const TIMES: i32 = 300_000;
 
-    /// One buffer that a packet has, and two who change how often user space has it.
+    /// A buffer that a packet has, while two tasks change the number of its grants.
     #[pin_data]
     struct Race {
         iovs: NetIovs,
-        /// The number of those who are about to begin.
+        /// The number of tasks that are about to begin.
         ready: Atomic<u32>,
         /// Whether the worker has done its part.
         is_over: Atomic<u32>,
@@ -273,7 +275,7 @@ mod tests {
             )
         }
 
-        /// Returns the buffer once both are about to begin.
+        /// Waits until both tasks are about to begin. Returns the buffer.
         fn start(&self) -> Option<Iov<'_>> {
             self.ready.fetch_add(1, Full);
             while self.ready.load(Relaxed) < 2 {
@@ -282,7 +284,7 @@ mod tests {
             self.iovs.iov(0)
         }
 
-        /// Starts a worker that does its part, and then tells.
+        /// Starts a worker that does its part and then reports that it is done.
         fn spawn(race: &Arc<Self>, part: fn(&Self, Iov<'_>)) -> Result {
             let race = race.clone();
 
@@ -296,13 +298,13 @@ mod tests {
             Ok(())
         }
 
-        /// Takes the buffer back once, which the packet still has.
+        /// Takes back one grant. The packet still has a reference.
         fn take_back(&self) {
             let _ = self.iovs.take_back(0, 1);
         }
 
-        /// Waits for the worker, and has the buffer be free. Returns the number of grants that are
-        /// left, and that of references.
+        /// Waits for the worker and marks the buffer as free. Returns the number of grants and the
+        /// number of references that were left.
         fn end(&self, iov: Iov<'_>) -> (i32, isize) {
             self.done.wait_for_completion();
             let left = (iov.granted().load(Relaxed), iov.references().load(Relaxed));
@@ -313,8 +315,8 @@ mod tests {
         }
     }
 
-    /// Calls `f` again and again while a worker grants the buffer. Returns what is left of grants
-    /// and of references.
+    /// Calls `f` repeatedly while a worker grants the buffer. Returns the number of grants and the
+    /// number of references that are left.
     fn grant_while(f: impl Fn(&Race)) -> Result<(i32, isize)> {
         let race = Race::new()?;
 
@@ -333,7 +335,7 @@ mod tests {
         Ok(race.end(iov))
     }
 
-    /// No grant is lost when another one is given back on another CPU.
+    /// No grant is lost while another one is given back on another CPU.
     #[test]
     fn granting_while_giving_back() -> Result {
         let (granted, references) = grant_while(Race::take_back)?;
@@ -343,7 +345,8 @@ mod tests {
         Ok(())
     }
 
-    /// No grant is given back twice, as by who flushes and by a pool that wants buffers.
+    /// No grant is given back twice, as could happen if one task flushes the refill queue while a
+    /// page pool refills from it.
     #[test]
     fn giving_back_on_two_cpus() -> Result {
         let race = Race::new()?;
@@ -364,7 +367,7 @@ mod tests {
         Ok(())
     }
 
-    /// All are taken back while more are granted: each counts once.
+    /// Each grant counts once if all are taken back while more are made.
     #[test]
     fn granting_while_all_are_taken_back() -> Result {
         let (granted, references) = grant_while(|race| {

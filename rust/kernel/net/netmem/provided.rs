@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Buffers of a provider in packets: which ones they are, and granting them to user space.
+//! Buffers of a provider in packets: finding them, and granting them to user space.
 
 #[cfg(CONFIG_IO_URING_RS_KUNIT_TEST)]
 use super::iov::TakenBack;
@@ -34,13 +34,14 @@ use core::{
     }, //
 };
 
-/// Finds out which fragments of a packet are in buffers of a provider. Mostly they are all of the
-/// same [`NetIovs`](super::NetIovs): it remembers those of the last one.
+/// A lookup of the buffers of a provider that a packet's fragments are in.
+///
+/// Mostly they are all of the same [`NetIovs`](super::NetIovs), so a lookup remembers the last one.
 ///
 /// # Invariants
 ///
-/// `owner` is dangling, or that of buffers which are in pools of `provider`, and stays for the
-/// duration of `'a`.
+/// `owner` is dangling, or the owner of buffers that are in pools of `provider`, and stays valid
+/// for the duration of `'a`.
 pub struct Lookup<'a, 'p, P> {
     provider: &'p ProvidedQueue<P>,
     owner: *const Owner,
@@ -51,7 +52,7 @@ impl<'a, 'p, P: MemoryProvider> Lookup<'a, 'p, P> {
     /// Creates a lookup for the fragments of a packet.
     #[inline]
     pub fn new(_skb: &'a SkBuff, provider: &'p ProvidedQueue<P>) -> Self {
-        // INVARIANT: There is no owner yet.
+        // INVARIANT: `owner` is dangling.
         Self {
             provider,
             owner: dangling(),
@@ -59,7 +60,7 @@ impl<'a, 'p, P: MemoryProvider> Lookup<'a, 'p, P> {
         }
     }
 
-    /// Returns the buffer that the bytes of a piece are in, or `None` if it is not from a pool of
+    /// Returns the buffer that the bytes of `piece` are in, or `None` if it is not from a pool of
     /// the provider.
     #[inline]
     pub fn find(&mut self, piece: &Piece<'a>) -> Option<ProvidedIov<'a>> {
@@ -70,11 +71,11 @@ impl<'a, 'p, P: MemoryProvider> Lookup<'a, 'p, P> {
         if owner != self.owner {
             self.remember(iov)?;
         }
-        // INVARIANT: The buffer is one of that owner.
+        // INVARIANT: The buffer belongs to that owner.
         let iov = Iov {
             iov,
-            // SAFETY: By the type invariants, it is an owner, which stays as long as its buffers. A
-            // packet that stays for `'a` has one of them.
+            // SAFETY: By the type invariants, `owner` is an owner. It stays as long as its buffers,
+            // and a packet that stays for `'a` has one of them.
             owner: unsafe { &*owner },
         };
 
@@ -83,27 +84,27 @@ impl<'a, 'p, P: MemoryProvider> Lookup<'a, 'p, P> {
 
     #[cold]
     fn remember(&mut self, iov: NonNull<bindings::net_iov>) -> Option<()> {
-        // SAFETY: The packet has a reference to the buffer, so that it is valid, and who owns it
-        // and which pool it is in does not change.
+        // SAFETY: The packet has a reference to the buffer, so that the buffer is valid, and
+        // neither its owner nor its pool changes.
         let (pool, owner) = unsafe { ((*iov.as_ptr()).desc.pp, (*iov.as_ptr()).owner) };
         let pool = NonNull::new(pool)?;
 
-        // SAFETY: The pool stays until it has all its buffers back.
+        // SAFETY: A pool stays until all its buffers are back, and the packet has one of them.
         if !unsafe { self.provider.provides(pool) } {
             return None;
         }
-        // INVARIANT: Pools of this provider, of which this is the address, only get buffers out of
-        // `NetIovs`. So the owner is such a one, and its buffers are in no others' pools.
+        // INVARIANT: The pool is one of this provider, whose pools get buffers only from `NetIovs`.
+        // So this is the owner of such buffers, which are in no other provider's pools.
         self.owner = owner.cast_const().cast();
         Some(())
     }
 }
 
-/// A run of bytes of a packet that is in a buffer of ours.
+/// A run of bytes of a packet, in a buffer of a provider.
 ///
 /// # Invariants
 ///
-/// `index` is the number of `iov`.
+/// `index` is the index of `iov`.
 pub struct ProvidedIov<'a> {
     iov: Iov<'a>,
     index: usize,
@@ -113,7 +114,7 @@ pub struct ProvidedIov<'a> {
 impl<'a> ProvidedIov<'a> {
     #[inline]
     pub(super) fn new(iov: Iov<'a>, offset: usize) -> Self {
-        // INVARIANT: That is its number.
+        // INVARIANT: `index` is the index of `iov`.
         Self {
             iov,
             index: iov.index(),
@@ -127,7 +128,7 @@ impl<'a> ProvidedIov<'a> {
         self.iov.owner.tag.load(Relaxed)
     }
 
-    /// Returns the number of the buffer.
+    /// Returns the index of the buffer.
     #[inline]
     pub fn index(&self) -> usize {
         self.index
@@ -139,47 +140,47 @@ impl<'a> ProvidedIov<'a> {
         self.offset
     }
 
-    /// Grants the buffer to user space once more. It is not free before that is given back.
+    /// Grants the buffer to user space once more. It is not freed before that grant is given back.
     ///
-    /// The number of grants that were not given back may become negative, after 2^31 of them, or
-    /// stop at 2^30 where references have 32 bits. Then user space can give back less than it got,
-    /// and the buffer is not freed.
+    /// The number of outstanding grants becomes negative after 2^31 of them, or stops at 2^30 where
+    /// references have 32 bits. From then on, user space can give back less than it got, and the
+    /// buffer is not freed.
     #[inline]
     pub fn grant(&self) {
-        // SAFETY: By the type invariants, there is such a buffer, and there are as many counts.
+        // SAFETY: By the type invariants, there is such a buffer, and there is a count for each.
         let granted = unsafe { self.iov.owner.granted.get_unchecked(self.index) };
 
         if isize::BITS < 64 && granted.load(Relaxed) >= GRANTED_MAX {
             return;
         }
         self.iov.references().add(1, Relaxed);
-        // The reference first: user space could give back a grant that it sees at once.
+        // The reference comes first: user space may give back a grant as soon as it is counted.
         granted.fetch_add(1, Release);
     }
 
-    /// Makes a run of a whole buffer that was just taken out of a pool.
+    /// Creates a run that covers a whole buffer, which was just taken out of a pool.
     ///
     /// # Safety
     ///
-    /// `iov` must be one of [`NetIovs`](super::NetIovs), and the caller own a reference to it that
-    /// is not given back before [`Self::unreference`].
+    /// `iov` must be one of [`NetIovs`](super::NetIovs), and the caller must own a reference to it
+    /// that is not given back before [`Self::unreference`].
     #[cfg(CONFIG_IO_URING_RS_KUNIT_TEST)]
     pub(in crate::net) unsafe fn whole(iov: NonNull<bindings::net_iov>) -> Self {
-        // SAFETY: The caller guarantees it.
+        // SAFETY: The caller guarantees that `iov` is a valid buffer of a `NetIovs`.
         Self::new(unsafe { Iov::from_raw(iov) }, 0)
     }
 
-    /// Returns the buffer as C knows it.
+    /// Returns the buffer as a `netmem_ref`.
     #[cfg(CONFIG_IO_URING_RS_KUNIT_TEST)]
     pub(in crate::net) fn netmem(&self) -> bindings::netmem_ref {
         self.iov.netmem()
     }
 
-    /// Gives back the reference of a packet. Returns what became of the buffer.
+    /// Drops the reference of a packet. Returns the state that the buffer is in afterwards.
     ///
     /// # Safety
     ///
-    /// The caller must have a reference, and give it up.
+    /// The caller must own a reference and give it up.
     #[cfg(CONFIG_IO_URING_RS_KUNIT_TEST)]
     pub(in crate::net) unsafe fn unreference(&self) -> TakenBack<'_> {
         self.iov.put(1)
