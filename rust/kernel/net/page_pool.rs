@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Page pools that get their buffers from a provider of memory.
+//! Page pools that get their buffers from a memory provider.
 //!
-//! A [`MemoryProvider`] has buffers, as [`NetIovs`]. It stands in a [`ProvidedQueue`], which binds
-//! it to a receive queue of a network device. The page pools that the device's driver creates for
-//! that queue then get their buffers from it. The queue keeps a list of these pools: the memory
-//! stays mapped for as long as one of them can give a buffer to the device.
+//! A page pool is the allocator from which a network driver takes receive buffers. Usually it
+//! allocates pages; here, a [`MemoryProvider`] hands it buffers from [`NetIovs`] instead. The
+//! provider is part of a [`ProvidedQueue`], which binds it to a receive queue of a network device.
+//! The page pools that the driver then creates for that queue get their buffers from the provider.
+//! The [`ProvidedQueue`] keeps a list of these pools: the memory stays mapped as long as one of
+//! them can give a buffer to the device.
 //!
 //! Lock order: the instance lock of the network device, the mutex of [`ProvidedQueue`], and then
 //! that of [`NetIovs`].
@@ -52,38 +54,38 @@ use core::{
 
 /// A provider of buffers for page pools.
 ///
-/// Pools keep a reference to the [`ProvidedQueue`] of their provider until they have given all
-/// buffers back. None of the methods may call one of that queue.
+/// A pool keeps a reference to the [`ProvidedQueue`] of its provider until it has released all its
+/// buffers. None of the methods may call a method of that queue.
 ///
 /// C counterpart: `struct memory_provider_ops`.
 pub trait MemoryProvider: Sized + Send + Sync + 'static {
-    /// Looks at a pool that a driver creates for the queue, and may refuse it. May sleep; the
+    /// Checks a pool that a driver is creating for the queue, and may refuse it. May sleep. The
     /// network device is locked.
     ///
-    /// The pool is one of the device that the queue is bound for, which writes to its buffers by
-    /// DMA, and its buffers have the size of the queue's.
+    /// The pool belongs to the device that the queue is bound to, which writes to its buffers by
+    /// DMA. Its buffers have the size of those of the queue.
     ///
     /// # Errors
     ///
-    /// Those that the driver shall get.
+    /// The driver gets the error that this returns.
     fn init(&self, _pool: &mut NewPool<'_>) -> Result {
         Ok(())
     }
 
     /// Puts buffers into the empty cache of a pool.
     ///
-    /// Called in softirqs, and where a driver fills its ring also in tasks. Must not sleep.
+    /// Called in softirqs, and also in tasks when a driver fills its ring. Must not sleep.
     fn alloc(&self, cache: &mut AllocCache<'_>);
 
-    /// Takes note that a pool has let go of a buffer, which is free now: number `index` of the
-    /// [`NetIovs`] that has this tag.
+    /// Accounts for a buffer that a pool has released and that is free now: the one with this
+    /// `index` in the [`NetIovs`] that have this `tag`.
     ///
     /// Called in softirqs and in tasks. Must not sleep.
     fn release(&self, tag: u64, index: usize);
 
-    /// Unmaps the memory, by [`NetIovs::unmap`] of all buffers.
+    /// Unmaps the memory by calling [`NetIovs::unmap`] for all buffers.
     ///
-    /// Called when the queue is not bound any more and no pool can give a buffer to the device, as
+    /// Called when the queue is no longer bound and no pool can give a buffer to the device, as
     /// `unused` shows. May sleep. The network device may be locked.
     fn unmap(&self, unused: &Unused<'_>);
 }
@@ -99,18 +101,19 @@ pub struct NewPool<'a> {
 }
 
 impl NewPool<'_> {
-    /// Leaves it to the exporter of a dma-buf to keep CPU caches and memory the same.
+    /// Leaves cache maintenance to the exporter of a dma-buf.
     ///
-    /// On a device that is not coherent, the pool syncs nothing from then on: the memory may be
-    /// none that the CPU has caches for, or even addresses for. On one that is coherent, a sync
-    /// touches no cache: it only copies what stands in a bounce buffer, which must go on.
+    /// If the device is not cache-coherent, the pool syncs nothing from then on: the CPU may have
+    /// no cached copy of the memory, or not even an address for it. If the device is coherent,
+    /// syncs touch no cache and only copy to and from bounce buffers, so that the pool must go on
+    /// syncing.
     pub fn leave_caches_to_exporter(&mut self) {
         // SAFETY: By the type invariants, the pool is valid and nobody else uses it.
         unsafe { bindings::page_pool_sync_bounced_only(self.pool.as_ptr()) };
     }
 }
 
-/// The cache of a pool that wants buffers.
+/// The cache of a pool that needs buffers.
 ///
 /// # Invariants
 ///
@@ -121,7 +124,7 @@ pub struct AllocCache<'a> {
 }
 
 impl AllocCache<'_> {
-    /// The number of buffers that the cache should have at most.
+    /// The number of buffers up to which a provider should fill the cache.
     pub const CAPACITY: usize = bindings::PP_ALLOC_CACHE_REFILL as usize;
 
     #[inline]
@@ -152,11 +155,11 @@ impl AllocCache<'_> {
         }
     }
 
-    /// Puts free buffers into the pool, as many of `indices` as there is room for. Returns how many
-    /// it took, which are the first ones.
+    /// Puts free buffers into the pool: the first of `indices` for which there is room. Returns the
+    /// number of buffers put.
     ///
-    /// None are taken if the buffers are not mapped for the pool's device, have another size, or
-    /// are another provider's. It ends, with a warning, at one that is not free.
+    /// Puts none if the buffers are not mapped for the pool's device, have another size, or belong
+    /// to another provider. Stops, with a warning, at a buffer that is not free.
     pub fn adopt(&mut self, iovs: &NetIovs, indices: &[u32]) -> usize {
         let pool = self.pool.as_ptr();
         // SAFETY: By the type invariants, the pool is valid. These fields do not change.
@@ -175,9 +178,11 @@ impl AllocCache<'_> {
                 break;
             };
 
-            // SAFETY: By the type invariants, the pool is valid, and its counts are ours as its
-            // cache is. The buffer was free, so that it is in no pool, and it stays as long as it
-            // is in this one.
+            // SAFETY:
+            // - By the type invariants, the pool is valid and nobody else accesses its cache, with
+            //   which its count of buffers goes.
+            // - The buffer was free, so that it is in no pool. It stays as long as it is in this
+            //   one.
             unsafe { bindings::net_mp_niov_set_page_pool(pool, iov.as_ptr()) };
             self.push(iov.addr().get() as bindings::netmem_ref | NET_IOV);
             adopted += 1;
@@ -185,8 +190,8 @@ impl AllocCache<'_> {
         adopted
     }
 
-    /// Gives a buffer back to its pool. If that is this one and there is room, it goes into the
-    /// cache.
+    /// Gives a buffer back to its pool. If that is this pool and there is room, the buffer goes
+    /// straight into the cache.
     #[inline]
     pub fn recycle(&mut self, iov: PooledIov<'_>) {
         if iov.pool() == self.pool.as_ptr() && self.room() != 0 {
@@ -196,7 +201,7 @@ impl AllocCache<'_> {
         }
     }
 
-    /// Gives the buffers in the cache to the device.
+    /// Syncs the buffers in the cache for the device, which writes to them next.
     fn sync(&mut self) {
         let pool = self.pool.as_ptr();
 
@@ -205,7 +210,7 @@ impl AllocCache<'_> {
             return;
         }
         // SAFETY: By the type invariants, the pool is valid. These parameters do not change, but
-        // others next to them may, so that there is no reference to all of them.
+        // fields next to them may, so that this must not make a reference to all of them.
         let (dev, dir, offset, order) = unsafe {
             (
                 (*pool).p.dev,
@@ -214,7 +219,7 @@ impl AllocCache<'_> {
                 (*pool).p.order,
             )
         };
-        // A sync must not go past the end of the buffer.
+        // The sync begins at `offset`, and must not go past the end of the buffer.
         let size = 1usize
             .checked_shl(order.saturating_add(PAGE_SHIFT as u32))
             .unwrap_or(0)
@@ -222,11 +227,11 @@ impl AllocCache<'_> {
         let cache = self.cache();
 
         for &netmem in cache.cache.iter().take(u32_as_usize(cache.count)) {
-            // SAFETY: All buffers in the cache are the provider's, and valid.
+            // SAFETY: All buffers in the cache came from the provider, and are valid.
             let address = unsafe { bindings::page_pool_get_dma_addr_netmem(netmem) };
 
-            // SAFETY: The pool's device is valid. `NetIovs::fit` made sure that the address is one
-            // that the memory is mapped at for it; it stays mapped while this pool asks for
+            // SAFETY: The pool's device is valid. `NetIovs::fit` made sure that the memory is
+            // mapped for this device at this address, and it stays mapped while the pool asks for
             // buffers.
             unsafe {
                 bindings::dma_sync_single_for_device(
@@ -250,11 +255,11 @@ impl AllocCache<'_> {
     }
 }
 
-/// The functions that C calls, by which page pools know a provider.
+/// The functions of a provider that C calls through `struct memory_provider_ops`.
 struct Adapter<P>(PhantomData<P>);
 
 impl<P: MemoryProvider> Adapter<P> {
-    /// Constant and without a constructor, as C demands of it.
+    /// The table of these functions. C refuses one that is not in the kernel's read-only data.
     const OPS: &'static bindings::memory_provider_ops = &bindings::memory_provider_ops {
         alloc_netmems: Some(Self::alloc_netmems),
         release_netmem: Some(Self::release_netmem),
@@ -264,19 +269,19 @@ impl<P: MemoryProvider> Adapter<P> {
         uninstall: Some(Self::uninstall),
     };
 
-    /// Returns the queue whose provider a pool has.
+    /// Returns the queue of the provider of a pool.
     ///
     /// # Safety
     ///
     /// `pool` must be a valid pool with these functions, for the duration of `'a`.
     unsafe fn queue<'a>(pool: *mut bindings::page_pool) -> ArcBorrow<'a, ProvidedQueue<P>> {
-        // SAFETY: The caller guarantees that the pool is valid. With these functions goes an
-        // `Arc`'s pointer, of which the pool, or the queue that it is being created for, has a
-        // count.
+        // SAFETY: The caller guarantees that the pool is valid and has these functions. Then
+        // `mp_priv` came from an `Arc`, to which the pool has a reference, or the receive queue
+        // that the pool is being created for.
         unsafe { ArcBorrow::from_raw((*pool).mp_priv.cast_const().cast()) }
     }
 
-    /// Fills the cache of a pool, and returns one buffer of it, or zero if there is none.
+    /// Fills the cache of a pool. Returns one buffer from it, or zero if the provider has none.
     ///
     /// # Safety
     ///
@@ -290,8 +295,8 @@ impl<P: MemoryProvider> Adapter<P> {
         let Some(pool) = NonNull::new(pool) else {
             return 0;
         };
-        // INVARIANT: The caller guarantees that the pool is valid and its cache not accessed by
-        // others.
+        // INVARIANT: The caller guarantees that the pool is valid, and that nobody else accesses
+        // its cache.
         let mut cache = AllocCache {
             pool,
             cache: PhantomData,
@@ -305,12 +310,13 @@ impl<P: MemoryProvider> Adapter<P> {
         cache.pop()
     }
 
-    /// Frees a buffer that a pool lets go of. Returns false, as there is no page to be put.
+    /// Marks a buffer that its pool releases as free, and tells the provider. Returns false, since
+    /// C need not call `put_page`.
     ///
     /// # Safety
     ///
-    /// `pool` must be a valid pool with these functions, and `netmem` a buffer of it that it lets
-    /// go of.
+    /// `pool` must be a valid pool with these functions, and `netmem` one of its buffers, which it
+    /// releases.
     unsafe extern "C" fn release_netmem(
         pool: *mut bindings::page_pool,
         netmem: bindings::netmem_ref,
@@ -318,15 +324,15 @@ impl<P: MemoryProvider> Adapter<P> {
         // SAFETY: The caller guarantees that the pool is valid and has these functions.
         let queue = unsafe { Self::queue(pool) };
 
-        // Pages never get into such a pool. As in C, one that does all the same is not freed.
+        // Such a pool never gets pages. If it releases one all the same, leak it, as C does.
         if warn_on_once!(netmem & NET_IOV == 0) {
             return false;
         }
-        // SAFETY: The caller guarantees that the buffer is of a pool that only gets them by
-        // `AllocCache`, and that nobody refers to it.
+        // SAFETY: The caller guarantees that the pool releases the buffer, and nobody refers to it.
+        // The pool gets buffers only through `AllocCache`.
         let (tag, index) = unsafe { NetIovs::release(netmem) };
         queue.release(tag, index);
-        // There is no page to be put.
+        // C need not call `put_page`.
         false
     }
 
@@ -343,37 +349,39 @@ impl<P: MemoryProvider> Adapter<P> {
 
             // SAFETY: The caller guarantees that the pool is valid and new.
             unsafe { queue.add_pool(NonNull::new(pool).ok_or(EINVAL)?) }?;
-            // The count is the pool's own.
+            // The pool keeps this reference until `destroy`.
             let _ = Arc::into_raw(queue);
             Ok(0)
         })
     }
 
-    /// Lets go of a pool that ends.
+    /// Drops a pool that is about to be freed, and its reference to the queue.
     ///
     /// # Safety
     ///
     /// `pool` must be a valid pool for which [`Self::init`] succeeded, and have all its buffers
     /// back.
     unsafe extern "C" fn destroy(pool: *mut bindings::page_pool) {
-        // SAFETY: The caller guarantees that the pool is valid. The count is that of `init`.
+        // SAFETY: The caller guarantees that the pool is valid. `init` gave it this reference.
         let queue =
             unsafe { Arc::<ProvidedQueue<P>>::from_raw((*pool).mp_priv.cast_const().cast()) };
 
         queue.remove_pool(pool);
     }
 
-    /// Tells netlink the size of the buffers. Returns zero or an errno.
+    /// Adds the size of the buffers to a netlink message. Returns zero or an errno.
     ///
     /// # Safety
     ///
-    /// `mp_priv` must be what stands beside these functions, `rsp` a valid message.
+    /// `mp_priv` must be the one that is stored beside these functions in a receive queue or a
+    /// pool, and `rsp` must be a valid message.
     unsafe extern "C" fn nl_fill(
         mp_priv: *mut c_void,
         rsp: *mut bindings::sk_buff,
         rxq: *mut bindings::netdev_rx_queue,
     ) -> c_int {
-        // SAFETY: The caller guarantees that the queue is bound, or has a pool.
+        // SAFETY: The caller guarantees that a receive queue or a pool has `mp_priv`. It keeps the
+        // `ProvidedQueue`.
         let queue = unsafe { ArcBorrow::<ProvidedQueue<P>>::from_raw(mp_priv.cast_const().cast()) };
         let kind = if rxq.is_null() {
             bindings::NETDEV_A_PAGE_POOL_IO_URING
@@ -408,21 +416,21 @@ impl<P: MemoryProvider> Adapter<P> {
         })
     }
 
-    /// Ends the binding of a queue whose device goes.
+    /// Ends the binding of a receive queue whose network device is being unregistered.
     ///
     /// # Safety
     ///
-    /// `mp_priv` must be what stands beside these functions in `rxq`, whose network device is
-    /// locked.
+    /// `mp_priv` must be the one that is stored beside these functions in `rxq`, whose network
+    /// device must be locked.
     unsafe extern "C" fn uninstall(mp_priv: *mut c_void, rxq: *mut bindings::netdev_rx_queue) {
-        // SAFETY: The caller guarantees that the queue is bound. The count that is taken here keeps
-        // it when the binding gives up its own.
+        // SAFETY: The caller guarantees that the queue is bound. The reference that is taken here
+        // keeps the `ProvidedQueue` when the binding drops its own.
         let queue = Arc::from(unsafe {
             ArcBorrow::<ProvidedQueue<P>>::from_raw(mp_priv.cast_const().cast())
         });
 
         queue.uninstalled();
-        // SAFETY: The caller guarantees that the queue is valid, and its device locked.
+        // SAFETY: The caller guarantees that `rxq` is valid, and its device locked.
         unsafe { bindings::netdev_rx_queue_clear_mp(rxq) };
     }
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Unit tests of what netlink is told of a provider when its message is nearly full.
+//! Unit tests of the netlink attributes of a provider in a message that is nearly full.
 
 #[macros::kunit_tests(rust_kernel_net_page_pool_nl_fill)]
 mod tests {
@@ -22,7 +22,7 @@ mod tests {
         NonNull, //
     };
 
-    /// A provider that has nothing.
+    /// A provider without buffers.
     struct Nothing;
 
     impl MemoryProvider for Nothing {
@@ -33,11 +33,11 @@ mod tests {
         fn unmap(&self, _unused: &Unused<'_>) {}
     }
 
-    /// Returns the last `N` bytes of a packet that is linear.
+    /// Returns the last `N` bytes of a packet whose bytes are all linear.
     fn last<const N: usize>(skb: &mut OwnedSkBuff) -> [u8; N] {
         let start = skb.len().saturating_sub(N);
 
-        // SAFETY: The packet is valid, ours, and has `N` linear bytes there.
+        // SAFETY: The packet is valid, belongs to the caller, and has `N` linear bytes there.
         unsafe {
             (*skb.as_ptr())
                 .data
@@ -47,8 +47,9 @@ mod tests {
         }
     }
 
-    /// Tells of a queue, or of a pool, of `1 << shift` bytes per buffer, whatever room there is.
-    /// Returns whether that takes `N` bytes, and is `want`.
+    /// Adds the attributes of a queue, or of a pool, with buffers of `1 << shift` bytes to messages
+    /// with any amount of room. Returns whether this adds exactly the `N` bytes of `want` if there
+    /// is room for them, and otherwise fails and adds nothing.
     fn tells<const N: usize>(shift: u32, is_queue: bool, want: [u8; N]) -> Result<bool> {
         let queue = Arc::pin_init(ProvidedQueue::new::<Error>(shift, Ok(Nothing)), GFP_KERNEL)?;
         let rxq = if is_queue {
@@ -62,8 +63,8 @@ mod tests {
 
             skb.leave_room(room)?;
             let before = skb.len();
-            // SAFETY: The queue stays while it is used, and the message is valid. Of the receive
-            // queue, only whether there is one matters.
+            // SAFETY: The queue outlives the call, and the message is valid. The function does not
+            // access the receive queue: it only checks whether the pointer is null.
             let got =
                 unsafe { Adapter::<Nothing>::nl_fill(queue.params(0).mp_priv, skb.as_ptr(), rxq) };
             let is_right = if room < N {
@@ -83,7 +84,7 @@ mod tests {
         Ok(true)
     }
 
-    /// Returns a nest of one attribute, which has these bytes.
+    /// Returns a nest of one attribute, whose value is `value`.
     fn nest<const N: usize, const V: usize>(kind: u32, value: [u8; V]) -> [u8; N] {
         let len = bindings::NETDEV_A_IO_URING_PROVIDER_INFO_RX_BUF_LEN as u16;
         let words = [
@@ -101,7 +102,7 @@ mod tests {
         bytes
     }
 
-    /// All of it is told or nothing, in every room there can be.
+    /// A message gets all attributes or none, whatever room it has.
     #[test]
     fn messages_that_are_nearly_full() -> Result {
         let (queue, pool) = (
@@ -116,7 +117,7 @@ mod tests {
             true,
             nest(queue, (1u32 << 31).to_ne_bytes())
         )?);
-        // What does not fit into 32 bits.
+        // This size does not fit into 32 bits.
         assert!(tells::<16>(
             33,
             true,

@@ -2,17 +2,17 @@
 
 //! Receive queues whose page pools get their buffers from a provider.
 //!
-//! Either side may end a binding: [`ProvidedQueue::close`], or the network stack when the device
-//! goes. Neither says that the device does not write to the memory any more: a driver that cannot
-//! restart its queue goes on with the page pool that it has, and one may hide a queue whose pool it
-//! keeps. So pools are asked. A pool that its driver has not destroyed may give a buffer to the
-//! device, also one that packets gave back. Until there is no such pool, the memory stays mapped;
-//! but no longer than the device has a driver, which [`DmaMemory`](crate::dma_memory::DmaMemory)
-//! sees to.
+//! [`ProvidedQueue::close`] ends a binding, and so does the network stack when it unregisters the
+//! device. Neither guarantees that the device has stopped writing to the memory: a driver that
+//! cannot restart its queue goes on with the page pool that it has, and a driver may hide a queue
+//! and keep its pool. So the state of the pools decides. A pool that its driver has not destroyed
+//! may give a buffer to the device, even one that comes back from a packet. The memory stays mapped
+//! until no such pool is left, but no longer than the device has a driver, which
+//! [`DmaMemory`](crate::dma_memory::DmaMemory) ensures.
 //!
-//! Locks: the state of a queue has a mutex, under which the provider maps and unmaps memory. That
-//! calls the exporter of a dma-buf, and whoever unregisters the network device waits for it, as it
-//! also does in C.
+//! Locks: the state of a queue has a mutex, under which the provider maps and unmaps memory. This
+//! calls the exporter of a dma-buf, and whoever unregisters the network device waits for it. C
+//! waits there, too.
 
 #[cfg(all(CONFIG_IO_URING_RS_KUNIT_TEST, CONFIG_IO_URING_ZCRX_SIM = "y"))]
 mod device_test;
@@ -56,23 +56,23 @@ use core::{
 
 /// The name of the lock class of the state of all queues.
 ///
-/// The class is one for all kinds of providers, and lockdep wants its name to be one object. A
-/// literal would be another one in each crate that has providers.
+/// All kinds of providers share one class, and lockdep requires that its name is a single object. A
+/// literal would be a separate object in each crate that has a provider.
 static STATE_NAME: &CStr = c"ProvidedQueue";
 
 /// Evidence that no page pool gives buffers of a provider to a device.
 ///
 /// # Invariants
 ///
-/// For the duration of `'a`, all pools of `provider` that there are have been destroyed by their
-/// drivers, which only wait for buffers that packets and user space have, and no pool is created.
+/// For the duration of `'a`, the drivers have destroyed all existing pools of `provider`, which
+/// only wait for buffers that packets and user space have, and no new pool is created.
 pub struct Unused<'a> {
     provider: NonNull<c_void>,
     state: PhantomData<&'a ()>,
 }
 
 impl Unused<'_> {
-    /// Returns the address by which pools know the provider.
+    /// Returns the address that pools have as `mp_priv`.
     pub(in crate::net) fn provider(&self) -> NonNull<c_void> {
         self.provider
     }
@@ -85,61 +85,65 @@ impl Unused<'_> {
 /// The pool is valid.
 struct Pool(NonNull<bindings::page_pool>);
 
-// SAFETY: Only fields that do not change, and one that may be read by any task, are read.
+// SAFETY: Only fields that do not change are read, and one that any task may read.
 unsafe impl Send for Pool {}
 
 impl Pool {
-    /// Returns whether the driver has destroyed the pool, which waits for buffers to come back.
+    /// Returns whether the driver has destroyed the pool. Such a pool is only freed once all its
+    /// buffers are back.
     fn is_destroyed(&self) -> bool {
         // SAFETY: By the type invariants, the pool is valid.
         unsafe { bindings::page_pool_is_destroyed(self.0.as_ptr()) }
     }
 
-    /// Returns whether the pool may be syncing a buffer that comes back.
+    /// Returns whether the pool may be syncing a buffer that is on its way back.
     fn may_sync(&self) -> bool {
-        // SAFETY: By the type invariants, the pool is valid, and with it its device.
+        // SAFETY: By the type invariants, the pool is valid, and so is its device.
         unsafe { bindings::page_pool_dev_needs_sync(self.0.as_ptr()) }
     }
 }
 
-/// A receive queue of a network device that a provider is bound to.
+/// The binding of a provider to a receive queue of a network device.
 ///
 /// # Invariants
 ///
-/// Once `netdev` can be locked, its receive queue `queue` has `params`, which point to `provider`,
-/// or the network stack is uninstalling that, or the queue is being closed.
+/// Whenever `netdev` is locked anew, one of these holds:
+///
+/// - The receive queue `queue` has `params`, which point to the provider.
+/// - The network stack is uninstalling the provider.
+/// - The receive queue is being closed.
 struct Binding<P> {
     netdev: NetDevice,
     dev: ARef<Device>,
     queue: u32,
     params: bindings::pp_memory_provider_params,
-    // Keeps what `params` points to.
+    // Keeps the object that `params` points to.
     _provider: Arc<ProvidedQueue<P>>,
 }
 
-// SAFETY: `params` is constant, and a copy of what the network stack has.
+// SAFETY: `params` is constant, and only a copy of the parameters that the network stack has.
 unsafe impl<P: Send + Sync> Send for Binding<P> {}
 
 /// The state of a queue.
 ///
 /// # Invariants
 ///
-/// `pools` are all pools of the provider that there are.
+/// `pools` holds all existing pools of the provider.
 struct State<P> {
     binding: Option<Binding<P>>,
     pools: KVec<Pool>,
-    /// Whether the provider was bound, and has not been told to unmap its memory since.
+    /// Whether the provider was bound, and was not told to unmap its memory since then.
     may_be_mapped: bool,
 }
 
 /// A provider of memory, and the receive queue that it is bound to, if any.
 ///
-/// A provider that is bound is kept: [`Self::close`] it.
+/// While the provider is bound, the binding keeps this object: call [`Self::close`] to free it.
 #[pin_data]
 pub struct ProvidedQueue<P> {
     /// The base-2 logarithm of the size of a buffer, in bytes.
     shift: u32,
-    /// The functions by which pools know the provider.
+    /// The functions that C calls for pools of the provider.
     ops: &'static bindings::memory_provider_ops,
     #[pin]
     state: Mutex<State<P>>,
@@ -161,7 +165,7 @@ impl<P: MemoryProvider> ProvidedQueue<P> {
     ///
     /// # Errors
     ///
-    /// Those of `provider`.
+    /// The errors of `provider`.
     pub fn new<E>(shift: u32, provider: impl PinInit<P, E>) -> impl PinInit<Self, Error>
     where
         Error: From<E>,
@@ -187,20 +191,20 @@ impl<P: MemoryProvider> ProvidedQueue<P> {
         1u64.checked_shl(self.shift).unwrap_or(0)
     }
 
-    /// Returns whether a pool has the buffers of this provider.
+    /// Returns whether a pool gets its buffers from this provider.
     ///
     /// # Safety
     ///
     /// `pool` must be valid.
     pub(in crate::net) unsafe fn provides(&self, pool: NonNull<bindings::page_pool>) -> bool {
-        // SAFETY: The caller guarantees that the pool is valid. It does not change its provider.
+        // SAFETY: The caller guarantees that the pool is valid. A pool never changes its provider.
         let (ops, provider) = unsafe { ((*pool.as_ptr()).mp_ops, (*pool.as_ptr()).mp_priv) };
 
         ops == from_ref(self.ops) && provider.cast_const() == from_ref(self).cast()
     }
 
-    /// Returns what a receive queue is told of the provider. `page_size` is the size of buffers
-    /// that the driver is asked for, in bytes; zero leaves it to the driver.
+    /// Returns the parameters by which a receive queue is bound to the provider. `page_size` is the
+    /// buffer size that is requested from the driver, in bytes; zero leaves it to the driver.
     pub(super) fn params(&self, page_size: u32) -> bindings::pp_memory_provider_params {
         bindings::pp_memory_provider_params {
             mp_priv: from_ref(self).cast_mut().cast(),
@@ -209,21 +213,21 @@ impl<P: MemoryProvider> ProvidedQueue<P> {
         }
     }
 
-    /// Binds `provider` to the receive queue `queue` of `netdev`, which is restarted.
+    /// Binds `provider` to the receive queue `queue` of `netdev`, which restarts that queue.
     ///
-    /// The provider's memory has to be mapped before, for the device that
-    /// [`LockedNetDevice::dma_device`] returns. If this fails after the queue was bound, it is
-    /// unmapped by [`MemoryProvider::unmap`], as soon as no pool is left that uses it.
+    /// The provider's memory must have been mapped for the device that
+    /// [`LockedNetDevice::dma_device`] returns. If binding fails after this has noted the binding,
+    /// [`MemoryProvider::unmap`] unmaps the memory as soon as no pool uses it any more.
     ///
-    /// `page_size` is the size of buffers that the driver is asked for, in bytes; zero leaves it to
-    /// the driver.
+    /// `page_size` is the buffer size that is requested from the driver, in bytes; zero leaves it
+    /// to the driver.
     ///
     /// C counterpart: `netif_mp_open_rxq`.
     ///
     /// # Errors
     ///
     /// - [`EBUSY`] if the provider is bound already.
-    /// - What [`LockedNetDevice::dma_device`] and `netif_mp_open_rxq` give.
+    /// - The errors of [`LockedNetDevice::dma_device`] and of `netif_mp_open_rxq`.
     pub fn open(
         provider: &Arc<Self>,
         netdev: &LockedNetDevice<'_>,
@@ -239,9 +243,10 @@ impl<P: MemoryProvider> ProvidedQueue<P> {
             if state.binding.is_some() {
                 return Err(EBUSY);
             }
-            // The binding is noted before the queue has it. Behind a leased queue is another
-            // device, whose lock is not held here, and which may go as soon as the queue is bound.
-            // INVARIANT: The device is locked until the queue has the parameters.
+            // Note the binding before the receive queue has it. A leased queue belongs to another
+            // device, whose lock is not held here, and which may be unregistered as soon as its
+            // queue is bound: `uninstall` must find the binding then.
+            // INVARIANT: The device stays locked until the queue has the parameters.
             state.binding = Some(Binding {
                 netdev: netdev.reference(),
                 dev,
@@ -252,35 +257,37 @@ impl<P: MemoryProvider> ProvidedQueue<P> {
             state.may_be_mapped = true;
         }
         // SAFETY: The device is valid and locked. The functions are constant, and the provider that
-        // goes with them stays: the binding has a reference, or whoever uninstalls it.
+        // goes with them stays valid: the binding has a reference to it, and if it is uninstalled,
+        // so has the function that does this.
         to_result(unsafe {
             bindings::netif_mp_open_rxq(netdev.as_ptr(), queue, &params, null_mut())
         })
         .inspect_err(|_| provider.end(|binding| netdev.is(&binding.netdev)))
     }
 
-    /// Returns whether there is a binding.
+    /// Returns whether the provider is bound.
     pub fn is_bound(&self) -> bool {
         self.state.lock().binding.is_some()
     }
 
-    /// Calls `f` with the device that writes to the buffers, which keeps its driver meanwhile.
-    /// Returns [`None`] if there is no binding any more. May sleep.
+    /// Calls `f` with the device that writes to the buffers, which keeps its driver while `f` runs.
+    /// Returns [`None`] if the provider is not bound any more. May sleep.
     ///
     /// Whoever unregisters the network device waits for `f`.
     pub fn while_bound<R>(&self, f: impl FnOnce(&Device<Bound>) -> R) -> Option<R> {
         let state = self.state.lock();
         let binding = state.binding.as_ref()?;
 
-        // SAFETY: The device has a driver, as `dma_device` found. Before the driver goes, the
-        // provider is uninstalled, which takes the lock that is held here. While it is being bound,
-        // the network device stays locked, also until a binding that failed is taken back, which
-        // takes that lock, too.
+        // SAFETY: `dma_device` found that the device has a driver. Before the driver is unbound,
+        // the provider is uninstalled, which takes the lock that is held here. While the provider
+        // is being bound, the network device stays locked. It also stays locked until a binding
+        // that failed has been removed, which takes the lock that is held here, too.
         Some(f(unsafe { binding.dev.as_bound() }))
     }
 
-    /// Ends the binding, if there is any. The queue is restarted without it, and the provider's
-    /// memory is unmapped as soon as no pool is left that gives buffers to the device. May sleep.
+    /// Ends the binding, if there is one. This restarts the receive queue without the provider, and
+    /// the memory is unmapped as soon as no pool is left that gives buffers to the device. May
+    /// sleep.
     ///
     /// C counterpart: `netif_mp_close_rxq`.
     pub fn close(&self) {
@@ -296,41 +303,43 @@ impl<P: MemoryProvider> ProvidedQueue<P> {
             let Some((queue, params)) =
                 self.state.lock().binding.as_ref().filter(is_its).map(whose)
             else {
-                // It was uninstalled meanwhile, and perhaps bound to another device.
+                // The provider was uninstalled meanwhile, and perhaps bound to another device.
                 continue;
             };
 
-            // The binding stays until this returns. If the device behind a leased queue goes at the
-            // same time, whoever uninstalls finds it, and unmaps the memory before the driver is
-            // gone.
+            // The binding stays until this returns. If the device that owns a leased queue is
+            // unregistered at the same time, `uninstall` finds the binding, and unmaps the memory
+            // before the driver is unbound.
             // SAFETY: The device is valid and locked. By the type invariants of `Binding`, the
-            // queue has these parameters, unless it was just uninstalled, which the function sees.
+            // queue has these parameters, unless it was just uninstalled, for which the function
+            // checks.
             unsafe { bindings::netif_mp_close_rxq(netdev.as_ptr(), queue, &params) };
             self.end(|binding| netdev.is(&binding.netdev));
             return;
         }
     }
 
-    /// Takes note that the network stack lets go of the provider. The device is locked, and has
-    /// been stopped.
+    /// Ends the binding because the network stack uninstalls the provider. The network device is
+    /// locked, and was stopped before.
     pub(super) fn uninstalled(&self) {
         self.end(|_| true);
     }
 
-    /// Drops the binding if it is one of those that `is_its` wants, and has the memory unmapped if
-    /// no pool uses it any more.
+    /// Drops the binding if `is_its` returns true for it. Unmaps the memory if no pool uses it any
+    /// more.
     fn end(&self, is_its: impl FnOnce(&mut Binding<P>) -> bool) {
         let mut state = self.state.lock();
         let binding = state.binding.take_if(is_its);
 
         self.unmap_if_unused(&mut state);
-        // Dropped after the lock: it may have the last reference to the network device.
+        // The binding may have the last reference to the network device, so drop it without the
+        // lock.
         drop(state);
         drop(binding);
     }
 
-    /// Tells the provider to unmap its memory, if that is not done yet and no pool can give a
-    /// buffer to the device any more.
+    /// Tells the provider to unmap its memory, unless it has done so or a pool can still give a
+    /// buffer to the device.
     fn unmap_if_unused(&self, state: &mut MutexGuard<'_, State<P>>) {
         let is_used = state.binding.is_some() || !state.pools.iter().all(Pool::is_destroyed);
 
@@ -338,12 +347,12 @@ impl<P: MemoryProvider> ProvidedQueue<P> {
             return;
         }
         if state.pools.iter().any(Pool::may_sync) {
-            // A pool may be syncing a buffer that it just got back. It does that with bottom halves
-            // disabled, and not any more once it was destroyed.
-            // SAFETY: The function has to be called where it may sleep, as here.
+            // A pool may be syncing a buffer that it just got back. It does so with bottom halves
+            // disabled, and starts no new sync once it was destroyed.
+            // SAFETY: The function must be called where sleeping is allowed, as it is here.
             unsafe { bindings::synchronize_net() };
         }
-        // INVARIANT: All pools have been destroyed, as was just seen. None is created as long as
+        // INVARIANT: All pools have been destroyed, as was checked above. No pool is added while
         // the state is locked.
         self.provider.unmap(&Unused {
             provider: NonNull::from(self).cast(),
@@ -352,22 +361,25 @@ impl<P: MemoryProvider> ProvidedQueue<P> {
         state.may_be_mapped = false;
     }
 
-    /// Takes a pool that a driver creates for the queue.
+    /// Adds a pool that a driver is creating for the queue.
     ///
     /// # Errors
     ///
-    /// As C's `io_pp_zc_init` in [`io_uring/zcrx.c`](srctree/io_uring/zcrx.c):
+    /// The same as those of C's `io_pp_zc_init` in [`io_uring/zcrx.c`](srctree/io_uring/zcrx.c),
+    /// and of the provider:
     ///
-    /// - [`EINVAL`] for a pool of another device, or of buffers of another size.
-    /// - [`EOPNOTSUPP`] if its buffers are not mapped, or are not only written to.
-    /// - [`ENOMEM`] if memory is short, and what the provider refuses it with.
+    /// - [`EINVAL`] if the pool belongs to another device, or its buffers have another size.
+    /// - [`EOPNOTSUPP`] if the pool does not map its buffers, or the device does not only write to
+    ///   them.
+    /// - [`ENOMEM`] if memory is short.
+    /// - The errors of [`MemoryProvider::init`].
     ///
     /// # Safety
     ///
-    /// `pool` must be valid until [`Self::remove_pool`], and nobody use it yet.
+    /// `pool` must be valid until [`Self::remove_pool`], and nobody may use it yet.
     pub(super) unsafe fn add_pool(&self, pool: NonNull<bindings::page_pool>) -> Result {
         let mut state = self.state.lock();
-        // Pools of unit tests have no device.
+        // Without a binding, a pool must have no device: unit tests create such pools.
         let dev = state
             .binding
             .as_ref()
@@ -399,7 +411,7 @@ impl<P: MemoryProvider> ProvidedQueue<P> {
         Ok(())
     }
 
-    /// Lets go of a pool that is about to be freed.
+    /// Removes a pool that is about to be freed.
     pub(super) fn remove_pool(&self, pool: *mut bindings::page_pool) {
         let mut state = self.state.lock();
 
@@ -446,16 +458,16 @@ mod tests {
         }, //
     };
 
-    /// A table of one entry, which names no memory, and counts that it is mapped.
+    /// A table of one entry that names no real memory. Dropping it decrements `mapped`.
     struct Fake {
         table: KBox<(bindings::sg_table, bindings::scatterlist)>,
         mapped: Arc<Atomic<i32>>,
     }
 
-    // SAFETY: The table is not changed.
+    // SAFETY: Nobody changes the table.
     unsafe impl Send for Fake {}
 
-    // SAFETY: The table is not changed.
+    // SAFETY: Nobody changes the table.
     unsafe impl Sync for Fake {}
 
     // SAFETY: No device of these tests writes anywhere.
@@ -472,7 +484,8 @@ mod tests {
         }
     }
 
-    /// One buffer for pools, which have no device; another one that is mapped.
+    /// One buffer for pools, which have no device, and another buffer, which is mapped for a
+    /// device.
     pub(super) struct Provider {
         buffer: NetIovs,
         mapped: NetIovs,
@@ -480,7 +493,7 @@ mod tests {
 
     impl MemoryProvider for Provider {
         fn alloc(&self, cache: &mut AllocCache<'_>) {
-            // Those are for a device, and the pool has none.
+            // This buffer is for a device, and the pool has none.
             assert_eq!(cache.adopt(&self.mapped, &[0]), 0);
             if self.buffer.grant_free(0) {
                 let _ = self.buffer.take_back_all(0);
@@ -497,15 +510,15 @@ mod tests {
         }
     }
 
-    /// A queue, and the number of its mappings.
+    /// A queue, and the number of mappings of its memory.
     pub(super) type Counted = (Arc<ProvidedQueue<Provider>>, Arc<Atomic<i32>>);
 
-    /// Creates memory that is mapped, and counts that in `mapped`.
+    /// Creates memory that counts in `mapped` as mapped until it is dropped.
     fn memory(mapped: &Arc<Atomic<i32>>) -> Result<KBox<dyn DmaMemory>> {
         let mut table: KBox<(bindings::sg_table, bindings::scatterlist)> =
             KBox::init(pin_init::init_zeroed(), GFP_KERNEL)?;
 
-        // SAFETY: There is one entry.
+        // SAFETY: The table has one entry.
         unsafe { bindings::sg_init_table(&raw mut table.1, 1) };
         table.1.dma_address = 0x1000;
         table.1.length = 4096;
@@ -524,7 +537,7 @@ mod tests {
         Ok(KBox::new(fake, GFP_KERNEL)? as KBox<dyn DmaMemory>)
     }
 
-    /// Makes a provider that was bound, as far as it knows.
+    /// Creates a queue in the state that it has after it was bound and before its binding ends.
     pub(super) fn provider(dev: &Device<Bound>) -> Result<Counted> {
         let mapped = Arc::new(Atomic::new(0), GFP_KERNEL)?;
         let provider = Provider {
@@ -547,7 +560,8 @@ mod tests {
         Ok((queue, mapped))
     }
 
-    /// A driver that goes on with its pool still writes to the memory.
+    /// Memory stays mapped while a driver goes on with its pool, through which it still writes to
+    /// it.
     #[test]
     fn memory_stays_mapped_as_long_as_a_pool() -> Result {
         let dev = faux::Registration::new(c"page_pool_queue", None)?;
@@ -563,7 +577,7 @@ mod tests {
         Ok(())
     }
 
-    /// It may be unmapped while packets have buffers of a pool that the driver has destroyed.
+    /// Memory may be unmapped while packets have buffers of a pool that the driver has destroyed.
     #[test]
     fn packets_do_not_keep_memory_mapped() -> Result {
         let dev = faux::Registration::new(c"page_pool_queue", None)?;
@@ -580,7 +594,7 @@ mod tests {
         Ok(())
     }
 
-    /// A task that ends a binding, and how far it is.
+    /// A task that ends a binding, and its progress.
     #[cfg(CONFIG_DMA_NEED_SYNC)]
     #[pin_data]
     struct Ending {
@@ -601,7 +615,7 @@ mod tests {
         const MAY_END: i32 = 2;
         const ENDED: i32 = 3;
 
-        /// Waits until the task, or who has started it, is so far.
+        /// Waits until the other side has set `state`.
         fn wait(&self, state: i32) {
             while self.state.load(Relaxed) != state {
                 fsleep(Delta::from_micros(100));
@@ -621,14 +635,14 @@ mod tests {
         }
     }
 
-    /// A pool may be syncing a buffer for its device, in a softirq, which is waited for.
+    /// Unmapping waits for a softirq in which a pool may be syncing a buffer for its device.
     #[cfg(CONFIG_DMA_NEED_SYNC)]
     #[test]
     fn syncs_are_waited_for() -> Result {
         let dev = faux::Registration::new(c"page_pool_queue", None)?;
         let (queue, mapped) = provider(dev.as_ref().as_ref())?;
         let mut pool = TestPool::new(&queue)?;
-        // With it, the pool is there for some time, although it is destroyed.
+        // The packet keeps the pool after it was destroyed.
         let packet = pool.receive().ok_or(ENOMEM)?;
         // SAFETY: The device is dropped last.
         unsafe { pool.set_device(dev.as_ref().as_ref()) };
@@ -642,11 +656,11 @@ mod tests {
         )?;
 
         drop(pool);
-        // It is in no queue yet.
+        // The work was not queued before, so that this cannot fail.
         let _ = workqueue::system_dfl().enqueue(ending.clone());
         ending.wait(Ending::STARTED);
 
-        // What a softirq is to those who wait for it.
+        // To `synchronize_net`, this is the same as a softirq that runs.
         let guard = rcu::read_lock();
         let begin = Instant::<Monotonic>::now();
         let is_over = || ending.state.load(Relaxed) == Ending::ENDED;
@@ -664,7 +678,7 @@ mod tests {
         Ok(())
     }
 
-    /// It is unmapped once, and not as long as the queue is bound.
+    /// Memory is unmapped once, and not while the queue is bound.
     #[test]
     fn memory_without_pools_is_unmapped_at_once() -> Result {
         let dev = faux::Registration::new(c"page_pool_queue", None)?;

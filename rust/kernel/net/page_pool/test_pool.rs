@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Page pools that no driver has, for unit tests of who provides them with memory.
+//! Page pools without a driver, for unit tests of memory providers.
 //!
 //! C header: [`include/net/page_pool/helpers.h`](srctree/include/net/page_pool/helpers.h)
 
@@ -25,71 +25,72 @@ use core::{
     ptr::NonNull, //
 };
 
-/// A page pool that gets its buffers of a provider.
+/// A page pool that gets its buffers from a provider.
 ///
 /// # Invariants
 ///
-/// `pool` is a pool with the functions of `P`, and its cache is only accessed by who has `self` for
-/// itself.
+/// `pool` is a valid pool with the functions of `P`, and its cache is accessed only through a
+/// mutable reference to `self`.
 pub struct TestPool<P: MemoryProvider> {
     pool: NonNull<bindings::page_pool>,
     provider: PhantomData<Arc<ProvidedQueue<P>>>,
 }
 
 impl<P: MemoryProvider> TestPool<P> {
-    /// Creates a pool of buffers of a page, for no queue of a device. Takes RTNL and then a
-    /// device's lock, under which the provider sees the pool.
+    /// Creates a pool whose buffers have the size of a page, and which serves no queue of a device.
+    /// Takes RTNL and then a device's lock, and calls [`MemoryProvider::init`] with both held.
     ///
     /// # Errors
     ///
-    /// [`ENOMEM`] if memory is short, and what the provider refuses it with.
+    /// [`ENOMEM`] if memory is short, and the errors of [`MemoryProvider::init`].
     pub fn new(provider: &Arc<ProvidedQueue<P>>) -> Result<Self> {
         let params = provider.params(0);
-        // SAFETY: The functions are those of the provider, and constant. It stays while the pool is
-        // made, which takes a reference of its own.
+        // SAFETY: The functions are those of the provider, and constant. The provider stays valid
+        // while the pool is created, which takes a reference of its own.
         let pool = from_err_ptr(unsafe { bindings::page_pool_create_provided(&params) })?;
 
-        // INVARIANT: It was just made, with the functions of `P`.
+        // INVARIANT: The pool was just created with the functions of `P`.
         Ok(Self {
             pool: NonNull::new(pool).ok_or(ENOMEM)?,
             provider: PhantomData,
         })
     }
 
-    /// Makes `dev` the device that the pool's buffers may have to be synced for.
+    /// Makes `dev` the device for which the pool's buffers may have to be synced.
     ///
     /// # Safety
     ///
-    /// The device must stay as long as the pool, which is until all of its buffers are back. None
-    /// of them may come back meanwhile.
+    /// The device must outlive the pool, which exists until all its buffers are back. No buffer may
+    /// come back while this runs.
     pub unsafe fn set_device(&mut self, dev: &Device) {
-        // SAFETY: By the type invariants, the pool is valid. Those who take buffers need `self`,
-        // and the caller guarantees that nobody brings any back.
+        // SAFETY: By the type invariants, the pool is valid. Taking buffers from it needs `self`,
+        // and the caller guarantees that no buffer comes back.
         unsafe { (*self.pool.as_ptr()).p.dev = dev.as_raw() };
     }
 
     /// Takes a buffer and puts it into a packet, as a driver does.
     pub fn receive(&mut self) -> Option<Packet<'static>> {
-        // SAFETY: By the type invariants, the pool is valid, and its cache ours.
+        // SAFETY: By the type invariants, the pool is valid, and nobody else accesses its cache.
         let netmem =
             unsafe { bindings::page_pool_alloc_netmems(self.pool.as_ptr(), GFP_KERNEL.as_raw()) };
         let iov = NonNull::new((netmem & !NET_IOV) as *mut bindings::net_iov)?;
 
-        // SAFETY: All that the pool has is out of `NetIovs`. The one reference is ours.
+        // SAFETY: All buffers of the pool are from `NetIovs`. This one was just taken, and its only
+        // reference belongs to this function.
         let iov = unsafe { ProvidedIov::whole(iov) };
 
-        // INVARIANT: It is the only one.
+        // INVARIANT: The packet gets that reference.
         Some(Packet {
             iov,
             pool: PhantomData,
         })
     }
 
-    /// Returns the number of buffers of the pool, wherever they are.
+    /// Returns the number of buffers that the pool has and has not released yet.
     pub fn in_flight(&self) -> u32 {
         let pool = self.pool.as_ptr();
-        // SAFETY: By the type invariants, the pool is valid. The first count changes in `receive`
-        // only, the second is atomic.
+        // SAFETY: By the type invariants, the pool is valid. Only `receive` changes the first
+        // count; the second is atomic.
         let (hold, release) = unsafe {
             (
                 (*pool).pages_state_hold_cnt,
@@ -103,24 +104,24 @@ impl<P: MemoryProvider> TestPool<P> {
 
 impl<P: MemoryProvider> Drop for TestPool<P> {
     fn drop(&mut self) {
-        // SAFETY: By the type invariants, the pool is valid. It frees itself once it has all of its
-        // buffers back.
+        // SAFETY: By the type invariants, the pool is valid. It frees itself once all its buffers
+        // are back.
         unsafe { bindings::page_pool_destroy(self.pool.as_ptr()) };
     }
 }
 
-/// A packet with one buffer of a pool, whole.
+/// A packet that is one whole buffer of a pool.
 ///
 /// # Invariants
 ///
-/// A reference to the buffer is the packet's.
+/// The packet owns a reference to the buffer.
 pub struct Packet<'a> {
     iov: ProvidedIov<'a>,
     pool: PhantomData<&'a ()>,
 }
 
 impl Packet<'_> {
-    /// Returns its bytes.
+    /// Returns the bytes of the packet.
     pub fn iov(&self) -> &ProvidedIov<'_> {
         &self.iov
     }
@@ -128,7 +129,7 @@ impl Packet<'_> {
 
 impl Drop for Packet<'_> {
     fn drop(&mut self) {
-        // SAFETY: The reference is the packet's, which goes.
+        // SAFETY: By the type invariants, the packet owns a reference, and it gives it up here.
         if let TakenBack::Pooled(iov) = unsafe { self.iov.unreference() } {
             iov.put();
         }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Unit tests of binding a provider to receive queues of a network device, a port of the software
+//! Unit tests that bind a provider to receive queues of a network device: a port of the software
 //! NIC `zcrx_sim`.
 
 #[macros::kunit_tests(rust_kernel_net_page_pool_queue_device)]
@@ -35,8 +35,8 @@ mod tests {
     const QUEUE: u32 = 1;
     const OTHER: u32 = 2;
 
-    /// A port of the software NIC that splits headers off, as one must whose queues are bound. It
-    /// gets its own setting back when this is dropped.
+    /// A port of the software NIC that splits headers from data, without which no provider can be
+    /// bound to its queues. Dropping this restores the port's own setting.
     struct Port {
         netdev: NetDevice,
         split: u8,
@@ -79,7 +79,8 @@ mod tests {
         }
     }
 
-    /// Checks whether a device is a port of the software NIC, by its name. Others are not touched.
+    /// Checks by its name whether a device is a port of the software NIC. Other devices are not
+    /// touched.
     fn is_port(netdev: &LockedNetDevice<'_>) -> bool {
         // SAFETY: The device is valid, and its name has 16 bytes.
         let start = unsafe {
@@ -91,9 +92,9 @@ mod tests {
         start == *b"zsim"
     }
 
-    /// Sets whether a device splits headers off. Returns what was set before.
+    /// Sets whether a device splits headers from data. Returns the setting that it had before.
     fn set_split(netdev: &LockedNetDevice<'_>, split: u8) -> u8 {
-        // SAFETY: The device is valid and locked, and so is its configuration.
+        // SAFETY: The device is valid and locked, and the lock protects its configuration.
         unsafe { core::mem::replace(&mut (*(*netdev.as_ptr()).cfg).hds_config, split) }
     }
 
@@ -103,7 +104,7 @@ mod tests {
         unsafe { !(*rx_queue(netdev, queue)).mp_params.mp_ops.is_null() }
     }
 
-    /// Returns a receive queue as C knows it.
+    /// Returns a receive queue as a C pointer.
     fn rx_queue(netdev: &LockedNetDevice<'_>, queue: u32) -> *mut bindings::netdev_rx_queue {
         // SAFETY: The device is valid.
         let queues = unsafe { (*netdev.as_ptr())._rx };
@@ -111,11 +112,12 @@ mod tests {
         queues.wrapping_add(queue as usize)
     }
 
-    /// A provider is bound to one queue at a time, and to another one after that.
+    /// A provider is bound to one queue at a time, and can be bound to another one after that.
     #[test]
     fn bound_twice() -> Result {
         let netdev = Port::find(0)?;
-        // Nothing is asserted while the device is locked: a test that fails unlocks nothing.
+        // Assert nothing while the device is locked: a failed assertion ends the test without
+        // unlocking.
         let (queue, mapped) = provider(netdev.lock().dma_device(QUEUE)?)?;
         let open = |provider: &Arc<ProvidedQueue<Provider>>, number| {
             ProvidedQueue::open(provider, &netdev.lock(), number, 0)
@@ -137,7 +139,7 @@ mod tests {
 
         open(&queue, OTHER)?;
         assert!(has(OTHER));
-        // What has a provider takes no other one, which then is as it was.
+        // A queue that has a provider refuses another one, which is not bound afterwards.
         let (second, second_mapped) = provider(netdev.lock().dma_device(OTHER)?)?;
         assert_eq!(open(&second, OTHER), Err(EEXIST));
         assert!(!second.is_bound());
@@ -148,7 +150,7 @@ mod tests {
         Ok(())
     }
 
-    /// A function that another task runs, and what it returns.
+    /// A function that another task runs, and its result.
     #[pin_data]
     struct Elsewhere<R> {
         #[pin]
@@ -185,13 +187,13 @@ mod tests {
         }
     }
 
-    /// Waits until somebody waits for the lock of the device, which the caller has.
+    /// Waits until another task waits for the lock of the device, which the caller holds.
     fn wait_for_waiter(netdev: &LockedNetDevice<'_>) -> Result {
-        /// The bit of a mutex that says so.
+        /// The bit of a mutex that is set while tasks wait for it.
         const WAITERS: isize = 1;
 
         for _ in 0..5000 {
-            // SAFETY: The device is valid, and its lock has this word, which is read as a whole.
+            // SAFETY: The device is valid, and its lock has this word, which is read in one access.
             let owner = unsafe {
                 let owner = &raw mut (*netdev.as_ptr()).lock.owner;
 
@@ -206,9 +208,9 @@ mod tests {
         Err(ETIMEDOUT)
     }
 
-    /// The network stack lets go of the provider while somebody who closes the queue waits for the
-    /// device. If the provider is bound again by then, be it to another device, the new binding is
-    /// closed.
+    /// The network stack may uninstall the provider while a task that closes the queue waits for
+    /// the device's lock. If the provider is bound again by then, perhaps to another device, that
+    /// task closes the new binding.
     #[test]
     fn uninstalled_while_closing() -> Result {
         let (netdev, other) = (Port::find(0)?, Port::find(1)?);
@@ -255,21 +257,22 @@ mod tests {
         Ok(())
     }
 
-    /// Runs `f` without the kernel's warnings.
+    /// Runs `f` while the kernel's warnings are suppressed.
     fn without_warnings<R>(f: impl FnOnce() -> R) -> R {
-        // SAFETY: The current task is valid, and runs a test, which only it changes.
+        // SAFETY: The current task is valid and runs a test. Only the task itself changes the
+        // field.
         let test = unsafe { (*bindings::get_current()).kunit_test };
-        // SAFETY: The test is the current task's.
+        // SAFETY: This is the test that the current task runs.
         let suppressed = unsafe { bindings::kunit_start_suppress_warning(test) };
         let result = f();
 
-        // SAFETY: This was started above.
+        // SAFETY: `suppressed` is what was started above, for the same test.
         unsafe { bindings::kunit_end_suppress_warning(test, suppressed) };
         result
     }
 
-    /// Pools of another device, of buffers that are not mapped, of another size, or that are not
-    /// only written to, are refused.
+    /// A pool is refused if it belongs to another device, if it does not map its buffers, if they
+    /// have another size, or if the device does not only write to them.
     #[test]
     fn pools_that_do_not_fit() -> Result {
         let netdev = Port::find(0)?;
@@ -293,7 +296,7 @@ mod tests {
             (own, true, 1, read, Err(EINVAL)),
             (own, true, u32::MAX, read, Err(EINVAL)),
             (own, true, 0, both, Err(EOPNOTSUPP)),
-            // In the order of C.
+            // With several reasons to refuse, the error is that of the one that C checks first.
             (other, false, 1, both, Err(EINVAL)),
             (own, false, 1, both, Err(EOPNOTSUPP)),
             (own, true, 1, both, Err(EINVAL)),
@@ -303,14 +306,14 @@ mod tests {
                 KBox::init(pin_init::init_zeroed(), GFP_KERNEL)?;
             let pool = NonNull::new(memory.get()).ok_or(EINVAL)?;
 
-            // SAFETY: The pool is ours, and zero is a value of all of its fields.
+            // SAFETY: The pool belongs to this test, and all its fields may be zero.
             unsafe {
                 (*pool.as_ptr()).p.dev = dev;
                 (*pool.as_ptr()).p.order = order;
                 (*pool.as_ptr()).p.dma_dir = direction;
                 (*pool.as_ptr()).set_dma_map(is_mapped);
             }
-            // SAFETY: The pool stays until it is removed, and nobody uses it.
+            // SAFETY: The pool stays valid until it is removed, and nobody uses it.
             let got = without_warnings(|| unsafe { queue.add_pool(pool) });
             let known = || queue.state.lock().pools.len();
             let (before, ()) = (known(), queue.remove_pool(pool.as_ptr()));
