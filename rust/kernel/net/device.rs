@@ -2,7 +2,8 @@
 
 //! Network devices.
 //!
-//! [`NetDevice`] is a reference to one, [`LockedNetDevice`] one whose instance lock is held.
+//! [`NetDevice`] is a reference to a network device. [`LockedNetDevice`] is a network device whose
+//! instance lock is held.
 //!
 //! C headers: [`include/linux/netdevice.h`](srctree/include/linux/netdevice.h),
 //! [`include/net/netdev_queues.h`](srctree/include/net/netdev_queues.h)
@@ -30,7 +31,7 @@ use core::ptr::NonNull;
 ///
 /// # Invariants
 ///
-/// `dev` is a valid device. One reference to it is ours, which `tracker` knows.
+/// `dev` is a valid device. This object owns one reference to it, which `tracker` tracks.
 pub struct NetDevice {
     dev: NonNull<bindings::net_device>,
     tracker: Opaque<bindings::netdevice_tracker>,
@@ -39,28 +40,28 @@ pub struct NetDevice {
 // The tracker is a pointer, which may be moved.
 impl Unpin for NetDevice {}
 
-// SAFETY: References to devices may be given back by any task.
+// SAFETY: Any task may drop a reference to a device.
 unsafe impl Send for NetDevice {}
 
 // SAFETY: A shared reference only locks the device, which any task may do.
 unsafe impl Sync for NetDevice {}
 
 impl NetDevice {
-    /// Finds the device with an index in the network namespace of the current task.
+    /// Finds the device with this index in the network namespace of the current task.
     ///
     /// # Errors
     ///
     /// [`ENODEV`] if there is none.
     pub fn find(ifindex: u32) -> Result<Self> {
-        // Indices are positive numbers of type `int`.
+        // Indices are positive values of type `int`.
         let ifindex = c_int::try_from(ifindex).map_err(|_| ENODEV)?;
         // SAFETY: The function has no preconditions.
         let net = unsafe { bindings::current_net() };
         if net.is_null() {
             return Err(ENODEV);
         }
-        // SAFETY: `net` is the namespace of the current task. It stays: only the task itself can
-        // leave it.
+        // SAFETY: `net` is the namespace of the current task. It stays valid, since only the task
+        // itself can leave it.
         let dev = unsafe { bindings::netdev_get_by_index_lock(net, ifindex) };
         let dev = NonNull::new(dev).ok_or(ENODEV)?;
         // SAFETY: A device that is locked and registered is valid.
@@ -71,7 +72,7 @@ impl NetDevice {
         Ok(this)
     }
 
-    /// Takes one more reference.
+    /// Takes a new reference to the device.
     ///
     /// # Safety
     ///
@@ -79,19 +80,19 @@ impl NetDevice {
     unsafe fn new(dev: NonNull<bindings::net_device>) -> Self {
         let tracker = Opaque::zeroed();
 
-        // INVARIANT: The device is valid, and the reference new.
-        // SAFETY: The caller guarantees that the device is valid. The tracker is ours, and empty.
+        // INVARIANT: The device is valid, and the reference belongs to the new object.
+        // SAFETY: The caller guarantees that the device is valid. The tracker is new and empty.
         unsafe { bindings::netdev_hold(dev.as_ptr(), tracker.get(), GFP_KERNEL.as_raw()) };
         Self { dev, tracker }
     }
 
-    /// Locks the device. May sleep: whoever configures the device holds this lock.
+    /// Locks the device. May sleep, since those who configure the device hold this lock.
     ///
     /// C counterpart: `netdev_lock`.
     pub fn lock(&self) -> LockedNetDevice<'_> {
         // SAFETY: By the type invariants, the device is valid.
         unsafe { bindings::netdev_lock(self.dev.as_ptr()) };
-        // INVARIANT: It was just locked.
+        // INVARIANT: The lock was just taken.
         LockedNetDevice {
             netdev: self,
             _task: NotThreadSafe,
@@ -108,7 +109,7 @@ impl Clone for NetDevice {
 
 impl Drop for NetDevice {
     fn drop(&mut self) {
-        // SAFETY: By the type invariants, the device is valid and the reference ours.
+        // SAFETY: By the type invariants, the device is valid and this object owns the reference.
         unsafe { bindings::netdev_put(self.dev.as_ptr(), self.tracker.get()) };
     }
 }
@@ -125,12 +126,12 @@ pub struct LockedNetDevice<'a> {
 }
 
 impl LockedNetDevice<'_> {
-    /// Returns the device as C knows it. It is valid and locked while `self` exists.
+    /// Returns the device as a C pointer. It is valid and locked while `self` exists.
     pub(super) fn as_ptr(&self) -> *mut bindings::net_device {
         self.netdev.dev.as_ptr()
     }
 
-    /// Returns whether this is `netdev`.
+    /// Returns whether this is the same device as `netdev`.
     pub(super) fn is(&self, netdev: &NetDevice) -> bool {
         self.netdev.dev == netdev.dev
     }
@@ -140,18 +141,18 @@ impl LockedNetDevice<'_> {
         self.netdev.clone()
     }
 
-    /// Returns the device that writes what the receive queue `queue` receives.
+    /// Returns the device that writes the data of the receive queue `queue` by DMA.
     ///
-    /// That is a device whose driver made the network device: it has queues that can be restarted,
-    /// and says itself by what it transfers. A network device may have a parent without a driver,
-    /// though, on which nothing can be mapped for as long as it has one; such a parent is refused.
+    /// Usually its driver created the network device, or names the DMA device of a queue. A network
+    /// device may also have a parent without a driver. Such a parent is refused: mappings for a
+    /// device last only as long as it has a driver.
     ///
     /// C counterpart: `netdev_queue_get_dma_dev`.
     ///
     /// # Errors
     ///
     /// - [`ENODEV`] if the network device is not registered any more.
-    /// - [`EOPNOTSUPP`] if it transfers nothing by DMA, or by a device that has no driver.
+    /// - [`EOPNOTSUPP`] if the network device has no DMA device, or that device has no driver.
     pub fn dma_device(&self, queue: u32) -> Result<&Device<Bound>> {
         // SAFETY: By the type invariants, the device is valid.
         if !unsafe { bindings::netdev_is_registered(self.as_ptr()) } {
@@ -167,15 +168,15 @@ impl LockedNetDevice<'_> {
         };
         let dev = NonNull::new(dev).ok_or(EOPNOTSUPP)?;
 
-        // SAFETY: The device stays as long as the network device does. Nobody but the driver core
-        // writes the field, as a whole.
+        // SAFETY: The device stays as long as the network device does. Only the driver core writes
+        // the field, with one store.
         if unsafe { (&raw const (*dev.as_ptr()).driver).read_volatile() }.is_null() {
             return Err(EOPNOTSUPP);
         }
-        // SAFETY: The device is valid, and was just seen to have a driver. One that goes away
-        // unregisters its network devices first, for which it needs the lock that is held; and with
-        // them those that its queues are leased to, for which it needs their locks, of which one is
-        // the one that is held.
+        // SAFETY: The device is valid, and was just found to have a driver. Before the driver is
+        // unbound, it unregisters its network devices, and with them the network devices that lease
+        // queues of these. Unregistering a device needs its lock, and this network device, whose
+        // lock is held, is one of them.
         Ok(unsafe { Device::<Normal>::from_raw(dev.as_ptr()).as_bound() })
     }
 }

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Packets, to be read from.
+//! Received packets, for reading.
 //!
-//! [`SkBuff`] is a packet that somebody else owns, [`Piece`] a run of its bytes. The bytes of a
-//! packet may change while they are read, as their memory may be shared with user space or with
-//! copies of the packet, so there are no references to them: [`Piece::copy_to_page`] copies.
+//! A [`SkBuff`] is a packet that somebody else owns, and a [`Piece`] is a run of its bytes. The
+//! bytes may change while they are read, as their memory may be shared with user space or with
+//! clones of the packet. So there are no references to them: [`Piece::copy_to_page`] copies them.
 //!
-//! Where packets come from is not here: see [`tcp`](super::tcp).
+//! Packets are taken from sockets in other modules: see [`tcp`](super::tcp).
 //!
 //! C header: [`include/linux/skbuff.h`](srctree/include/linux/skbuff.h)
 
@@ -42,9 +42,9 @@ use core::{
 ///
 /// # Invariants
 ///
-/// For as long as there is a reference to it, the packet is valid, and nobody changes where its
-/// bytes are and how many there are, nor gives back their memory. The same holds for the packets of
-/// its list. The bytes themselves may change.
+/// For as long as there is a reference to the packet, it is valid, and nobody changes the place or
+/// the number of its bytes, nor frees their memory. The same holds for the packets of its list. The
+/// bytes themselves may change.
 #[repr(transparent)]
 pub struct SkBuff(Opaque<bindings::sk_buff>);
 
@@ -58,8 +58,9 @@ impl SkBuff {
     /// must hold for the packets of its list, and theirs.
     #[inline]
     pub unsafe fn from_raw<'a>(skb: *const bindings::sk_buff) -> &'a Self {
-        // INVARIANT: The caller guarantees it.
-        // SAFETY: The caller guarantees validity, and `Self` is a transparent wrapper.
+        // INVARIANT: The caller guarantees what the type invariants demand.
+        // SAFETY: The caller guarantees that the packet is valid, and `Self` is a transparent
+        // wrapper.
         unsafe { &*skb.cast::<Self>() }
     }
 
@@ -76,15 +77,15 @@ impl SkBuff {
         self.len() == 0
     }
 
-    /// Returns the bytes in front of all fragments, of which there may be none.
+    /// Returns the bytes that come before all fragments. There may be none.
     ///
     /// C counterpart: `skb->data` and `skb_headlen`.
     #[inline]
     pub fn linear(&self) -> Piece<'_> {
         let skb = self.0.get();
 
-        // INVARIANT: By the type invariants, the packet is valid and stays as it is for the
-        // duration of the borrow, and a valid packet has that many bytes of kernel memory at
+        // INVARIANT: By the type invariants, the packet is valid and does not change for the
+        // duration of the borrow. A valid packet has `skb_headlen` bytes of kernel memory at
         // `data`.
         Piece {
             // SAFETY: By the type invariants, the packet is valid.
@@ -95,9 +96,9 @@ impl SkBuff {
         }
     }
 
-    /// Returns the shared info, which stands behind the end of the linear bytes.
+    /// Returns the shared info, which follows the memory of the linear bytes.
     ///
-    /// Copies of the packet share it, and others write to some of its fields: never make a
+    /// Clones of the packet share it, and others write to some of its fields: never make a
     /// reference to the whole.
     #[inline]
     fn shared_info(&self) -> *const bindings::skb_shared_info {
@@ -105,7 +106,7 @@ impl SkBuff {
         unsafe { bindings::skb_shinfo(self.0.get()) }
     }
 
-    /// Returns the fragments: pages, and memory that only a device can reach (`net_iov`).
+    /// Returns the fragments: pages, or memory that only a device can access (`net_iov`).
     ///
     /// C counterpart: `skb_shinfo(skb)->frags`.
     #[inline]
@@ -114,7 +115,7 @@ impl SkBuff {
         // SAFETY: By the type invariants, the packet is valid, so that it has a shared info, and
         // nobody changes the number of its fragments.
         let count = usize::from(unsafe { (*shared).nr_frags });
-        // SAFETY: The shared info is valid. This makes no reference to it.
+        // SAFETY: The shared info is valid. This takes an address, and makes no reference.
         let mut next = unsafe { &raw const (*shared).frags }.cast::<bindings::skb_frag_t>();
         let end = next.wrapping_add(count);
 
@@ -123,7 +124,7 @@ impl SkBuff {
                 return None;
             }
             // SAFETY: By the type invariants, the packet is valid, so that its first `nr_frags`
-            // fragments are, and they stay as they are for the duration of the borrow, which the
+            // fragments are, too. They do not change for the duration of the borrow, which the
             // iterator and its items do not outlive.
             let piece = unsafe { Piece::from_frag(next) };
 
@@ -132,7 +133,7 @@ impl SkBuff {
         })
     }
 
-    /// Returns the packets that the rest of this one is made up of.
+    /// Returns the packets that hold the rest of this packet's bytes.
     ///
     /// C counterpart: `skb_walk_frags`.
     #[inline]
@@ -141,8 +142,8 @@ impl SkBuff {
         // nobody changes its list.
         let first = unsafe { (*self.shared_info()).frag_list };
 
-        // SAFETY: A pointer that is not null is to a packet for which the type invariants hold as
-        // long as they hold for `self`, which is borrowed, and `SkBuff` is a transparent wrapper.
+        // SAFETY: The pointer is null or points to a packet for which the type invariants hold as
+        // long as they hold for `self`, which is borrowed. `SkBuff` is a transparent wrapper.
         let first: Option<&SkBuff> = unsafe { first.cast::<SkBuff>().as_ref() };
 
         successors(first, |skb| {
@@ -150,24 +151,24 @@ impl SkBuff {
             // it is in. Packets in such a list are linked by `next`.
             let next = unsafe { (*skb.0.get()).__bindgen_anon_1.__bindgen_anon_1.next };
 
-            // SAFETY: As for the first one.
+            // SAFETY: The same as for `first`.
             unsafe { next.cast::<SkBuff>().as_ref() }
         })
     }
 }
 
-/// Where the bytes of a [`Piece`] are.
+/// The memory that holds the bytes of a [`Piece`].
 #[derive(Clone)]
 enum Source {
-    /// In memory that the kernel has an address for, from this one on.
+    /// Memory that the kernel has an address for. The first byte is at this address.
     Memory(*const u8),
-    /// In pages that follow each other and have to be mapped. `start` is where the first byte is,
-    /// counted from the start of `page`, and may be in a later page.
+    /// Consecutive pages that have to be mapped. `start` is the offset of the first byte from the
+    /// start of `page`, and may be in a later page.
     Pages {
         page: NonNull<bindings::page>,
         start: usize,
     },
-    /// In memory that has no pages, which the CPU may not read. `start` is where the first byte is.
+    /// Memory without pages, which the CPU may not read. `start` is the offset of the first byte.
     NetIov {
         iov: NonNull<bindings::net_iov>,
         start: usize,
@@ -181,8 +182,8 @@ enum Source {
 /// For the duration of `'a`, depending on `source`:
 ///
 /// - `Source::Memory`: the memory is valid for reads of `len` bytes.
-/// - `Source::Pages`: the descriptors of all pages which the `len` bytes touch follow each other
-///   from `page` on, these pages are valid and can be mapped, and `start + len` does not overflow.
+/// - `Source::Pages`: the descriptors of all pages that the `len` bytes touch follow each other
+///   from `page` on. These pages are valid and can be mapped, and `start + len` does not overflow.
 /// - `Source::NetIov`: `iov` is valid, and the packet has a reference to it.
 ///
 /// The bytes may change at any time.
@@ -194,7 +195,7 @@ pub struct Piece<'a> {
 }
 
 impl Piece<'_> {
-    /// Makes a piece from a fragment.
+    /// Creates a piece from a fragment.
     ///
     /// # Safety
     ///
@@ -216,12 +217,13 @@ impl Piece<'_> {
             let page = unsafe { bindings::skb_frag_page(frag) };
 
             match NonNull::new(page) {
-                // SAFETY: The page is valid, as the fragment is.
+                // SAFETY: A valid fragment has a valid page.
                 Some(page) if unsafe { bindings::PageHighMem(page.as_ptr()) } != 0 => {
                     Source::Pages { page, start }
                 }
                 _ => {
-                    // SAFETY: A valid fragment has one of the two. The page is not in high memory.
+                    // SAFETY: A valid fragment has a `net_iov` or a page, so this is a page. It is
+                    // not in high memory.
                     let address = unsafe { bindings::lowmem_page_address(page) };
 
                     Source::Memory(address.cast_const().cast::<u8>().wrapping_add(start))
@@ -229,11 +231,11 @@ impl Piece<'_> {
             }
         };
 
-        // INVARIANT: The caller guarantees that the fragment is valid and does not change. One
-        // which has a page has its bytes in a run of pages with consecutive descriptors, which are
-        // in the same zone. If that is high memory, the kernel can map them, else it has them all
-        // at consecutive addresses. No such run reaches to the end of what a `usize` can count. To
-        // a `net_iov`, the packet has a reference.
+        // INVARIANT: The caller guarantees that the fragment is valid and does not change.
+        // - If it is a `net_iov`, the packet has a reference to it.
+        // - If it has a page, its bytes are in a run of pages with consecutive descriptors, all in
+        //   the same zone. In high memory, the kernel can map them; otherwise, they have
+        //   consecutive addresses. No such run reaches the end of the range of a `usize`.
         Self {
             source,
             len: u32_as_usize(len),
@@ -253,16 +255,15 @@ impl Piece<'_> {
         self.len == 0
     }
 
-    /// Returns whether the CPU may read the bytes. It may not read those of a `net_iov`.
+    /// Returns whether the CPU may read the bytes, which is not so for those of a `net_iov`.
     #[inline]
     pub fn is_copyable(&self) -> bool {
         !matches!(self.source, Source::NetIov { .. })
     }
 
-    /// Returns the `net_iov` that the bytes are in, if any, and the offset at which they begin in
-    /// it.
+    /// Returns the `net_iov` that the bytes are in, if any, and the offset of the first byte in it.
     ///
-    /// The packet has a reference to it.
+    /// The packet has a reference to the `net_iov`.
     #[inline]
     pub(super) fn net_iov(&self) -> Option<(NonNull<bindings::net_iov>, usize)> {
         match self.source {
@@ -271,12 +272,13 @@ impl Piece<'_> {
         }
     }
 
-    /// Takes off the first `n` bytes, or all if there are fewer.
+    /// Removes the first `n` bytes from the piece, or all if there are fewer.
     #[inline]
     pub fn advance(&mut self, n: usize) {
         let n = n.min(self.len);
 
-        // INVARIANT: What remains was part of it before. Nothing wraps around.
+        // INVARIANT: The bytes that remain were part of the piece before. `n` is at most
+        // `self.len`, so that nothing wraps around.
         match &mut self.source {
             Source::Memory(address) => *address = address.wrapping_add(n),
             Source::Pages { start, .. } | Source::NetIov { start, .. } => {
@@ -286,22 +288,22 @@ impl Piece<'_> {
         self.len = self.len.wrapping_sub(n);
     }
 
-    /// Takes off all but the first `len` bytes.
+    /// Removes all but the first `len` bytes from the piece.
     #[inline]
     pub fn truncate(&mut self, len: usize) {
-        // INVARIANT: What remains was part of it before.
+        // INVARIANT: The bytes that remain were part of the piece before.
         self.len = self.len.min(len);
     }
 
-    /// Copies bytes to the beginning of `page`, as many as it has room for, and takes them off.
-    /// Returns how many that were.
+    /// Copies bytes to the beginning of `page`, as many as fit, and removes them from the piece.
+    /// Returns the number of bytes copied.
     ///
-    /// These are none if the piece is empty, or [`Self::is_copyable`] is false.
+    /// This is zero if the piece is empty or [`Self::is_copyable`] is false.
     ///
-    /// If user space changes the bytes meanwhile, or the piece is in `page` itself and what is
-    /// written overlaps what is read, any mixture of old and new bytes may result.
+    /// If user space changes the bytes meanwhile, or the piece is itself in `page` and overlaps the
+    /// destination, the result may be any mixture of old and new bytes.
     ///
-    /// May be called in any context, and does not sleep.
+    /// May be called in any context. Does not sleep.
     ///
     /// C counterpart: `io_copy_page` in [`io_uring/zcrx.c`](srctree/io_uring/zcrx.c).
     ///
@@ -335,15 +337,15 @@ impl Piece<'_> {
                 let mut copied: usize = 0;
 
                 while copied < len {
-                    // By the type invariants, and as `len` is at most `self.len`, nothing wraps
-                    // around here.
+                    // By the type invariants, `start + self.len` does not overflow, and `copied` is
+                    // less than `self.len`.
                     let (index, offset, rest) = locate(start.wrapping_add(copied));
-                    // Not zero, as neither of the two is.
+                    // Not zero: `rest` is not, and `copied` is less than `len`.
                     let n = rest.min(len.wrapping_sub(copied));
 
-                    // SAFETY: The byte at `offset` of this page is one of the piece's. By the type
+                    // SAFETY: The byte at `offset` of this page belongs to the piece. By the type
                     // invariants, the page is therefore valid, can be mapped, and has its
-                    // descriptor there.
+                    // descriptor at this index.
                     let src =
                         unsafe { bindings::kmap_local_page(first.as_ptr().wrapping_add(index)) };
 
@@ -352,8 +354,8 @@ impl Piece<'_> {
                     // - `copied + n` is at most `len`, which is at most `PAGE_SIZE`.
                     unsafe { copy_bytes(src.cast::<u8>().wrapping_add(offset), page, copied, n) };
 
-                    // SAFETY: This is the address that `kmap_local_page` returned. What was mapped
-                    // after it is no longer.
+                    // SAFETY: This is the address that `kmap_local_page` returned. The page that
+                    // was mapped after it has been unmapped, as the order of unmapping demands.
                     unsafe { bindings::kunmap_local(src) };
 
                     copied = copied.wrapping_add(n);
@@ -366,32 +368,33 @@ impl Piece<'_> {
     }
 }
 
-/// Locates the byte `at` of a run of pages. Returns the number of its page, its offset there, and
-/// how many bytes the page has from there on, which is not zero.
+/// Locates the byte `at` in a run of pages. Returns the index of its page, its offset in that page,
+/// and the number of bytes from there to the end of the page, which is not zero.
 #[inline]
 fn locate(at: usize) -> (usize, usize, usize) {
     let offset = at & !PAGE_MASK;
 
-    // `offset` is below `PAGE_SIZE`.
+    // `offset` is less than `PAGE_SIZE`.
     (at >> PAGE_SHIFT, offset, PAGE_SIZE.wrapping_sub(offset))
 }
 
-/// Copies `len` bytes from `src` to the byte `dst_offset` of `page` and on.
+/// Copies `len` bytes from `src` to `page`, from the offset `dst_offset` on.
 ///
 /// Others may write to both meanwhile, and the two may overlap.
 ///
 /// # Safety
 ///
-/// - `src` must be valid for reads of `len` bytes, by functions in C.
+/// - `src` must be valid for reads of `len` bytes by C functions.
 /// - `dst_offset + len` must be at most [`PAGE_SIZE`].
 #[inline]
 unsafe fn copy_bytes(src: *const u8, page: PinnedPage<'_>, dst_offset: usize, len: usize) {
     // SAFETY: A `PinnedPage` is a valid page while it exists.
     let dst = unsafe { bindings::kmap_local_page(page.as_ptr()) };
 
-    // This is C's function, and not what `core` has, as user space may access the bytes meanwhile:
-    // to C, they are like volatile. A piece may be in the page that it is copied to, if user space
-    // sent from there, so that `memcpy` does not do.
+    // This calls C's function and none of `core`, since user space may access the bytes meanwhile.
+    // In C, such an access is like a volatile one; in Rust, it would be a data race. The two may
+    // overlap, if user space sent the packet from the page that it is now copied to, which rules
+    // out `memcpy`.
     //
     // SAFETY:
     // - The caller guarantees that `src` is valid for reads of `len` bytes.
@@ -418,7 +421,7 @@ mod tests {
         prelude::*, //
     };
 
-    /// Makes a piece of pages that count as highmem, though they are not.
+    /// Creates a piece of pages that are treated as high memory, though they are not.
     fn piece(len: usize) -> Piece<'static> {
         Piece {
             source: Source::Pages {
@@ -445,7 +448,8 @@ mod tests {
         assert!(matches!(whole.source, Source::Pages { start: 95, .. }));
     }
 
-    /// Copies from two pages that follow each other, from `start` on, until nothing is left.
+    /// Copies a piece of two consecutive pages until nothing is left. The piece begins at the
+    /// offset `start` and has `len` bytes.
     fn copy_all(first: NonNull<bindings::page>, start: usize, len: usize) -> Result<KVec<u8>> {
         let mut piece = Piece {
             source: Source::Pages { page: first, start },
@@ -460,7 +464,7 @@ mod tests {
             let mut bytes = KVec::from_elem(0, PAGE_SIZE, GFP_KERNEL)?;
             let copied = piece.copy_to_page(pinned);
 
-            // SAFETY: There is room for a page, and nobody writes to it.
+            // SAFETY: The buffer has room for a page, and nobody writes to the page.
             unsafe { to.read_raw(bytes.as_mut_ptr(), 0, copied) }?;
             all.extend_from_slice(bytes.get(..copied).ok_or(EINVAL)?, GFP_KERNEL)?;
             if copied == 0 {
@@ -475,15 +479,15 @@ mod tests {
     fn pages_are_copied_across_their_ends() -> Result {
         const ORDER: u32 = 1;
         let byte = |index: usize| (index % 251) as u8;
-        // SAFETY: It is safe to allocate pages where one may sleep.
+        // SAFETY: The function may be called where sleeping is allowed, as in this test.
         let pages = unsafe { bindings::alloc_pages(GFP_KERNEL.as_raw(), ORDER) };
         let first = NonNull::new(pages).ok_or(ENOMEM)?;
-        // SAFETY: The pages were just allocated, and are no highmem.
+        // SAFETY: The pages were just allocated, and are not in high memory.
         let bytes = unsafe { bindings::lowmem_page_address(first.as_ptr()) }.cast::<u8>();
         let mut wrong = 0;
 
         for index in 0..2 * PAGE_SIZE {
-            // SAFETY: This is in one of the two pages, which are ours.
+            // SAFETY: This is in one of the two pages, which belong to this test.
             unsafe { bytes.add(index).write(byte(index)) };
         }
         for (start, len) in [
@@ -501,7 +505,7 @@ mod tests {
                 wrong += 1;
             }
         }
-        // SAFETY: They were allocated above, and nobody uses them any more.
+        // SAFETY: The pages were allocated above with this order, and nobody uses them any more.
         unsafe { bindings::__free_pages(first.as_ptr(), ORDER) };
         assert_eq!(wrong, 0);
         Ok(())

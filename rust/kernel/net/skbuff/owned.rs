@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Packets that are made here, for unit tests of who reads packets.
+//! Packets that unit tests build, to test code that reads packets.
 //!
 //! C header: [`include/linux/skbuff.h`](srctree/include/linux/skbuff.h)
 
@@ -19,29 +19,29 @@ use core::{
     }, //
 };
 
-/// A packet that is made piece by piece.
+/// A packet that is built piece by piece.
 ///
 /// # Invariants
 ///
-/// `skb` is a valid packet that is ours, and in its linear part there is room for `room` more
+/// `skb` is a valid packet that this object owns, and its linear part has room for `room` more
 /// bytes. Its fragments that are not pages are those of `net_iovs` and `received`.
 pub struct OwnedSkBuff {
     skb: NonNull<bindings::sk_buff>,
     room: usize,
     net_iovs: KVec<KBox<bindings::net_iov>>,
-    /// What was received into buffers of pools.
+    /// The packets that were received into buffers of pools.
     #[cfg(CONFIG_IO_URING_RS_KUNIT_TEST)]
     received: KVec<Packet<'static>>,
 }
 
 impl OwnedSkBuff {
-    /// Creates an empty packet with room for so many linear bytes.
+    /// Creates an empty packet with room for `room` linear bytes.
     pub fn new(room: usize) -> Result<Self> {
-        // SAFETY: The function has no preconditions. -1 is any node.
+        // SAFETY: The function has no preconditions. -1 stands for any NUMA node.
         let skb =
             unsafe { bindings::__alloc_skb(u32::try_from(room)?, GFP_KERNEL.as_raw(), 0, -1) };
 
-        // INVARIANT: The packet is new, and has the room that was asked for.
+        // INVARIANT: The packet is new, and has the room that was requested.
         Ok(Self {
             skb: NonNull::new(skb).ok_or(ENOMEM)?,
             room,
@@ -51,22 +51,22 @@ impl OwnedSkBuff {
         })
     }
 
-    /// Appends linear bytes, as long as there are no others.
+    /// Appends linear bytes. Fails if there are bytes that are not linear.
     pub fn put(&mut self, bytes: &[u8]) -> Result {
         if self.len() != self.linear().len() {
             return Err(EINVAL);
         }
         self.room = self.room.checked_sub(bytes.len()).ok_or(ENOSPC)?;
 
-        // SAFETY: By the type invariants, the packet is valid and has the room. All that it has is
+        // SAFETY: By the type invariants, the packet is valid and has the room. All its bytes are
         // linear.
         let to = unsafe { bindings::skb_put(self.skb.as_ptr(), u32::try_from(bytes.len())?) };
-        // SAFETY: The bytes at `to` are the packet's now, and nobody else's.
+        // SAFETY: The bytes at `to` were just added to the packet, which this object owns.
         unsafe { to.cast::<u8>().copy_from(bytes.as_ptr(), bytes.len()) };
         Ok(())
     }
 
-    /// Returns the index of the next fragment, if there is room for one.
+    /// Returns the index of the next fragment, or an error if there is no room for one.
     fn next_frag(&self) -> Result<c_int> {
         // SAFETY: By the type invariants, the packet is valid.
         let index = u32::from(unsafe { (*bindings::skb_shinfo(self.skb.as_ptr())).nr_frags });
@@ -77,7 +77,7 @@ impl OwnedSkBuff {
         Ok(c_int::try_from(index)?)
     }
 
-    /// Puts a fragment at `index`, whose pages or `net_iov` the packet owns afterwards.
+    /// Puts a fragment at `index`. The packet takes over the reference to the page or `net_iov`.
     ///
     /// # Safety
     ///
@@ -90,8 +90,8 @@ impl OwnedSkBuff {
         offset: c_int,
         len: c_int,
     ) {
-        // SAFETY: The caller guarantees that the memory is valid and that there is a place for it,
-        // and by the type invariants, the packet is valid.
+        // SAFETY: By the type invariants, the packet is valid. The caller guarantees that the
+        // memory is valid, and that there is room for the fragment.
         unsafe {
             bindings::skb_add_rx_frag_netmem(
                 self.skb.as_ptr(),
@@ -104,10 +104,10 @@ impl OwnedSkBuff {
         };
     }
 
-    /// Appends a fragment with these bytes, which begin at `offset` of its first page.
+    /// Appends a fragment with these bytes, which begin at `offset` in its first page.
     pub fn add_frag(&mut self, offset: usize, bytes: &[u8]) -> Result {
         let len = offset.checked_add(bytes.len()).ok_or(EINVAL)?;
-        // Nothing fails once there are pages.
+        // Do all that can fail before pages are allocated, so that nothing has to be undone.
         let index = self.next_frag()?;
         let (start, count) = (c_int::try_from(offset)?, c_int::try_from(bytes.len())?);
         let mut frag: bindings::page_frag = pin_init::zeroed();
@@ -119,41 +119,41 @@ impl OwnedSkBuff {
             return Err(ENOMEM);
         }
         if (frag.size as usize) < len {
-            // SAFETY: The page was just allocated, and is ours.
+            // SAFETY: The page was just allocated, and belongs to this function.
             unsafe { bindings::put_page(frag.page) };
             return Err(EINVAL);
         }
-        // SAFETY: The pages were just allocated, are ours, and not of high memory. There are `len`
-        // bytes.
+        // SAFETY: The pages were just allocated, belong to this function, and are not in high
+        // memory. They have at least `len` bytes.
         unsafe {
             bindings::lowmem_page_address(frag.page)
                 .cast::<u8>()
                 .add(offset)
                 .copy_from(bytes.as_ptr(), bytes.len())
         };
-        // SAFETY: The pages are valid, have the bytes, and their reference goes to the packet.
+        // SAFETY: The pages are valid and have the bytes. Their reference goes to the packet.
         unsafe { self.add(index, frag.page as bindings::netmem_ref, start, count) };
         Ok(())
     }
 
-    /// Appends a fragment that only a device can reach.
+    /// Appends a fragment that only a device can access.
     pub fn add_net_iov(&mut self, len: usize) -> Result {
         let index = self.next_frag()?;
         let len = c_int::try_from(len)?;
         let mut net_iov: KBox<bindings::net_iov> = KBox::init(pin_init::init_zeroed(), GFP_KERNEL)?;
-        // The lowest bit tells these from pages.
+        // The lowest bit is set in a `net_iov` and clear in a page.
         let netmem = &raw mut *net_iov as bindings::netmem_ref | 1;
 
-        // Of this kind no reference is counted.
+        // The network stack does not count references to this type.
         net_iov.type_ = bindings::net_iov_type_NET_IOV_IOURING;
         self.net_iovs.push(net_iov, GFP_KERNEL)?;
-        // SAFETY: The object stays as long as the packet, and nobody looks at what is in it.
+        // SAFETY: The object stays as long as the packet, and nobody accesses its contents.
         unsafe { self.add(index, netmem, 0, len) };
         Ok(())
     }
 
-    /// Appends a fragment of `len` bytes, from `offset` on, in the buffer of a page that
-    /// `packet` was received into. The buffer goes back to its pool with this packet.
+    /// Appends a fragment of `len` bytes, from `offset` on, of the one-page buffer that `packet`
+    /// was received into. The buffer goes back to its pool when this packet is dropped.
     #[cfg(CONFIG_IO_URING_RS_KUNIT_TEST)]
     pub fn add_received(&mut self, packet: Packet<'static>, offset: usize, len: usize) -> Result {
         let index = self.next_frag()?;
@@ -161,41 +161,41 @@ impl OwnedSkBuff {
         let netmem = packet.iov().netmem();
 
         self.received.push(packet, GFP_KERNEL)?;
-        // SAFETY: The buffer stays as long as the packet. Of this kind no reference is counted
-        // here: `received` has it.
+        // SAFETY: The buffer stays as long as the packet. The network stack does not count
+        // references to this type: `received` has the reference.
         unsafe { self.add(index, netmem, offset, len) };
         Ok(())
     }
 
-    /// Leaves room for no more than `room` linear bytes, and fills what else there is with zeroes.
-    /// There must be no other bytes.
+    /// Leaves room for exactly `room` linear bytes, by appending zeroes. Fails if there are bytes
+    /// that are not linear.
     #[cfg(CONFIG_IO_URING_RS_KUNIT_TEST)]
     pub fn leave_room(&mut self, room: usize) -> Result {
         if self.len() != self.linear().len() {
             return Err(EINVAL);
         }
-        // SAFETY: By the type invariants, the packet is valid. All that it has is linear.
+        // SAFETY: By the type invariants, the packet is valid. All its bytes are linear.
         let tailroom = unsafe { bindings::skb_tailroom(self.skb.as_ptr()) };
         let filled = usize::try_from(tailroom)?.checked_sub(room).ok_or(ENOSPC)?;
 
-        // SAFETY: There is as much room.
+        // SAFETY: The packet has at least this much room.
         let to = unsafe { bindings::skb_put(self.skb.as_ptr(), u32::try_from(filled)?) };
-        // SAFETY: The bytes at `to` are the packet's now, and nobody else's.
+        // SAFETY: The bytes at `to` were just added to the packet, which this object owns.
         unsafe { to.cast::<u8>().write_bytes(0, filled) };
-        // INVARIANT: That is what is left.
+        // INVARIANT: This is the room that is left.
         self.room = room;
         Ok(())
     }
 
-    /// Returns the packet as C knows it, for functions that append linear bytes to it.
+    /// Returns the packet as a C pointer, for functions that append linear bytes to it.
     #[cfg(CONFIG_IO_URING_RS_KUNIT_TEST)]
     pub(in crate::net) fn as_ptr(&mut self) -> *mut bindings::sk_buff {
         self.skb.as_ptr()
     }
 
-    /// Appends another packet to the list.
+    /// Appends another packet to the fragment list.
     pub fn append(&mut self, mut other: OwnedSkBuff) -> Result {
-        // Nothing fails once one of them has moved.
+        // Reserve the space first, so that nothing fails once a buffer has moved.
         self.net_iovs.reserve(other.net_iovs.len(), GFP_KERNEL)?;
         #[cfg(CONFIG_IO_URING_RS_KUNIT_TEST)]
         {
@@ -209,8 +209,8 @@ impl OwnedSkBuff {
         }
         let other = core::mem::ManuallyDrop::new(other);
 
-        // SAFETY: By the type invariants, both packets are valid and ours. The list ends with a
-        // null pointer, which becomes one to the other packet.
+        // SAFETY: By the type invariants, this object owns both packets, which are valid. The list
+        // ends with a null pointer, which is replaced by a pointer to the other packet.
         unsafe {
             let skb = self.skb.as_ptr();
             let len = (*other.skb.as_ptr()).len;
@@ -231,15 +231,15 @@ impl Deref for OwnedSkBuff {
     type Target = SkBuff;
 
     fn deref(&self) -> &SkBuff {
-        // SAFETY: By the type invariants, the packet is valid and ours, and all that changes it
-        // takes `&mut self`.
+        // SAFETY: By the type invariants, the packet is valid and owned by this object. All methods
+        // that change it take `&mut self`.
         unsafe { SkBuff::from_raw(self.skb.as_ptr()) }
     }
 }
 
 impl Drop for OwnedSkBuff {
     fn drop(&mut self) {
-        // SAFETY: By the type invariants, the packet is ours. It has no socket.
+        // SAFETY: By the type invariants, this object owns the packet. The packet has no socket.
         unsafe {
             bindings::sk_skb_reason_drop(
                 null_mut(),
@@ -263,7 +263,8 @@ mod tests {
         }, //
     };
 
-    /// Builds bytes of which no two neighbours, nor the same ones of neighbouring pages, are equal.
+    /// Creates bytes that differ from their neighbours, and from the bytes at the same offset in
+    /// the neighbouring pages.
     fn pattern(from: usize, len: usize) -> Result<KVec<u8>> {
         let mut bytes = KVec::with_capacity(len, GFP_KERNEL)?;
 
@@ -285,7 +286,7 @@ mod tests {
             let mut bytes = KVec::from_elem(0, len, GFP_KERNEL)?;
 
             assert!(len != 0 && len <= PAGE_SIZE);
-            // SAFETY: Nobody writes to the page, and the bytes are ours.
+            // SAFETY: Nobody writes to the page, and the buffer has room for `len` bytes.
             unsafe { page.read_raw(bytes.as_mut_ptr(), 0, len)? };
             all.extend_from_slice(&bytes, GFP_KERNEL)?;
         }
@@ -317,7 +318,7 @@ mod tests {
         Ok(())
     }
 
-    /// Wherever it begins, and whatever its pages are.
+    /// Fragments are copied whatever their offset is and however many pages they have.
     #[test]
     fn fragments_are_copied() -> Result {
         for (offset, len) in [
