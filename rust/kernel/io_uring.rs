@@ -1,17 +1,18 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! io_uring, as seen by the parts of it that are written in Rust.
+//! Abstractions of io_uring, for the parts of it that are written in Rust.
 //!
 //! - [`opcode`]: request opcodes, and tables indexed by them.
-//! - [`request`], [`command`]: requests, their arguments, and what opcode filters see of them.
-//! - [`uapi`]: structures that user space hands in.
+//! - [`request`], [`command`]: requests, their arguments, and the part of them that opcode filters
+//!   see.
+//! - [`uapi`]: structures that user space passes in.
 //! - [`filter_set`]: sets of filters that rings and tasks share.
 //! - [`rules`]: which requests and registrations are allowed.
-//! - [`restriction`]: rules and filters together; [`ring`] and [`task`]: who has them.
-//! - [`zcrx`], [`queues`], [`event`], [`receive`]: what zero-copy receive and a ring have of each
-//!   other.
+//! - [`restriction`]: rules together with filters. A [`ring`] or a [`task`] can have one.
+//! - [`zcrx`], [`queues`], [`event`], [`receive`]: the interface between zero-copy receive and a
+//!   ring.
 //! - [`account`], [`region`], [`pinned`], [`mapping`]: memory shared with user space and devices,
-//!   and who pays for it.
+//!   and the users that it is charged to.
 //!
 //! C headers: [`include/linux/io_uring_types.h`](srctree/include/linux/io_uring_types.h),
 //! [`io_uring/opdef.h`](srctree/io_uring/opdef.h)
@@ -49,8 +50,8 @@ pub use self::opcode::{
 
 use crate::bindings;
 
-/// The number of opcodes that requests have: `IORING_OP_LAST`.
+/// The number of request opcodes: `IORING_OP_LAST`.
 pub const OP_LAST: usize = bindings::io_uring_op_IORING_OP_LAST as usize;
 
-/// The number of opcodes that `io_uring_register()` has: `IORING_REGISTER_LAST`.
+/// The number of opcodes of `io_uring_register()`: `IORING_REGISTER_LAST`.
 pub const REGISTER_LAST: usize = bindings::io_uring_register_op_IORING_REGISTER_LAST as usize;

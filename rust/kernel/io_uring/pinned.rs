@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Memory of user space that is pinned to be written to from any context.
+//! Memory of user space that is pinned, so that it can be written to from any context.
 //!
-//! [`PinnedPages`] holds the pages, [`PinnedPage`] is one of them. User space may access them at
-//! any time, so there is no way to their bytes here: who copies to a page does so by a raw pointer.
+//! [`PinnedPages`] holds the pages, and [`PinnedPage`] is one of them. User space may access them
+//! at any time, so this module offers no access to their bytes: code that copies to a page must use
+//! a raw pointer.
 //!
 //! C headers: [`io_uring/memmap.h`](srctree/io_uring/memmap.h),
 //! [`io_uring/rsrc.h`](srctree/io_uring/rsrc.h)
@@ -29,15 +30,15 @@ use core::{
     }, //
 };
 
-/// Checks a range of user space that is to be pinned.
+/// Checks that a range of user space can be pinned.
 ///
 /// C counterpart: `io_validate_user_buf_range` in [`io_uring/rsrc.c`](srctree/io_uring/rsrc.c).
 ///
 /// # Errors
 ///
-/// - [`EFAULT`] if `len`, in bytes, is zero, or it or `addr` is not in the address space.
+/// - [`EFAULT`] if `len`, in bytes, is zero, or if `len` or `addr` is not in the address space.
 /// - [`EINVAL`] if the range is longer than 1 TiB.
-/// - [`EOVERFLOW`] if it wraps around.
+/// - [`EOVERFLOW`] if the range wraps around.
 ///
 /// # Examples
 ///
@@ -48,17 +49,17 @@ use core::{
 /// assert_eq!(validate_range(0x10000, 0), Err(EFAULT));
 /// ```
 pub fn validate_range(addr: u64, len: u64) -> Result {
-    // SAFETY: The function has no preconditions: it computes on its two arguments alone.
+    // SAFETY: The function has no preconditions: it only computes with its two arguments.
     to_result(unsafe { bindings::io_validate_user_buf_range(addr, len) })
 }
 
-/// Returns the number of pages that the `len` bytes from `addr` on touch, as `io_pin_pages` counts
-/// them.
+/// Returns the number of pages that the `len` bytes from `addr` on touch, counted as `io_pin_pages`
+/// does.
 ///
 /// # Errors
 ///
 /// - [`EINVAL`] if there are none.
-/// - [`EOVERFLOW`] if the range, or the last page of it, wraps around.
+/// - [`EOVERFLOW`] if the range, or its last page, wraps around.
 fn count_pages(addr: usize, len: usize) -> Result<usize> {
     let end = addr.checked_add(len).ok_or(EOVERFLOW)?;
     let end = end.checked_add(PAGE_SIZE - 1).ok_or(EOVERFLOW)?;
@@ -69,16 +70,17 @@ fn count_pages(addr: usize, len: usize) -> Result<usize> {
     }
 }
 
-/// Pages of user space, pinned for an unlimited time and for writing.
+/// Pages of user space, pinned for writing and for an unlimited time.
 ///
-/// They are what was mapped when they were pinned. Not charged to anybody: see
-/// [`Self::account_pages`]. Drop it in process context: that frees pages, and may take long.
+/// These are the pages that were mapped at the time of pinning. They are not charged to anybody:
+/// see [`Self::account_pages`]. Must be dropped in process context: this frees pages, and may take
+/// long.
 ///
 /// # Invariants
 ///
-/// - `pages` was allocated by `kvmalloc`, is ours, and holds `len` pointers that nobody writes to;
-///   `len` is not zero.
-/// - Each points to a page of which one pin is ours.
+/// - `pages` was allocated by `kvmalloc`, belongs to this object, and holds `len` pointers that
+///   nobody writes to. `len` is not zero.
+/// - Each pointer is to a page of which this object owns one pin.
 pub struct PinnedPages {
     pages: NonNull<*mut bindings::page>,
     len: usize,
@@ -93,7 +95,7 @@ unsafe impl Sync for PinnedPages {}
 
 impl PinnedPages {
     /// Pins all pages that the `len` bytes from `addr` on in the current address space touch. May
-    /// sleep, to fault them in.
+    /// sleep, since it may fault in the pages.
     ///
     /// C counterpart: `io_pin_pages` in [`io_uring/memmap.c`](srctree/io_uring/memmap.c).
     ///
@@ -104,7 +106,7 @@ impl PinnedPages {
     /// - [`ENOMEM`] if memory is short.
     /// - [`EFAULT`] if not all of the range is mapped and writable, or the task has no address
     ///   space.
-    /// - What `pin_user_pages_fast` fails with.
+    /// - The errors of `pin_user_pages_fast`.
     ///
     /// # Examples
     ///
@@ -115,10 +117,10 @@ impl PinnedPages {
     /// assert_eq!(PinnedPages::new(0x1000, usize::MAX).err(), Some(EOVERFLOW));
     /// ```
     pub fn new(addr: usize, len: usize) -> Result<Self> {
-        // C has the same conditions, but warns if there is nothing to be pinned.
+        // C checks the same conditions, but warns if there is nothing to pin.
         count_pages(addr, len)?;
 
-        // Pinning is in the current address space, which kernel threads do not have.
+        // Pages are pinned in the current address space, and kernel threads have none.
         if current!().mm().is_none() {
             return Err(EFAULT);
         }
@@ -127,8 +129,8 @@ impl PinnedPages {
         // SAFETY: `count` is a local variable, valid for writes. The task has an address space.
         let pages = from_err_ptr(unsafe { bindings::io_pin_pages(addr, len, &mut count) })?;
 
-        // INVARIANT: `io_pin_pages` succeeded, so that the array has `count` pages, all of them
-        // pinned, and `count` is positive. It does not succeed with a null pointer.
+        // INVARIANT: `io_pin_pages` succeeded, so that the array has `count` pages, which are all
+        // pinned, and `count` is positive. It never succeeds with a null pointer.
         Ok(Self {
             pages: NonNull::new(pages).ok_or(ENOMEM)?,
             // CAST: A positive `int` fits.
@@ -142,23 +144,23 @@ impl PinnedPages {
         self.len
     }
 
-    /// Returns the pages as C knows them.
+    /// Returns the pages as a slice of C pointers.
     #[inline]
     fn as_slice(&self) -> &[*mut bindings::page] {
         // SAFETY: By the type invariants, the array holds `len` pointers and nobody writes to it.
-        // The allocator does not give more than `isize::MAX` bytes.
+        // The allocator never returns more than `isize::MAX` bytes.
         unsafe { core::slice::from_raw_parts(self.pages.as_ptr(), self.len) }
     }
 
-    /// Returns the array of pages as C knows it, to be read from.
+    /// Returns the array of pages as a C pointer, for reading only.
     pub(super) fn as_ptr(&self) -> *mut *mut bindings::page {
         self.pages.as_ptr()
     }
 
-    /// Returns the number of pages to charge for these: all pages of the folios that they are in,
-    /// of each run of pages in the same folio once.
+    /// Returns the number of pages to charge: for each run of pages in the same folio, all pages of
+    /// that folio once.
     ///
-    /// Pins hold folios as a whole. One that is pinned does not change its size.
+    /// A pin holds a folio as a whole, and a pinned folio does not change its size.
     ///
     /// C counterpart: `io_count_account_pages` in [`io_uring/zcrx.c`](srctree/io_uring/zcrx.c).
     pub fn account_pages(&self) -> usize {
@@ -166,15 +168,15 @@ impl PinnedPages {
         let mut total: usize = 0;
 
         for &page in self.as_slice() {
-            // SAFETY: By the type invariants, the page is valid, and its folio stays what it is as
-            // it is pinned.
+            // SAFETY: By the type invariants, the page is valid. As it is pinned, its folio does
+            // not change.
             let folio = unsafe { bindings::page_folio(page) };
 
             if folio != last {
                 // SAFETY: `page_folio` returns the valid folio that the page is in.
                 let pages = unsafe { bindings::folio_nr_pages(folio) };
 
-                // Nobody can be charged that many.
+                // On overflow, charging fails: nobody can be charged this many pages.
                 total = total.saturating_add(pages);
                 last = folio;
             }
@@ -182,16 +184,16 @@ impl PinnedPages {
         total
     }
 
-    /// Returns a page, or [`None`] if there are not that many.
+    /// Returns the page with this index, or [`None`] if there is none.
     ///
-    /// The index may come from user space: it is clamped for speculative execution.
+    /// The index may come from user space: it is clamped against speculative execution.
     #[inline]
     pub fn get(&self, index: usize) -> Option<PinnedPage<'_>> {
         let pages = self.as_slice();
         let page = pages.get(index_in(pages, index)?)?;
 
-        // INVARIANT: By the type invariants, the page is pinned, and it stays so while `self` is
-        // borrowed.
+        // INVARIANT: By the type invariants, the page is pinned, and it stays pinned while `self`
+        // is borrowed.
         Some(PinnedPage {
             page: NonNull::new(*page)?,
             pinned: PhantomData,
@@ -201,17 +203,18 @@ impl PinnedPages {
 
 impl Drop for PinnedPages {
     fn drop(&mut self) {
-        // SAFETY: By the type invariants, the array holds `len` pages, of each of which a pin is
-        // ours. Nobody uses that any more, as `PinnedPage` borrows `self`.
+        // SAFETY: By the type invariants, the array holds `len` pages, and this object owns a pin
+        // of each. Nobody uses them any more, as `PinnedPage` borrows `self`.
         unsafe { bindings::unpin_user_pages(self.pages.as_ptr(), self.len) };
-        // SAFETY: By the type invariants, the array was allocated by `kvmalloc` and is ours.
+        // SAFETY: By the type invariants, the array was allocated by `kvmalloc` and belongs to this
+        // object.
         unsafe { bindings::kvfree(self.pages.as_ptr().cast()) };
     }
 }
 
 /// A page of user space that is pinned for writing.
 ///
-/// User space may access it at any time, and other objects may stand for the same page.
+/// User space may access it at any time, and other objects may refer to the same page.
 ///
 /// # Invariants
 ///
@@ -222,25 +225,24 @@ pub struct PinnedPage<'a> {
     pinned: PhantomData<&'a PinnedPages>,
 }
 
-// SAFETY: The page is pinned for whoever uses it.
+// SAFETY: The pin is not tied to a task.
 unsafe impl Send for PinnedPage<'_> {}
 
 // SAFETY: This object is constant.
 unsafe impl Sync for PinnedPage<'_> {}
 
 impl PinnedPage<'_> {
-    /// Makes an object for a page that is not user space's, in unit tests.
+    /// Wraps a page that does not belong to user space, for unit tests.
     #[cfg(CONFIG_RUST_IO_URING_KUNIT_TEST)]
     pub(crate) fn of_page(page: &crate::page::Page) -> Option<PinnedPage<'_>> {
-        // INVARIANT: The page is valid while it is borrowed, and nobody takes it away.
+        // INVARIANT: The page is valid while it is borrowed, which is as good as a pin.
         Some(PinnedPage {
             page: NonNull::new(page.as_ptr())?,
             pinned: PhantomData,
         })
     }
 
-    /// Returns the page as C knows it: valid and pinned as long as the lifetime of this object
-    /// lasts.
+    /// Returns the page as a C pointer. It is valid and pinned for the lifetime of this object.
     #[inline]
     pub(crate) fn as_ptr(self) -> *mut bindings::page {
         self.page.as_ptr()
@@ -272,7 +274,7 @@ mod tests {
         );
     }
 
-    /// Unit tests run in a kernel thread, which has no memory of user space.
+    /// Unit tests run in a kernel thread, which has no user memory.
     #[test]
     fn kernel_threads_pin_nothing() {
         assert!(matches!(

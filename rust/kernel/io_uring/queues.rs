@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The interface queues of a ring, by their ids.
+//! The interface queues of a ring, stored under their ids.
 //!
-//! A ring keeps them in an xarray, `io_ring_ctx::zcrx_ctxs`. What a queue is, is up to the user of
-//! this module: the entries are pointers of [`Arc<T>`].
+//! A ring keeps its queues in an xarray, `io_ring_ctx::zcrx_ctxs`. The user of this module chooses
+//! the type `T` of a queue: the entries are pointers of [`Arc<T>`].
 //!
-//! Locks, in this order: `uring_lock` of the ring, which whoever has [`Queues`] holds, and
-//! `mmap_lock`, which is taken here for every change, so that whoever maps a queue's memory need
-//! hold only that, see [`with_entry`].
+//! Locks, in this order: the `uring_lock` of the ring, which the owner of a [`Queues`] holds, and
+//! `mmap_lock`. This module takes `mmap_lock` for every change, so that those who map a queue's
+//! memory need to hold only that lock: see [`with_entry`].
 //!
 //! C header: [`include/linux/io_uring_types.h`](srctree/include/linux/io_uring_types.h)
 
@@ -47,21 +47,22 @@ use core::{
 ///
 /// `ctx` must point to a valid ring.
 unsafe fn array(ctx: NonNull<bindings::io_ring_ctx>) -> *mut bindings::xarray {
-    // SAFETY: The caller guarantees validity; the field's address is taken, nothing is read.
+    // SAFETY: The caller guarantees that the ring is valid. This takes the address of the field and
+    // reads nothing.
     unsafe { &raw mut (*ctx.as_ptr()).zcrx_ctxs }
 }
 
-/// Returns the lock under which the array is changed.
+/// Returns the lock that protects changes of the array.
 ///
 /// # Safety
 ///
 /// `ctx` must point to a ring that is valid for the duration of `'a`.
 unsafe fn mmap_lock<'a>(ctx: NonNull<bindings::io_ring_ctx>) -> &'a Mutex<()> {
-    // SAFETY: The caller guarantees validity, and the lock is initialised with the ring.
+    // SAFETY: The caller guarantees that the ring is valid. The lock was initialised with it.
     unsafe { Mutex::from_raw(&raw mut (*ctx.as_ptr()).mmap_lock) }
 }
 
-/// Makes lockdep complain unless the current task holds `lock`. Compiled out without lockdep.
+/// Makes lockdep warn unless the current task holds `lock`. Does nothing without lockdep.
 ///
 /// # Safety
 ///
@@ -72,54 +73,60 @@ unsafe fn assert_held(lock: *mut bindings::mutex) {
     unsafe { MutexBackend::assert_is_held(lock) }
 }
 
-/// Erases the entry `id`, and returns what it was: null if there was none or it was reserved.
+/// Erases the entry `id`. Returns the pointer that it had, which is null if the entry was reserved
+/// or there was none.
 ///
 /// # Safety
 ///
 /// `ctx` must point to a valid ring whose `uring_lock` is held.
 unsafe fn erase(ctx: NonNull<bindings::io_ring_ctx>, id: usize) -> *mut c_void {
-    // SAFETY: The ring is valid during the call.
+    // SAFETY: The caller guarantees that the ring is valid during the call.
     let _guard = unsafe { mmap_lock(ctx) }.lock();
 
-    // SAFETY: The ring is valid during the call, and so is its array. `mmap_lock` is held.
+    // SAFETY: The caller guarantees that the ring is valid, and so is its array. `mmap_lock` is
+    // held.
     unsafe { bindings::xa_erase(array(ctx), id) }
 }
 
 /// The interface queues of a ring whose `uring_lock` is held.
 ///
-/// Whatever drops a queue here does so in process context, with `uring_lock` held and `mmap_lock`
-/// released, so that a queue may sleep when it is dropped. Queues only go with `&mut self`, so that
-/// those borrowed from [`Queues::get`] stay.
+/// This module drops queues only in process context, with `uring_lock` held and `mmap_lock`
+/// released, so that dropping a queue may sleep. Queues are removed only through `&mut self`, so
+/// that those borrowed from [`Queues::get`] stay valid.
 ///
 /// # Invariants
 ///
-/// For the duration of `'a`, the ring is valid, the current task holds its `uring_lock`, and
-/// nobody else changes its queues. Each entry of
-/// `zcrx_ctxs` is reserved or came from [`Arc::into_raw`] of an `Arc<T>`, which the entry owns;
-/// marked ones have been terminated. All changes are made with `mmap_lock` held.
+/// For the duration of `'a`:
+///
+/// - The ring is valid, the current task holds its `uring_lock`, and nobody else changes its
+///   queues.
+/// - Each entry of `zcrx_ctxs` is reserved, or came from [`Arc::into_raw`] of an `Arc<T>` and owns
+///   that reference. Entries that are marked have been terminated.
+/// - All changes are made with `mmap_lock` held.
 pub struct Queues<'a, T> {
     ctx: NonNull<bindings::io_ring_ctx>,
     entries: PhantomData<&'a Arc<T>>,
 }
 
 impl<T: Send + Sync + 'static> Queues<'_, T> {
-    /// Makes a handle from the pointer that C passes.
+    /// Creates a handle from the pointer that C passes.
     ///
     /// # Safety
     ///
-    /// - While the handle exists, `ctx` must point to a valid ring, and its `uring_lock` be held by
-    ///   the current task, also where nobody else has the ring; there must be no other handle.
+    /// - While the handle exists, `ctx` must point to a valid ring, and the current task must hold
+    ///   its `uring_lock`, even if nobody else has access to the ring. There must be no other
+    ///   handle.
     /// - The ring's `user` and `mm_account` must not have been released yet.
-    /// - `zcrx_ctxs` must be initialised, with `XA_FLAGS_ALLOC`, and only be changed through this
-    ///   type, always with the same `T`.
+    /// - `zcrx_ctxs` must have been initialised with `XA_FLAGS_ALLOC`, and must only be changed
+    ///   through this type, always with the same `T`.
     pub unsafe fn from_raw(ctx: NonNull<bindings::io_ring_ctx>) -> Self {
         // The two lowest bits of a pointer in an xarray must be zero.
         const { assert!(Arc::<T>::DATA_OFFSET.is_multiple_of(4)) };
 
-        // SAFETY: The caller guarantees that the ring is valid; its lock was initialised with it.
+        // SAFETY: The caller guarantees that the ring is valid. Its lock was initialised with it.
         unsafe { assert_held(&raw mut (*ctx.as_ptr()).__bindgen_anon_2.uring_lock) };
 
-        // INVARIANT: The caller guarantees it.
+        // INVARIANT: The caller guarantees what the type invariants demand.
         Self {
             ctx,
             entries: PhantomData,
@@ -132,7 +139,7 @@ impl<T: Send + Sync + 'static> Queues<'_, T> {
         unsafe { array(self.ctx) }
     }
 
-    /// Returns the lock under which the array is changed.
+    /// Returns the lock that protects changes of the array.
     fn mmap_lock(&self) -> &Mutex<()> {
         // SAFETY: By the type invariants, the ring is valid as long as `self` is.
         unsafe { mmap_lock(self.ctx) }
@@ -140,22 +147,22 @@ impl<T: Send + Sync + 'static> Queues<'_, T> {
 
     /// Returns the flags that the ring was set up with, `IORING_SETUP_*`.
     pub fn ring_flags(&self) -> u32 {
-        // SAFETY: By the type invariants, the ring is valid, and whoever writes to the flags holds
-        // the lock.
+        // SAFETY: By the type invariants, the ring is valid, and its `uring_lock` is held, without
+        // which nobody writes to the flags.
         unsafe { (*self.ctx.as_ptr()).__bindgen_anon_1.flags }
     }
 
-    /// Returns the account that pays for the ring's memory.
+    /// Returns the account to which the ring's memory is charged.
     pub fn account(&self) -> Account {
-        // SAFETY: By the type invariants, the ring is valid, and it still has both references, as
-        // `from_raw` demands.
+        // SAFETY: By the type invariants, the ring is valid. It still has its references to the
+        // user and the address space, as `from_raw` demands.
         unsafe { Account::of_ring(self.ctx) }
     }
 
     /// Takes a reference to the ring.
     ///
-    /// `None` if the ring was closed and all its references are gone; then nobody has a [`RingRef`]
-    /// to it either.
+    /// Returns `None` if the ring was closed and its last reference is gone; then nobody else has a
+    /// [`RingRef`] to it either.
     pub fn ring(&self) -> Option<RingRef> {
         // SAFETY: By the type invariants, the ring is valid.
         unsafe { RingRef::try_get(self.ctx) }
@@ -166,9 +173,9 @@ impl<T: Send + Sync + 'static> Queues<'_, T> {
         ring.same(self.ctx)
     }
 
-    /// Reserves the lowest free id, up to and including `max`.
+    /// Reserves the lowest free id that is at most `max`. May sleep.
     ///
-    /// There is nothing to be found at the id until [`Reservation::publish`]. May sleep.
+    /// No queue can be found under the id before [`Reservation::publish`].
     ///
     /// # Errors
     ///
@@ -182,7 +189,7 @@ impl<T: Send + Sync + 'static> Queues<'_, T> {
             let _guard = self.mmap_lock().lock();
 
             // SAFETY: By the type invariants, the array is valid, and `id` is a local variable. The
-            // array is one that allocates, as `from_raw` demands.
+            // array was initialised for allocation, as `from_raw` demands.
             to_result(unsafe {
                 bindings::xa_alloc(
                     self.array(),
@@ -202,9 +209,9 @@ impl<T: Send + Sync + 'static> Queues<'_, T> {
         })
     }
 
-    /// Returns the queue with this id.
+    /// Returns the queue with this id, even if it has been terminated.
     ///
-    /// `None` also if the id is only reserved. Queues that were terminated are still found.
+    /// Returns `None` if there is no such queue or the id is only reserved.
     pub fn get(&self, id: u32) -> Option<ArcBorrow<'_, T>> {
         // SAFETY: By the type invariants, the array is valid.
         let entry = unsafe { bindings::xa_load(self.array(), id as usize) };
@@ -215,16 +222,16 @@ impl<T: Send + Sync + 'static> Queues<'_, T> {
         // SAFETY:
         // - By the type invariants, entries came from `Arc::into_raw`.
         // - The entry owns a reference, and is not erased as long as `self` is borrowed: nobody
-        //   else changes the array, and this type only does so with `&mut self`.
-        // - A `UniqueArc` could only be had while this was the only reference, not from an entry.
+        //   else changes the array, and this type does so only with `&mut self`.
+        // - No `UniqueArc` exists for the queue, since the entry owns a reference.
         Some(unsafe { ArcBorrow::from_raw(entry.cast::<T>()) })
     }
 
-    /// Calls `f` for each queue, in the order of ids, and marks it as terminated.
+    /// Marks each queue as terminated, in the order of ids, and then calls `f` with it. May sleep.
     ///
-    /// `f` is called without `mmap_lock`, may sleep and may look at the queues itself.
-    /// The queues stay until they are [taken](Queues::take). To be called once, when the ring goes
-    /// away: a queue that was terminated before ends it, with a warning. May sleep.
+    /// `f` is called without `mmap_lock`, may sleep, and may itself look up queues. The queues stay
+    /// in the array until they are [taken](Queues::take). This must be called once, when the ring
+    /// goes away: at a queue that was terminated before, it warns and stops.
     ///
     /// C counterpart: `io_terminate_zcrx()`.
     pub fn terminate(&self, mut f: impl FnMut(ArcBorrow<'_, T>)) {
@@ -258,13 +265,12 @@ impl<T: Send + Sync + 'static> Queues<'_, T> {
 
             // SAFETY:
             // - By the type invariants, entries came from `Arc::into_raw`.
-            // - The entry owns a reference, and is not erased as long as `self` is borrowed, which
-            //   is longer than `f` can keep what it gets.
-            // - A `UniqueArc` could only be had while this was the only reference, not from an
-            //   entry.
+            // - The entry owns a reference, and is not erased as long as `self` is borrowed. `f`
+            //   cannot keep its argument for longer than that.
+            // - No `UniqueArc` exists for the queue, since the entry owns a reference.
             f(unsafe { ArcBorrow::from_raw(entry.cast::<T>()) });
 
-            // There is no id above the highest.
+            // If this fails, `id` was the highest possible one.
             let Some(next) = id.checked_add(1) else {
                 return;
             };
@@ -272,7 +278,8 @@ impl<T: Send + Sync + 'static> Queues<'_, T> {
         }
     }
 
-    /// Takes a queue that was terminated from the ring, `None` if there is none. May sleep.
+    /// Removes a terminated queue from the ring and returns it, or `None` if there is none. May
+    /// sleep.
     ///
     /// C counterpart: `io_unregister_zcrx()`.
     pub fn take(&mut self) -> Option<Arc<T>> {
@@ -290,15 +297,15 @@ impl<T: Send + Sync + 'static> Queues<'_, T> {
         // SAFETY: By the type invariants, the ring is valid, and nobody else changes its queues.
         let entry = unsafe { erase(self.ctx, id) };
 
-        // SAFETY: By the type invariants, what was in the array came from `Arc::into_raw` and was
-        // owned by its entry, which is gone. `mmap_lock` was held for that, so nobody is in
-        // `with_entry` with it any more.
+        // SAFETY: By the type invariants, the entry came from `Arc::into_raw` and owned that
+        // reference. The entry was erased with `mmap_lock` held, so that no `with_entry` uses it
+        // any more.
         Some(unsafe { Arc::from_raw(entry.cast::<T>()) })
     }
 
     /// Frees the array of a ring that is about to be freed itself.
     ///
-    /// Queues that were not taken before are leaked, with a warning.
+    /// Queues that have not been taken are leaked, with a warning.
     ///
     /// C counterpart: `io_unregister_zcrx()`.
     pub fn destroy(self) {
@@ -311,16 +318,16 @@ impl<T: Send + Sync + 'static> Queues<'_, T> {
         warn_on!(!left.is_null());
 
         // SAFETY: By the type invariants, the array is valid. It is empty afterwards and can still
-        // be used; references that its entries owned stay counted.
+        // be used. References that its entries owned are leaked.
         unsafe { bindings::xa_destroy(self.array()) };
     }
 }
 
-/// An id that is reserved for a queue. Dropping it gives the id up.
+/// An id that is reserved for a queue. Dropping this frees the id.
 ///
 /// # Invariants
 ///
-/// As for [`Queues`], and the entry `id` is reserved.
+/// The same as those of [`Queues`], and the entry `id` is reserved.
 pub struct Reservation<'a, T> {
     ctx: NonNull<bindings::io_ring_ctx>,
     id: u32,
@@ -333,19 +340,19 @@ impl<'a, T: Send + Sync + 'static> Reservation<'a, T> {
         self.id
     }
 
-    /// Publishes the queue at the id. Dropping the result withdraws it. May sleep.
+    /// Publishes the queue under its id. Dropping the result withdraws it. May sleep.
     ///
     /// # Errors
     ///
-    /// [`ENOMEM`] if memory is short; the id is given up, and the queue dropped.
+    /// [`ENOMEM`] if memory is short. The id is freed and the queue dropped then.
     pub fn publish(self, queue: Arc<T>) -> Result<Published<'a, T>> {
         let entry = Arc::into_raw(queue);
         let old = {
             // SAFETY: By the type invariants, the ring is valid.
             let _guard = unsafe { mmap_lock(self.ctx) }.lock();
 
-            // SAFETY: By the type invariants, the ring is valid, and so is its array. The pointer
-            // is aligned as `Queues::from_raw` has checked.
+            // SAFETY: By the type invariants, the ring is valid, and so is its array.
+            // `Queues::from_raw` has checked that the pointer is sufficiently aligned.
             unsafe {
                 bindings::xa_store(
                     array(self.ctx),
@@ -356,14 +363,14 @@ impl<'a, T: Send + Sync + 'static> Reservation<'a, T> {
             }
         };
 
-        // A reserved entry reads as null: anything else is an error.
+        // The previous value of a reserved entry is null; anything else is an error.
         if !old.is_null() {
             // SAFETY: The pointer came from `Arc::into_raw` above and was not stored.
             drop(unsafe { Arc::from_raw(entry) });
             return Err(ENOMEM);
         }
 
-        // The id is the new object's.
+        // The new object owns the id, so `self` must not free it.
         let reservation = ManuallyDrop::new(self);
 
         // INVARIANT: The entry holds the queue now, and owns the reference to it.
@@ -378,17 +385,16 @@ impl<'a, T: Send + Sync + 'static> Reservation<'a, T> {
 impl<T> Drop for Reservation<'_, T> {
     fn drop(&mut self) {
         // SAFETY: By the type invariants, the ring is valid, and nobody else changes its queues.
-        // What is erased is a reservation, which owns nothing.
+        // The entry is a reservation, which owns nothing.
         unsafe { erase(self.ctx, self.id as usize) };
     }
 }
 
-/// A queue that was published and can still be taken back. Dropping it does that, and drops the
-/// queue.
+/// A published queue that can still be withdrawn. Dropping this withdraws and drops the queue.
 ///
 /// # Invariants
 ///
-/// As for [`Queues`], and the entry `id` holds a queue that is not borrowed.
+/// The same as those of [`Queues`], and the entry `id` holds a queue that is not borrowed.
 #[must_use = "dropping this takes the queue back"]
 pub struct Published<'a, T> {
     ctx: NonNull<bindings::io_ring_ctx>,
@@ -409,47 +415,48 @@ impl<T> Drop for Published<'_, T> {
         let entry = unsafe { erase(self.ctx, self.id as usize) };
 
         // SAFETY: By the type invariants, the entry came from `Arc::into_raw` and owned that
-        // reference. It is gone, with `mmap_lock` held, so nobody is in `with_entry` with it.
+        // reference. The entry was erased with `mmap_lock` held, so that no `with_entry` uses it
+        // any more.
         drop(unsafe { Arc::from_raw(entry.cast::<T>().cast_const()) });
     }
 }
 
-/// Calls `f` with the queue `id` of a ring, and returns what it returns; `None` if there is no such
+/// Calls `f` with the queue `id` of a ring and returns the result, or `None` if there is no such
 /// queue.
 ///
-/// For the code that maps the queue's memory, which need not hold `uring_lock`. `f` is called with
+/// This is for code that maps the queue's memory, which need not hold `uring_lock`. `f` runs with
 /// `mmap_lock` held, so it must not drop queues or take locks that come before that one.
 ///
 /// C counterpart: `io_zcrx_get_region()`.
 ///
 /// # Safety
 ///
-/// - During the call, `ctx` must point to a valid ring, of which the caller holds `mmap_lock`.
-/// - `zcrx_ctxs` must be initialised, and only be changed through [`Queues<T>`](Queues).
+/// - During the call, `ctx` must point to a valid ring, and the caller must hold its `mmap_lock`.
+/// - `zcrx_ctxs` must be initialised, and must only be changed through [`Queues<T>`](Queues).
 pub unsafe fn with_entry<T: Send + Sync + 'static, R>(
     ctx: NonNull<bindings::io_ring_ctx>,
     id: u32,
     f: impl FnOnce(&T) -> R,
 ) -> Option<R> {
-    // SAFETY: The ring is valid, and its lock was initialised with it.
+    // SAFETY: The caller guarantees that the ring is valid. Its lock was initialised with it.
     unsafe { assert_held(&raw mut (*ctx.as_ptr()).mmap_lock) };
 
-    // SAFETY: The ring is valid during the call, and so is its array.
+    // SAFETY: The caller guarantees that the ring is valid during the call, and so is its array.
     let entry = unsafe { bindings::xa_load(array(ctx), id as usize) }
         .cast_const()
         .cast::<T>();
 
     // SAFETY: By the invariants of `Queues`, entries came from `Arc::into_raw` and own a reference.
-    // None is erased while `mmap_lock` is held.
+    // No entry is erased while `mmap_lock` is held.
     unsafe { entry.as_ref() }.map(f)
 }
 
-/// A ring that has nothing but queues, for unit tests of their end.
+/// A ring that has only queues, for unit tests of how they end.
 ///
 /// # Invariants
 ///
-/// The ring is zeroed but for its locks, its array of queues, and its count of references, which is
-/// dead. It stays where it is.
+/// The ring is zeroed except for its locks, its array of queues, and its reference count, which is
+/// dead. It does not move.
 #[cfg(CONFIG_IO_URING_RS_KUNIT_TEST)]
 pub struct TestRing<T> {
     ctx: KBox<Opaque<bindings::io_ring_ctx>>,
@@ -464,7 +471,7 @@ impl<T: Send + Sync + 'static> TestRing<T> {
     ///
     /// [`ENOMEM`] if memory is short.
     pub fn new() -> Result<Self> {
-        /// Ignores that the last reference is gone.
+        /// Does nothing when the last reference is dropped.
         ///
         /// # Safety
         ///
@@ -476,7 +483,7 @@ impl<T: Send + Sync + 'static> TestRing<T> {
         let ring = ctx.get();
         let name = c"test ring".as_char_ptr();
 
-        // SAFETY: The ring is ours, and nobody uses the count yet.
+        // SAFETY: The ring belongs to this function, and nobody uses the count yet.
         to_result(unsafe {
             bindings::percpu_ref_init(
                 &raw mut (*ring).__bindgen_anon_1.refs,
@@ -485,8 +492,8 @@ impl<T: Send + Sync + 'static> TestRing<T> {
                 GFP_KERNEL.as_raw(),
             )
         })?;
-        // SAFETY: The ring is ours, and nobody uses its locks and its array yet, which stay where
-        // they are.
+        // SAFETY: The ring belongs to this function. Nobody uses its locks and its array yet, and
+        // they do not move.
         unsafe {
             bindings::__mutex_init(
                 &raw mut (*ring).__bindgen_anon_2.uring_lock,
@@ -500,24 +507,24 @@ impl<T: Send + Sync + 'static> TestRing<T> {
             );
             bindings::xa_init_flags(&raw mut (*ring).zcrx_ctxs, bindings::XA_FLAGS_ALLOC);
         }
-        // INVARIANT: All of it was just initialised.
+        // INVARIANT: The ring was zeroed, and the rest was just initialised.
         Ok(Self {
             ctx,
             entries: PhantomData,
         })
     }
 
-    /// Calls `f` with the queues of the ring, whose lock is held meanwhile.
+    /// Calls `f` with the queues of the ring, while holding the lock of the ring.
     pub fn with<R>(&mut self, f: impl FnOnce(Queues<'_, T>) -> R) -> R {
         let ring = self.ctx.get();
-        // SAFETY: The lock was initialised, and stays as long as `self`.
+        // SAFETY: The lock was initialised, and stays valid as long as `self`.
         let lock: &Mutex<()> =
             unsafe { Mutex::from_raw(&raw mut (*ring).__bindgen_anon_2.uring_lock) };
         let _guard = lock.lock();
 
-        // SAFETY: By the type invariants, the ring is valid. Its lock is held, and `self` borrowed,
-        // so that there is no other handle. It has no user and no address space. The array is only
-        // changed here, with this `T`.
+        // SAFETY: By the type invariants, the ring is valid. Its lock is held, and `self` is
+        // borrowed, so that there is no other handle. It has no user and no address space. The
+        // array is only changed here, with this `T`.
         f(unsafe { Queues::from_raw(NonNull::new_unchecked(ring)) })
     }
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Requests that receive without copying, while they are being issued.
+//! Requests that receive without copying, while they are issued.
 //!
 //! C header: [`io_uring/io_uring.h`](srctree/io_uring/io_uring.h)
 
@@ -13,33 +13,35 @@ use core::marker::PhantomData;
 ///
 /// # Invariants
 ///
-/// For the duration of `'a`, the request and its ring are valid, and the current task holds the
-/// ring's `uring_lock` and may post completions: the ring was set up with
-/// `IORING_SETUP_DEFER_TASKRUN`, and this task is the one that runs its task work. The ring is
-/// `ctx`, and has entries of double size, or of both sizes.
+/// For the duration of `'a`:
+///
+/// - The request is valid, and so is its ring, `ctx`.
+/// - The current task holds the ring's `uring_lock` and may post completions: the ring was set up
+///   with `IORING_SETUP_DEFER_TASKRUN`, and this task is the one that runs the ring's task work.
+/// - The entries of the ring's completion queue have double size, or can have either size.
 pub struct Receive<'a> {
     req: *mut bindings::io_kiocb,
     ctx: *mut bindings::io_ring_ctx,
     issue_flags: u32,
-    /// Of the completions.
+    /// The flags of the completions.
     cqe_flags: u32,
     request: PhantomData<&'a mut bindings::io_kiocb>,
 }
 
 impl Receive<'_> {
-    /// Makes a handle from the pointer and the flags that C passes to `io_issue_def::issue`.
+    /// Creates a handle from the pointer and the flags that C passes to `io_issue_def::issue`.
+    ///
+    /// Returns [`None`] if the ring's completions cannot have a second half.
     ///
     /// # Safety
     ///
     /// While the handle exists:
     ///
-    /// - `req` must point to a valid request that is being issued, to which nobody else has access,
-    ///   and its ring must be valid and not be set up anew or resized;
-    /// - the ring must have `IORING_SETUP_DEFER_TASKRUN`, the current task must be the one that
-    ///   runs its task work, and hold its `uring_lock`;
-    /// - completions must be flushed some time after that, as they are after a request was issued.
-    ///
-    /// Returns [`None`] if the ring's completions cannot have a second half.
+    /// - `req` must point to a valid request that is being issued, to which nobody else has access.
+    ///   Its ring must be valid, and must not be resized or set up again.
+    /// - The ring must have `IORING_SETUP_DEFER_TASKRUN`. The current task must be the one that
+    ///   runs its task work, and must hold its `uring_lock`.
+    /// - Completions must be flushed some time afterwards, as they are after a request was issued.
     #[inline]
     pub unsafe fn from_raw(req: *mut bindings::io_kiocb, issue_flags: u32) -> Option<Self> {
         // SAFETY: The caller guarantees that the request is valid.
@@ -55,7 +57,8 @@ impl Receive<'_> {
             return None;
         };
 
-        // INVARIANT: The caller guarantees it.
+        // INVARIANT: The caller guarantees that the request and the ring are as the type invariants
+        // demand, and the flags show that the entries have the size.
         Some(Self {
             req,
             ctx,
@@ -68,23 +71,23 @@ impl Receive<'_> {
     /// Returns whether the request may post completions before its last one, and be issued again.
     #[inline]
     pub fn is_multishot(&self) -> bool {
-        // The enumeration is signed because of another flag; the cast keeps the bit.
+        // The enumeration is signed because of another flag. The cast keeps this bit.
         const MULTISHOT: u32 = bindings::io_uring_cmd_flags_IO_URING_F_MULTISHOT as u32;
 
         self.issue_flags & MULTISHOT != 0
     }
 
-    /// Posts a completion of the request that is not its last one: `res` bytes were received, which
-    /// are at the offset that `off` returns.
+    /// Posts a completion of the request that is not its last one. The completion says that `res`
+    /// bytes were received, at the offset that `off` returns.
     ///
-    /// The completion takes two entries of the queue, or one of double size: its second half is a
-    /// `struct io_uring_zcrx_cqe` with `off`.
+    /// The completion takes two entries of the queue, or one entry of double size: its second half
+    /// is a `struct io_uring_zcrx_cqe` with `off`.
     ///
-    /// `off` is called when there is room, before the completion is filled in. It may post others,
-    /// which are behind this one then. Nothing that safe code can call flushes completions, so user
-    /// space does not see this one half filled.
+    /// `off` is called when there is room, before the completion is filled in. It may post other
+    /// completions, which come after this one. Safe code cannot flush completions, so user space
+    /// does not see this one before it is complete.
     ///
-    /// Returns `false`, and nothing is posted, if the queue is full. Does not sleep.
+    /// Returns `false` and posts nothing if the queue is full. Does not sleep.
     ///
     /// C counterpart: `io_zcrx_queue_cqe()` in [`io_uring/zcrx.c`](srctree/io_uring/zcrx.c).
     #[inline]
@@ -96,14 +99,14 @@ impl Receive<'_> {
             return false;
         }
 
-        // What goes into it is only now looked up, so that it need not be kept meanwhile.
+        // The offset is only looked up now, so that it need not be kept during the call above.
         let off = off();
         // SAFETY: By the type invariants, the request is valid.
         let user_data = unsafe { (*self.req).cqe.user_data };
 
-        // SAFETY: By the type invariants, `cqe` is the first of two consecutive entries
-        // that are ours to fill until they are flushed. User space can access them all the time:
-        // they are only written to, a field at a time, and there is no reference to them.
+        // SAFETY: By the type invariants, `cqe` is the first of two consecutive entries, which
+        // belong to this function until they are flushed. User space can access them at any time:
+        // they are only written to, one field at a time, and there is no reference to them.
         unsafe {
             (&raw mut (*cqe).user_data).write_volatile(user_data);
             (&raw mut (*cqe).res).write_volatile(res);

@@ -3,11 +3,11 @@
 //! Memory that the kernel and user space share.
 //!
 //! A [`Region`] is either allocated by the kernel and mapped by user space, or provided by user
-//! space and pinned. User space may write to it at any time. Therefore there are no references into
-//! it: each access copies one value, by a raw pointer, and counts as marked (`READ_ONCE` and its
-//! kin) in the kernel's memory model.
+//! space and pinned. User space may write to it at any time, so there are no references into it.
+//! Each access copies one value through a raw pointer, and counts as a marked access (such as
+//! `READ_ONCE`) in the kernel's memory model.
 //!
-//! How user space finds a region to map is up to C, see `io_mmap_get_region`.
+//! C finds the region that user space wants to map: see `io_mmap_get_region`.
 //!
 //! C header: [`io_uring/memmap.h`](srctree/io_uring/memmap.h)
 
@@ -39,7 +39,7 @@ use core::{
     }, //
 };
 
-/// A region as user space describes it: `struct io_uring_region_desc`, 64 bytes.
+/// A description of a region by user space: `struct io_uring_region_desc`, 64 bytes.
 ///
 /// C header: [`include/uapi/linux/io_uring.h`](srctree/include/uapi/linux/io_uring.h)
 ///
@@ -78,7 +78,8 @@ unsafe impl FromBytes for RegionDesc {}
 unsafe impl AsBytes for RegionDesc {}
 
 impl RegionDesc {
-    /// Describes a region of `size` bytes that the kernel allocates, in unit tests.
+    /// Creates the description of a region of `size` bytes that the kernel allocates, for unit
+    /// tests.
     #[cfg(CONFIG_IO_URING_RS_KUNIT_TEST)]
     pub fn of_size(size: u64) -> Self {
         Self(bindings::io_uring_region_desc {
@@ -87,7 +88,7 @@ impl RegionDesc {
         })
     }
 
-    /// Returns the region's size in bytes. Not validated.
+    /// Returns the region's size in bytes, which is not validated.
     pub fn size(&self) -> u64 {
         self.0.size
     }
@@ -98,26 +99,27 @@ impl RegionDesc {
     }
 }
 
-/// Memory that the kernel and user space share.
+/// A piece of memory that the kernel and user space share.
 ///
-/// All offsets are in bytes from its beginning. An access to what is not in the region, or not
-/// aligned to its own size, does nothing and reads as zero. Offsets are not clamped for
-/// speculative execution: compute them from positions that user space chose by masking those.
+/// All offsets are in bytes from the beginning of the region. An access that is not within the
+/// region, or not aligned to its own size, does nothing and reads as zero. Offsets are not clamped
+/// against speculative execution: compute them by masking positions that user space chose.
 ///
-/// The region itself does not change and may be moved; mappings of user space survive it. Drop it
-/// in process context, where sleeping is possible.
+/// The region itself does not change and may be moved. Mappings of user space outlive it. Must be
+/// dropped in process context, where sleeping is allowed.
 ///
 /// C counterpart: `struct io_mapped_region`, see
 /// [`include/linux/io_uring_types.h`](srctree/include/linux/io_uring_types.h).
 ///
 /// # Invariants
 ///
-/// - `mr` was made by `io_create_region`, is ours, and nobody writes to it. Its pages are charged
-///   to the user of `account`. Nothing points to `mr` itself but what [`Self::as_raw`] gave out.
+/// - `mr` was created by `io_create_region` and belongs to this object, and nobody writes to it.
+///   Its pages are charged to the user of `account`. The only pointers to `mr` itself are those
+///   that [`Self::as_raw`] returned.
 /// - `base` is aligned to the size of a page, and valid for reads and writes of `size` bytes.
-/// - There are no references to the memory. Whoever accesses it does so by methods of this type,
-///   all of whose accesses are atomic or volatile, or is user space, or the kernel on behalf of
-///   user space as to any other memory of that.
+/// - There are no references to the memory. It is accessed only by methods of this type, whose
+///   accesses are all atomic or volatile, by user space, and by the kernel on behalf of user space,
+///   like any other user memory.
 #[repr(C)]
 pub struct Region {
     mr: Opaque<bindings::io_mapped_region>,
@@ -126,38 +128,38 @@ pub struct Region {
     size: usize,
 }
 
-// SAFETY: The pages belong to the region and not to the task that made it, and any task may free
+// SAFETY: The pages belong to the region and not to the task that created it, and any task may free
 // them.
 unsafe impl Send for Region {}
 
-// SAFETY: The region is constant, and its memory is accessed by atomic and volatile accesses only,
-// which by the kernel's memory model do not race.
+// SAFETY: The region is constant. Its memory is accessed only by atomic and volatile accesses,
+// which do not race by the kernel's memory model.
 unsafe impl Sync for Region {}
 
 impl Region {
     /// Allocates or pins the memory that `desc` describes, and charges the user of `account`. May
     /// sleep.
     ///
-    /// If the kernel allocates, `mmap_offset` becomes the description's offset, by which user space
-    /// is to map the region. That may have happened even if this fails.
+    /// If the kernel allocates the memory, this stores `mmap_offset` in `desc`, perhaps even if it
+    /// fails. User space maps the region at that offset.
     ///
     /// C counterpart: `io_create_region` in [`io_uring/memmap.c`](srctree/io_uring/memmap.c).
     ///
     /// # Errors
     ///
     /// - [`EINVAL`] if reserved fields, the offset or the id are not zero, a flag is unknown, the
-    ///   size is zero, or the size or the address is not a multiple of a page's size.
+    ///   size is zero, or the size or the address is not a multiple of the page size.
     /// - [`EFAULT`] if there is an address and user space does not provide the memory, or the other
     ///   way round; if the memory cannot be pinned; or if the task has no address space.
-    /// - [`E2BIG`] if the size is above 2^31 - 1 pages, or what a pointer can address.
+    /// - [`E2BIG`] if the size exceeds 2^31 - 1 pages, or what a pointer can address.
     /// - [`EOVERFLOW`] if the memory would wrap around, or has too many pages to be pinned.
-    /// - [`ENOMEM`] if memory is short or the user has too much of it.
-    /// - What pinning of pages fails with.
+    /// - [`ENOMEM`] if memory is short or the user would be charged too much.
+    /// - The errors of pinning pages.
     pub fn new(account: Account, desc: &mut RegionDesc, mmap_offset: u64) -> Result<Self> {
-        // C would truncate it later, where pointers have 32 bits.
+        // Where pointers have 32 bits, C would later truncate the size.
         let size = usize::try_from(desc.size()).map_err(|_| E2BIG)?;
 
-        // Pinning is in the current address space, which kernel threads do not have.
+        // Pages are pinned in the current address space, and kernel threads have none.
         if desc.is_user_provided() && current!().mm().is_none() {
             return Err(EFAULT);
         }
@@ -177,8 +179,8 @@ impl Region {
 
         // INVARIANT:
         // - `io_create_region` succeeded, and keeps no pointer to `mr`.
-        // - `mr.ptr` maps `mr.nr_pages` whole pages, which are `size` bytes, since it admits but
-        //   multiples of a page's size. They are referenced or pinned, and writable.
+        // - `mr.ptr` maps `mr.nr_pages` whole pages. These are `size` bytes, since only multiples
+        //   of the page size are accepted. They are referenced or pinned, and writable.
         // - Nobody in the kernel knows of the memory yet.
         Ok(Self {
             base: mr.ptr.cast(),
@@ -188,20 +190,21 @@ impl Region {
         })
     }
 
-    /// Returns the region's size in bytes, a multiple of a page's.
+    /// Returns the region's size in bytes, which is a multiple of the page size.
     #[inline]
     pub fn size(&self) -> usize {
         self.size
     }
 
-    /// Returns the region as C knows it, to let user space map it. Valid until this object moves or
-    /// is dropped; must only be read.
+    /// Returns the region as a C pointer, for mapping it to user space. The pointer is valid until
+    /// this object moves or is dropped, and must only be read through.
     #[inline]
     pub fn as_raw(&self) -> *mut bindings::io_mapped_region {
         self.mr.get()
     }
 
-    /// Returns the address of a `T` in the region, if it is inside and aligned.
+    /// Returns the address of a `T` at `offset`, or [`None`] if it is not aligned and within the
+    /// region.
     ///
     /// As long as `self` exists, the pointer is aligned and valid for reads and writes of a `T`.
     #[inline]
@@ -213,12 +216,12 @@ impl Region {
         if end > self.size || !offset.is_multiple_of(align_of::<T>()) {
             return None;
         }
-        // By the type invariants, the result is inside of one allocation.
+        // By the type invariants, the result is within one allocation.
         Some(self.base.wrapping_add(offset).cast())
     }
 
-    /// Returns the entries of `SIZE` bytes from `offset` on, `count` of them, a power of two, if
-    /// all are in the region and aligned.
+    /// Returns `count` entries of `SIZE` bytes each, from `offset` on. Returns [`None`] if `count`
+    /// is not a power of two, or if not all entries are aligned and within the region.
     #[inline]
     pub fn entries<const SIZE: usize>(
         &self,
@@ -233,7 +236,7 @@ impl Region {
         {
             return None;
         }
-        // INVARIANT: Just checked.
+        // INVARIANT: All of this was just checked.
         Some(Entries {
             base: self.base.wrapping_add(offset).cast(),
             mask: count.wrapping_sub(1),
@@ -241,11 +244,11 @@ impl Region {
         })
     }
 
-    /// Sets `len` bytes to zero, one after the other.
+    /// Sets `len` bytes from `offset` on to zero, one after the other.
     ///
     /// # Errors
     ///
-    /// [`EINVAL`] if not all of them are in the region, which then does not change.
+    /// [`EINVAL`] if not all of them are within the region, which then does not change.
     pub fn zero(&self, offset: usize, len: usize) -> Result {
         let end = offset.checked_add(len).ok_or(EINVAL)?;
 
@@ -255,7 +258,7 @@ impl Region {
         for offset in offset..end {
             let byte: *mut u8 = self.at(offset).ok_or(EINVAL)?;
             // SAFETY: `at` returns pointers that are valid for writes. By the type invariants,
-            // accesses at the same time are marked or as good as user space's.
+            // concurrent accesses are marked or like those of user space.
             unsafe { byte.write_volatile(0) };
         }
         Ok(())
@@ -263,40 +266,40 @@ impl Region {
 
     /// Loads a word with acquire ordering: `smp_load_acquire`.
     ///
-    /// What user space wrote before it stored the word by a release operation is visible
+    /// All that user space wrote before it stored this value with release ordering is visible
     /// afterwards.
     #[inline]
     pub fn load_acquire_u32(&self, offset: usize) -> u32 {
         self.at(offset).map_or(0, |word: *mut u32| {
             // SAFETY: `at` returns pointers that are valid and aligned. By the type invariants,
-            // stores at the same time are marked or as good as user space's.
+            // concurrent stores are marked or like those of user space.
             unsafe { atomic_load(word, Acquire) }
         })
     }
 
     /// Stores a word with release ordering: `smp_store_release`.
     ///
-    /// Whoever reads the word by an acquire operation sees what the kernel read and wrote before as
-    /// done.
+    /// Whoever loads this value with acquire ordering sees the effects of all that the kernel has
+    /// read and written before.
     #[inline]
     pub fn store_release_u32(&self, offset: usize, value: u32) {
         if let Some(word) = self.at(offset) {
             // SAFETY: `at` returns pointers that are valid and aligned. By the type invariants,
-            // accesses at the same time are marked or as good as user space's.
+            // concurrent accesses are marked or like those of user space.
             unsafe { atomic_store(word, value, Release) };
         }
     }
 
     /// Adds to a double word, wrapping around, without ordering: `atomic64_add`.
     ///
-    /// This is for statistics. No addition gets lost, whoever else adds at the same time, unless
+    /// This is for statistics. No addition is lost, even if others add at the same time, unless
     /// user space writes to the double word.
     #[inline]
     pub fn add_u64(&self, offset: usize, n: u64) {
         if let Some(word) = self.at::<u64>(offset) {
             // SAFETY: `at` returns pointers that are valid and aligned. By the type invariants,
-            // accesses at the same time are marked or as good as user space's. The reference goes
-            // at once.
+            // concurrent accesses are marked or like those of user space. The reference ends with
+            // this statement.
             unsafe { Atomic::from_ptr(word) }.add(n, Relaxed);
         }
     }
@@ -305,20 +308,20 @@ impl Region {
 impl Drop for Region {
     fn drop(&mut self) {
         // SAFETY:
-        // - By the type invariants, the region was made by `io_create_region` for this user, who is
-        //   null or valid as `account`, which is dropped later, has a reference.
+        // - By the type invariants, `io_create_region` created the region for this user. The user
+        //   is null or valid, as `account` has a reference to it and is dropped later.
         // - Nobody accesses the memory through `self` any more, as that borrows it. Mappings of
         //   user space have references of their own to the pages.
         unsafe { bindings::io_free_region(self.account.user(), self.mr.get()) };
     }
 }
 
-/// Entries of `SIZE` bytes each in a region, to be read one by one.
+/// An array of entries in a region, of `SIZE` bytes each, which are read one by one.
 ///
 /// # Invariants
 ///
-/// For the duration of `'a`, the `mask + 1` entries from `base` on, a power of two, are in the
-/// region. `base` and `SIZE` are multiples of eight.
+/// For the duration of `'a`, the `mask + 1` entries from `base` on are in the region. Their number
+/// is a power of two. `base` and `SIZE` are multiples of eight.
 pub struct Entries<'a, const SIZE: usize> {
     base: *const u8,
     mask: u32,
@@ -326,28 +329,28 @@ pub struct Entries<'a, const SIZE: usize> {
 }
 
 impl<const SIZE: usize> Entries<'_, SIZE> {
-    /// Reads the double word at `AT` of an entry once, without ordering. Entries are numbered
-    /// modulo their number.
+    /// Reads the double word at byte `AT` of an entry once, without ordering. `entry` is taken
+    /// modulo the number of entries.
     #[inline]
     pub fn read_u64<const AT: usize>(&self, entry: u32) -> u64 {
         const { assert!(AT.is_multiple_of(8) && AT + 8 <= SIZE) };
 
         let at = (entry & self.mask) as usize * SIZE + AT;
 
-        // SAFETY: By the type invariants, this is inside of the region and aligned. By those of
-        // `Region`, stores at the same time are marked or as good as user space's.
+        // SAFETY: By the type invariants, this is within the region and aligned. By those of
+        // `Region`, concurrent stores are marked or like those of user space.
         unsafe { self.base.wrapping_add(at).cast::<u64>().read_volatile() }
     }
 
-    /// Reads the word at `AT` of an entry once, as [`Self::read_u64`] reads a double word.
+    /// Reads the word at byte `AT` of an entry once, as [`Self::read_u64`] reads a double word.
     #[inline]
     pub fn read_u32<const AT: usize>(&self, entry: u32) -> u32 {
         const { assert!(AT.is_multiple_of(4) && AT + 4 <= SIZE) };
 
         let at = (entry & self.mask) as usize * SIZE + AT;
 
-        // SAFETY: By the type invariants, this is inside of the region and aligned. By those of
-        // `Region`, stores at the same time are marked or as good as user space's.
+        // SAFETY: By the type invariants, this is within the region and aligned. By those of
+        // `Region`, concurrent stores are marked or like those of user space.
         unsafe { self.base.wrapping_add(at).cast::<u32>().read_volatile() }
     }
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Rings, as far as their restrictions go.
+//! The restrictions of rings.
 //!
 //! C header: [`include/linux/io_uring_types.h`](srctree/include/linux/io_uring_types.h)
 
@@ -15,36 +15,41 @@ use core::{
     ptr::NonNull, //
 };
 
-/// A handle to a ring whose `uring_lock` is held, or which nobody else knows of.
+/// A handle to a ring whose `uring_lock` is held, or to which nobody else has access.
 ///
 /// Wraps a pointer to the kernel's `struct io_ring_ctx`.
 ///
 /// # Invariants
 ///
-/// For the duration of `'a`, the ring is valid, nobody else writes to its flags or accesses its
-/// restrictions, and those hold a set of filters of type `T` or none.
+/// For the duration of `'a`:
+///
+/// - The ring is valid.
+/// - Nobody else writes to its flags or accesses its restrictions.
+/// - Its restrictions have no filters, or a set of filters of type `T`.
 pub struct Ring<'a, T: Contents> {
     ctx: NonNull<bindings::io_ring_ctx>,
     restrictions: PhantomData<&'a mut Restriction<T>>,
 }
 
 impl<T: Contents> Ring<'_, T> {
-    /// Makes a handle from the pointer that C passes.
+    /// Creates a handle from the pointer that C passes.
     ///
     /// # Safety
     ///
-    /// - While the handle exists, `ctx` must be valid, and its `uring_lock` held, or nobody else
-    ///   have access to it; there must be no other handle.
-    /// - All filters of rings must be set through types of this module's parent with the same `T`.
+    /// - While the handle exists, `ctx` must be valid, and either its `uring_lock` must be held or
+    ///   nobody else may have access to it. There must be no other handle.
+    /// - Filters of rings must only ever be set through the types of this module's parent, always
+    ///   with the same `T`.
     pub unsafe fn from_raw(ctx: NonNull<bindings::io_ring_ctx>) -> Self {
-        // INVARIANT: The caller guarantees it.
+        // INVARIANT: The caller guarantees what the type invariants demand.
         Self {
             ctx,
             restrictions: PhantomData,
         }
     }
 
-    /// Returns whether the ring was set up with `IORING_SETUP_R_DISABLED` and not enabled yet.
+    /// Returns whether the ring was set up with `IORING_SETUP_R_DISABLED` and has not been enabled
+    /// yet.
     pub fn is_disabled(&self) -> bool {
         // SAFETY: By the type invariants, the ring is valid, and nobody else writes to its flags.
         let flags = unsafe { (*self.ctx.as_ptr()).__bindgen_anon_1.flags };
@@ -59,22 +64,22 @@ impl<T: Contents> Ring<'_, T> {
         unsafe { &*(&raw const (*self.ctx.as_ptr()).restrictions).cast() }
     }
 
-    /// Returns the ring's restrictions, to be changed.
+    /// Returns the ring's restrictions, for changing them.
     fn restriction_mut(&mut self) -> &mut Restriction<T> {
         // SAFETY: By the type invariants, the ring is valid, and nobody else accesses its
         // restrictions, of which `Restriction` is a transparent wrapper. `self` is borrowed
-        // mutably, so that no reference to them exists. The one caller that drops their filters,
-        // `inherit`, renews `bpf_filters` before it returns.
+        // mutably, so that no reference to them exists. The only caller that drops their filters is
+        // `inherit`, which updates `bpf_filters` before it returns.
         unsafe { &mut *(&raw mut (*self.ctx.as_ptr()).restrictions).cast() }
     }
 
     /// Sets flags of `io_ring_ctx::int_flags`.
     fn set_flags(&mut self, flags: u32) {
-        // SAFETY: By the type invariants, the ring is valid and the flags ours to write to.
+        // SAFETY: By the type invariants, the ring is valid and nobody else writes to its flags.
         unsafe { (*self.ctx.as_ptr()).__bindgen_anon_1.int_flags |= flags };
     }
 
-    /// Puts rules in the place of the present ones, and has C obey them.
+    /// Replaces the rules of the ring, and sets the flags by which C enforces them.
     pub fn restrict(&mut self, rules: &Rules) {
         self.restriction_mut().set_rules(rules);
         if rules.sqes_restricted {
@@ -85,10 +90,11 @@ impl<T: Contents> Ring<'_, T> {
         }
     }
 
-    /// Gives the ring, which has none yet, the restrictions of the task that makes it.
+    /// Gives the ring, which has no restrictions yet, those of the task that creates it.
     ///
-    /// Rules on registrations that come from a task hold also while the ring is disabled. The copy
-    /// that C has of the filters is renewed, so that it never points into a set that was dropped.
+    /// Rules on registrations that come from a task apply even while the ring is disabled. C keeps
+    /// a copy of the pointer to the filters. It is updated here, so that it never points to a set
+    /// that was dropped.
     pub fn inherit(&mut self, from: &Restriction<T>) {
         let rules = from.rules();
 
@@ -99,8 +105,8 @@ impl<T: Contents> Ring<'_, T> {
         }
 
         let filters = self.restriction().raw_filters();
-        // SAFETY: By the type invariants, the ring is valid, and nobody else reads this copy of
-        // the pointer but under the lock.
+        // SAFETY: By the type invariants, the ring is valid, and whoever else reads this copy of
+        // the pointer holds the lock.
         unsafe { (*self.ctx.as_ptr()).__bindgen_anon_1.bpf_filters = filters };
     }
 }

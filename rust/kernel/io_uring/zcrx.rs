@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What user space and zero-copy receive hand to each other.
+//! The user-space interface of zero-copy receive: its structures, flags and offsets.
 //!
 //! C header: [`include/uapi/linux/io_uring/zcrx.h`](srctree/include/uapi/linux/io_uring/zcrx.h)
 
@@ -16,68 +16,69 @@ use core::mem::{
     size_of, //
 };
 
-/// Flag of a ring: sizes that are too large are cut.
+/// The flag of a ring that reduces sizes that are too large, instead of refusing them.
 pub const SETUP_CLAMP: u32 = bindings::IORING_SETUP_CLAMP;
-/// Flag of a ring: work is put off until its task asks for completions.
+/// The flag of a ring that puts off task work until the ring's task asks for completions.
 pub const SETUP_DEFER_TASKRUN: u32 = bindings::IORING_SETUP_DEFER_TASKRUN;
-/// Flag of a ring: completions have 32 bytes.
+/// The flag of a ring whose completion queue entries have 32 bytes.
 pub const SETUP_CQE32: u32 = bindings::IORING_SETUP_CQE32;
-/// Flag of a ring: completions may have 32 bytes.
+/// The flag of a ring whose completion queue entries have 16 or 32 bytes.
 pub const SETUP_CQE_MIXED: u32 = bindings::IORING_SETUP_CQE_MIXED;
-/// In `flags` of an [`IfqReg`]: take over a queue that was exported.
+/// The flag of an [`IfqReg`] that imports a queue which was exported.
 pub const REG_IMPORT: u32 = bindings::zcrx_reg_flags_ZCRX_REG_IMPORT;
-/// In `flags` of an [`IfqReg`]: a queue without a device.
+/// The flag of an [`IfqReg`] that registers a queue without a device.
 pub const REG_NODEV: u32 = bindings::zcrx_reg_flags_ZCRX_REG_NODEV;
-/// In `flags` of an [`AreaReg`]: memory of a dma-buf.
+/// The flag of an [`AreaReg`] whose memory is a dma-buf.
 pub const AREA_DMABUF: u32 = bindings::io_uring_zcrx_area_flags_IORING_ZCRX_AREA_DMABUF;
-/// The bit of an offset from which on it names the area.
+/// The lowest bit of the area id in an offset.
 pub const AREA_SHIFT: u32 = bindings::IORING_ZCRX_AREA_SHIFT;
-/// Event: there was no buffer for a device.
+/// The event that there was no free buffer for a device.
 pub const EVENT_ALLOC_FAIL: u32 = bindings::zcrx_event_type_ZCRX_EVENT_ALLOC_FAIL;
-/// Event: data was copied.
+/// The event that data was copied.
 pub const EVENT_COPY: u32 = bindings::zcrx_event_type_ZCRX_EVENT_COPY;
-/// The number of kinds of events.
+/// The number of event types.
 pub const EVENTS: u32 = bindings::zcrx_event_type___ZCRX_EVENT_TYPE_LAST;
-/// In `flags` of an [`EventDesc`]: keep statistics.
+/// The flag of an [`EventDesc`] that asks for statistics.
 pub const EVENT_DESC_STATS: u32 = bindings::zcrx_event_desc_flags_ZCRX_EVENT_DESC_FLAG_STATS;
-/// In `op` of a [`Ctrl`]: read the refill queue.
+/// The `op` of a [`Ctrl`] that drains the refill queue.
 pub const CTRL_FLUSH_RQ: u32 = bindings::zcrx_ctrl_op_ZCRX_CTRL_FLUSH_RQ;
-/// In `op` of a [`Ctrl`]: make a file of the queue.
+/// The `op` of a [`Ctrl`] that exports the queue as a file.
 pub const CTRL_EXPORT: u32 = bindings::zcrx_ctrl_op_ZCRX_CTRL_EXPORT;
-/// In `op` of a [`Ctrl`]: let an event happen again.
+/// The `op` of a [`Ctrl`] that arms an event, so that it is reported again.
 pub const CTRL_ARM_EVENT: u32 = bindings::zcrx_ctrl_op_ZCRX_CTRL_ARM_EVENT;
-/// In `op` of a [`Ctrl`]: add memory.
+/// The `op` of a [`Ctrl`] that adds an area.
 pub const CTRL_ADD_AREA: u32 = bindings::zcrx_ctrl_op_ZCRX_CTRL_ADD_AREA;
-/// Where the refill queue of the first id is mapped: `IORING_MAP_OFF_ZCRX_REGION`.
+/// The offset at which user space maps the refill queue with id 0: `IORING_MAP_OFF_ZCRX_REGION`.
 pub const MAP_OFFSET: u64 = bindings::IORING_MAP_OFF_ZCRX_REGION as u64;
-/// By how much ids are shifted to be added to [`MAP_OFFSET`].
+/// The number of bits by which an id is shifted left before it is added to [`MAP_OFFSET`].
 pub const MAP_SHIFT: u32 = bindings::IORING_OFF_ZCRX_SHIFT;
 
-/// Where the consumer's position is in a refill queue's memory, in bytes.
+/// The offset of the head (the consumer's position) in the memory of a refill queue, in bytes.
 pub const RQ_HEAD: usize = offset_of!(bindings::zcrx_rq_hdr, head);
-/// Where the producer's position is, in bytes.
+/// The offset of the tail (the producer's position), in bytes.
 pub const RQ_TAIL: usize = offset_of!(bindings::zcrx_rq_hdr, tail);
-/// Size of what stands before the entries, without the gap behind it, in bytes.
+/// The size of the header that precedes the entries, without the gap after it, in bytes.
 pub const RQ_HEADER: usize = size_of::<bindings::zcrx_rq_hdr>();
-/// Where the entries begin, in bytes.
+/// The offset of the first entry, in bytes.
 pub const RQ_ENTRIES: usize = RQ_HEADER.next_multiple_of(bindings::L1_CACHE_BYTES as usize);
-/// Size of an entry in bytes: `struct io_uring_zcrx_rqe`, an offset, a length that nobody reads,
-/// and padding.
+/// The size of an entry, `struct io_uring_zcrx_rqe`, in bytes. An entry has an offset, a length
+/// that nobody reads, and padding.
 pub const RQE_SIZE: usize = size_of::<bindings::io_uring_zcrx_rqe>();
-/// Where the offset stands in an entry.
+/// The position of the offset in an entry, in bytes.
 pub const RQE_OFF: usize = offset_of!(bindings::io_uring_zcrx_rqe, off);
-/// Where the padding stands in an entry.
+/// The position of the padding in an entry, in bytes.
 pub const RQE_PAD: usize = offset_of!(bindings::io_uring_zcrx_rqe, __pad);
-/// Size of the statistics in bytes: `struct zcrx_stats`, completions and bytes that were copied.
+/// The size of the statistics, `struct zcrx_stats`, in bytes. They are the number of completions
+/// whose data was copied, and the number of bytes copied.
 pub const STATS_SIZE: usize = size_of::<bindings::zcrx_stats>();
-/// What the statistics must be aligned to.
+/// The alignment of the statistics, in bytes.
 pub const STATS_ALIGN: usize = align_of::<bindings::zcrx_stats>();
-/// Where the number of bytes stands in the statistics.
+/// The position of the number of bytes in the statistics, in bytes.
 pub const STATS_BYTES: usize = offset_of!(bindings::zcrx_stats, copy_bytes);
 
-/// Declares what wraps a structure of the uapi, all of whose fields are integers without padding.
+/// Declares a wrapper of a uapi structure whose fields are all integers without padding.
 ///
-/// The structure's own fields are reached through [`Deref`](core::ops::Deref).
+/// The structure's own fields are accessed through [`Deref`](core::ops::Deref).
 macro_rules! wrapper {
     ($(#[$attribute:meta])* $name:ident, $raw:ident, $size:literal) => {
         $(#[$attribute])*
@@ -90,8 +91,8 @@ macro_rules! wrapper {
         // SAFETY: All fields are integers, for which every bit pattern is valid.
         unsafe impl FromBytes for $name {}
 
-        // SAFETY: The fields are integers that leave no padding: each stands at a multiple of its
-        // size, and the sum of the sizes is that of the structure.
+        // SAFETY: The fields are integers without padding: the offset of each is a multiple of its
+        // size, and the sum of the sizes is the size of the structure.
         unsafe impl AsBytes for $name {}
 
         impl Default for $name {
@@ -120,7 +121,7 @@ macro_rules! wrapper {
 }
 
 wrapper! {
-    /// A queue as user space describes it: `struct io_uring_zcrx_ifq_reg`, 96 bytes.
+    /// A description of a queue to register: `struct io_uring_zcrx_ifq_reg`, 96 bytes.
     ///
     /// # Examples
     ///
@@ -154,9 +155,10 @@ impl IfqReg {
         self.0.__resv == [0; 2]
     }
 
-    /// Tells user space where things are in the refill queue.
+    /// Stores the offsets of the head, the tail and the entries of the refill queue, for user
+    /// space.
     pub fn set_offsets(&mut self) {
-        // All three are far below 2^32.
+        // CAST: All three are far below 2^32.
         self.0.offsets.head = RQ_HEAD as u32;
         self.0.offsets.tail = RQ_TAIL as u32;
         self.0.offsets.rqes = RQ_ENTRIES as u32;
@@ -164,8 +166,7 @@ impl IfqReg {
 }
 
 wrapper! {
-    /// Memory to receive into, as user space describes it: `struct io_uring_zcrx_area_reg`, 48
-    /// bytes.
+    /// A description of an area to receive into: `struct io_uring_zcrx_area_reg`, 48 bytes.
     AreaReg, io_uring_zcrx_area_reg, 48
 }
 
@@ -177,7 +178,8 @@ impl AreaReg {
 }
 
 wrapper! {
-    /// Events that user space wants to be told of: `struct zcrx_event_desc`, 96 bytes.
+    /// A description of the events that user space subscribes to: `struct zcrx_event_desc`, 96
+    /// bytes.
     EventDesc, zcrx_event_desc, 96
 }
 
@@ -191,9 +193,10 @@ impl EventDesc {
 wrapper! {
     /// A control operation: `struct zcrx_ctrl`, 72 bytes.
     ///
-    /// The arguments of the operation are a union, of which each method below takes one member for
-    /// valid: all of them are integers. A method returns [`None`] if a field that the operation
-    /// does not have is not zero.
+    /// The arguments of the operation are a union. All its members consist of integers, so that
+    /// each method below may read the member of its operation. Bytes that the operation does not
+    /// use must be zero: [`Self::event`] returns [`None`] if they are not, and [`Self::area`]
+    /// tells.
     ///
     /// # Examples
     ///
@@ -225,19 +228,20 @@ wrapper! {
 }
 
 impl Ctrl {
-    /// Returns whether the reserved fields in front of the arguments are zero.
+    /// Returns whether the reserved fields before the arguments are zero.
     pub fn reserved_is_zero(&self) -> bool {
         self.0.__resv == [0; 2]
     }
 
     /// Returns whether all bytes of the arguments are zero, as [`CTRL_FLUSH_RQ`] and
-    /// [`CTRL_EXPORT`] want them.
+    /// [`CTRL_EXPORT`] require.
     pub fn has_no_arguments(&self) -> bool {
-        // SAFETY: This member has all bytes of the union, which are integers.
+        // SAFETY: This member covers all bytes of the union, which are integers.
         unsafe { self.0.__bindgen_anon_1.zc_flush.__resv == [0; 6] }
     }
 
-    /// Returns the event of [`CTRL_ARM_EVENT`].
+    /// Returns the event type that [`CTRL_ARM_EVENT`] names, or [`None`] if the bytes after it are
+    /// not zero.
     pub fn event(&self) -> Option<u32> {
         // SAFETY: All members of the union are integers.
         let arguments = unsafe { self.0.__bindgen_anon_1.zc_arm_event };
@@ -245,8 +249,8 @@ impl Ctrl {
         (arguments.__resv == [0; 11]).then_some(arguments.event_type)
     }
 
-    /// Returns the address of the [`AreaReg`] of [`CTRL_ADD_AREA`], and whether the fields behind
-    /// it are zero: user space is told of either error in its own order.
+    /// Returns the address of the [`AreaReg`] for [`CTRL_ADD_AREA`], and whether the bytes after it
+    /// are zero. The caller checks both, so that errors are found in the order that C has.
     pub fn area(&self) -> (u64, bool) {
         // SAFETY: All members of the union are integers.
         let arguments = unsafe { self.0.__bindgen_anon_1.zc_area };
@@ -254,7 +258,7 @@ impl Ctrl {
         (arguments.area_ptr, arguments.__resv == [0; 5])
     }
 
-    /// Sets the file that [`CTRL_EXPORT`] has made.
+    /// Sets the file descriptor that [`CTRL_EXPORT`] returns to user space.
     pub fn set_exported_fd(&mut self, fd: u32) {
         self.0.__bindgen_anon_1.zc_export.zcrx_fd = fd;
     }
