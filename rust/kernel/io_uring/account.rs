@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Who pays for memory that user space has the kernel hold.
+//! Accounting of memory that the kernel holds on behalf of user space.
 //!
-//! An [`Account`] is what a ring is charged to, a [`Charge`] is what was charged. Memory itself is
-//! in [`super::region`] and [`super::pinned`].
+//! An [`Account`] is the user and the address space that a ring's memory is charged to. A
+//! [`Charge`] is a number of pages that was charged. The memory itself is in [`super::region`] and
+//! [`super::pinned`].
 //!
 //! C headers: [`io_uring/rsrc.h`](srctree/io_uring/rsrc.h),
 //! [`include/linux/sched/user.h`](srctree/include/linux/sched/user.h)
@@ -37,33 +38,32 @@ struct User(Opaque<bindings::user_struct>);
 // SAFETY: `free_uid` may be called by another task than the one that called `get_uid`.
 unsafe impl Send for User {}
 
-// SAFETY: The only thing done with a shared user is counting, which is atomic.
+// SAFETY: Through a shared reference, a user is only counted, which is atomic.
 unsafe impl Sync for User {}
 
-// SAFETY: By the type invariants, users are always counted. Their memory stays as long as the count
-// is not zero.
+// SAFETY: By the type invariants, users are always counted. Their memory stays valid as long as the
+// count is not zero.
 unsafe impl AlwaysRefCounted for User {
     #[inline]
     fn inc_ref(&self) {
-        // SAFETY: The reference shows that the user is valid and its count not zero.
+        // SAFETY: As there is a reference, the user is valid and its count is not zero.
         unsafe { bindings::get_uid(self.0.get()) };
     }
 
     #[inline]
     unsafe fn dec_ref(obj: NonNull<Self>) {
-        // SAFETY: The caller owns a count and gives it up.
+        // SAFETY: The caller owns a reference and gives it up.
         unsafe { bindings::free_uid(obj.cast().as_ptr()) };
     }
 }
 
-/// Who pays for a ring's memory.
+/// The user and the address space that a ring's memory is charged to.
 ///
-/// That is a user, whose locked memory `RLIMIT_MEMLOCK` limits, and an address space, whose pinned
-/// memory is only counted. Each may be absent: rings of tasks with `CAP_IPC_LOCK` have no user to
-/// be charged.
+/// `RLIMIT_MEMLOCK` limits the locked memory of the user, while the pinned memory of the address
+/// space is only counted. Each may be absent: rings of tasks with `CAP_IPC_LOCK` charge no user.
 ///
-/// Clones are for the same user and address space. Drop it in process context, as dropping the last
-/// reference to an address space may sleep.
+/// A clone has the same user and address space. Must be dropped in process context, since dropping
+/// the last reference to an address space may sleep.
 ///
 /// C counterpart: `user` and `mm_account` in `struct io_ring_ctx`, see
 /// [`include/linux/io_uring_types.h`](srctree/include/linux/io_uring_types.h).
@@ -74,11 +74,11 @@ pub struct Account {
 }
 
 impl Account {
-    /// Returns the account that pays for the memory of a ring.
+    /// Returns the account to which the memory of a ring is charged.
     ///
     /// # Safety
     ///
-    /// `ctx` must point to a ring that was set up and whose freeing has not begun, so that its
+    /// `ctx` must point to a ring that was set up and that has not begun to be freed, so that its
     /// `user` and `mm_account` are constant, and null or counted.
     pub unsafe fn of_ring(ctx: NonNull<bindings::io_ring_ctx>) -> Self {
         // SAFETY: The caller guarantees that the ring is valid and its `user` constant.
@@ -88,7 +88,8 @@ impl Account {
 
         Self {
             user: NonNull::new(user).map(|user| {
-                // INVARIANT: Users are made with a count and freed when it drops to zero.
+                // INVARIANT: A user is created with a count, and freed when the count drops to
+                // zero.
                 // SAFETY: The user is valid, as the ring has a reference to it, and `User` is a
                 // transparent wrapper.
                 ARef::from(unsafe { user.cast::<User>().as_ref() })
@@ -100,42 +101,42 @@ impl Account {
         }
     }
 
-    /// Returns the user as C knows it, or null. Valid as long as this object or a clone of it
-    /// exists.
+    /// Returns the user as a C pointer, or null. The pointer is valid as long as this object or a
+    /// clone of it exists.
     pub(super) fn user(&self) -> *mut bindings::user_struct {
         self.user.as_ref().map_or(null_mut(), |user| user.0.get())
     }
 
-    /// Returns the address space as C knows it, or null. Valid as long as [`Self::user`]'s result
-    /// is.
+    /// Returns the address space as a C pointer, or null. The pointer is valid as long as that of
+    /// [`Self::user`] is.
     fn mm(&self) -> *mut bindings::mm_struct {
         self.mm.as_ref().map_or(null_mut(), |mm| mm.as_raw())
     }
 
-    /// Charges a number of pages, until the result is dropped.
+    /// Charges a number of pages until the result is dropped. Does not sleep.
     ///
-    /// The limit is the current task's `RLIMIT_MEMLOCK`. Only users are limited: the pages of the
-    /// address space are counted for others to see. Does not sleep.
+    /// The limit is the current task's `RLIMIT_MEMLOCK`. It applies only to the user: the pages of
+    /// the address space are only counted, as statistics.
     ///
     /// C counterpart: `io_account_mem` in [`io_uring/rsrc.c`](srctree/io_uring/rsrc.c).
     ///
     /// # Errors
     ///
-    /// [`ENOMEM`] if the user would have more pages than the limit. Also if there are more of them
-    /// than [`isize::MAX`], whoever pays.
+    /// [`ENOMEM`] if the user would have more pages than the limit, or if `pages` exceeds
+    /// [`isize::MAX`], even if there is no user.
     pub fn charge(&self, pages: usize) -> Result<Charge> {
-        // C adds this to what the user has already, and does not look for an overflow.
+        // C adds this to the number of pages that the user already has, without an overflow check.
         if pages > isize::MAX.unsigned_abs() {
             return Err(ENOMEM);
         }
         // SAFETY:
         // - The user and the address space are null or valid, as `self` has references to them.
-        // - The sum with what the user has does not overflow: no limit is above the number of pages
-        //   in an `unsigned long` of bytes, and the user never has more than a limit. What is
-        //   counted for the address space is atomic and may wrap around.
+        // - Adding `pages` to those of the user does not overflow: no limit exceeds the number of
+        //   pages that an `unsigned long` of bytes can have, and the user never has more pages than
+        //   a limit. The counter of the address space is atomic and may wrap around.
         to_result(unsafe { bindings::io_account_mem(self.user(), self.mm(), pages) })?;
 
-        // INVARIANT: `io_account_mem` succeeded.
+        // INVARIANT: `io_account_mem` has charged these pages.
         Ok(Charge {
             account: self.clone(),
             pages,
@@ -143,12 +144,12 @@ impl Account {
     }
 }
 
-/// Pages that were charged. Dropping it returns them, and a reference to the account: see
-/// [`Account`] for where that may be.
+/// A number of pages that was charged. Dropping this uncharges them, and drops a reference to the
+/// account: [`Account`] says in which context this is allowed.
 ///
 /// # Invariants
 ///
-/// `io_account_mem` charged `pages` to `account`, and nothing has returned them.
+/// `io_account_mem` charged `pages` to `account`, and nothing has uncharged them since.
 pub struct Charge {
     account: Account,
     pages: usize,
@@ -158,7 +159,7 @@ impl Drop for Charge {
     fn drop(&mut self) {
         // SAFETY:
         // - The user and the address space are null or valid, as `account` has references to them.
-        // - By the type invariants, they were charged as many pages.
+        // - By the type invariants, this number of pages was charged to them.
         unsafe {
             bindings::io_unaccount_mem(self.account.user(), self.account.mm(), self.pages);
         }

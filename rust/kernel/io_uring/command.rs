@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The arguments of requests, as their `prep` left them: a typed view for each opcode that shows
-//! them to filters.
+//! The arguments of requests after `prep`: a typed view for each opcode whose arguments filters can
+//! see.
 //!
 //! C headers: [`io_uring/net.h`](srctree/io_uring/net.h),
 //! [`io_uring/openclose.h`](srctree/io_uring/openclose.h)
@@ -15,13 +15,13 @@ use core::mem::size_of;
 
 /// The arguments of a request.
 pub enum Command<'a> {
-    /// `IORING_OP_SOCKET`.
+    /// The arguments of `IORING_OP_SOCKET`.
     Socket(Socket<'a>),
-    /// `IORING_OP_OPENAT` or `IORING_OP_OPENAT2`.
+    /// The arguments of `IORING_OP_OPENAT` or `IORING_OP_OPENAT2`.
     Open(Open<'a>),
-    /// `IORING_OP_CONNECT`.
+    /// The arguments of `IORING_OP_CONNECT`.
     Connect(Connect<'a>),
-    /// Of another opcode.
+    /// The arguments of any other opcode, which filters cannot see.
     Other,
 }
 
@@ -29,7 +29,7 @@ impl Request {
     /// Returns the request's arguments.
     #[inline]
     pub fn command(&self) -> Command<'_> {
-        // INVARIANT: Each view is made for its own opcodes, of which `prep` filled the structure.
+        // INVARIANT: Each view is created for its own opcodes, whose `prep` filled the structure.
         match self.opcode() {
             Opcode::SOCKET => Command::Socket(Socket(self)),
             Opcode::OPENAT | Opcode::OPENAT2 => Command::Open(Open(self)),
@@ -43,7 +43,7 @@ impl Request {
     fn cmd<T>(&self) -> *const T {
         const { assert!(size_of::<T>() <= size_of::<bindings::io_cmd_data>()) };
 
-        // SAFETY: The request is valid; the field's address is taken, nothing is read.
+        // SAFETY: The request is valid. This takes the address of the field and reads nothing.
         unsafe { (&raw const (*self.as_ptr()).__bindgen_anon_1).cast() }
     }
 }
@@ -68,7 +68,7 @@ impl Socket<'_> {
         unsafe { (*self.cmd()).domain }
     }
 
-    /// Returns the type, without the flags that may be given with it.
+    /// Returns the type, without the flags that user space may combine with it.
     #[inline]
     pub fn socket_type(&self) -> i32 {
         // SAFETY: By the type invariants, `prep` filled this structure.
@@ -87,7 +87,7 @@ impl Socket<'_> {
 ///
 /// # Invariants
 ///
-/// The request's opcode is one of these.
+/// The request's opcode is one of these two.
 pub struct Open<'a>(&'a Request);
 
 impl Open<'_> {
@@ -95,11 +95,11 @@ impl Open<'_> {
     fn how(&self) -> *const bindings::open_how {
         let open: *const bindings::io_open = self.0.cmd();
 
-        // SAFETY: The request is valid; the field's address is taken, nothing is read.
+        // SAFETY: The request is valid. This takes the address of the field and reads nothing.
         unsafe { &raw const (*open).how }
     }
 
-    /// Returns the flags, `O_*`, not all of which need be valid.
+    /// Returns the flags, `O_*`, which may include invalid ones.
     #[inline]
     pub fn flags(&self) -> u64 {
         // SAFETY: By the type invariants, `prep` filled this structure.
@@ -113,7 +113,7 @@ impl Open<'_> {
         unsafe { (*self.how()).mode }
     }
 
-    /// Returns the flags of the lookup, `RESOLVE_*`, not all of which need be valid.
+    /// Returns the flags of the lookup, `RESOLVE_*`, which may include invalid ones.
     #[inline]
     pub fn resolve(&self) -> u64 {
         // SAFETY: By the type invariants, `prep` filled this structure.
@@ -129,8 +129,8 @@ impl Open<'_> {
 pub struct Connect<'a>(&'a Request);
 
 impl<'a> Connect<'a> {
-    /// Returns the address as user space gave it: a `struct sockaddr_storage` as far as it was
-    /// filled, 128 bytes at most.
+    /// Returns the address as user space gave it: the part of a `struct sockaddr_storage` that
+    /// `prep` filled, at most 128 bytes.
     #[inline]
     pub fn address(&self) -> &'a [u8] {
         let connect: *const bindings::io_connect = self.0.cmd();
@@ -143,9 +143,9 @@ impl<'a> Connect<'a> {
         if data.is_null() {
             return &[];
         }
-        // SAFETY: `prep` allocated a `struct sockaddr_storage` and copied `addr_len` bytes of user
-        // space into it; the rest may be uninitialised. It stays unchanged while the request is
-        // prepared and not yet issued, as long as the reference to it exists.
+        // SAFETY: `prep` allocated a `struct sockaddr_storage` and copied `addr_len` bytes from
+        // user space into it; the rest may be uninitialised. It does not change between `prep` and
+        // the issue of the request, which is as long as the reference to the request exists.
         unsafe {
             core::slice::from_raw_parts(
                 data.cast::<u8>(),

@@ -3,11 +3,11 @@
 //! Sets of filters that rings and tasks share.
 //!
 //! A [`FilterSet`] is immutable and reference counted. Its owners are rings and tasks: they point
-//! to it from their [`Restriction`](super::restriction::Restriction). What the filters are and how
-//! they decide is up to the set's [`Contents`].
+//! to it from their [`Restriction`](super::restriction::Restriction). The user of this module
+//! chooses the filters and how they decide: these are the [`Contents`] of a set.
 //!
-//! No RCU is needed. A ring's set is only read and exchanged under the ring's `uring_lock`, a
-//! task's set only by the task itself, and whoever passes a set on takes a reference first.
+//! No RCU is needed. A ring's set is read and replaced only under the ring's `uring_lock`, a task's
+//! set only by the task itself, and passing a set on takes a reference first.
 //!
 //! C header: [`include/linux/io_uring_types.h`](srctree/include/linux/io_uring_types.h)
 
@@ -38,39 +38,40 @@ use core::{
 
 /// The name of the lock class of the work items of all sets.
 ///
-/// The class is one for all types of contents, and lockdep wants its name to be one object. A
-/// literal would be another one in each crate that makes sets.
+/// All types of contents share one class, and lockdep requires that its name is a single object. A
+/// literal would be a separate object in each crate that creates sets.
 static WORK_NAME: &CStr = c"FilterSet::work";
 
-/// What a [`FilterSet`] holds.
+/// The contents of a [`FilterSet`].
 ///
-/// For code that is built in. A set is freed by a work item, after its last owner has gone, and
-/// nothing keeps a module loaded until then.
+/// Only built-in code may implement this: after its last owner has gone, a set is freed by a work
+/// item, and nothing keeps a module loaded until then.
 pub trait Contents: Send + Sync + 'static {
-    /// Frees a bounded part of what is left.
+    /// Frees a bounded part of the contents. Returns whether to call this again. May sleep.
     ///
-    /// Called, in process context, again and again when the set has no owner any more, with other
-    /// work let through in between, until it returns `false`: nothing is left whose release takes
-    /// long. What is left is dropped after that, also in process context. May sleep.
+    /// Called repeatedly, in process context, once the set has no owner any more, until it returns
+    /// `false`. Other work runs between the calls. After the last call, the contents are dropped,
+    /// also in process context, so what is left by then must not take long to drop.
     fn release_some(&mut self) -> bool;
 
-    /// Returns whether nothing need be asked: every request is allowed.
+    /// Returns whether the contents allow every request, so that no filter need be called.
     ///
-    /// Called once, when the set is made.
+    /// Called once, when the set is created.
     fn allows_all(&self) -> bool;
 }
 
 /// A set of filters that rings and tasks share.
 ///
-/// Starts with what C sees of it, a `struct io_bpf_filters`.
+/// It begins with the part that C accesses, a `struct io_bpf_filters`.
 ///
-/// The last reference may be dropped in any context: the contents are freed by a work item, in
-/// steps.
+/// The last reference may be dropped in any context: a work item frees the contents, in steps.
 ///
 /// # Invariants
 ///
-/// - `shared.refs` counts the references; while there are any, nobody has the set mutably.
-/// - `shared.filters` points to `contents`, or is null if these allow all: then C does not ask.
+/// - `shared.refs` counts the references. While there are any, nobody has a mutable reference to
+///   the set.
+/// - `shared.filters` points to `contents`, or is null if these allow every request: then C calls
+///   no filter.
 ///
 /// # Examples
 ///
@@ -109,12 +110,12 @@ impl_has_work! {
     impl{T: Contents} HasWork<Self> for FilterSet<T> { self.work }
 }
 
-// SAFETY: `T` is `Send`, the count is atomic, and the other fields are only written while there is
-// one user of the set.
+// SAFETY: `T` is `Send`, the count is atomic, and the other fields are written only while the set
+// has one user.
 unsafe impl<T: Contents> Send for FilterSet<T> {}
 
-// SAFETY: `T` is `Sync`, the count is atomic, and the other fields are only written while there is
-// one user of the set.
+// SAFETY: `T` is `Sync`, the count is atomic, and the other fields are written only while the set
+// has one user.
 unsafe impl<T: Contents> Sync for FilterSet<T> {}
 
 impl<T: Contents> FilterSet<T> {
@@ -135,7 +136,8 @@ impl<T: Contents> FilterSet<T> {
         // SAFETY: The set is not moved from here on: it is freed at its address.
         let set = NonNull::from(KBox::leak(unsafe { Pin::into_inner_unchecked(set) }));
 
-        // SAFETY: The set was just allocated and is ours, so that its fields are valid.
+        // SAFETY: The set was just allocated and belongs to this function, so that its fields are
+        // valid.
         unsafe {
             let shared = Opaque::cast_into(&raw const (*set.as_ptr()).shared);
 
@@ -144,10 +146,10 @@ impl<T: Contents> FilterSet<T> {
             }
         }
 
-        // INVARIANT: `filters` was set above, or is null as it was made. The count becomes one,
-        // which the result stands for.
-        // SAFETY: The set was just allocated, and nobody else has a pointer to it yet. The count
-        // that `ARef` takes over is the one just set.
+        // INVARIANT: `filters` was set above, or is still null as it was initialised. The count
+        // becomes one, for the reference that is returned.
+        // SAFETY: The set was just allocated, and nobody else has a pointer to it yet. `ARef` takes
+        // over the reference that was just counted.
         unsafe {
             set.as_ref().refs().set(1);
             Ok(ARef::from_raw(set))
@@ -162,11 +164,12 @@ impl<T: Contents> FilterSet<T> {
         unsafe { &*(&raw mut (*shared).refs).cast::<Refcount>() }
     }
 
-    /// Makes a reference to a set's contents from what C keeps in `io_ring_ctx::bpf_filters`.
+    /// Converts the pointer that C keeps in `io_ring_ctx::bpf_filters` to a reference to a set's
+    /// contents.
     ///
     /// # Safety
     ///
-    /// `filters` must not be null and have been taken from the `filters` field of a `struct
+    /// `filters` must not be null, and must have been read from the `filters` field of a `struct
     /// io_bpf_filters` that is a `FilterSet<T>`, to which somebody holds a reference for the
     /// duration of `'a`.
     #[inline]
@@ -186,8 +189,8 @@ impl<T: Contents> Deref for FilterSet<T> {
     }
 }
 
-// SAFETY: `inc_ref` and `dec_ref` keep the count that keeps the set alive, and `FilterSet::new`
-// gives out counted sets only.
+// SAFETY: `inc_ref` and `dec_ref` change the count that keeps the set alive, and `FilterSet::new`
+// returns only counted sets.
 unsafe impl<T: Contents> AlwaysRefCounted for FilterSet<T> {
     fn inc_ref(&self) {
         self.refs().inc();
@@ -241,7 +244,7 @@ mod tests {
     };
     use core::mem::offset_of;
 
-    /// Takes `steps` calls to be released, and counts them.
+    /// Contents that count the calls that release them, and need `steps` of these.
     struct Steps {
         steps: u32,
         done: Arc<Atomic<u32>>,
@@ -259,7 +262,7 @@ mod tests {
         }
     }
 
-    /// Waits up to two seconds for `done` to reach `count`, and returns what it reached.
+    /// Waits up to two seconds for `done` to reach `count`. Returns the value of `done`.
     fn settle(done: &Atomic<u32>, count: u32) -> u32 {
         for _ in 0..200 {
             if done.load(Relaxed) >= count {
@@ -281,7 +284,7 @@ mod tests {
         let shared = set.shared.get();
 
         assert_eq!(offset_of!(FilterSet<Steps>, shared), 0);
-        // SAFETY: The set is alive, and `filters` was set when it was made.
+        // SAFETY: The set is alive, and `filters` was set when the set was created.
         let contents = unsafe { FilterSet::<Steps>::contents_from_raw((*shared).filters) };
         assert!(core::ptr::eq(contents, &**set));
 

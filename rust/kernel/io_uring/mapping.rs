@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Pinned memory of user space that a device writes to.
+//! Pinned memory of user space that is mapped for a device, which writes to it.
 //!
 //! C counterpart: `io_import_umem` in [`io_uring/zcrx.c`](srctree/io_uring/zcrx.c)
 
@@ -25,14 +25,14 @@ use crate::{
 };
 use core::ptr::NonNull;
 
-/// Attributes of the mapping.
+/// The attributes of a mapping.
 ///
-/// The device does not care what the pages hold. So they are not synced as a whole when they are
-/// mapped and unmapped, but buffer by buffer when one changes hands. The device may write in any
-/// order.
+/// The device only writes to the memory, whatever it contains. So pages are not synced when they
+/// are mapped and unmapped; instead, each buffer is synced when it passes to or from the device.
+/// The device may write in any order.
 const ATTRS: usize = (bindings::DMA_ATTR_SKIP_CPU_SYNC | bindings::DMA_ATTR_WEAK_ORDERING) as usize;
 
-/// A table of runs of pages.
+/// A scatter-gather table of runs of pages.
 ///
 /// # Invariants
 ///
@@ -42,11 +42,12 @@ struct Table(KBox<Opaque<bindings::sg_table>>);
 // SAFETY: Any task may free the table.
 unsafe impl Send for Table {}
 
-// SAFETY: The table is not changed while it is shared.
+// SAFETY: The table does not change while it is shared.
 unsafe impl Sync for Table {}
 
 impl Table {
-    /// Creates a table of the runs in `pages`, none of them longer than `dev` takes.
+    /// Creates a table of the runs of consecutive pages in `pages`. No run is longer than `dev`
+    /// supports.
     ///
     /// # Errors
     ///
@@ -56,12 +57,14 @@ impl Table {
         let count = u32::try_from(pages.len())?;
         // SAFETY: A `Device<Bound>` is valid.
         let longest = unsafe { bindings::dma_get_max_seg_size(dev.as_raw()) };
-        // Buffers have a power of two of bytes: so a run holds whole ones.
+        // Round down to a power of two, like the size of a buffer, so that a run holds whole
+        // buffers. A run cannot be shorter than a page.
         let longest = 1 << longest.max(PAGE_SIZE as u32).ilog2();
 
         // SAFETY:
         // - The table is in a box of this function.
-        // - The array has `count` valid pages, more than none. The function does not write to it.
+        // - The array has `count` valid pages, and `count` is not zero. The function does not write
+        //   to it.
         to_result(unsafe {
             bindings::sg_alloc_table_from_pages_segment(
                 table.get(),
@@ -85,7 +88,7 @@ impl Drop for Table {
     }
 }
 
-/// A table that is mapped so that a device can write to its pages.
+/// A table that is mapped, so that a device can write to its pages.
 ///
 /// # Invariants
 ///
@@ -95,7 +98,7 @@ struct Mapped {
     dev: ARef<Device>,
 }
 
-// SAFETY: Any task may unmap it.
+// SAFETY: Any task may unmap the table.
 unsafe impl Send for Mapped {}
 
 // SAFETY: The mapping is constant.
@@ -106,7 +109,7 @@ impl Mapped {
     ///
     /// # Errors
     ///
-    /// What `dma_map_sgtable` gives.
+    /// The errors of `dma_map_sgtable`.
     ///
     /// # Safety
     ///
@@ -123,7 +126,8 @@ impl Mapped {
                 ATTRS,
             )
         })?;
-        // INVARIANT: The table was just mapped, and the caller guarantees that it stays.
+        // INVARIANT: The table was just mapped, and the caller guarantees that it outlives the
+        // result.
         Ok(Self {
             table: NonNull::new(table.0.get()).ok_or(EINVAL)?,
             dev: dev.into(),
@@ -135,7 +139,7 @@ impl Drop for Mapped {
     fn drop(&mut self) {
         // SAFETY:
         // - By the type invariants, the table is valid and mapped for this device. `Devres` drops
-        //   this object before the device's driver is gone.
+        //   this object before the device loses its driver.
         // - The table was mapped with this direction and these attributes.
         unsafe {
             bindings::dma_unmap_sgtable(
@@ -148,7 +152,7 @@ impl Drop for Mapped {
     }
 }
 
-/// Pinned pages that are mapped so that a device can write to them.
+/// Pinned pages that are mapped, so that a device can write to them.
 ///
 /// The pages stay pinned for as long as this object exists. They are unmapped when it is dropped,
 /// or when the device loses its driver, whichever comes first.
@@ -164,12 +168,13 @@ impl PinnedMapping {
     ///
     /// # Errors
     ///
-    /// [`ENOMEM`] if memory is short, and what `dma_map_sgtable` gives.
+    /// [`ENOMEM`] if memory is short, and the errors of `dma_map_sgtable`.
     pub fn new(pages: Arc<PinnedPages>, dev: &Device<Bound>) -> Result<Self> {
         let table = Table::new(&pages, dev)?;
-        // SAFETY: `Devres` has dropped its content when it was dropped itself, which is before the
-        // table is: the table stands behind it in the object made here, and in a box, which stays
-        // where it is. If there is no `Devres`, it has dropped the content before it returns.
+        // SAFETY: The table outlives the `Mapped`. It is in a box, so that it does not move, and
+        // its field comes after the `Devres`, so that it is dropped later. When a `Devres` has been
+        // dropped, its content has been, too; if creating the `Devres` fails, that drops the
+        // content.
         let mapped = Devres::new(dev, unsafe { Mapped::new(&table, dev) })?;
 
         Ok(Self {
@@ -181,9 +186,9 @@ impl PinnedMapping {
 }
 
 // SAFETY:
-// - The mapping is made when the object is, and undone by the drop of `Mapped`, which happens when
-//   this object is dropped or when the device is unbound. The table names the pinned pages.
-// - The pages are user space's, to which the kernel has no references, and stay pinned.
+// - The mapping begins when the object is created. Dropping `Mapped` ends it, when this object is
+//   dropped or when the device is unbound. The table names the pinned pages.
+// - The pages belong to user space, stay pinned, and the kernel has no references to them.
 unsafe impl DmaMemory for PinnedMapping {
     fn table<'a>(&'a self, dev: &'a Device<Bound>) -> Result<&'a SGTable> {
         let mapped = self.mapped.access(dev)?;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Request opcodes, what io_uring knows of each, and tables indexed by them.
+//! Request opcodes, their properties in io_uring, and tables indexed by them.
 //!
 //! C headers: [`include/uapi/linux/io_uring.h`](srctree/include/uapi/linux/io_uring.h),
 //! [`io_uring/opdef.h`](srctree/io_uring/opdef.h)
@@ -12,11 +12,11 @@ use crate::{
 };
 use core::ops::Index;
 
-/// An opcode that this kernel knows: one of `IORING_OP_*`.
+/// An opcode that this kernel supports: one of `IORING_OP_*`.
 ///
 /// # Invariants
 ///
-/// The value is below `IORING_OP_LAST`.
+/// The value is less than `IORING_OP_LAST`.
 ///
 /// # Examples
 ///
@@ -29,23 +29,23 @@ use core::ops::Index;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Opcode(u8);
 
-// An SQE has a byte for its opcode.
+// The opcode field of an SQE has one byte.
 const _: () = assert!(super::OP_LAST <= 256);
 
 impl Opcode {
     /// The number of opcodes: `IORING_OP_LAST`.
     pub const COUNT: usize = super::OP_LAST;
 
-    /// Makes a socket.
+    /// The opcode that creates a socket.
     pub const SOCKET: Self = Self::known(bindings::io_uring_op_IORING_OP_SOCKET);
-    /// Connects a socket.
+    /// The opcode that connects a socket.
     pub const CONNECT: Self = Self::known(bindings::io_uring_op_IORING_OP_CONNECT);
-    /// Opens a file.
+    /// The opcode that opens a file.
     pub const OPENAT: Self = Self::known(bindings::io_uring_op_IORING_OP_OPENAT);
-    /// Opens a file as a `struct open_how` says.
+    /// The opcode that opens a file with a `struct open_how`.
     pub const OPENAT2: Self = Self::known(bindings::io_uring_op_IORING_OP_OPENAT2);
 
-    /// Takes an opcode of the kernel's own list.
+    /// Converts an opcode of the kernel's own list.
     const fn known(opcode: u32) -> Self {
         assert!((opcode as usize) < super::OP_LAST);
 
@@ -53,9 +53,9 @@ impl Opcode {
         Self(opcode as u8)
     }
 
-    /// Validates an opcode that came from user space.
+    /// Validates an opcode that came from user space. Returns [`None`] if there is no such opcode.
     ///
-    /// The result is clamped against speculation, so that it is safe to index with.
+    /// The result is clamped against speculative execution, so that it is safe as an index.
     #[inline]
     pub fn new(opcode: u32) -> Option<Self> {
         let index = nospec::checked_index(usize::try_from(opcode).ok()?, Self::COUNT)?;
@@ -64,31 +64,31 @@ impl Opcode {
         Some(Self(u8::try_from(index).ok()?))
     }
 
-    /// Takes an opcode that was validated before.
+    /// Converts an opcode that was validated before.
     ///
     /// # Safety
     ///
-    /// `opcode` must be below `IORING_OP_LAST`.
+    /// `opcode` must be less than `IORING_OP_LAST`.
     #[inline]
     pub(super) unsafe fn new_unchecked(opcode: u8) -> Self {
-        // INVARIANT: The caller guarantees it.
+        // INVARIANT: The caller guarantees that the opcode is less than `IORING_OP_LAST`.
         Self(opcode)
     }
 
     /// Returns all opcodes in ascending order.
     pub fn all() -> impl Iterator<Item = Self> {
-        // INVARIANT: The type of `COUNT` and the assertion above make the range end below
-        // `IORING_OP_LAST`.
+        // INVARIANT: There are `COUNT` items, so the last one is `COUNT - 1`. By the assertion
+        // above, they all fit in a `u8`.
         (0..=u8::MAX).take(Self::COUNT).map(Self)
     }
 
-    /// Returns the opcode as a number below [`Opcode::COUNT`].
+    /// Returns the opcode as a number less than [`Opcode::COUNT`].
     #[inline]
     pub fn index(self) -> usize {
         usize::from(self.0)
     }
 
-    /// Returns the opcode as the byte that stands in an SQE.
+    /// Returns the opcode as the byte in an SQE.
     #[inline]
     pub fn as_u8(self) -> u8 {
         self.0
@@ -106,8 +106,8 @@ impl Opcode {
         unsafe { &*table.add(self.index()) }
     }
 
-    /// Returns the size in bytes of what a filter sees of the opcode's own arguments, 24 at most;
-    /// zero if the opcode shows none.
+    /// Returns the size in bytes of the opcode's own arguments that filters can see. This is at
+    /// most 24, and zero if they can see none.
     #[inline]
     pub fn pdu_size(self) -> u16 {
         self.issue_def().filter_pdu_size
@@ -129,10 +129,10 @@ impl Opcode {
 pub struct PerOpcode<T>([T; Opcode::COUNT]);
 
 impl<T> PerOpcode<T> {
-    /// Initialises a table in place with what `make` gives for each opcode.
+    /// Initialises a table in place by calling `make` for each opcode.
     pub fn init(mut make: impl FnMut(Opcode) -> T) -> impl Init<Self> {
         let array = pin_init::init_array_from_fn::<_, { Opcode::COUNT }, T, _>(move |index| {
-            // INVARIANT: The indices of an array of `COUNT` elements are below `COUNT`.
+            // INVARIANT: The indices of an array of `COUNT` elements are less than `COUNT`.
             make(Opcode(index as u8))
         });
         let init = move |slot: *mut Self| {
@@ -141,11 +141,11 @@ impl<T> PerOpcode<T> {
             unsafe { array.__init(slot.cast::<[T; Opcode::COUNT]>()) }
         };
 
-        // SAFETY: `init` initialises all of `Self` or returns an error; it cannot do the latter.
+        // SAFETY: `init` initialises all of `Self` or returns an error, and it never returns one.
         unsafe { pin_init::init_from_closure(init) }
     }
 
-    /// Returns all elements in the order of their opcodes, to be changed.
+    /// Returns mutable references to all elements, in the order of their opcodes.
     pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut T> {
         self.0.iter_mut()
     }
@@ -156,7 +156,7 @@ impl<T> Index<Opcode> for PerOpcode<T> {
 
     #[inline]
     fn index(&self, opcode: Opcode) -> &T {
-        // SAFETY: By the invariants of `Opcode`, the index is below the length of the array.
+        // SAFETY: By the invariants of `Opcode`, the index is less than the length of the array.
         unsafe { self.0.get_unchecked(opcode.index()) }
     }
 }

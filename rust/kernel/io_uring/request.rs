@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Requests, and what opcode filters see of them.
+//! Requests, and the context in which opcode filters see them.
 //!
 //! C headers: [`include/linux/io_uring_types.h`](srctree/include/linux/io_uring_types.h),
 //! [`include/uapi/linux/io_uring/bpf_filter.h`](srctree/include/uapi/linux/io_uring/bpf_filter.h)
@@ -16,7 +16,7 @@ use core::mem::{
     size_of, //
 };
 
-/// The flags that an SQE may carry: `SQE_VALID_FLAGS`.
+/// The flags that an SQE may have: `SQE_VALID_FLAGS`.
 ///
 /// The low bits of `io_kiocb::flags` have the same meaning.
 const SQE_VALID_FLAGS: u8 = 1 << bindings::io_uring_sqe_flags_bit_IOSQE_FIXED_FILE_BIT
@@ -27,13 +27,13 @@ const SQE_VALID_FLAGS: u8 = 1 << bindings::io_uring_sqe_flags_bit_IOSQE_FIXED_FI
     | 1 << bindings::io_uring_sqe_flags_bit_IOSQE_BUFFER_SELECT_BIT
     | 1 << bindings::io_uring_sqe_flags_bit_IOSQE_CQE_SKIP_SUCCESS_BIT;
 
-/// A request that was prepared and not yet issued.
+/// A request that was prepared and has not been issued yet.
 ///
 /// Wraps the kernel's `struct io_kiocb`.
 ///
 /// # Invariants
 ///
-/// `opcode` is below `IORING_OP_LAST`, and the opcode's `prep` succeeded.
+/// `opcode` is less than `IORING_OP_LAST`, and the opcode's `prep` succeeded.
 #[repr(transparent)]
 pub struct Request(Opaque<bindings::io_kiocb>);
 
@@ -46,44 +46,45 @@ impl Request {
     /// and whose `prep` succeeded, and nobody else may write to it.
     #[inline]
     pub unsafe fn from_raw<'a>(req: *mut bindings::io_kiocb) -> &'a Self {
-        // INVARIANT: The caller guarantees it.
-        // SAFETY: The caller guarantees validity, and `Self` is a transparent wrapper.
+        // INVARIANT: The caller guarantees what the type invariants demand.
+        // SAFETY: The caller guarantees that the request is valid, and `Self` is a transparent
+        // wrapper.
         unsafe { &*req.cast::<Self>() }
     }
 
-    /// Returns the request as C knows it.
+    /// Returns the request as a C pointer.
     #[inline]
     pub(super) fn as_ptr(&self) -> *mut bindings::io_kiocb {
         self.0.get()
     }
 
-    /// Returns what the request asks for.
+    /// Returns the opcode of the request.
     #[inline]
     pub fn opcode(&self) -> Opcode {
         // SAFETY: By the type invariants, the request is valid and its opcode in range.
         unsafe { Opcode::new_unchecked((*self.0.get()).opcode) }
     }
 
-    /// Returns what identifies the request to user space.
+    /// Returns the value by which user space identifies the request.
     #[inline]
     pub fn user_data(&self) -> u64 {
         // SAFETY: By the type invariants, the request is valid.
         unsafe { (*self.0.get()).cqe.user_data }
     }
 
-    /// Returns the SQE's flags as they are after `prep`, which sets some of its own (`IOSQE_ASYNC`
-    /// for requests that always go to a worker, for one).
+    /// Returns the SQE's flags after `prep`, which may have set more of them, such as `IOSQE_ASYNC`
+    /// for requests that always go to a worker.
     #[inline]
     pub fn sqe_flags(&self) -> u8 {
         // SAFETY: By the type invariants, the request is valid.
         let flags = unsafe { (*self.0.get()).flags };
 
-        // The cast keeps the bits that the mask keeps.
+        // The cast keeps all bits of the mask.
         flags as u8 & SQE_VALID_FLAGS
     }
 }
 
-/// What a filter program computes on: `struct io_uring_bpf_ctx`, 40 bytes.
+/// The context that a filter program loads from: `struct io_uring_bpf_ctx`, 40 bytes.
 ///
 /// # Examples
 ///
@@ -114,15 +115,15 @@ const _: () = {
     assert!(offset_of!(bindings::io_uring_bpf_ctx, __bindgen_anon_1) == 16);
 };
 
-// SAFETY: The structure has no padding: a word, eight single bytes, and a union of 24 bytes all of
-// which `new` initialises.
+// SAFETY: The structure has no padding: it is a word, eight single bytes, and a union of 24 bytes,
+// all of which `new` initialises.
 unsafe impl AsBytes for FilterContext {}
 
 impl FilterContext {
-    /// The structure's size in bytes. Programs that ask for a packet's length are told this.
+    /// The structure's size in bytes. Programs that load the packet length get this value.
     pub const SIZE: u32 = 40;
 
-    /// Makes the context of a request without arguments of its own: all other bytes are zero.
+    /// Creates the context of a request without arguments of its own: all other bytes are zero.
     #[inline]
     pub fn new(opcode: Opcode, sqe_flags: u8, user_data: u64) -> Self {
         let mut context: bindings::io_uring_bpf_ctx = pin_init::zeroed();
@@ -137,14 +138,15 @@ impl FilterContext {
     ///
     /// # Safety
     ///
-    /// For the duration of `'a`, `context` must be valid, all of its bytes initialised, and
-    /// accessed by nobody else.
+    /// For the duration of `'a`, `context` must be valid, all its bytes must be initialised, and
+    /// nobody else may access it.
     pub unsafe fn from_raw<'a>(context: *mut bindings::io_uring_bpf_ctx) -> &'a mut Self {
-        // SAFETY: The caller guarantees validity, and `Self` is a transparent wrapper.
+        // SAFETY: The caller guarantees that the context is valid, and `Self` is a transparent
+        // wrapper.
         unsafe { &mut *context.cast() }
     }
 
-    /// Sets the arguments of a request that makes a socket, 12 bytes.
+    /// Sets the arguments of a request that creates a socket, 12 bytes.
     #[inline]
     pub fn set_socket(&mut self, family: u32, socket_type: u32, protocol: u32) {
         self.0.pdu_size = 12;
@@ -166,8 +168,8 @@ impl FilterContext {
         };
     }
 
-    /// Sets the arguments of a request that connects a socket, 24 bytes. The port and the bytes of
-    /// the address, of which an IPv4 one has 4, are in network order.
+    /// Sets the arguments of a request that connects a socket, 24 bytes. The port and the address
+    /// are in network byte order. An IPv4 address is in the first 4 bytes of `addr`.
     #[inline]
     pub fn set_connect(&mut self, family: u16, port: [u8; 2], addr: [u8; 16]) {
         let mut connect: bindings::io_uring_bpf_ctx__bindgen_ty_1__bindgen_ty_3 =

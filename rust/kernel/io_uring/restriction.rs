@@ -25,8 +25,8 @@ use core::{
 
 /// The restrictions of a ring or task: its rules, and its reference to a set of filters.
 ///
-/// Wraps the kernel's `struct io_restriction`. Making a copy takes a reference to the set; nothing
-/// is allocated. Dropping it is possible in any context.
+/// Wraps the kernel's `struct io_restriction`. Cloning takes a reference to the set and allocates
+/// nothing. May be dropped in any context.
 ///
 /// # Invariants
 ///
@@ -44,7 +44,7 @@ unsafe impl<T: Contents> Send for Restriction<T> {}
 unsafe impl<T: Contents> Sync for Restriction<T> {}
 
 impl<T: Contents> Restriction<T> {
-    /// Makes restrictions out of rules and filters. Allocates nothing.
+    /// Creates restrictions from rules and filters. Allocates nothing.
     pub fn new(rules: &Rules, filters: Option<ARef<FilterSet<T>>>) -> Self {
         // INVARIANT: There are no filters yet.
         let mut this = Self {
@@ -66,8 +66,9 @@ impl<T: Contents> Restriction<T> {
     /// - For the duration of `'a`, `restriction` must be valid and unchanged.
     /// - Its `bpf_filters` must be null, or have been set through this type with the same `T`.
     pub unsafe fn from_raw<'a>(restriction: NonNull<bindings::io_restriction>) -> &'a Self {
-        // INVARIANT: The caller guarantees it.
-        // SAFETY: The caller guarantees validity, and `Self` is a transparent wrapper.
+        // INVARIANT: The caller guarantees what the type invariants demand.
+        // SAFETY: The caller guarantees that the pointer is valid, and `Self` is a transparent
+        // wrapper.
         unsafe { restriction.cast().as_ref() }
     }
 
@@ -75,17 +76,18 @@ impl<T: Contents> Restriction<T> {
     ///
     /// # Safety
     ///
-    /// - For the duration of `'a`, `restriction` must be valid, and accessed by nobody else: the
-    ///   ring's `uring_lock` is held, or it belongs to a ring that is being made or torn down.
+    /// - For the duration of `'a`, `restriction` must be valid, and nobody else may access it:
+    ///   either the ring's `uring_lock` is held, or the ring is being created or torn down.
     /// - Its `bpf_filters` must be null, or have been set through this type with the same `T`.
-    /// - If it belongs to a ring, the ring's copy of the set's `filters`,
-    ///   `io_ring_ctx::bpf_filters`, must be renewed once `'a` is over and before anybody else can
-    ///   use it, that is, before `uring_lock` is released or the ring is published. Whatever the
-    ///   holder of the reference does, it may have dropped the set that the copy points into. A
-    ///   ring that runs no more requests need not be renewed.
+    /// - A ring also has a copy of the set's `filters`, `io_ring_ctx::bpf_filters`. If
+    ///   `restriction` belongs to a ring, that copy must be updated once `'a` is over, and before
+    ///   anybody else can use it, that is, before `uring_lock` is released or the ring is
+    ///   published: the set that the copy points into may have been dropped through the reference.
+    ///   For a ring that runs no more requests, this is not necessary.
     pub unsafe fn from_raw_mut<'a>(restriction: NonNull<bindings::io_restriction>) -> &'a mut Self {
-        // INVARIANT: The caller guarantees it.
-        // SAFETY: The caller guarantees validity, and `Self` is a transparent wrapper.
+        // INVARIANT: The caller guarantees what the type invariants demand.
+        // SAFETY: The caller guarantees that the pointer is valid, and `Self` is a transparent
+        // wrapper.
         unsafe { restriction.cast().as_mut() }
     }
 
@@ -103,7 +105,7 @@ impl<T: Contents> Restriction<T> {
         }
     }
 
-    /// Puts rules in the place of the present ones.
+    /// Replaces the rules.
     pub fn set_rules(&mut self, rules: &Rules) {
         let raw = &mut self.raw;
 
@@ -117,39 +119,40 @@ impl<T: Contents> Restriction<T> {
 
     /// Returns the set of filters, if there is one.
     pub fn filters(&self) -> Option<&FilterSet<T>> {
-        // SAFETY: By the type invariants, the pointer is null or a reference that `self` being
-        // borrowed keeps from being dropped.
+        // SAFETY: By the type invariants, the pointer is null or a reference, which is not dropped
+        // while `self` is borrowed.
         unsafe { self.raw.bpf_filters.cast::<FilterSet<T>>().as_ref() }
     }
 
-    /// Takes the set of filters out. None is left.
+    /// Removes the set of filters and returns it.
     ///
-    /// What C has copied out of it dangles once the result is dropped, see [`Self::set_filters`].
+    /// C's copy of the pointer dangles once the result is dropped: see [`Self::set_filters`].
     pub fn take_filters(&mut self) -> Option<ARef<FilterSet<T>>> {
-        // INVARIANT: The pointer becomes null.
+        // INVARIANT: `bpf_filters` becomes null.
         let set = core::mem::replace(&mut self.raw.bpf_filters, core::ptr::null_mut());
 
         // SAFETY: By the type invariants, a pointer that is not null was a reference to a
-        // `FilterSet<T>`; it was removed from the structure.
+        // `FilterSet<T>`. It was removed from the structure, so that `ARef` owns it now.
         NonNull::new(set).map(|set| unsafe { ARef::from_raw(set.cast()) })
     }
 
-    /// Puts a set of filters in the place of the present one, if any, which is dropped.
+    /// Replaces the set of filters, if any, and drops the old one.
     ///
-    /// What C has copied out of the set before is invalid then. Whoever made this reference, with
-    /// [`Self::from_raw_mut`], has taken on to renew it. [`Ring`](super::ring::Ring) does so
+    /// C's copy of the old set's pointer becomes invalid. Whoever created this reference through
+    /// [`Self::from_raw_mut`] has promised to update the copy. [`Ring`](super::ring::Ring) does so
     /// itself.
     pub fn set_filters(&mut self, set: ARef<FilterSet<T>>) {
         drop(self.take_filters());
 
-        // INVARIANT: The field becomes a reference to a `FilterSet<T>`, the beginning of which is
-        // a `struct io_bpf_filters`.
+        // INVARIANT: The field becomes a reference to a `FilterSet<T>`, which begins with a `struct
+        // io_bpf_filters`.
         self.raw.bpf_filters = ARef::into_raw(set).as_ptr().cast();
     }
 
-    /// Returns what C keeps a copy of in `io_ring_ctx::bpf_filters`: null if there are no filters.
+    /// Returns the pointer that C copies to `io_ring_ctx::bpf_filters`: null if there are no
+    /// filters.
     ///
-    /// The copy is valid until the set is exchanged, or the last reference to it dropped.
+    /// The copy is valid until the set is replaced, or the last reference to it is dropped.
     pub(super) fn raw_filters(&self) -> *mut *mut bindings::io_bpf_filter {
         let shared = self.raw.bpf_filters;
 

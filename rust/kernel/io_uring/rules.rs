@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Which requests and registrations a ring or task may make: plain data.
+//! Rules: which requests and registrations a ring or task may make. They are plain data.
 //!
-//! Uses nothing but `core` and the two numbers below, so that it is also built and tested outside
-//! the kernel, where the parent module makes the numbers up.
+//! This module uses only `core` and the two numbers below, so that it is also built and tested
+//! outside the kernel. There, the parent module defines the numbers.
 
 pub use super::{
     OP_LAST,
     REGISTER_LAST, //
 };
 
-/// A set of opcodes, laid out as the kernel's bitmaps are.
+/// A set of opcodes, with the layout of the kernel's bitmaps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OpSet<const WORDS: usize>(pub(super) [usize; WORDS]);
 
@@ -20,10 +20,10 @@ pub const fn words(bits: usize) -> usize {
 }
 
 impl<const WORDS: usize> OpSet<WORDS> {
-    /// A set without members.
+    /// The empty set.
     pub const EMPTY: Self = Self([0; WORDS]);
 
-    /// Adds an opcode. One that is beyond the bitmap's last word is ignored.
+    /// Adds an opcode. Opcodes beyond the last word of the bitmap are ignored.
     pub fn insert(&mut self, op: usize) {
         if let Some(word) = self.0.get_mut(op / usize::BITS as usize) {
             *word |= 1 << (op % usize::BITS as usize);
@@ -49,7 +49,7 @@ impl<const WORDS: usize> FromIterator<usize> for OpSet<WORDS> {
     }
 }
 
-/// What a `struct io_restriction` says, filters aside.
+/// The rules in a `struct io_restriction`: all of it except for the filters.
 ///
 /// # Examples
 ///
@@ -68,17 +68,17 @@ impl<const WORDS: usize> FromIterator<usize> for OpSet<WORDS> {
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rules {
-    /// Whether `register_ops` counts: `reg_registered`.
+    /// Whether `register_ops` applies: `reg_registered`.
     pub registers_restricted: bool,
     /// The opcodes of `io_uring_register()` that are allowed.
     pub register_ops: OpSet<{ words(REGISTER_LAST) }>,
-    /// Whether `sqe_ops` and the flags count: `op_registered`.
+    /// Whether `sqe_ops` and the flags apply: `op_registered`.
     pub sqes_restricted: bool,
-    /// The opcodes of requests that are allowed.
+    /// The request opcodes that are allowed.
     pub sqe_ops: OpSet<{ words(OP_LAST) }>,
-    /// `IOSQE_*` flags that a request may have.
+    /// The `IOSQE_*` flags that a request may have.
     pub sqe_flags_allowed: u8,
-    /// `IOSQE_*` flags that a request must have.
+    /// The `IOSQE_*` flags that a request must have.
     pub sqe_flags_required: u8,
 }
 

@@ -2,8 +2,8 @@
 
 //! The restrictions of tasks, which their children inherit.
 //!
-//! A task points to a [`Restriction`] that never changes and is shared with its children. Whoever
-//! registers something gets another one in its place.
+//! A task points to a [`Restriction`] that never changes, and that it shares with its children.
+//! When a task registers restrictions, the pointer is replaced.
 //!
 //! C header: [`include/linux/sched.h`](srctree/include/linux/sched.h)
 
@@ -25,16 +25,17 @@ use core::{
     }, //
 };
 
-/// Returns the address of the field that this module is about.
+/// Returns the address of `io_uring_restrict` of a task.
 ///
-/// The rest of a task is read and written by others at any time, so no reference to the whole task
-/// may exist.
+/// Others read and write the rest of a task at any time, so that there must be no reference to the
+/// whole task.
 ///
 /// # Safety
 ///
 /// `task` must be valid.
 unsafe fn field(task: NonNull<bindings::task_struct>) -> *mut *mut bindings::io_restriction {
-    // SAFETY: The caller guarantees validity; the field's address is taken, nothing is read.
+    // SAFETY: The caller guarantees that the task is valid. This takes the address of the field and
+    // reads nothing.
     unsafe { &raw mut (*task.as_ptr()).io_uring_restrict }
 }
 
@@ -42,61 +43,64 @@ unsafe fn field(task: NonNull<bindings::task_struct>) -> *mut *mut bindings::io_
 ///
 /// # Invariants
 ///
-/// For the duration of `'a`, the task is valid, nobody else accesses its `io_uring_restrict`, and
-/// that is null or came from `Arc::<Restriction<T>>::into_raw`, which the task owns.
+/// For the duration of `'a`, the task is valid and nobody else accesses its `io_uring_restrict`.
+/// That field is null, or came from `Arc::<Restriction<T>>::into_raw` and is a reference that the
+/// task owns.
 pub struct TaskRestriction<'a, T: Contents> {
     task: NonNull<bindings::task_struct>,
     owned: PhantomData<&'a mut Arc<Restriction<T>>>,
 }
 
 impl<T: Contents> TaskRestriction<'_, T> {
-    /// Makes a handle to the restrictions of the current task.
+    /// Creates a handle to the restrictions of the current task.
     ///
     /// # Safety
     ///
-    /// - There must be no other handle for the current task while this one exists. It cannot be
-    ///   sent to another task, which the pointer in it sees to.
+    /// - There must be no other handle for the current task while this one exists. The handle
+    ///   cannot be sent to another task, since it contains a pointer.
     /// - All restrictions of tasks must be set through this type with the same `T`.
     pub unsafe fn current() -> Self {
         // SAFETY: The current task is never null.
         let task = unsafe { NonNull::new_unchecked(Task::current_raw()) };
 
-        // INVARIANT: The current task is valid, only it accesses its own field once it runs, and
-        // the caller guarantees the rest.
+        // INVARIANT: The current task is valid. Once a task runs, only the task itself accesses the
+        // field, and the caller guarantees the rest.
         Self {
             task,
             owned: PhantomData,
         }
     }
 
-    /// Makes a handle to the restrictions of another task.
+    /// Creates a handle to the restrictions of another task.
     ///
     /// # Safety
     ///
-    /// - `task` must be valid and have ended, or never have run, so that nobody else accesses it.
+    /// - `task` must be valid, and must have ended or never have run, so that nobody else accesses
+    ///   it.
     /// - All restrictions of tasks must be set through this type with the same `T`.
     pub unsafe fn from_raw(task: NonNull<bindings::task_struct>) -> Self {
-        // INVARIANT: The caller guarantees it.
+        // INVARIANT: The caller guarantees what the type invariants demand.
         Self {
             task,
             owned: PhantomData,
         }
     }
 
-    /// Makes a task that is being created share the restrictions of the current task, unless it
-    /// is a worker of io_uring: those never consult them.
+    /// Makes a task that is being created share the restrictions of the current task, unless it is
+    /// a worker of io_uring: workers never consult restrictions.
     ///
     /// Allocates nothing and cannot fail.
     ///
     /// # Safety
     ///
-    /// - `child` must be a valid task that does not run yet, a copy of the current task: its
+    /// - `child` must be a valid task that does not run yet and is a copy of the current task: its
     ///   `io_uring_restrict` is a copy of a pointer that the current task owns.
     /// - All restrictions of tasks must be set through this type with the same `T`.
     pub unsafe fn inherit(child: NonNull<bindings::task_struct>) {
         // SAFETY: The caller guarantees that the task is valid.
         let field = unsafe { field(child) };
-        // SAFETY: As the task does not run yet, nobody writes to its flags, nor accesses the field.
+        // SAFETY: The task does not run yet, so that nobody else writes to its flags or accesses
+        // the field.
         let (flags, parents) = unsafe {
             (
                 (&raw const (*child.as_ptr()).flags).read(),
@@ -107,8 +111,8 @@ impl<T: Contents> TaskRestriction<'_, T> {
         if parents.is_null() || flags & bindings::PF_IO_WORKER != 0 {
             return;
         }
-        // SAFETY: The caller guarantees that the pointer is one that the current task owns. It
-        // goes on doing so, as the `Arc` made here is not dropped.
+        // SAFETY: The caller guarantees that the current task owns this pointer. It still owns it
+        // afterwards, as the `Arc` made here is not dropped.
         let parents = ManuallyDrop::new(unsafe { Arc::from_raw(parents.cast::<Restriction<T>>()) });
 
         // SAFETY: The task is valid, and nobody else accesses the field.
@@ -117,25 +121,23 @@ impl<T: Contents> TaskRestriction<'_, T> {
 
     /// Returns the restrictions, if there are any.
     pub fn get(&self) -> Option<&Restriction<T>> {
-        // SAFETY: By the type invariants, the task is valid, and its pointer null or a reference
-        // that `self` being borrowed keeps from being dropped.
+        // SAFETY: By the type invariants, the task is valid, and its pointer is null or a
+        // reference, which is not dropped while `self` is borrowed.
         unsafe { field(self.task).read().cast::<Restriction<T>>().as_ref() }
     }
 
-    /// Takes the restrictions out. None are left.
-    ///
-    /// Dropping the result is possible in any context.
+    /// Removes the restrictions and returns them. The result may be dropped in any context.
     pub fn take(&mut self) -> Option<Arc<Restriction<T>>> {
         // INVARIANT: The field becomes null.
         // SAFETY: By the type invariants, the task is valid, and nobody else accesses the field.
         let old = unsafe { field(self.task).replace(null_mut()) };
 
         // SAFETY: By the type invariants, a pointer that is not null came from `into_raw` and was
-        // owned by the task, from which it was removed.
+        // owned by the task. It was removed from the task, so that the `Arc` owns it now.
         (!old.is_null()).then(|| unsafe { Arc::from_raw(old.cast()) })
     }
 
-    /// Puts restrictions in the place of the present ones, if any, which are dropped.
+    /// Replaces the restrictions, if any, and drops the old ones.
     pub fn set(&mut self, new: Arc<Restriction<T>>) {
         drop(self.take());
 
@@ -170,7 +172,7 @@ mod tests {
         },
     };
 
-    /// Filters that can be told from others. Counts how many sets there are.
+    /// Filters with a number, which count the sets that exist.
     struct Numbered {
         number: usize,
         live: Arc<Atomic<i32>>,
@@ -187,19 +189,19 @@ mod tests {
         }
     }
 
-    /// Makes room for a task as far as these tests use it.
+    /// Creates a task that has only what these tests use.
     fn task() -> Result<KBox<bindings::task_struct>> {
         KBox::init(pin_init::init_zeroed(), GFP_KERNEL)
     }
 
-    /// Makes a handle to a task of these tests.
+    /// Creates a handle to a task of these tests.
     fn handle(task: &mut KBox<bindings::task_struct>) -> TaskRestriction<'_, Numbered> {
-        // SAFETY: The task is one of these tests: borrowed mutably, it has no other handle, and it
-        // gets `Numbered` only.
+        // SAFETY: The task belongs to a test. It is borrowed mutably, so that it has no other
+        // handle, and it only gets filters of type `Numbered`.
         unsafe { TaskRestriction::from_raw(NonNull::from(&mut **task)) }
     }
 
-    /// Makes a child of `parent`, as fork does.
+    /// Creates a child of `parent`, as fork does.
     fn fork(
         parent: &KBox<bindings::task_struct>,
         flags: u32,
@@ -208,12 +210,13 @@ mod tests {
 
         child.io_uring_restrict = parent.io_uring_restrict;
         child.flags = flags;
-        // SAFETY: The child's pointer is a copy of its parent's, which stays as it is meanwhile.
+        // SAFETY: The child's pointer is a copy of its parent's, which does not change meanwhile.
         unsafe { TaskRestriction::<Numbered>::inherit(NonNull::from(&mut *child)) };
         Ok(child)
     }
 
-    /// Restrictions that allow one registration, `number`, and have filters of that number.
+    /// Creates restrictions that allow one registration, `number`, and whose filters have that
+    /// number.
     fn numbered(number: usize, live: &Arc<Atomic<i32>>) -> Result<Arc<Restriction<Numbered>>> {
         let rules = Rules {
             registers_restricted: true,
@@ -233,7 +236,7 @@ mod tests {
         )?)
     }
 
-    /// Returns the number of restrictions, if rules and filters agree on it.
+    /// Returns the number of restrictions, if their rules and their filters have the same one.
     fn number_of(restriction: &Restriction<Numbered>) -> Option<usize> {
         let number = restriction.filters()?.number;
 
@@ -242,7 +245,7 @@ mod tests {
         .then_some(number)
     }
 
-    /// Waits up to two seconds for all sets to be gone, and returns how many are left.
+    /// Waits up to two seconds for all sets to be freed. Returns the number of sets left.
     fn settle(live: &Atomic<i32>) -> i32 {
         for _ in 0..200 {
             if live.load(Relaxed) == 0 {
@@ -263,7 +266,7 @@ mod tests {
         let mut worker = fork(&parent, bindings::PF_IO_WORKER)?;
         assert_eq!(handle(&mut child).get().and_then(number_of), Some(3));
         assert!(worker.io_uring_restrict.is_null());
-        // They share one object.
+        // The child and its parent share one object.
         assert!(core::ptr::eq(
             child.io_uring_restrict,
             parent.io_uring_restrict
@@ -284,7 +287,7 @@ mod tests {
         let live = Arc::new(Atomic::new(0), GFP_KERNEL)?;
         let mut maker = task()?;
         let mut ctx: KBox<bindings::io_ring_ctx> = KBox::init(pin_init::init_zeroed(), GFP_KERNEL)?;
-        // SAFETY: The ring is one of this test: nobody else accesses it while the handle exists.
+        // SAFETY: The ring belongs to this test: nobody else accesses it while the handle exists.
         let mut ring = unsafe { Ring::<Numbered>::from_raw(NonNull::from(&mut *ctx)) };
 
         handle(&mut maker).set(numbered(5, &live)?);
@@ -300,7 +303,7 @@ mod tests {
             flags,
             bindings::IO_RING_F_REG_RESTRICTED | bindings::IO_RING_F_RESTRICT_INHERITED
         );
-        // SAFETY: The ring's restrictions hold filters, as was just seen.
+        // SAFETY: The ring's restrictions have filters, as was checked above.
         let filters = unsafe { (*ctx.restrictions.bpf_filters).filters };
         assert!(core::ptr::eq(ctx.__bindgen_anon_1.bpf_filters, filters));
 
@@ -313,7 +316,8 @@ mod tests {
         Ok(())
     }
 
-    /// Random forks, registrations and exits, compared with a model after each.
+    /// Tasks have the restrictions that a model predicts, through random forks, registrations and
+    /// exits.
     #[test]
     fn tasks_follow_the_model() -> Result {
         const TASKS: u32 = 16;
@@ -326,7 +330,7 @@ mod tests {
             (seed % below) as usize
         };
         let live = Arc::new(Atomic::new(0), GFP_KERNEL)?;
-        // Each task, and the number that its restrictions should have.
+        // Each task is stored with the number that its restrictions should have.
         let mut tasks = KVec::new();
         for _ in 0..TASKS {
             tasks.push((task()?, None), GFP_KERNEL)?;

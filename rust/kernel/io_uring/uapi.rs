@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Structures that user space hands to io_uring.
+//! Structures that user space passes to io_uring.
 //!
 //! C headers: [`include/uapi/linux/io_uring.h`](srctree/include/uapi/linux/io_uring.h),
 //! [`include/uapi/linux/io_uring/bpf_filter.h`](srctree/include/uapi/linux/io_uring/bpf_filter.h)
@@ -21,13 +21,14 @@ use core::mem::{
 /// The command that registers a filter: `IO_URING_BPF_CMD_FILTER`.
 pub const BPF_CMD_FILTER: u16 = bindings::IO_URING_BPF_CMD_FILTER as u16;
 
-/// Registering this filter also denies every opcode that has none.
+/// The flag of a filter whose registration also denies every opcode that has no filter.
 pub const BPF_FILTER_DENY_REST: u32 = bindings::IO_URING_BPF_FILTER_DENY_REST;
 
-/// The caller's and the kernel's idea of the opcode's pdu size must be equal.
+/// The flag of a filter that is refused unless the caller and the kernel agree on the opcode's pdu
+/// size.
 pub const BPF_FILTER_SZ_STRICT: u32 = bindings::IO_URING_BPF_FILTER_SZ_STRICT;
 
-/// A filter as user space describes it: `struct io_uring_bpf_filter`, 64 bytes.
+/// A description of a filter by user space: `struct io_uring_bpf_filter`, 64 bytes.
 #[derive(Clone, Copy)]
 #[repr(transparent)]
 pub struct BpfFilter(bindings::io_uring_bpf_filter);
@@ -81,17 +82,17 @@ unsafe impl AsBytes for BpfFilter {}
 unsafe impl FromBytes for Bpf {}
 
 impl BpfFilter {
-    /// Returns the opcode to filter. Not validated.
+    /// Returns the opcode to filter, which is not validated.
     pub fn opcode(&self) -> u32 {
         self.0.opcode
     }
 
-    /// Returns the flags, `IO_URING_BPF_FILTER_*`. Not validated.
+    /// Returns the flags, `IO_URING_BPF_FILTER_*`, which are not validated.
     pub fn flags(&self) -> u32 {
         self.0.flags
     }
 
-    /// Returns the number of instructions. Not validated.
+    /// Returns the number of instructions, which is not validated.
     pub fn len(&self) -> u32 {
         self.0.filter_len
     }
@@ -106,14 +107,14 @@ impl BpfFilter {
         self.0.pdu_size
     }
 
-    /// Sets how many bytes of the opcode's own arguments there are.
+    /// Sets the number of bytes of the opcode's own arguments that there are.
     pub fn set_pdu_size(&mut self, size: u8) {
         self.0.pdu_size = size;
     }
 
     /// Returns the address of the instructions.
     pub fn insns(&self) -> UserPtr {
-        // On 32-bit machines the upper half is dropped, as `u64_to_user_ptr` does.
+        // On 32-bit machines, this drops the upper half, as `u64_to_user_ptr` does.
         UserPtr::from_addr(self.0.filter_ptr as usize)
     }
 
@@ -124,29 +125,29 @@ impl BpfFilter {
 }
 
 impl Bpf {
-    /// Where in the structure the filter's description stands, in bytes.
+    /// The offset of the filter's description in the structure, in bytes.
     pub const FILTER_OFFSET: usize = offset_of!(bindings::io_uring_bpf, __bindgen_anon_1);
 
-    /// Returns the command, `IO_URING_BPF_CMD_*`. Not validated.
+    /// Returns the command, `IO_URING_BPF_CMD_*`, which is not validated.
     pub fn cmd_type(&self) -> u16 {
         self.0.cmd_type
     }
 
-    /// Returns whether the flags, of which there are none so far, and the reserved field are zero.
+    /// Returns whether the reserved field and the flags are zero. No flags are defined so far.
     pub fn reserved_is_zero(&self) -> bool {
         self.0.cmd_flags == 0 && self.0.resv == 0
     }
 
     /// Returns the filter's description.
     pub fn filter(&self) -> BpfFilter {
-        // SAFETY: The union has no other member, and all of it is initialised.
+        // SAFETY: The union has no other member, and all its bytes are initialised.
         BpfFilter(unsafe { self.0.__bindgen_anon_1.filter })
     }
 }
 
 /// An entry of a list of restrictions: `struct io_uring_restriction`, 16 bytes.
 ///
-/// Its reserved fields are not looked at.
+/// Its reserved fields are ignored.
 #[derive(Clone, Copy)]
 #[repr(transparent)]
 pub struct RestrictionEntry(bindings::io_uring_restriction);
@@ -155,34 +156,34 @@ pub struct RestrictionEntry(bindings::io_uring_restriction);
 unsafe impl FromBytes for RestrictionEntry {}
 
 impl RestrictionEntry {
-    /// Returns what the entry is about, `IORING_RESTRICTION_*`. Not validated.
+    /// Returns the kind of the entry, `IORING_RESTRICTION_*`, which is not validated.
     pub fn kind(&self) -> u16 {
         self.0.opcode
     }
 
-    /// Returns the opcode or flags that it allows or demands. Not validated.
+    /// Returns the opcode or the flags that the entry allows or requires, which are not validated.
     pub fn value(&self) -> u8 {
         // SAFETY: Each member of the union is one byte, which is initialised.
         unsafe { self.0.__bindgen_anon_1.sqe_op }
     }
 }
 
-/// What stands before the list of restrictions for a task: `struct io_uring_task_restriction`
-/// without its entries, 16 bytes.
+/// The header of a list of restrictions for a task: `struct io_uring_task_restriction` without its
+/// entries, 16 bytes.
 #[repr(transparent)]
 pub struct TaskRestrictionHeader(bindings::io_uring_task_restriction);
 
-// SAFETY: All fields are integers, for which every bit pattern is valid; the entries behind them
-// are no part of the structure.
+// SAFETY: All fields are integers, for which every bit pattern is valid. The entries that follow
+// are not part of the structure.
 unsafe impl FromBytes for TaskRestrictionHeader {}
 
 impl TaskRestrictionHeader {
-    /// Returns the number of entries that follow. Not validated.
+    /// Returns the number of entries that follow, which is not validated.
     pub fn entries(&self) -> u16 {
         self.0.nr_res
     }
 
-    /// Returns whether the flags, of which there are none so far, and the reserved fields are zero.
+    /// Returns whether the reserved fields and the flags are zero. No flags are defined so far.
     pub fn reserved_is_zero(&self) -> bool {
         self.0.flags == 0 && self.0.resv == [0; 3]
     }
