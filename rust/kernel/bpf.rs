@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Classic BPF programs that compute on a plain structure.
+//! Classic BPF programs that load from a plain structure.
 //!
-//! Seccomp and io_uring let user space hand in classic BPF programs that read words of a small
-//! structure instead of a packet. [`Checker`] says which instructions the user of the programs
-//! admits, [`read_program`] takes one from user space, [`Program`] owns one that was compiled, and
-//! [`Program::run`] runs it. Between the two, the instructions are plain data, see [`insn`].
+//! Seccomp and io_uring let user space pass in classic BPF programs that load words of a small
+//! structure, called the context, instead of a packet. A [`Checker`] decides which instructions
+//! such programs may contain, [`read_program`] copies a program from user space, [`Program`] owns a
+//! compiled program, and [`Program::run`] runs it. Until a program is compiled, its instructions
+//! are plain data: see [`insn`].
 //!
 //! C headers: [`include/linux/filter.h`](srctree/include/linux/filter.h),
 //! [`include/uapi/linux/filter.h`](srctree/include/uapi/linux/filter.h)
@@ -43,7 +44,7 @@ use core::{
     ptr::NonNull, //
 };
 
-// `Insn` is what C calls `struct sock_filter`.
+// `Insn` has the layout of C's `struct sock_filter`.
 const _: () = {
     assert!(size_of::<Insn>() == size_of::<bindings::sock_filter>());
     assert!(align_of::<Insn>() == align_of::<bindings::sock_filter>());
@@ -53,14 +54,14 @@ const _: () = {
     assert!(offset_of!(Insn, k) == offset_of!(bindings::sock_filter, k));
 };
 
-// SAFETY: The structure has no padding, as its size is the sum of its fields', and no interior
-// mutability.
+// SAFETY: The structure has no padding, as its size is the sum of the sizes of its fields, and no
+// interior mutability.
 unsafe impl AsBytes for Insn {}
 
 // SAFETY: All its fields are integers.
 unsafe impl FromBytes for Insn {}
 
-/// The most instructions a program may have: `BPF_MAXINSNS`.
+/// The maximum number of instructions of a program: `BPF_MAXINSNS`.
 pub const MAX_INSNS: u32 = bindings::BPF_MAXINSNS;
 
 /// `BPF_LD | BPF_W | BPF_ABS`: loads a word of the packet into A.
@@ -84,41 +85,43 @@ const TAX: u32 = bindings::BPF_MISC | bindings::BPF_TAX;
 /// `BPF_MISC | BPF_TXA`: copies X to A.
 const TXA: u32 = bindings::BPF_MISC | bindings::BPF_TXA;
 
-/// The instruction classes, `BPF_CLASS(code)`.
+/// The bits of a code that are the instruction class: `BPF_CLASS(code)`.
 const CLASS_MASK: u32 = 0x07;
 
-/// What becomes of one instruction of a program from user space.
+/// The way to handle one instruction of a program from user space.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// It stays as it is. Not for instructions that read a packet.
+    /// Keeps the instruction. Not for instructions that read a packet.
     Keep,
-    /// A load of a packet's word becomes a load of the context's word at the same offset, which
-    /// must be a multiple of four.
+    /// Replaces a load of a packet word by a load of the word of the context at the same offset,
+    /// which must be a multiple of four.
     LoadContext,
-    /// A load of the packet's length becomes a load of this constant.
+    /// Replaces a load of the packet's length by a load of this constant.
     LoadConstant(u32),
 }
 
-/// Says which instructions the programs of one user may contain.
+/// A policy: it decides which instructions the programs of one subsystem may contain.
 ///
-/// The kernel's own checks of classic BPF (known codes, jumps that stay inside, scratch words
-/// written before they are read, a `ret` at the end) come first and are not repeated here.
+/// The kernel's own checks of classic BPF come first and are not repeated here: codes are known,
+/// jumps stay inside the program, scratch words are written before they are read, and the last
+/// instruction is a `ret`.
 pub trait Checker {
-    /// What the programs compute on.
+    /// The structure that the programs load from.
     type Context: AsBytes;
 
     /// Decides on the instruction with this `code` and operand `k`.
     ///
     /// # Errors
     ///
-    /// What creating the program shall fail with if it may not contain the instruction.
+    /// If the instruction is not allowed, creating the program fails with the error that this
+    /// returns.
     fn check(code: u16, k: u32) -> Result<Action>;
 }
 
 /// Rewrites `code` and `k` as `action` says.
 ///
-/// This does not trust the [`Checker`]: whatever that answers, no instruction is left that would
-/// read anything but the `size` bytes of the context.
+/// This does not trust the [`Checker`]: whatever it decides, no instruction is left that would read
+/// anything but the `size` bytes of the context.
 ///
 /// # Errors
 ///
@@ -152,8 +155,8 @@ fn rewrite(code: u16, k: u32, action: Action, size: usize) -> Result<(u16, u32)>
 
 /// Copies the `len` instructions at `insns` from user space and checks them. May sleep.
 ///
-/// The result is a valid program that `C` admits, and in which loads of the packet's length have
-/// become loads of the constant that `C` gives for them.
+/// The result is a valid program that `C` allows. Loads of the packet's length have been replaced
+/// by loads of the constant that `C` returns for them.
 ///
 /// # Errors
 ///
@@ -161,7 +164,7 @@ fn rewrite(code: u16, k: u32, action: Action, size: usize) -> Result<(u16, u32)>
 ///   checks refuse an instruction.
 /// - [`EFAULT`] if the instructions cannot be read.
 /// - [`ENOMEM`] if memory is short.
-/// - What [`Checker::check`] gives.
+/// - The errors of [`Checker::check`].
 ///
 /// # Examples
 ///
@@ -204,15 +207,16 @@ pub fn read_program<C: Checker>(insns: UserPtr, len: u16, flags: Flags) -> Resul
     UserSlice::new(insns, len * size_of::<Insn>())
         .reader()
         .read_slice(program.as_mut_slice().as_bytes_mut())?;
-    // SAFETY: The vector is valid for reads of `len` instructions, which have the layout of C's,
-    // and `len` is not zero, as `bpf_check_classic` expects.
+    // SAFETY: The vector is valid for reads of `len` instructions, which have the layout of C's.
+    // `len` is not zero, as `bpf_check_classic` requires.
     to_result(unsafe { bindings::bpf_check_classic(program.as_ptr().cast(), len as u32) })?;
 
     for insn in program.iter_mut() {
         let action = C::check(insn.code, insn.k)?;
         let (code, k) = rewrite(insn.code, insn.k, action, size_of::<C::Context>())?;
 
-        // What reads the context has a code that only the compiler takes.
+        // Loads of the context have a code that `bpf_prog_create_trans` refuses: they are rewritten
+        // only when the program is compiled.
         if action != Action::LoadContext {
             (insn.code, insn.k) = (code, k);
         }
@@ -220,25 +224,28 @@ pub fn read_program<C: Checker>(insns: UserPtr, len: u16, flags: Flags) -> Resul
     Ok(program)
 }
 
-/// A compiled program in classic BPF, checked by `C`, that computes 32 bits from a `C::Context`.
+/// A compiled classic BPF program that `C` has checked. It computes a 32-bit value from a
+/// `C::Context`.
 ///
-/// Its memory is charged to the memory cgroup of the task that creates it. Dropping it is possible
-/// in any context: the program is freed by a work item.
+/// Its memory is charged to the memory cgroup of the task that creates it. May be dropped in any
+/// context: a work item frees the program.
 ///
 /// # Invariants
 ///
-/// `prog` was made by `bpf_prog_create_trans` with `check_thunk::<C>` and is owned by this object.
-/// Of memory it reads only its own and `size_of::<C::Context>()` bytes from its context pointer on,
-/// and it calls no functions.
+/// - `prog` was created by `bpf_prog_create_trans` with `check_thunk::<C>`, and this object owns
+///   it.
+/// - The program reads only its own memory, and `size_of::<C::Context>()` bytes from its context
+///   pointer on. It calls no functions.
 pub struct Program<C> {
     prog: NonNull<bindings::bpf_prog>,
     checker: PhantomData<fn(C)>,
 }
 
-// SAFETY: A program is immutable, may run on several CPUs at once, and may be destroyed anywhere.
+// SAFETY: A program is immutable, may run on several CPUs at once, and may be destroyed in any
+// context.
 unsafe impl<C> Send for Program<C> {}
 
-// SAFETY: A shared program can only be run, which writes to nothing but the stack of who does.
+// SAFETY: A shared program can only be run, which writes only to the stack of the caller.
 unsafe impl<C> Sync for Program<C> {}
 
 impl<C: Checker> Program<C> {
@@ -246,13 +253,13 @@ impl<C: Checker> Program<C> {
     ///
     /// # Errors
     ///
-    /// - [`EINVAL`] if there are none or more than [`MAX_INSNS`], or the kernel's own checks refuse
-    ///   one.
+    /// - [`EINVAL`] if there are no instructions or more than [`MAX_INSNS`], or the kernel's own
+    ///   checks refuse one.
     /// - [`ENOMEM`] if memory is short.
-    /// - What [`Checker::check`] gives.
-    /// - `ENOTSUPP` if the JIT compiler must be used and failed.
+    /// - The errors of [`Checker::check`].
+    /// - `ENOTSUPP` if the kernel must use the JIT compiler and it failed.
     pub fn new(insns: &[Insn]) -> Result<Self> {
-        // Programs load aligned words, and some machines insist on that.
+        // Programs load aligned words, and some machines fault on others.
         const { assert!(align_of::<C::Context>() >= align_of::<u32>()) };
 
         let mut prog = core::ptr::null_mut();
@@ -264,26 +271,28 @@ impl<C: Checker> Program<C> {
         // SAFETY:
         // - `prog` and `fprog` are local variables, valid for writes and reads.
         // - `fprog.filter` is valid for reads of `fprog.len` instructions, and is only read.
-        // - `check_thunk` upholds what is expected of a `bpf_aux_classic_check_t`.
+        // - `check_thunk` does what a `bpf_aux_classic_check_t` must do.
         to_result(unsafe {
             bindings::bpf_prog_create_trans(&mut prog, &mut fprog, Some(check_thunk::<C>))
         })?;
 
         // INVARIANT: `bpf_prog_create_trans` succeeded, so that the program passed `check_thunk`
-        // and is ours. `rewrite` left no instruction in it that reads the context elsewhere than
-        // below `size_of::<C::Context>()`, and none of the packet loads that become calls; the
-        // kernel's checks confine all other accesses to the program's scratch memory.
+        // and belongs to this function.
+        // - Because of `rewrite`, the program reads no context beyond `size_of::<C::Context>()`,
+        //   and has none of the packet loads that become calls.
+        // - The kernel's checks confine all other accesses to the program's scratch memory.
         Ok(Self {
             prog: NonNull::new(prog).ok_or(EINVAL)?,
             checker: PhantomData,
         })
     }
 
-    /// Runs the program on `context`, and returns its result.
+    /// Runs the program on `context` and returns its result.
     ///
-    /// May be called in any context. The program need not be kept on one CPU, nor in an RCU
-    /// section, as others must: it touches nothing but its own stack and `context`, and `self`
-    /// keeps it alive. Statistics of BPF do not count it, as it has no id to be found by.
+    /// May be called in any context. Other BPF programs must be kept on one CPU and in an RCU
+    /// read-side section. This is not needed here: the program accesses only its own stack and
+    /// `context`, and `self` keeps it alive. BPF statistics do not count it, as it has no id under
+    /// which they could be queried.
     #[inline]
     pub fn run(&self, context: &C::Context) -> u32 {
         // SAFETY:
@@ -299,8 +308,8 @@ impl<C: Checker> Program<C> {
 
 impl<C> Drop for Program<C> {
     fn drop(&mut self) {
-        // SAFETY: By the type invariants, the program is ours, and nobody runs it any more since
-        // running borrows it.
+        // SAFETY: By the type invariants, this object owns the program. Nobody runs it any more,
+        // since running borrows it.
         unsafe { bindings::bpf_prog_destroy(self.prog.as_ptr()) };
     }
 }
@@ -309,14 +318,15 @@ impl<C> Drop for Program<C> {
 ///
 /// # Safety
 ///
-/// `insns` must be valid for reads and writes of `len` instructions, with no other access to them
-/// meanwhile.
+/// `insns` must be valid for reads and writes of `len` instructions, and nobody else may access
+/// them meanwhile.
 unsafe extern "C" fn check_thunk<C: Checker>(
     insns: *mut bindings::sock_filter,
     len: c_uint,
 ) -> c_int {
     from_result(|| {
-        // SAFETY: The caller guarantees `len` valid, exclusively accessed instructions.
+        // SAFETY: The caller guarantees that there are `len` valid instructions, which nobody else
+        // accesses.
         let insns = unsafe { core::slice::from_raw_parts_mut(insns, usize::try_from(len)?) };
 
         for insn in insns {
@@ -333,7 +343,7 @@ unsafe extern "C" fn check_thunk<C: Checker>(
 mod tests {
     use super::*;
 
-    /// Returns `code` as the type that instructions have.
+    /// Converts `code` to the type that codes of instructions have.
     fn narrow(code: u32) -> u16 {
         code.try_into().unwrap_or(u16::MAX)
     }
@@ -362,7 +372,7 @@ mod tests {
         assert_eq!(load(LD_IMM), Err(EINVAL));
     }
 
-    /// Whatever a checker answers, no packet load survives.
+    /// Whatever a checker decides, no load of a packet is left.
     #[test]
     fn packet_loads_never_survive() {
         for code in 0..=u16::MAX {
