@@ -1,19 +1,19 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Files of anonymous inodes: file descriptors that stand for an object of the kernel.
+//! Files with an anonymous inode: file descriptors that represent an object of the kernel.
 //!
-//! A kind of file is a type that implements [`AnonFile`]. [`create`] makes a file of it, which owns
-//! its data, and [`with`] finds the data again behind a file descriptor. Other than to be kept and
-//! passed on, the files are of no use to user space: they cannot be read, written or mapped.
+//! A kind of file is a type that implements [`AnonFile`]. [`create`] creates a file of this kind,
+//! which owns its data, and [`with`] finds the data of the file behind a file descriptor. User
+//! space can only keep the files and pass them on: they cannot be read, written or mapped.
 //!
-//! All kinds share one table of operations, whose address tells these files from others; a
-//! [`TypeId`] and the module that implements the kind tell the kinds apart. A table for each kind
-//! would not do: the compiler may merge constants that look the same, or have several copies of
-//! one, so that an address proves nothing.
+//! All kinds share one table of operations, whose address distinguishes these files from others.
+//! The kinds are distinguished by their [`TypeId`] and by the module that implements them. A table
+//! for each kind would not work: the compiler may merge constants that look the same, or make
+//! several copies of one, so that an address proves nothing.
 //!
 //! The shared table has no owner, so each file holds its own reference to the module that
-//! implements its kind. `release` puts it after the data is dropped. That function is part of the
-//! `kernel` crate and always built in, so that it is there to return to even when the module is
+//! implements its kind. `release` drops this reference after it has dropped the data. `release` is
+//! part of the `kernel` crate and always built in, so that it can still return when the module is
 //! unloaded at that moment.
 //!
 //! C header: [`include/linux/anon_inodes.h`](srctree/include/linux/anon_inodes.h)
@@ -35,21 +35,21 @@ use core::{
     ptr::NonNull, //
 };
 
-/// What a file of an anonymous inode stands for.
+/// A kind of file with an anonymous inode.
 ///
 /// An open file keeps the module loaded that implements this trait for its kind: [`vtable`] sets
 /// `OwnerModule`.
 #[vtable]
 pub trait AnonFile: Sized + Send + Sync + 'static {
-    /// What the file is called in `/proc/<pid>/fd`, for instance `"[eventfd]"`.
+    /// The name of the file in `/proc/<pid>/fd`, for instance `"[eventfd]"`.
     const NAME: &'static CStr;
 
-    /// What the file owns.
+    /// The data that the file owns.
     type Data: ForeignOwnable + Send + Sync;
 }
 
-/// A reference to a module, which keeps the module loaded. Code that is built in has no module, and
-/// a reference to none.
+/// A reference to a module, which keeps the module loaded. For built-in code, which has no module,
+/// it refers to none.
 ///
 /// # Invariants
 ///
@@ -59,19 +59,21 @@ struct ModuleRef(*mut bindings::module);
 impl ModuleRef {
     /// Takes a reference to a module. Returns [`None`] if the module is being unloaded.
     fn try_get(module: &ThisModule) -> Option<Self> {
-        // SAFETY: A `ThisModule` is null or points to the module that the code which names it is
-        // part of. That code is running, so the module has not been freed.
+        // SAFETY: A `ThisModule` is null or points to the module that contains the code which names
+        // it. That code is running, so the module has not been freed.
         let got = unsafe { bindings::try_module_get(module.as_ptr()) };
 
-        // Not `then_some()`, which would make one and drop it, and so put a count that is not ours.
-        // INVARIANT: `try_module_get` succeeded, so that a count is ours unless there is no module.
+        // Not `then_some()`: on failure, that would create a reference and drop it, which would put
+        // a count that this function does not own.
+        // INVARIANT: `try_module_get` succeeded, so that the object owns a count unless there is no
+        // module.
         got.then(|| Self(module.as_ptr()))
     }
 }
 
 impl Drop for ModuleRef {
     fn drop(&mut self) {
-        // SAFETY: By the type invariants, the module is null or one of its counts is ours.
+        // SAFETY: By the type invariants, the module is null or this object owns one of its counts.
         unsafe { bindings::module_put(self.0) };
     }
 }
@@ -80,8 +82,8 @@ impl Drop for ModuleRef {
 ///
 /// # Invariants
 ///
-/// `data` came from `into_foreign` of `F::Data`, and is owned by this object, for an `F` of which
-/// `kind` is the id, `release` is `release_data::<F>`, and `owner` is `F::OwnerModule`.
+/// For one `F`, `data` came from `into_foreign` of `F::Data` and is owned by this object, `kind` is
+/// the id of `F`, `release` is `release_data::<F>`, and `owner` is `F::OwnerModule`.
 struct Private {
     kind: TypeId,
     data: *mut c_void,
@@ -91,7 +93,7 @@ struct Private {
 }
 
 impl Private {
-    /// Makes the private data of a file of kind `F`.
+    /// Creates the private data of a file of kind `F`.
     ///
     /// # Errors
     ///
@@ -99,7 +101,7 @@ impl Private {
     fn new<F: AnonFile>(data: F::Data) -> Result<Self> {
         let owner = ModuleRef::try_get(this_module::<F::OwnerModule>()).ok_or(ENOENT)?;
 
-        // INVARIANT: All of it is of the same `F`.
+        // INVARIANT: All fields are for the same `F`.
         Ok(Self {
             kind: TypeId::of::<F>(),
             data: data.into_foreign(),
@@ -110,27 +112,28 @@ impl Private {
 
     /// Returns whether this is the private data of a file of kind `F`.
     fn is_of<F: AnonFile>(&self) -> bool {
-        // The id of a type is made from the names of its crate and of its path. Modules may have
-        // crates of the same name, so the id alone is not enough.
+        // The id of a type is made from the name of its crate and from its path. Modules may
+        // contain crates of the same name, so the id alone is not enough.
         self.kind == TypeId::of::<F>() && self.owner.0 == this_module::<F::OwnerModule>().as_ptr()
     }
 }
 
 impl Drop for Private {
     fn drop(&mut self) {
-        // SAFETY: By the type invariants, `release` is for this data, which we own and which nobody
-        // gets at any more.
+        // SAFETY: By the type invariants, `release` is for this data, which this object owns and to
+        // which nobody else has access any more.
         unsafe { (self.release)(self.data) };
     }
 }
 
-/// Drops data of files of kind `F`.
+/// Drops data of a file of kind `F`.
 ///
 /// # Safety
 ///
-/// `data` must have come from `into_foreign` of `F::Data`, and not be borrowed or used again.
+/// `data` must have come from `into_foreign` of `F::Data`, and must not be borrowed or used again.
 unsafe fn release_data<F: AnonFile>(data: *mut c_void) {
-    // SAFETY: The caller guarantees it.
+    // SAFETY: The caller guarantees that the data came from `into_foreign` and is not used any
+    // more.
     drop(unsafe { <F::Data as ForeignOwnable>::from_foreign(data) });
 }
 
@@ -140,7 +143,7 @@ struct Operations(bindings::file_operations);
 // SAFETY: The table is never written to.
 unsafe impl Sync for Operations {}
 
-/// The operations of all files that [`create`] makes, and of no others.
+/// The operations of all files that [`create`] creates, and of no others.
 ///
 /// There is no `owner`: this code is always built in, and [`Private`] has the reference to the
 /// module that implements the file's kind.
@@ -153,22 +156,22 @@ static OPERATIONS: Operations = Operations(bindings::file_operations {
 ///
 /// # Safety
 ///
-/// `file` must have been made by [`create_file`] and be about to be freed.
+/// [`create_file`] must have created `file`, and `file` must be about to be freed.
 unsafe extern "C" fn release(_inode: *mut bindings::inode, file: *mut bindings::file) -> c_int {
-    // The data is dropped first, which runs code of a module, and the reference to that module
-    // afterwards. It may be unloaded from then on; nothing of it is returned to from here.
-    // SAFETY: `create_file` gave the file a pointer from `KBox::into_raw`, which was not changed
-    // since; nobody else has the file any more.
+    // The data is dropped first, which runs code of a module, and then the reference to that
+    // module. From then on, the module may be unloaded: no code of it is returned to from here.
+    // SAFETY: `create_file` gave the file a pointer from `KBox::into_raw`, which has not changed
+    // since. Nobody else has access to the file any more.
     drop(unsafe { KBox::from_raw((*file).private_data.cast::<Private>()) });
     0
 }
 
 /// Creates a file that owns `data`.
 ///
-/// The data is dropped when the last reference to the file is gone, always in process context,
-/// whatever context that reference is dropped in; or right away on errors. The module that
-/// implements `F` stays loaded until then. Only `O_ACCMODE` and `O_NONBLOCK` of `flags` count (see
-/// [`flags`](super::file::flags)). May sleep.
+/// The data is dropped when the last reference to the file is gone, or at once on errors. It is
+/// always dropped in process context, whatever the context in which that reference is dropped. The
+/// module that implements `F` stays loaded until then. `flags` may contain `O_ACCMODE` and
+/// `O_NONBLOCK`; others are ignored (see [`flags`](super::file::flags)). May sleep.
 ///
 /// C counterpart: `anon_inode_create_getfile()`.
 ///
@@ -177,7 +180,7 @@ unsafe extern "C" fn release(_inode: *mut bindings::inode, file: *mut bindings::
 /// - [`ENOMEM`] if memory is short.
 /// - [`ENFILE`] if there are too many open files in the system.
 /// - [`ENOENT`] if the module that implements `F` is being unloaded.
-/// - What a security module refuses the inode with.
+/// - The error of a security module that refuses the file.
 ///
 /// # Examples
 ///
@@ -220,9 +223,9 @@ fn create_file(name: &CStr, private: KBox<Private>, flags: u32) -> Result<ARef<F
 
     // SAFETY:
     // - The name is a valid string, which is copied.
-    // - The table is static, and fit for files whose private data is such a pointer.
-    // - No inode to inherit a security context from is needed.
-    // The cast keeps the bits of the flags.
+    // - The table is static, and made for files whose private data is such a pointer.
+    // - The inode need not inherit a security context from another one. The cast keeps the bits of
+    //   the flags.
     let file = from_err_ptr(unsafe {
         bindings::anon_inode_create_getfile(
             name.as_char_ptr(),
@@ -235,18 +238,20 @@ fn create_file(name: &CStr, private: KBox<Private>, flags: u32) -> Result<ARef<F
 
     match file {
         // SAFETY:
-        // - What is no error is a valid file, hence not null, of which the one reference is ours.
-        // - The file is new and has no descriptor, so nobody is in `fdget_pos` with it.
+        // - If there is no error, this is a valid file, hence not null, and its only reference
+        //   belongs to this function.
+        // - The file is new and has no descriptor, so nobody uses it through `fdget_pos`.
         Ok(file) => Ok(unsafe { ARef::from_raw(NonNull::new_unchecked(file).cast::<File>()) }),
         Err(error) => {
-            // SAFETY: The pointer came from `KBox::into_raw`, and without a file nobody has it.
+            // SAFETY: The pointer came from `KBox::into_raw`, and without a file nobody else has
+            // it.
             drop(unsafe { KBox::from_raw(private) });
             Err(error)
         }
     }
 }
 
-/// Returns the private data of a file that [`create`] made, or `None` for other files.
+/// Returns the private data of a file that [`create`] created, or `None` for other files.
 fn private(file: &LocalFile) -> Option<&Private> {
     // SAFETY: The file is valid, and its operations do not change once it has a descriptor.
     let operations = unsafe { (*file.as_ptr()).f_op };
@@ -254,21 +259,21 @@ fn private(file: &LocalFile) -> Option<&Private> {
     if !core::ptr::eq(operations, &raw const OPERATIONS.0) {
         return None;
     }
-    // SAFETY: The table is private to this module, so `create_file` made the file and gave it this
-    // pointer, which stays as it is until `release`. That is not called while there is a reference
-    // to the file, and nobody changes what the pointer is to.
+    // SAFETY: The table is private to this module, so `create_file` created the file and gave it
+    // this pointer. The pointer does not change until `release`, which is not called while there is
+    // a reference to the file, and nobody changes the data that it points to.
     Some(unsafe { &*(*file.as_ptr()).private_data.cast::<Private>() })
 }
 
-/// Calls `f` with the data of the file behind a descriptor of the current task, and returns what it
-/// returns.
+/// Calls `f` with the data of the file behind a descriptor of the current task, and returns the
+/// result.
 ///
 /// The file is kept open meanwhile. `f` may sleep. If another task closes the descriptor meanwhile,
 /// the data is dropped after `f` returns.
 ///
 /// # Errors
 ///
-/// [`EBADF`] if there is no such file, or if it was not made by [`create`] with the same `F`.
+/// [`EBADF`] if there is no such file, or if it was not created by [`create`] with the same `F`.
 pub fn with<F: AnonFile, R>(
     fd: u32,
     f: impl FnOnce(<F::Data as ForeignOwnable>::Borrowed<'_>) -> R,
@@ -279,9 +284,9 @@ pub fn with<F: AnonFile, R>(
     if !private.is_of::<F>() {
         return Err(EBADF);
     }
-    // SAFETY: By the type invariants, of which `is_of` has shown that they are about `F`, the data
-    // came from `into_foreign` of `F::Data`. It goes back to `from_foreign` when the private data
-    // is dropped, which is after the reference to the file is, and that outlives the call.
+    // SAFETY: `is_of` has shown that the type invariants hold for `F`, so that the data came from
+    // `into_foreign` of `F::Data`. It goes back to `from_foreign` when the private data is dropped,
+    // which is after the reference to the file is dropped, and that outlives the call.
     Ok(f(unsafe {
         <F::Data as ForeignOwnable>::borrow(private.data)
     }))
@@ -313,7 +318,7 @@ mod tests {
         ModuleMetadata, //
     };
 
-    /// Data that notes what `watch` returns when the data is dropped.
+    /// Data that, when it is dropped, stores the result of `watch`.
     struct Noted {
         note: Arc<Atomic<i32>>,
         watch: fn() -> i32,
@@ -325,7 +330,7 @@ mod tests {
         }
     }
 
-    /// Waits up to two seconds until `value` returns `expected`, and returns what it returned last.
+    /// Waits up to two seconds until `value` returns `expected`. Returns its last result.
     ///
     /// Files that a kernel thread closes are released by a work item.
     fn settle(value: impl Fn() -> i32, expected: i32) -> i32 {
@@ -338,7 +343,7 @@ mod tests {
         value()
     }
 
-    /// A file of code that is built in.
+    /// A kind of file of built-in code.
     struct BuiltIn;
 
     #[vtable]
@@ -366,7 +371,7 @@ mod tests {
         Ok(())
     }
 
-    /// A file of other code, with data of the same type.
+    /// Another kind of file, with data of the same type.
     struct Other;
 
     #[vtable]
@@ -391,7 +396,7 @@ mod tests {
         reserved.fd_install(file);
         let itself = with::<BuiltIn, _>(fd, |noted| noted.note.load(Relaxed));
         let other = with::<Other, _>(fd, |noted| noted.note.load(Relaxed));
-        // SAFETY: The descriptor is of the file above, and nobody else knows of it.
+        // SAFETY: The descriptor refers to the file above, and nobody else knows it.
         let closed = unsafe { bindings::close_fd(fd) };
 
         assert_eq!((itself, other, closed), (Ok(0), Err(EBADF), 0));
@@ -399,11 +404,11 @@ mod tests {
         Ok(())
     }
 
-    /// A module that is not loaded, but has a count of references like one that is.
+    /// A module that is not loaded, but has a reference count like a loaded one.
     #[cfg(CONFIG_MODULE_UNLOAD)]
     struct Pretended(Opaque<bindings::module>);
 
-    // SAFETY: Its count is atomic, and its state only changes while there are no files of it.
+    // SAFETY: Its count is atomic, and its state only changes while no file refers to it.
     #[cfg(CONFIG_MODULE_UNLOAD)]
     unsafe impl Sync for Pretended {}
 
@@ -412,15 +417,16 @@ mod tests {
 
     #[cfg(CONFIG_MODULE_UNLOAD)]
     impl Pretended {
-        /// Returns the count of references.
+        /// Returns the number of references.
         fn count() -> i32 {
             // SAFETY: The module is a static; the field is aligned, and atomic for C as well.
             unsafe { Atomic::from_ptr(&raw mut (*PRETENDED.0.get()).refcnt.counter) }.load(Relaxed)
         }
 
-        /// Puts the module into a state, with one reference, which is what a loaded module has.
+        /// Sets the state of the module, and the number of references to one, as a loaded module
+        /// has.
         fn reset(state: bindings::module_state) {
-            // SAFETY: The module is a static, and there are no files of it.
+            // SAFETY: The module is a static, and no file refers to it.
             unsafe {
                 (*PRETENDED.0.get()).state = state;
                 (*PRETENDED.0.get()).refcnt.counter = 1;
@@ -432,11 +438,11 @@ mod tests {
     impl ModuleMetadata for Pretended {
         const NAME: &'static CStr = c"pretended";
 
-        // SAFETY: Whatever has this owner is part of these tests, which keep the static.
+        // SAFETY: Everything that has this owner is part of these tests, which keep the static.
         const THIS_MODULE: ThisModule = unsafe { ThisModule::from_ptr(PRETENDED.0.get()) };
     }
 
-    /// A file of a module.
+    /// A kind of file of a module.
     #[cfg(CONFIG_MODULE_UNLOAD)]
     struct Modular;
 
@@ -470,7 +476,7 @@ mod tests {
         Ok(())
     }
 
-    /// A module on its way out gets no more files, and the data is dropped.
+    /// No file can be created for a module that is being unloaded, and the data is dropped.
     #[cfg(CONFIG_MODULE_UNLOAD)]
     #[test]
     fn no_files_of_a_module_that_goes() -> Result {
