@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What the current task is privileged to do.
+//! Privileges of the current task.
 //!
 //! C header: [`include/linux/capability.h`](srctree/include/linux/capability.h)
 
@@ -15,16 +15,16 @@ use crate::{
 pub struct Capability(u32);
 
 impl Capability {
-    /// Network administration.
+    /// The capability to administer networks.
     pub const NET_ADMIN: Self = Self(bindings::CAP_NET_ADMIN);
-    /// System administration.
+    /// The capability to administer the system.
     pub const SYS_ADMIN: Self = Self(bindings::CAP_SYS_ADMIN);
 }
 
 /// Returns whether the current task has a capability in its own user namespace.
 ///
-/// The question leaves no trace in the audit log: it is for callers that have another answer where
-/// the capability is missing.
+/// The check is not recorded in the audit log. It is for callers that accept something else instead
+/// of the capability.
 ///
 /// # Examples
 ///
@@ -44,8 +44,8 @@ pub fn current_has_noaudit(capability: Capability) -> bool {
 
 /// Returns whether the current task has a capability in the initial user namespace.
 ///
-/// That it has not may be noted in the audit log. Security modules are asked in both cases, so that
-/// this is for process context.
+/// If the task does not have it, this may be recorded in the audit log. Security modules are called
+/// in either case, so this must only be called in process context.
 pub fn current_has(capability: Capability) -> bool {
     // SAFETY: `capability` is one that the kernel knows.
     unsafe { bindings::capable(capability.0 as c_int) }

@@ -1,18 +1,19 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Bounds checks that hold under speculation.
+//! Bounds checks that also hold during speculative execution.
 //!
-//! A bounds check written as a branch does not stop the CPU from running ahead with an index that
-//! is out of range. An index that user space chose is clamped here before it reaches an array.
+//! A bounds check written as a branch does not stop the CPU from executing ahead with an index that
+//! is out of range. The functions here also clamp an index that user space chose, before it is used
+//! to access an array.
 //!
 //! C header: [`include/linux/nospec.h`](srctree/include/linux/nospec.h)
 
 use crate::bindings;
 
-/// Checks that `index` is below `size`, and clamps it for speculative execution.
+/// Checks that `index` is less than `size`, and clamps it against speculative execution.
 ///
-/// Returns [`None`] if `index` is not below `size`, or if `size` is above [`isize::MAX`], which no
-/// array has as many elements as. For a slice, [`index_in`] is cheaper.
+/// Returns [`None`] if `index` is not less than `size`, or if `size` exceeds [`isize::MAX`]: no
+/// array has that many elements. For a slice, [`index_in`] is cheaper.
 ///
 /// # Examples
 ///
@@ -27,15 +28,15 @@ use crate::bindings;
 #[inline]
 pub fn checked_index(index: usize, size: usize) -> Option<usize> {
     // C's generic `array_index_mask_nospec()` takes the sign of `size - 1 - index` for the borrow
-    // of that subtraction. Beyond this limit it would clamp indices that are in range to zero.
+    // of that subtraction. With a larger `size`, it would clamp indices that are in range to zero.
     if index >= size || size > isize::MAX.unsigned_abs() {
         return None;
     }
-    // SAFETY: The function has no preconditions: it computes on its two arguments alone.
+    // SAFETY: The function has no preconditions: it only computes with its two arguments.
     Some(unsafe { bindings::array_index_nospec(index, size) })
 }
 
-/// Checks that `index` is the index of an element of `slice`, and clamps it for speculative
+/// Checks that `index` is the index of an element of `slice`, and clamps it against speculative
 /// execution.
 ///
 /// Returns [`None`] if the slice has no such element.
@@ -53,8 +54,7 @@ pub fn checked_index(index: usize, size: usize) -> Option<usize> {
 pub fn index_in<T>(slice: &[T], index: usize) -> Option<usize> {
     const { assert!(size_of::<T>() != 0) };
 
-    // SAFETY: A slice has no more than `isize::MAX` bytes, and each of its elements has one at
-    // least.
+    // SAFETY: A slice has at most `isize::MAX` bytes, and each of its elements has at least one.
     unsafe { core::hint::assert_unchecked(slice.len() <= isize::MAX.unsigned_abs()) };
 
     checked_index(index, slice.len())
@@ -77,7 +77,7 @@ mod tests {
         assert_eq!(checked_index(0, 0), None);
     }
 
-    /// No array is so long, and C's mask would be wrong on some machines.
+    /// Sizes that no array has are refused: with these, C's mask would be wrong on some machines.
     #[test]
     fn sizes_that_no_array_has() {
         for size in [1 << (usize::BITS - 1), usize::MAX] {

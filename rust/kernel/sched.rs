@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Letting others run, and knowing when to stop.
+//! The scheduler: yielding the CPU, and whether the current task is being killed.
 //!
 //! C headers: [`include/linux/sched.h`](srctree/include/linux/sched.h),
 //! [`include/linux/sched/signal.h`](srctree/include/linux/sched/signal.h)
@@ -13,12 +13,12 @@ use crate::{
 /// Lets other tasks run if they have waited long enough. May sleep, so no spinlock may be held.
 pub fn cond_resched() {
     crate::task::might_sleep();
-    // SAFETY: The function has no preconditions for memory safety. Whether sleeping is allowed here
-    // is the caller's business, as with all functions that may sleep; `might_sleep` checks it.
+    // SAFETY: The function has no preconditions for memory safety. As for all functions that may
+    // sleep, the caller must be allowed to sleep, which `might_sleep` checks.
     unsafe { bindings::cond_resched() };
 }
 
-/// Returns whether the current task is about to be killed.
+/// Returns whether a fatal signal is pending for the current task.
 pub fn fatal_signal_pending() -> bool {
     // SAFETY: The current task is valid.
     unsafe { bindings::fatal_signal_pending(Task::current_raw()) != 0 }

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A spinlock that keeps bottom halves away.
+//! A spinlock that disables bottom halves.
 //!
-//! This module allows Rust code to use the kernel's `spinlock_t` with `spin_lock_bh()`. The lock
-//! for data that bottom halves do not touch is in [`spinlock`](super::spinlock).
+//! This module allows Rust code to use the kernel's `spinlock_t` with `spin_lock_bh()`. For data
+//! that bottom halves do not access, use the lock in [`spinlock`](super::spinlock).
 //!
 //! C header: [`include/linux/spinlock.h`](srctree/include/linux/spinlock.h)
 
@@ -37,12 +37,14 @@ pub use new_spinlock_bh;
 /// It may be taken in task context and in bottom halves, not in interrupt handlers. It is not
 /// recursive: the holder must not take it again. Without `CONFIG_SMP` a spinlock has no state, so
 /// that a second `lock` or `try_lock` by the holder succeeds, as it does with every spinlock of the
-/// kernel. To tell it apart would take a state of our own, which C's holders would not know of.
+/// kernel. Detecting this would need extra state, which C code that takes the lock would not
+/// update.
 ///
-/// It may be released while interrupts are disabled, which `spin_unlock_bh()` in C may not. That
-/// would run pending bottom halves at once, with interrupts enabled, although a
+/// It may be released while interrupts are disabled, unlike with `spin_unlock_bh()` in C. That
+/// function would run pending bottom halves at once and enable interrupts, although a
 /// [`LocalInterruptDisabled`] or the guard of a [`SpinLockIrq`](super::spinlock::SpinLockIrq) on
-/// the same CPU says that they are disabled. Here, bottom halves are left to `ksoftirqd` then.
+/// the same CPU guarantees that they are disabled. Here, bottom halves are left to `ksoftirqd` in
+/// that case.
 ///
 /// Instances of [`SpinLockBh`] need a lock class and to be pinned. The recommended way to create
 /// such instances is with the [`pin_init`](pin_init::pin_init) and [`new_spinlock_bh`] macros.
@@ -86,8 +88,8 @@ pub struct SpinLockBhBackend;
 /// A [`Guard`] acquired from locking a [`SpinLockBh`].
 ///
 /// This is simply a type alias for a [`Guard`] returned from locking a [`SpinLockBh`]. It will
-/// unlock the [`SpinLockBh`], and let bottom halves run again, upon being dropped. Those that are
-/// pending run then and there, unless interrupts are disabled.
+/// unlock the [`SpinLockBh`], and let bottom halves run again, upon being dropped. Pending bottom
+/// halves run at once, unless interrupts are disabled.
 pub type SpinLockBhGuard<'a, T> = Guard<'a, T, SpinLockBhBackend>;
 
 /// Releases the lock, and leaves pending bottom halves to `ksoftirqd`.
@@ -128,9 +130,9 @@ unsafe impl Backend for SpinLockBhBackend {
 
     #[inline]
     unsafe fn unlock(ptr: *mut Self::State, _guard_state: &Self::GuardState) {
-        // Nothing in the types keeps a guard from being dropped while interrupts are disabled, for
-        // the order in which the two are made and dropped is free.
-        // SAFETY: It is always safe to ask for the state of interrupts.
+        // The types do not prevent dropping a guard while interrupts are disabled: a guard and a
+        // token can be created and dropped in any order.
+        // SAFETY: It is always safe to query the state of interrupts.
         if unsafe { bindings::irqs_disabled() } {
             // SAFETY: The safety requirements of this function ensure that `ptr` is valid and that
             // the caller is the owner of the spinlock. Interrupts are disabled.
@@ -180,7 +182,7 @@ mod tests {
         types::Opaque, //
     };
 
-    /// A bottom half that notes that it ran.
+    /// A bottom half that records that it ran.
     #[repr(C)]
     struct BottomHalf {
         tasklet: Opaque<bindings::tasklet_struct>,
@@ -188,7 +190,7 @@ mod tests {
     }
 
     impl BottomHalf {
-        /// Makes one that nobody has scheduled.
+        /// Creates a bottom half that is not scheduled.
         fn new() -> Result<Pin<KBox<Self>>> {
             let half = KBox::new(
                 Self {
@@ -198,39 +200,41 @@ mod tests {
                 GFP_KERNEL,
             )?;
 
-            // SAFETY: The structure is ours and does not move any more.
+            // SAFETY: The structure belongs to this function and does not move any more.
             unsafe { bindings::tasklet_setup(half.tasklet.get(), Some(Self::run)) };
             Ok(half.into())
         }
 
-        /// Notes that it ran.
+        /// Records that the bottom half ran.
         ///
         /// # Safety
         ///
         /// `tasklet` must be the first field of a `BottomHalf`.
         unsafe extern "C" fn run(tasklet: *mut bindings::tasklet_struct) {
-            // SAFETY: The caller guarantees it; `drop` waits until this returns.
+            // SAFETY: The caller guarantees that this is the first field of a `BottomHalf`, which
+            // stays valid: `drop` waits until this returns.
             let half = unsafe { &*tasklet.cast::<Self>() };
 
             half.ran.store(1, Relaxed);
         }
 
-        /// Schedules it to run on this CPU as soon as bottom halves may. To be called once.
+        /// Schedules the bottom half, so that it runs on this CPU as soon as bottom halves are
+        /// enabled. Must be called once.
         fn schedule(&self) {
-            // SAFETY: The tasklet is initialised and not scheduled, which the first bit of its
-            // state says.
+            // SAFETY: The tasklet is initialised and not scheduled. The first bit of its state says
+            // whether it is scheduled.
             unsafe {
                 (*self.tasklet.get()).state = 1;
                 bindings::__tasklet_schedule(self.tasklet.get());
             }
         }
 
-        /// Returns whether it ran.
+        /// Returns whether the bottom half has run.
         fn has_run(&self) -> bool {
             self.ran.load(Relaxed) != 0
         }
 
-        /// Waits up to two seconds until it has run, and returns whether it has.
+        /// Waits up to two seconds for the bottom half to run. Returns whether it has run.
         fn runs(&self) -> bool {
             for _ in 0..200 {
                 if self.has_run() {
@@ -264,7 +268,7 @@ mod tests {
         Ok(())
     }
 
-    /// Who does not get the lock leaves bottom halves as they were.
+    /// A failed `try_lock` does not change whether bottom halves are enabled.
     #[test]
     fn trying_to_lock() -> Result {
         let lock = KBox::pin_init(new_spinlock_bh!(0, "trying"), GFP_KERNEL)?;
@@ -284,7 +288,8 @@ mod tests {
         Ok(())
     }
 
-    /// Bottom halves enable interrupts while they run, so none may while a token says otherwise.
+    /// Bottom halves enable interrupts while they run, so they must not run while a token
+    /// guarantees that interrupts are disabled.
     #[test]
     fn unlocking_leaves_interrupts_disabled() -> Result {
         for lock_first in [true, false] {
@@ -301,7 +306,7 @@ mod tests {
             half.schedule();
             drop(guard);
             let early = half.has_run();
-            // SAFETY: It is always safe to ask for the state of interrupts.
+            // SAFETY: It is always safe to query the state of interrupts.
             let disabled = unsafe { bindings::irqs_disabled() };
             drop(interrupts);
 
