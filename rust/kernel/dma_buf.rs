@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Memory that drivers share by way of files.
+//! Memory that drivers share through files.
 //!
-//! [`DmaBuf`] is such memory, [`Attachment`] maps it for a device.
+//! A [`DmaBuf`] is such memory, and an [`Attachment`] is its mapping for a device.
 //!
 //! C header: [`include/linux/dma-buf.h`](srctree/include/linux/dma-buf.h)
 
@@ -20,53 +20,54 @@ use crate::{
 };
 use core::ptr::NonNull;
 
-/// Memory behind a file.
+/// A reference to the memory behind a file.
 ///
 /// Wraps a pointer to the kernel's `struct dma_buf`.
 ///
 /// # Invariants
 ///
-/// `buf` is valid, and a reference to it is ours.
+/// `buf` is valid, and this object owns a reference to it.
 pub struct DmaBuf {
     buf: NonNull<bindings::dma_buf>,
 }
 
-// SAFETY: References may be given back by any task.
+// SAFETY: Any task may drop a reference.
 unsafe impl Send for DmaBuf {}
 
-// SAFETY: Its size is constant, and attaching locks what it changes.
+// SAFETY: The size is constant, and attaching takes locks for what it changes.
 unsafe impl Sync for DmaBuf {}
 
 impl DmaBuf {
-    /// Gets the memory behind a file of the current task.
+    /// Returns the memory behind a file descriptor of the current task.
     ///
     /// C counterpart: `dma_buf_get`.
     ///
     /// # Errors
     ///
-    /// [`EBADF`] if there is no such file, [`EINVAL`] if there is no such memory behind it.
+    /// - [`EBADF`] if there is no such file.
+    /// - [`EINVAL`] if the file is not a dma-buf.
     pub fn get(fd: u32) -> Result<Self> {
-        // There are no negative ones.
+        // File descriptors are not negative.
         let fd = c_int::try_from(fd).map_err(|_| EBADF)?;
-        // SAFETY: The function may be called in any task that has files, as those in system calls
-        // have.
+        // SAFETY: The function may be called in any task that has a table of files, as tasks in
+        // system calls do.
         let buf = from_err_ptr(unsafe { bindings::dma_buf_get(fd) })?;
 
-        // INVARIANT: The reference is new. There is no success with a null pointer.
+        // INVARIANT: The reference is new. The function never succeeds with a null pointer.
         Ok(Self {
             buf: NonNull::new(buf).ok_or(EINVAL)?,
         })
     }
 
-    /// Returns the size in bytes.
+    /// Returns the size of the memory in bytes.
     pub fn size(&self) -> usize {
-        // SAFETY: By the type invariants, it is valid. The size is constant.
+        // SAFETY: By the type invariants, `buf` is valid. The size is constant.
         unsafe { (*self.buf.as_ptr()).size }
     }
 
-    /// Takes another reference.
+    /// Takes another reference to the memory.
     fn reference(&self) -> Self {
-        // SAFETY: By the type invariants, it is valid, and so is its file.
+        // SAFETY: By the type invariants, `buf` is valid, and so is its file.
         unsafe { bindings::get_file((*self.buf.as_ptr()).file) };
         // INVARIANT: The reference is new.
         Self { buf: self.buf }
@@ -75,16 +76,16 @@ impl DmaBuf {
 
 impl Drop for DmaBuf {
     fn drop(&mut self) {
-        // SAFETY: By the type invariants, a reference is ours.
+        // SAFETY: By the type invariants, this object owns a reference.
         unsafe { bindings::dma_buf_put(self.buf.as_ptr()) };
     }
 }
 
-/// The attachment of a device to a dma-buf, with its mapping.
+/// An attachment of a device to a dma-buf, with its mapping.
 ///
 /// # Invariants
 ///
-/// `attachment` attaches a device to `buf`, and `table` is the mapping of it.
+/// `attachment` attaches a device to `buf`, and `table` is the mapping of this attachment.
 struct Mapped {
     buf: DmaBuf,
     attachment: NonNull<bindings::dma_buf_attachment>,
@@ -98,14 +99,14 @@ unsafe impl Send for Mapped {}
 unsafe impl Sync for Mapped {}
 
 impl Mapped {
-    /// Attaches `dev` to `buf`, and maps that for it.
+    /// Attaches `dev` to `buf`, and maps `buf` for it.
     ///
     /// # Errors
     ///
-    /// What the exporter gives.
+    /// The errors of the exporter.
     fn new(buf: &DmaBuf, dev: &Device<Bound>) -> Result<Self> {
         let buf = buf.reference();
-        // SAFETY: The dma-buf is valid by its type invariants, the device as a `Device<Bound>`.
+        // SAFETY: By its type invariants, the dma-buf is valid. A `Device<Bound>` is valid.
         let attachment =
             from_err_ptr(unsafe { bindings::dma_buf_attach(buf.buf.as_ptr(), dev.as_raw()) })?;
         // SAFETY: The device was just attached, and the reservation lock is not held here.
@@ -117,7 +118,7 @@ impl Mapped {
         });
 
         match table.map(|table| (NonNull::new(table), NonNull::new(attachment))) {
-            // INVARIANT: The device is attached to `buf`, which was mapped for it.
+            // INVARIANT: The device is attached to `buf`, which was just mapped for it.
             Ok((Some(table), Some(attachment))) => Ok(Self {
                 buf,
                 attachment,
@@ -135,7 +136,7 @@ impl Mapped {
 impl Drop for Mapped {
     fn drop(&mut self) {
         // SAFETY: By the type invariants, `table` is the mapping of this attachment. It was made
-        // for this direction, and the reservation lock is not held here.
+        // with this direction, and the reservation lock is not held here.
         unsafe {
             bindings::dma_buf_unmap_attachment_unlocked(
                 self.attachment.as_ptr(),
@@ -143,36 +144,36 @@ impl Drop for Mapped {
                 bindings::dma_data_direction::DMA_FROM_DEVICE,
             )
         };
-        // SAFETY: By the type invariants, the attachment is one to this dma-buf, which is not
-        // mapped any more.
+        // SAFETY: By the type invariants, this is an attachment to this dma-buf. It is not mapped
+        // any more.
         unsafe { bindings::dma_buf_detach(self.buf.buf.as_ptr(), self.attachment.as_ptr()) };
     }
 }
 
-/// A dma-buf that is mapped so that a device can write to it.
+/// A dma-buf that is mapped, so that a device can write to it.
 ///
-/// The mapping, and with it the attachment, ends when this is dropped, or when the device loses its
-/// driver, whichever comes first.
+/// The mapping and the attachment end when this is dropped, or when the device loses its driver,
+/// whichever comes first.
 pub struct Attachment(Devres<Mapped>);
 
 impl Attachment {
-    /// Attaches `dev` to `buf`, and maps that for it. May sleep.
+    /// Attaches `dev` to `buf`, and maps `buf` for it. May sleep.
     ///
     /// C counterparts: `dma_buf_attach`, `dma_buf_map_attachment_unlocked`.
     ///
     /// # Errors
     ///
-    /// [`ENOMEM`] if memory is short, and what the exporter gives.
+    /// [`ENOMEM`] if memory is short, and the errors of the exporter.
     pub fn new(buf: &DmaBuf, dev: &Device<Bound>) -> Result<Self> {
         Ok(Self(Devres::new(dev, Mapped::new(buf, dev))?))
     }
 }
 
 // SAFETY:
-// - The mapping is made when the object is, and undone by the drop of `Mapped`, which happens when
-//   this object is dropped or when the device is unbound. As the attachment is not dynamic, the
-//   exporter neither moves the memory nor changes the table.
-// - The memory is the exporter's, which offers it to devices. `Mapped` has a reference to it.
+// - The mapping begins when the object is created. Dropping `Mapped` ends it, when this object is
+//   dropped or when the device is unbound. As the attachment is not dynamic, the exporter neither
+//   moves the memory nor changes the table.
+// - The memory belongs to the exporter, which offers it to devices. `Mapped` has a reference to it.
 unsafe impl DmaMemory for Attachment {
     fn table<'a>(&'a self, dev: &'a Device<Bound>) -> Result<&'a SGTable> {
         let mapped = self.0.access(dev)?;

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Memory that a device can write to, whatever it is made of.
+//! Memory of any kind that a device can write to by DMA.
 //!
-//! A [`DmaMemory`] is mapped from when it is made until it is dropped or its device loses its
-//! driver, whichever comes first. Whoever tells a device where the memory is keeps the object for
-//! as long as the device may use it.
+//! A [`DmaMemory`] stays mapped from its creation until it is dropped or its device loses its
+//! driver, whichever comes first. Code that passes the memory's addresses to a device must keep the
+//! object for as long as the device may use them.
 //!
 //! C header: [`include/linux/dma-mapping.h`](srctree/include/linux/dma-mapping.h)
 
@@ -17,19 +17,20 @@ use crate::{
     scatterlist::SGTable, //
 };
 
-/// Memory that is mapped so that a device can write to it.
+/// A piece of memory that is mapped, so that a device can write to it.
 ///
 /// Values are dropped where sleeping is allowed: this unmaps the memory.
 ///
 /// # Safety
 ///
-/// - The memory is mapped for one device, the one that [`Self::table`] accepts. From when the value
-///   exists until it is dropped or that device is unbound from its driver, the device can write to
-///   what the table names, and to nothing else by way of it. The table is the same each time.
-/// - What is written to is memory that is meant for that: it is not freed, and no reference to it
-///   exists, as long as the value does.
+/// - The memory is mapped for one device, the one that [`Self::table`] accepts. While the value
+///   exists and that device is bound to its driver, the table lists memory that the device can
+///   write to. Through the mapping, the device can write to nothing else. The table is the same
+///   each time.
+/// - This memory may be written to by a device: as long as the value exists, it is not freed, and
+///   there is no reference to it.
 pub unsafe trait DmaMemory: Send + Sync {
-    /// Returns where `dev` finds the memory.
+    /// Returns the table of the addresses at which the memory is mapped for `dev`.
     ///
     /// # Errors
     ///
