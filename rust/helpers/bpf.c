@@ -3,7 +3,7 @@
 #include <linux/bpf.h>
 #include <linux/filter.h>
 
-/* bpf_prog_run() less its statistics and its test that the CPU stays the same. */
+/* Runs a program like bpf_prog_run(), without statistics and cant_migrate(). */
 __rust_helper u32 rust_helper_bpf_prog_run_bare(const struct bpf_prog *prog,
 						const void *ctx)
 {

@@ -8,7 +8,7 @@
 
 #ifdef CONFIG_PAGE_POOL
 
-/* NULL if the task is about to end. */
+/* Returns NULL if the current task is exiting. */
 __rust_helper struct net *rust_helper_current_net(void)
 {
 	return current->nsproxy ? current->nsproxy->net_ns : NULL;

@@ -14,21 +14,27 @@ __rust_helper bool rust_helper_page_pool_maps_dma(const struct page_pool *pool)
 	return pool->dma_map;
 }
 
-/* Whether its buffers must be synced for its device. */
+/* Returns whether the pool's buffers must be synced for its device. */
 __rust_helper bool
 rust_helper_page_pool_syncs_dma(const struct page_pool *pool)
 {
 	return pool->dma_sync && dma_dev_need_sync(pool->p.dev);
 }
 
-/* What stands in a buffer is shifted where it would not fit otherwise. */
+/*
+ * Returns the DMA address. Where it does not fit in the field of a buffer, it
+ * is stored shifted right, and is shifted back here.
+ */
 __rust_helper dma_addr_t
 rust_helper_page_pool_get_dma_addr_netmem(netmem_ref netmem)
 {
 	return page_pool_get_dma_addr_netmem(netmem);
 }
 
-/* Whether the pool's device needs syncs at all. Pools of tests have no device. */
+/*
+ * Returns whether the pool's device needs any syncs. Pools of unit tests have
+ * no device.
+ */
 __rust_helper bool
 rust_helper_page_pool_dev_needs_sync(const struct page_pool *pool)
 {
@@ -36,8 +42,9 @@ rust_helper_page_pool_dev_needs_sync(const struct page_pool *pool)
 }
 
 /*
- * Whether the driver has destroyed the pool, which waits for buffers to come
- * back. It asks its provider for no more buffers then, and gives none away.
+ * Returns whether the driver has destroyed the pool. From then on, the pool
+ * only waits for its buffers to come back: it asks its provider for no more
+ * buffers, and gives none to the driver.
  */
 __rust_helper bool
 rust_helper_page_pool_is_destroyed(const struct page_pool *pool)
@@ -45,7 +52,10 @@ rust_helper_page_pool_is_destroyed(const struct page_pool *pool)
 	return READ_ONCE(pool->destroy_cnt);
 }
 
-/* Keeps syncs only where they touch no cache: they copy from bounce buffers. */
+/*
+ * Stops the pool from syncing, unless its device is cache-coherent: syncs then
+ * touch no cache, and only copy to and from bounce buffers.
+ */
 __rust_helper void rust_helper_page_pool_sync_bounced_only(struct page_pool *pool)
 {
 	if (!dev_is_dma_coherent(pool->p.dev)) {
@@ -70,8 +80,9 @@ __rust_helper unsigned int rust_helper_dma_get_max_seg_size(struct device *dev)
 #ifdef CONFIG_IO_URING_RS_KUNIT_TEST
 
 /*
- * A pool whose memory is nowhere, of a device that stays for as long as buffers
- * of the pool may be outside.
+ * Creates a pool that gets its buffers from the provider @p, for unit tests.
+ * The pool has no DMA device. Its network device is the loopback device, which
+ * stays for as long as any buffers of the pool are in use.
  */
 __rust_helper struct page_pool *
 rust_helper_page_pool_create_provided(const struct pp_memory_provider_params *p)
@@ -89,13 +100,13 @@ rust_helper_page_pool_create_provided(const struct pp_memory_provider_params *p)
 	struct netdev_rx_queue *queue = __netif_get_rx_queue(dev, 0);
 	struct page_pool *pool;
 
-	/* Those who look at a queue of this device hold RTNL. */
+	/* Other readers of this device's queues hold RTNL. */
 	rtnl_lock();
 	netdev_lock(dev);
 	queue->mp_params = *p;
 	pool = page_pool_create(&params);
 	if (!IS_ERR(pool)) {
-		/* There is no device to sync for. */
+		/* The pool has no DMA device to sync for. */
 		pool->dma_sync = false;
 		pool->dma_sync_for_cpu = false;
 	}

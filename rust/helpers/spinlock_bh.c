@@ -28,8 +28,9 @@ __rust_helper bool rust_helper_irqs_disabled(void)
 
 /*
  * Unlocks while interrupts are disabled. spin_unlock_bh() would run pending
- * softirqs, which enables interrupts; without them being run here, raising one
- * of them again wakes ksoftirqd. PREEMPT_RT leaves them to it by itself.
+ * softirqs, which enables interrupts. Here, they are not run; instead, one of
+ * them is raised again, which wakes ksoftirqd to run all of them. On
+ * PREEMPT_RT, spin_unlock_bh() itself leaves pending softirqs to ksoftirqd.
  */
 __rust_helper void rust_helper_spin_unlock_bh_irqs_disabled(spinlock_t *lock)
 {
