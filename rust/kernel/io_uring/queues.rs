@@ -471,7 +471,7 @@ impl<T: Send + Sync + 'static> TestRing<T> {
     ///
     /// [`ENOMEM`] if memory is short.
     pub fn new() -> Result<Self> {
-        /// Does nothing when the last reference is dropped.
+        /// Ignores that the last reference was dropped.
         ///
         /// # Safety
         ///
