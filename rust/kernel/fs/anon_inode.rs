@@ -193,7 +193,7 @@ unsafe extern "C" fn release(_inode: *mut bindings::inode, file: *mut bindings::
 ///     sync::Arc, //
 /// };
 ///
-/// /// A file that stands for a number.
+/// /// A file that represents a number.
 /// struct Number;
 ///
 /// #[vtable]
@@ -206,7 +206,7 @@ unsafe extern "C" fn release(_inode: *mut bindings::inode, file: *mut bindings::
 /// let file = anon_inode::create::<Number>(Arc::new(7, GFP_KERNEL)?, 0)?;
 /// drop(file);
 ///
-/// // What is no open file is no number.
+/// // A descriptor without a file is refused.
 /// let number = anon_inode::with::<Number, _>(u32::MAX, |number| *number);
 /// assert_eq!(number, Err(EBADF));
 /// # Ok::<(), Error>(())

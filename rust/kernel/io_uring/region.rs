@@ -279,8 +279,8 @@ impl Region {
 
     /// Stores a word with release ordering: `smp_store_release`.
     ///
-    /// Whoever loads this value with acquire ordering sees the effects of all that the kernel has
-    /// read and written before.
+    /// If user space loads this value with acquire ordering, then all that the kernel has read and
+    /// written before is complete.
     #[inline]
     pub fn store_release_u32(&self, offset: usize, value: u32) {
         if let Some(word) = self.at(offset) {

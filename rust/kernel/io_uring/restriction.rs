@@ -138,8 +138,8 @@ impl<T: Contents> Restriction<T> {
 
     /// Replaces the set of filters, if any, and drops the old one.
     ///
-    /// C's copy of the old set's pointer becomes invalid. Whoever created this reference through
-    /// [`Self::from_raw_mut`] has promised to update the copy. [`Ring`](super::ring::Ring) does so
+    /// C's copy of the old set's pointer becomes invalid. The caller of [`Self::from_raw_mut`] that
+    /// created this reference has promised to update the copy. [`Ring`](super::ring::Ring) does so
     /// itself.
     pub fn set_filters(&mut self, set: ARef<FilterSet<T>>) {
         drop(self.take_filters());

@@ -105,8 +105,8 @@ impl<T: Contents> Ring<'_, T> {
         }
 
         let filters = self.restriction().raw_filters();
-        // SAFETY: By the type invariants, the ring is valid, and whoever else reads this copy of
-        // the pointer holds the lock.
+        // SAFETY: By the type invariants, the ring is valid, and nobody else reads this copy of the
+        // pointer without the lock.
         unsafe { (*self.ctx.as_ptr()).__bindgen_anon_1.bpf_filters = filters };
     }
 }

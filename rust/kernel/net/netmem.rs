@@ -100,8 +100,8 @@ pub struct NetIovs {
 // SAFETY: The buffers are not tied to a task.
 unsafe impl Send for NetIovs {}
 
-// SAFETY: All accesses through shared references are atomic, under a lock, or made by whoever has
-// taken the buffer.
+// SAFETY: All accesses through shared references are atomic, under a lock, or made by the code that
+// has taken the buffer.
 unsafe impl Sync for NetIovs {}
 
 impl NetIovs {
@@ -200,22 +200,23 @@ impl NetIovs {
 
         known == provider
             || known.is_null() && {
+                // Another pool of the same provider may be claiming them on another CPU.
                 let claimed = owner.cmpxchg(null_mut(), provider, Relaxed);
 
                 claimed.is_ok() || claimed == Err(provider)
             }
     }
 
-    /// Returns whether the buffers may be put into pools of `provider` whose buffers have `1 <<
-    /// shift` bytes and whose device is `dev`. Claims the buffers for `provider` if so.
+    /// Returns whether the buffers may be put into pools of `provider` that belong to `dev` and
+    /// whose buffers have `1 << shift` bytes. If so, this claims the buffers for `provider`.
     pub(super) fn fit(
         &self,
         provider: NonNull<c_void>,
         dev: *mut bindings::device,
         shift: u32,
     ) -> bool {
-        // Acquire pairs with the release in `map`: whoever sees the device also sees the addresses,
-        // which were set before.
+        // Acquire pairs with the release in `map`: a CPU that sees the device also sees the
+        // addresses, which were set before.
         self.owner().dev.load(Acquire) == dev && self.owner().shift == shift && self.claim(provider)
     }
 
@@ -249,7 +250,7 @@ impl NetIovs {
         iov.references().store(FREE, Release);
         // Next, the pool counts the buffer as returned, by a relaxed operation. When all buffers
         // are back, the pool drops its reference to the provider, perhaps on another CPU. The
-        // barrier makes sure that whoever then drops the buffers sees the two stores above.
+        // barrier makes sure that the CPU which then drops the buffers sees the two stores above.
         barrier::smp_mb(barrier::Write);
         named
     }
@@ -277,6 +278,8 @@ impl NetIovs {
         let granted = iov.granted();
         let mut old = granted.load(Relaxed);
 
+        // A flush and a page pool may take back at the same time: together, they must not take back
+        // more than user space was granted.
         while old > 0 {
             // At most `old`, so that the cast loses nothing.
             let taken = old.unsigned_abs().min(count) as i32;
@@ -296,6 +299,7 @@ impl NetIovs {
             return TakenBack::Held;
         };
 
+        // Most buffers have no grants: spare them the atomic read-modify-write.
         if iov.granted().load(Relaxed) == 0 {
             return TakenBack::Held;
         }
@@ -312,8 +316,8 @@ impl NetIovs {
     ///
     /// - [`EBUSY`] if the buffers are mapped already.
     /// - [`EINVAL`] if `memory` is mapped for another device, or if a buffer would not be
-    ///   contiguous or not start at a multiple of its size: devices may ignore the low bits of an
-    ///   address.
+    ///   contiguous, or would not start at a multiple of its size: devices may ignore the low bits
+    ///   of an address.
     /// - [`EFAULT`] if `memory` is smaller than the buffers together, or has an address that does
     ///   not fit in a `net_iov`.
     pub fn map(&self, memory: KBox<dyn DmaMemory>, dev: &Device<Bound>) -> Result {
@@ -325,7 +329,7 @@ impl NetIovs {
         }
         self.set_addresses(memory.table(dev)?)?;
         // INVARIANT: All buffers have addresses in `memory`, which is kept and is mapped for `dev`.
-        // Release, so that whoever sees the device sees the addresses.
+        // Release, so that a CPU that sees the device sees the addresses.
         *slot = Some(memory);
         owner.dev.store(dev.as_raw(), Release);
         Ok(())
@@ -405,14 +409,15 @@ impl Drop for NetIovs {
         };
         let owner = self.owner();
         // A pool that releases a buffer takes it out first, then marks it as free, and drops its
-        // reference to the provider last: see `release`.
+        // reference to the provider last (see `release`). So no buffer should still be held here.
         let any_held = (0..self.len()).any(|index| {
             rest_after(index);
             // SAFETY: `index` is less than the number of buffers.
             is_held(unsafe { owner.iov_unchecked(index) })
         });
 
-        // That is a bug. Memory is leaked then, since a pool must not refer to freed memory.
+        // If one is held, there is a bug elsewhere. The memory is leaked then, since a pool must
+        // not refer to freed memory.
         if !warn_on_once!(any_held) {
             // SAFETY: By the type invariants, the pointer came from `KBox::into_raw` and is owned
             // by this object. `drop` runs once, and as no buffer is in a pool, nobody refers to

@@ -179,8 +179,8 @@ impl AllocCache<'_> {
             };
 
             // SAFETY:
-            // - By the type invariants, the pool is valid and nobody else accesses its cache, with
-            //   which its count of buffers goes.
+            // - By the type invariants, the pool is valid and nobody else accesses its cache, which
+            //   also keeps others from changing its count of buffers.
             // - The buffer was free, so that it is in no pool. It stays as long as it is in this
             //   one.
             unsafe { bindings::net_mp_niov_set_page_pool(pool, iov.as_ptr()) };
@@ -244,6 +244,7 @@ impl AllocCache<'_> {
         }
     }
 
+    /// Takes a buffer out of the cache. Returns zero if the cache is empty.
     fn pop(&mut self) -> bindings::netmem_ref {
         let cache = self.cache();
         let Some(last) = cache.count.checked_sub(1) else {
@@ -302,6 +303,7 @@ impl<P: MemoryProvider> Adapter<P> {
             cache: PhantomData,
         };
 
+        // A pool asks its provider only when its cache is empty.
         if warn_on_once!(cache.cache().count != 0) {
             return 0;
         }

@@ -28,7 +28,7 @@ use core::ptr::NonNull;
 /// those in a pool may have zero references for a moment.
 pub(super) const FREE: isize = isize::MIN;
 
-/// The number of grants of a buffer from which on no more are counted, where references have 32
+/// The number of grants of a buffer at which counting stops, on machines where references have 32
 /// bits. Where they have 64 bits, grants cannot add up to [`FREE`].
 ///
 /// A grant compares before it adds, so that each CPU may exceed this number by one.
@@ -88,7 +88,7 @@ pub(super) struct Iov<'a> {
 }
 
 impl<'a> Iov<'a> {
-    /// Converts the pointer that C has.
+    /// Creates an `Iov` from the pointer that C has.
     ///
     /// # Safety
     ///
@@ -116,9 +116,9 @@ impl<'a> Iov<'a> {
     /// Returns the number of references, which is [`FREE`] if the buffer is free.
     #[inline]
     pub(super) fn references(self) -> &'a Atomic<isize> {
-        // SAFETY: By the type invariants, the `net_iov` is valid. C accesses this field only by
-        // atomic operations, and while the `net_iov` is in a pool. An `atomic_long_t` has one
-        // member, of the size of an `isize`.
+        // SAFETY: By the type invariants, the `net_iov` is valid. C accesses this field only while
+        // the `net_iov` is in a pool, and by atomic operations. An `atomic_long_t` has one member,
+        // of the size of an `isize`.
         unsafe { Atomic::from_ptr((&raw mut (*self.iov.as_ptr()).desc.pp_ref_count).cast()) }
     }
 
@@ -219,6 +219,9 @@ impl PooledIov<'_> {
     /// C counterpart: `page_pool_put_unrefed_netmem`.
     #[inline]
     pub fn put(self) {
+        // The device may write to all of the buffer, so all of it is synced (`u32::MAX`). The
+        // caller need not be the pool's own softirq, so the pool's cache is not used
+        // unconditionally (`false`).
         let (pool, netmem) = (self.pool(), self.0.netmem());
 
         // SAFETY: By the type invariants, the buffer is in that pool, and nobody refers to the

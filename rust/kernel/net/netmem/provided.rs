@@ -82,6 +82,7 @@ impl<'a, 'p, P: MemoryProvider> Lookup<'a, 'p, P> {
         Some(ProvidedIov::new(iov, offset))
     }
 
+    /// Remembers the owner of `iov`. Returns `None` if its pool does not belong to the provider.
     #[cold]
     fn remember(&mut self, iov: NonNull<bindings::net_iov>) -> Option<()> {
         // SAFETY: The packet has a reference to the buffer, so that the buffer is valid, and

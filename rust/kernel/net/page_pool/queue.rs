@@ -11,8 +11,8 @@
 //! [`DmaMemory`](crate::dma_memory::DmaMemory) ensures.
 //!
 //! Locks: the state of a queue has a mutex, under which the provider maps and unmaps memory. This
-//! calls the exporter of a dma-buf, and whoever unregisters the network device waits for it. C
-//! waits there, too.
+//! calls the exporter of a dma-buf, and the task that unregisters the network device waits for it.
+//! It waits in C, too.
 
 #[cfg(all(CONFIG_IO_URING_RS_KUNIT_TEST, CONFIG_IO_URING_ZCRX_SIM = "y"))]
 mod device_test;
@@ -273,7 +273,7 @@ impl<P: MemoryProvider> ProvidedQueue<P> {
     /// Calls `f` with the device that writes to the buffers, which keeps its driver while `f` runs.
     /// Returns [`None`] if the provider is not bound any more. May sleep.
     ///
-    /// Whoever unregisters the network device waits for `f`.
+    /// A task that unregisters the network device waits for `f`.
     pub fn while_bound<R>(&self, f: impl FnOnce(&Device<Bound>) -> R) -> Option<R> {
         let state = self.state.lock();
         let binding = state.binding.as_ref()?;
@@ -294,6 +294,8 @@ impl<P: MemoryProvider> ProvidedQueue<P> {
         let bound = |binding: &Binding<P>| binding.netdev.clone();
 
         loop {
+            // The lock of the device comes before that of the state, so the binding is only looked
+            // up here to find the device. It is looked up again once the device is locked.
             let Some(netdev) = self.state.lock().binding.as_ref().map(bound) else {
                 return;
             };
