@@ -180,7 +180,7 @@ unsafe extern "C" fn release(_inode: *mut bindings::inode, file: *mut bindings::
 /// - [`ENOMEM`] if memory is short.
 /// - [`ENFILE`] if there are too many open files in the system.
 /// - [`ENOENT`] if the module that implements `F` is being unloaded.
-/// - The error of a security module that refuses the file.
+/// - The error of a security module that refuses the inode.
 ///
 /// # Examples
 ///
@@ -224,8 +224,8 @@ fn create_file(name: &CStr, private: KBox<Private>, flags: u32) -> Result<ARef<F
     // SAFETY:
     // - The name is a valid string, which is copied.
     // - The table is static, and made for files whose private data is such a pointer.
-    // - The inode need not inherit a security context from another one. The cast keeps the bits of
-    //   the flags.
+    // - The inode need not inherit a security context from another one.
+    // The cast keeps the bits of the flags.
     let file = from_err_ptr(unsafe {
         bindings::anon_inode_create_getfile(
             name.as_char_ptr(),

@@ -143,9 +143,9 @@ impl LockedNetDevice<'_> {
 
     /// Returns the device that writes the data of the receive queue `queue` by DMA.
     ///
-    /// Usually its driver created the network device, or names the DMA device of a queue. A network
-    /// device may also have a parent without a driver. Such a parent is refused: mappings for a
-    /// device last only as long as it has a driver.
+    /// Usually this is the device whose driver created the network device, or another one that this
+    /// driver names. A network device may also have a parent without a driver. Such a parent is
+    /// refused: mappings for a device last only as long as it has a driver.
     ///
     /// C counterpart: `netdev_queue_get_dma_dev`.
     ///

@@ -216,8 +216,9 @@ impl<P: MemoryProvider> ProvidedQueue<P> {
     /// Binds `provider` to the receive queue `queue` of `netdev`, which restarts that queue.
     ///
     /// The provider's memory must have been mapped for the device that
-    /// [`LockedNetDevice::dma_device`] returns. If binding fails after this has noted the binding,
-    /// [`MemoryProvider::unmap`] unmaps the memory as soon as no pool uses it any more.
+    /// [`LockedNetDevice::dma_device`] returns. If `netif_mp_open_rxq` fails,
+    /// [`MemoryProvider::unmap`] is called as soon as no pool uses the memory any more; on other
+    /// errors, the memory stays mapped.
     ///
     /// `page_size` is the buffer size that is requested from the driver, in bytes; zero leaves it
     /// to the driver.

@@ -86,7 +86,8 @@ impl<P: MemoryProvider> TestPool<P> {
         })
     }
 
-    /// Returns the number of buffers that the pool has and has not released yet.
+    /// Returns the number of buffers that the pool has taken and not released yet, wherever they
+    /// are.
     pub fn in_flight(&self) -> u32 {
         let pool = self.pool.as_ptr();
         // SAFETY: By the type invariants, the pool is valid. Only `receive` changes the first
