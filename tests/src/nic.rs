@@ -5,7 +5,7 @@
 
 use std::fs::{self, File};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
@@ -281,9 +281,7 @@ impl Nic {
 
     /// Moves a port to where [`PEER`] is.
     pub fn move_to_peer(&self, port: &str) -> anyhow::Result<()> {
-        let (process, peer) = (std::process::id(), self.peer.as_raw_fd());
-        self.ip(&format!("link set {port} netns /proc/{process}/fd/{peer}"))?;
-        Ok(())
+        rtnl::move_to(port, self.peer.as_fd())
     }
 
     /// Runs `f` where [`PEER`] is, on this thread.

@@ -3,7 +3,7 @@
 //! `ip` does, which takes half a second to start where every access is checked.
 
 use std::net::IpAddr;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
 use anyhow::{Context, ensure};
 use nix::sys::socket::{
@@ -87,6 +87,14 @@ pub fn set_mtu(name: &str, mtu: u32) -> anyhow::Result<()> {
     let request = Request::new(libc::RTM_NEWLINK, 0, &interface(index(name)?, 0, 0));
     let request = request.attribute(libc::IFLA_MTU, &mtu.to_ne_bytes());
     request.run(&format!("{name}: mtu {mtu}"))
+}
+
+/// Moves an interface to another network namespace.
+pub fn move_to(name: &str, namespace: BorrowedFd) -> anyhow::Result<()> {
+    let request = Request::new(libc::RTM_NEWLINK, 0, &interface(index(name)?, 0, 0));
+    let fd = namespace.as_raw_fd();
+    let request = request.attribute(libc::IFLA_NET_NS_FD, &fd.to_ne_bytes());
+    request.run(&format!("{name}: another namespace"))
 }
 
 /// Gives an interface an address, of which nobody asks whether others have it.
