@@ -45,7 +45,7 @@ pub const TESTS: &[Test] = &[
 /// What the core says when a driver cannot give a queue its own memory back.
 pub const CLOSE_FAILED: &str = "at __netif_mp_close_rxq";
 /// What the software NIC says of an address that it cannot write to.
-const FAULT: &str = "zcrx_sim: DMA fault";
+pub const FAULT: &str = "zcrx_sim: DMA fault";
 
 /// What there is of the area outside of the ring and the device when the ring goes.
 #[derive(Clone, Copy, Debug)]
@@ -59,7 +59,7 @@ enum Out {
 
 /// Returns whether memory stays mapped until the driver has let go of it, which is so
 /// in Rust. In C, it is unmapped, and what the device is given has no address.
-fn stays_mapped() -> bool {
+pub fn stays_mapped() -> bool {
     zcrx_implementation() == Implementation::Rust
 }
 

@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, ensure};
 
 use super::zcrx_device::{BUFFERS, ENTRIES, works};
-use super::zcrx_device_driver::{CLOSE_FAILED, close_failed, debugger_complains};
+use super::zcrx_device_driver::{
+    CLOSE_FAILED, FAULT, close_failed, debugger_complains, stays_mapped,
+};
 use super::zcrx_receive::roomy_ring;
 use super::{Outcome, Test, TestResult, slow};
 use crate::kernel::{
@@ -83,10 +85,18 @@ fn zn35() -> TestResult {
 
     nic.set("fail_close", libc::ENOMEM.into())?;
     announce_report(CLOSE_FAILED)?;
+    if !stays_mapped() {
+        announce_report(FAULT)?;
+    }
     drop((ifq, ring));
     close_failed(&nic)?;
     nic.set("fail_close", 0)?;
     expect_eq("pinned", pinned()?, BUFFERS)?;
+    if !stays_mapped() {
+        // Buffers that the driver still has are without an address.
+        stream.send(PAGE_SIZE)?;
+        nic::wait_until("the device has faulted", || Ok(nic.dma_faults()? > 0))?;
+    }
 
     // The unread packets keep the pool. What is still mapped when the driver is gone,
     // the DMA debugger reports, which knows the mappings of PCI devices.
