@@ -159,7 +159,7 @@ mod tests {
         done: Completion,
     }
 
-    impl<R: Send + 'static> Elsewhere<R> {
+    impl<R: Send + Unpin + 'static> Elsewhere<R> {
         /// Starts to run `f` in another task.
         fn start(f: impl FnOnce() -> R + Send + 'static) -> Result<Arc<Self>> {
             let this = Arc::pin_init(
