@@ -163,12 +163,13 @@ pub fn allow_if_all(words: &[(u32, u32)]) -> Program {
     program
 }
 
-/// A value of `user_data` that no test uses otherwise, in its low half.
+/// The low half of a `user_data` that no other test uses.
 const UNUSED: u32 = 0x5eed_f00d;
 
-/// Builds exactly `len` instructions, of which all but one run, and which allow or deny.
-/// Every one works on `user_data`, one value of which gets the other verdict, so
-/// that none can be told without running them.
+/// Builds a program of exactly `len` instructions, all but one of which run, that
+/// returns `verdict`. Every instruction depends on `user_data`, one value of which gets
+/// the other verdict, so that the kernel cannot know the verdict without running the
+/// program.
 pub fn long(len: usize, verdict: u32) -> Program {
     assert!(len >= 4, "too short for a load, a branch and two verdicts");
     let addends = (0..len - 4).map(|i| i as u32 | 1);
@@ -181,16 +182,16 @@ pub fn long(len: usize, verdict: u32) -> Program {
     program
 }
 
-/// Builds `len` instructions that always allow; `len` may be as small as 1.
+/// Builds a program of `len` instructions, at least 1, that always allows.
 pub fn filler(len: usize) -> Program {
     let mut program = vec![ld_imm(1); len - 1];
     program.push(ret(1));
     program
 }
 
-/// Answers one bit of the context per request: `user_data` names the word (high
-/// half) and the bit in it (low half), the verdict is that bit. Words 0 and 1
-/// are `user_data` itself and left out.
+/// Builds a program whose verdict is one bit of the context: the high half of
+/// `user_data` selects the word, the low half the bit in it. Words 0 and 1 are
+/// `user_data` itself and cannot be selected.
 pub fn read_bit() -> Program {
     let words: Vec<u32> = (2..CONTEXT_SIZE / 4).collect();
     let mut program = vec![ld(USER_DATA_LO), tax(), ld(USER_DATA_HI)];

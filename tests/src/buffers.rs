@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Who has which buffer of an interface queue without a device, told from what
-//! a connection can still get; and what a process holds of files and memory.
+//! Finds out which buffers of an interface queue without a device are free, by
+//! receiving from a connection until no buffer is left. Also counts the files and the
+//! pinned memory that a process holds.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -17,10 +18,10 @@ use crate::sandbox::{open_files, own_memory};
 use crate::wide::{Mapping, WideCqe, WideRing};
 use crate::zcrx::{AREA_SHIFT, RefillQueue, Registration, memory, recv_zc, tcp_pair};
 
-/// `user_data` of receives, by which other completions are told from them.
+/// The `user_data` of receives, which tells their completions from others.
 const RECEIVE: u64 = 0x7265_6376;
 
-/// A buffer that was handed out, and the byte in it.
+/// A buffer that a receive handed out, and the byte that must be in it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Taken {
     pub offset: u64,
@@ -28,7 +29,8 @@ pub struct Taken {
 }
 
 impl Taken {
-    /// Checks that the byte is where the completion says, in the area of that number.
+    /// Checks that the byte is at the offset of the completion, in the area with the
+    /// number that is in that offset.
     pub fn check(&self, areas: &[&Mapping]) -> anyhow::Result<()> {
         let area = areas.get((self.offset >> AREA_SHIFT) as usize);
         let at = (self.offset & ((1 << AREA_SHIFT) - 1)) as usize;
@@ -38,17 +40,17 @@ impl Taken {
     }
 }
 
-/// Returns the offset of the buffer with this index of the first area.
+/// Returns the offset of the buffer with the given index in the first area.
 pub fn offset(index: usize) -> u64 {
     (index * PAGE_SIZE) as u64
 }
 
-/// A connection that takes a buffer for each byte that it sends.
+/// A connection, each byte of which takes up one buffer.
 struct Connection {
     sender: TcpStream,
     receiver: TcpStream,
     last: u8,
-    /// The last byte found no buffer yet.
+    /// Whether the last byte still waits for a buffer.
     waits: bool,
 }
 
@@ -64,14 +66,14 @@ impl Connection {
     }
 }
 
-/// A ring, an interface queue that it has, and a connection into it.
+/// A ring, its interface queue, and a connection whose data the queue receives.
 pub struct Consumer {
     pub ring: WideRing,
     pub refill: RefillQueue,
     connection: Connection,
-    /// A connection without data, of which a receive waits.
+    /// A connection without data, for which a receive waits.
     idle: Option<(TcpStream, TcpStream)>,
-    /// Completions that were not of receives.
+    /// The completions that are not those of receives.
     pub others: Vec<WideCqe>,
 }
 
@@ -84,14 +86,15 @@ impl std::ops::Deref for Consumer {
 }
 
 impl Consumer {
-    /// Registers a queue of so many buffers with a new ring.
+    /// Registers a queue of `entries` entries, whose area has `pages` pages, with a new
+    /// ring.
     pub fn new(entries: u32, pages: usize) -> anyhow::Result<(Self, Mapping)> {
         let area = memory(pages)?;
         let registration = Registration::new(entries, &area);
         Ok((Self::register(registration)?, area))
     }
 
-    /// Registers with a new ring.
+    /// Registers a queue as `registration` says with a new ring.
     pub fn register(mut registration: Registration) -> anyhow::Result<Self> {
         let ring = WideRing::new(8)?;
         let got = registration.register(ring.fd());
@@ -99,7 +102,7 @@ impl Consumer {
         Self::attach(ring, registration.reg.zcrx_id, registration.reg.rq_entries)
     }
 
-    /// Uses a ring that has a queue with this id.
+    /// Takes over a ring that has a queue with the given id and number of entries.
     pub fn attach(ring: WideRing, id: u32, entries: u32) -> anyhow::Result<Self> {
         let refill = RefillQueue::map(ring.fd(), id, entries)?;
         Ok(Consumer {
@@ -122,11 +125,11 @@ impl Consumer {
         }
     }
 
-    /// Takes a buffer, if one is free.
+    /// Takes a buffer. Returns `None` if none is free.
     pub fn try_take(&mut self) -> anyhow::Result<Option<Taken>> {
         let connection = &mut self.connection;
         if !connection.waits {
-            // Never 0, which fresh memory has.
+            // Never 0, the value of fresh memory.
             connection.last = connection.last % 255 + 1;
             connection.sender.write_all(&[connection.last])?;
             connection.waits = true;
@@ -149,22 +152,23 @@ impl Consumer {
         Ok(Some(Taken { offset, byte }))
     }
 
-    /// Takes a buffer, of which one must be free.
+    /// Takes a buffer, and fails if none is free.
     pub fn take(&mut self) -> anyhow::Result<Taken> {
         self.try_take()?.context("no buffer is free")
     }
 
-    /// Takes so many buffers, which must be free.
+    /// Takes `count` buffers, and fails if fewer are free.
     pub fn take_some(&mut self, count: usize) -> anyhow::Result<Vec<Taken>> {
         (0..count).map(|_| self.take()).collect()
     }
 
-    /// Takes every free buffer, each as often as the kernel thinks that it is.
+    /// Takes all free buffers. A buffer that the kernel wrongly has on its free list
+    /// twice is taken twice.
     pub fn take_all(&mut self) -> anyhow::Result<Vec<Taken>> {
         std::iter::from_fn(|| self.try_take().transpose()).collect()
     }
 
-    /// Takes every free buffer: those at `want` and no others, each once.
+    /// Takes all free buffers, which must be those at the offsets `want`, each once.
     pub fn expect_free(&mut self, what: &str, want: &[u64]) -> anyhow::Result<Vec<Taken>> {
         let taken = self.take_all().with_context(|| what.to_string())?;
         let mut got: Vec<u64> = taken.iter().map(|taken| taken.offset).collect();
@@ -175,17 +179,17 @@ impl Consumer {
         Ok(taken)
     }
 
-    /// Takes the completions that are there and are not of receives.
+    /// Takes the completions that are there. None of them may be of a receive.
     pub fn take_others(&mut self) -> anyhow::Result<Vec<WideCqe>> {
         self.ring.submit()?;
         while let Some(cqe) = self.ring.try_cqe() {
-            ensure!(cqe.user_data != RECEIVE, "of no receive: {cqe:x?}");
+            ensure!(cqe.user_data != RECEIVE, "a receive completed: {cqe:x?}");
             self.others.push(cqe);
         }
         Ok(std::mem::take(&mut self.others))
     }
 
-    /// Leaves a receive waiting for data on another connection.
+    /// Starts a receive on another connection, which waits as there is no data.
     pub fn wait_for_data(&mut self) -> anyhow::Result<()> {
         let idle = tcp_pair()?;
         self.ring.push(recv_zc(idle.1.as_raw_fd(), self.id, 0))?;
@@ -193,7 +197,7 @@ impl Consumer {
         expect_eq("receives submitted", self.ring.submit()?, 1)
     }
 
-    /// Sends what that receive waits for.
+    /// Sends data to the receive of [`Self::wait_for_data`].
     pub fn send_data(&mut self) -> anyhow::Result<()> {
         let idle = self.idle.as_mut().context("no receive waits")?;
         Ok(idle.0.write_all(&[1])?)
@@ -206,23 +210,24 @@ impl Consumer {
         }
     }
 
-    /// Makes the kernel read the refill queue.
+    /// Makes the kernel consume the entries of the refill queue.
     pub fn flush(&self) -> anyhow::Result<()> {
         expect_result("flush", self.refill.flush(self.ring.fd()), 0)
     }
 
-    /// Makes the kernel read the refill queue, which must be up to `head` then.
+    /// Makes the kernel consume the entries of the refill queue, after which its head
+    /// must be `head`.
     pub fn flush_to(&self, head: u32) -> anyhow::Result<()> {
         self.flush()?;
         expect_eq("head", self.head(), head)
     }
 }
 
-/// What a process holds that an error must not leave behind.
+/// The files and the memory that a process holds, which an error must not change.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Held {
     files: usize,
-    /// Pinned and locked memory, in bytes.
+    /// The pinned memory in bytes.
     pub pinned: u64,
     locked: u64,
 }
@@ -236,12 +241,12 @@ impl Held {
         })
     }
 
-    /// Checks that nothing has been added or taken away since.
+    /// Checks that the process holds the same now.
     pub fn expect(self, what: &str) -> anyhow::Result<()> {
         expect_eq(&format!("held after {what}"), Held::now()?, self)
     }
 
-    /// Expects so many more pages to be pinned.
+    /// Returns what the process holds with `pages` more pages pinned.
     pub fn with_pages(self, pages: usize) -> Self {
         Held {
             pinned: self.pinned + (pages * PAGE_SIZE) as u64,
@@ -249,7 +254,7 @@ impl Held {
         }
     }
 
-    /// Expects so many more files.
+    /// Returns what the process holds with `files` more files open.
     pub fn with_files(self, files: usize) -> Self {
         Held {
             files: self.files + files,
@@ -257,7 +262,7 @@ impl Held {
         }
     }
 
-    /// Waits until that is all again, as rings are taken down by a worker.
+    /// Waits until the process holds the same again: a worker takes rings down later.
     pub fn wait(self, what: &str) -> anyhow::Result<()> {
         let start = Instant::now();
         while Held::now()? != self && start.elapsed() < kernel::limit(3) {
@@ -267,11 +272,11 @@ impl Held {
     }
 }
 
-/// Tells when a ring is taken down, by the end of a pipe that the ring has.
+/// A pipe that tells when a ring has been taken down: the ring holds its writing end.
 pub struct Gone(OwnedFd);
 
 impl Gone {
-    /// Gives a pipe to the ring.
+    /// Registers a new pipe's writing end with the ring `fd`.
     pub fn watch(fd: RawFd) -> anyhow::Result<Self> {
         let (reader, writer) = nix::unistd::pipe()?;
         let files = [writer.as_raw_fd()];
@@ -280,7 +285,8 @@ impl Gone {
         Ok(Gone(reader))
     }
 
-    /// Waits for that; the runner ends a test that waits for ever.
+    /// Waits until the ring has been taken down. The runner ends a test that waits for
+    /// ever.
     pub fn wait(self) -> anyhow::Result<()> {
         let got = File::from(self.0).read(&mut [0])?;
         expect_eq("bytes in the pipe", got, 0)

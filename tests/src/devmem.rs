@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Receive queues whose memory is a dma-buf, bound to them over netlink, and
-//! recvmsg(2) from sockets whose packets are in it: what the kernel calls `devmem`.
+//! Receive queues whose memory is a dma-buf that was bound over netlink (`devmem` in
+//! the kernel), and recvmsg(2) from sockets whose packets lie in it.
 
 use std::os::fd::AsRawFd;
 
@@ -17,7 +17,7 @@ const SO_DEVMEM_DMABUF: libc::c_int = 79;
 const SO_DEVMEM_DONTNEED: libc::c_int = 80;
 const MSG_SOCK_DEVMEM: libc::c_int = 0x200_0000;
 
-/// Where bytes are: `struct dmabuf_cmsg`.
+/// The place of received bytes in a dma-buf: `struct dmabuf_cmsg`.
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct Fragment {
@@ -28,28 +28,29 @@ struct Fragment {
     flags: u32,
 }
 
-/// Which fragments are given back: `struct dmabuf_token`.
+/// The fragments to give back: `struct dmabuf_token`.
 #[repr(C)]
 struct Tokens {
     start: u32,
     count: u32,
 }
 
-/// A receive queue that has its memory of a dma-buf, as long as this lives.
+/// A receive queue whose memory is a dma-buf. Dropping it unbinds the dma-buf.
 pub struct Devmem {
     binding: BoundDmabuf,
     memory: Mapping,
 }
 
 impl Devmem {
-    /// Binds a dma-buf of so many pages.
+    /// Binds a new dma-buf of `pages` pages to a receive queue.
     pub fn bind(index: u32, queue: u32, pages: usize) -> anyhow::Result<Self> {
         let (buffer, memory) = dmabuf::new(pages * PAGE_SIZE)?;
         let binding = netdev::bind_dmabuf(index, queue, buffer.as_raw_fd())?;
         Ok(Devmem { binding, memory })
     }
 
-    /// Takes so many bytes of a stream, all compared, and gives them back.
+    /// Receives `len` bytes of a stream, compares them all, and gives their fragments
+    /// back.
     pub fn take(&self, stream: &mut Stream, len: usize) -> anyhow::Result<()> {
         let left = stream.left();
         while left - stream.left() < len {
@@ -69,9 +70,9 @@ impl Devmem {
     }
 }
 
-/// Receives up to `len` bytes: where they are.
+/// Receives up to `len` bytes. Returns the fragments that they are in.
 fn receive(stream: &Stream, len: usize) -> anyhow::Result<Vec<Fragment>> {
-    // What is in no fragment would be copied there.
+    // recvmsg copies bytes that are in no fragment to this buffer.
     let mut linear = vec![0u8; len];
     let mut control = [0u64; 512];
     let mut part = libc::iovec {
@@ -86,7 +87,7 @@ fn receive(stream: &Stream, len: usize) -> anyhow::Result<Vec<Fragment>> {
     message.msg_controllen = size_of_val(&control);
     let fd = stream.receiver.as_raw_fd();
     let flags = MSG_SOCK_DEVMEM | libc::MSG_DONTWAIT;
-    // SAFETY: the message names memory of ours, and how much.
+    // SAFETY: the message names memory of this function and its size.
     let got = result(unsafe { libc::recvmsg(fd, &raw mut message, flags) } as libc::c_long);
     ensure!(got > 0, "recvmsg: {got}");
     expect_eq("flags", message.msg_flags & libc::MSG_CTRUNC, 0)?;
@@ -94,11 +95,12 @@ fn receive(stream: &Stream, len: usize) -> anyhow::Result<Vec<Fragment>> {
     let mut fragments = Vec::new();
     // SAFETY: the kernel has filled the message.
     let mut header = unsafe { libc::CMSG_FIRSTHDR(&raw const message) };
-    // SAFETY: a pointer that is not null is to a header in `control`.
+    // SAFETY: a header that is not null lies in `control`.
     while let Some(this) = unsafe { header.as_ref() } {
         let kind = (this.cmsg_level, this.cmsg_type);
         expect_eq("kind", kind, (libc::SOL_SOCKET, SO_DEVMEM_DMABUF))?;
-        // SAFETY: one of this kind has such a structure, maybe not aligned.
+        // SAFETY: a header of this kind is followed by such a structure, which may be
+        // unaligned.
         fragments.push(unsafe { libc::CMSG_DATA(header).cast::<Fragment>().read_unaligned() });
         // SAFETY: as above.
         header = unsafe { libc::CMSG_NXTHDR(&raw const message, header) };
@@ -114,7 +116,7 @@ fn give_back(stream: &Stream, token: u32) -> anyhow::Result<()> {
         start: token,
         count: 1,
     };
-    // SAFETY: one structure, and how large it is.
+    // SAFETY: the pointer is to one structure of the given size.
     let got = unsafe {
         libc::setsockopt(
             stream.receiver.as_raw_fd(),

@@ -21,7 +21,7 @@ struct Create {
 
 nix::ioctl_write_ptr!(udmabuf_create, b'u', 0x42, Create);
 
-/// Makes a dma-buf of so many bytes. Returns it, and the memory that it is in.
+/// Makes a dma-buf of `len` bytes. Returns the dma-buf and the memory behind it.
 pub fn new(len: usize) -> anyhow::Result<(OwnedFd, Mapping)> {
     let memory = memfd_create(c"dmabuf", MFdFlags::MFD_ALLOW_SEALING)?;
     nix::unistd::ftruncate(&memory, len as i64)?;
@@ -36,10 +36,10 @@ pub fn new(len: usize) -> anyhow::Result<(OwnedFd, Mapping)> {
         .read(true)
         .write(true)
         .open("/dev/udmabuf")?;
-    // SAFETY: the structure is as the kernel has it.
+    // SAFETY: the structure is laid out as the kernel's.
     let fd = unsafe { udmabuf_create(device.as_raw_fd(), &create) };
     let fd = fd.context("UDMABUF_CREATE")?;
-    // SAFETY: just made, and nobody else has it.
+    // SAFETY: the descriptor is new, and nothing else owns it.
     let buffer = unsafe { OwnedFd::from_raw_fd(fd) };
     Ok((buffer, Mapping::new(memory.as_raw_fd(), 0, len)?))
 }

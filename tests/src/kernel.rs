@@ -18,13 +18,13 @@ pub const IORING_OP_LAST: u32 = 65;
 pub const IORING_REGISTER_LAST: u32 = 38;
 /// Most instructions that one program may have.
 pub const BPF_MAXINSNS: usize = 4096;
-/// Most that a chain may sum up to in the Rust implementation, each filter
-/// counting for its length plus [`CHAIN_OVERHEAD`].
+/// The most that a chain may cost in the Rust implementation. A filter costs the number
+/// of its instructions plus [`CHAIN_OVERHEAD`].
 pub const CHAIN_BOUND: usize = 32768;
-/// What every filter of a chain counts for on top of its instructions.
+/// The cost of a filter on top of its instructions.
 pub const CHAIN_OVERHEAD: usize = 4;
 
-/// Who implements a part of io_uring in the running kernel.
+/// The implementation of a part of io_uring in the running kernel.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Implementation {
     C,
@@ -61,7 +61,7 @@ pub fn has_option(option: &str) -> bool {
         .any(|line| line.strip_prefix(option) == Some("=y"))
 }
 
-/// Tells who implements the filters here.
+/// Returns the implementation of the filters in the running kernel.
 pub fn implementation() -> Implementation {
     if has_option("CONFIG_IO_URING_BPF_RUST") {
         Implementation::Rust
@@ -70,7 +70,7 @@ pub fn implementation() -> Implementation {
     }
 }
 
-/// Tells who implements zero-copy receive here.
+/// Returns the implementation of zero-copy receive in the running kernel.
 pub fn zcrx_implementation() -> Implementation {
     if has_option("CONFIG_IO_URING_ZCRX_RUST") {
         Implementation::Rust
@@ -79,18 +79,18 @@ pub fn zcrx_implementation() -> Implementation {
     }
 }
 
-/// Checks whether the checkers that slow everything down are built in.
+/// Checks whether the kernel has the checkers that slow everything down.
 pub fn is_debug() -> bool {
     has_option("CONFIG_KASAN")
 }
 
-/// Announces on the console that the kernel is going to make one report in which
-/// these words are: it is none of those that fail a run, which fails without it.
+/// Announces on the console that the kernel is about to make one report that contains
+/// `words`. That report does not fail the run; its absence does.
 pub fn announce_report(words: &str) -> anyhow::Result<()> {
     fs::write("/dev/kmsg", format!("expected report: {words}")).context("/dev/kmsg")
 }
 
-/// Returns a time limit that leaves a debug kernel ten times as long.
+/// Returns `seconds` as a time limit, ten times as long on a debug kernel.
 pub fn limit(seconds: u64) -> Duration {
     Duration::from_secs(if is_debug() { seconds * 10 } else { seconds })
 }
@@ -110,9 +110,9 @@ pub fn result(ret: libc::c_long) -> i32 {
     }
 }
 
-/// Describes a kernel result in words: `-13 (EACCES)`, `4`.
+/// Describes a kernel result in words, such as `-13 (EACCES)` or `4`.
 pub fn describe(result: i32) -> String {
-    // The kernel's own ENOTSUPP has no name in user space.
+    // The kernel's ENOTSUPP has no name in user space.
     if result == -524 {
         return "-524 (ENOTSUPP)".to_string();
     }
@@ -122,7 +122,7 @@ pub fn describe(result: i32) -> String {
     result.to_string()
 }
 
-/// Compares two kernel results and names both if they differ.
+/// Checks that a kernel result is `want`. The error names both.
 pub fn expect_result(what: &str, got: i32, want: i32) -> anyhow::Result<()> {
     if got != want {
         anyhow::bail!("{what}: got {}, expected {}", describe(got), describe(want));
@@ -130,7 +130,7 @@ pub fn expect_result(what: &str, got: i32, want: i32) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Compares two values and shows both if they differ.
+/// Checks that two values are equal. The error shows both.
 pub fn expect_eq<T: PartialEq + fmt::Debug>(what: &str, got: T, want: T) -> anyhow::Result<()> {
     if got != want {
         anyhow::bail!("{what}: got {got:x?}, expected {want:x?}");

@@ -14,7 +14,7 @@ use nix::unistd::Pid;
 /// Exit status by which a test process says that it was skipped.
 pub const SKIPPED: i32 = 77;
 
-/// What became of a test.
+/// The outcome of a test.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Verdict {
     Passed,
@@ -35,7 +35,7 @@ pub fn subtest(indent: usize, name: &str, tests: usize) {
     println!("{:indent$}1..{tests}", "");
 }
 
-/// Prints a line that says more about the result that follows.
+/// Prints a line that explains the result that follows.
 pub fn diagnostic(indent: usize, text: &str) {
     println!("{:indent$}# {text}", "");
 }
@@ -52,23 +52,23 @@ pub fn result(indent: usize, number: usize, name: &str, verdict: &Verdict) {
             println!("{:indent$}not ok {number} {name}", "");
         }
     }
-    // A failing flush means that nobody listens any more.
+    // Flushing fails only if nobody reads the output any more.
     let _ = std::io::stdout().flush();
 }
 
-/// A program that ended or was ended.
+/// A program that ended or was killed.
 pub struct Finished {
-    /// The process group that it was the first of.
+    /// The process group that the program led.
     pub group: Pid,
-    /// None if the time limit ended it.
+    /// The exit status, or `None` if the program was killed at the time limit.
     pub status: Option<ExitStatus>,
     pub output: String,
     pub took: Duration,
 }
 
-/// Runs a program in a process group of its own until it ends or its time is
-/// over; then whatever is left of the group is killed. Both output streams go to
-/// one unlinked file, so that a grandchild that lives on cannot hold us up.
+/// Runs a program in a process group of its own until it ends or the time limit passes,
+/// and then kills what is left of the group. Both output streams go to one unlinked
+/// file: with a pipe, a grandchild that lives on would keep the reader waiting.
 pub fn run(command: &mut Command, limit: Duration) -> anyhow::Result<Finished> {
     let mut capture = anonymous_file().context("a file for the output")?;
     let start = Instant::now();
@@ -108,8 +108,8 @@ pub fn run(command: &mut Command, limit: Duration) -> anyhow::Result<Finished> {
     })
 }
 
-/// Waits for a killed child, but not for ever: the kernel under test may have
-/// made it unkillable.
+/// Waits for a killed child for five seconds at most, as a bug in the kernel under test
+/// may have made it unkillable.
 fn reap(child: &mut std::process::Child) {
     for _ in 0..500 {
         if !matches!(child.try_wait(), Ok(None)) {
@@ -126,7 +126,7 @@ fn anonymous_file() -> anyhow::Result<File> {
 }
 
 impl Finished {
-    /// Returns what the exit status says: 0 passed, 77 skipped, anything else failed.
+    /// Translates the exit status: 0 is a pass, 77 a skip, anything else a failure.
     pub fn verdict(&self) -> Verdict {
         let Some(status) = self.status else {
             return Verdict::Failed(format!("no end after {} s", self.took.as_secs()));
@@ -143,7 +143,7 @@ impl Finished {
         }
     }
 
-    /// Returns the last thing that a skipped program said.
+    /// Returns the last line of output, in which a skipped program says why.
     fn reason(&self) -> String {
         let last = self.output.lines().rev().find(|line| !line.is_empty());
         last.unwrap_or("no reason given").to_string()

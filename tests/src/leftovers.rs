@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-//! What tests must not leave behind: processes, rings that are still taken down,
-//! page pools, and pinned pages.
+//! Finds what tests must not leave behind: processes, rings that are still being taken
+//! down, page pools, and pinned pages.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -16,27 +16,27 @@ use crate::netdev;
 use crate::nic::receive_on_all_cpus;
 use crate::sandbox::pins;
 
-/// How long it takes until all is gone, at most. A page pool looks once a second
-/// whether its buffers have come back.
+/// The number of seconds in which all leftovers must go. A page pool checks once a
+/// second whether its buffers have come back.
 const SECONDS: u64 = 6;
-/// In the flags of a task: it is one of the kernel's.
+/// The flag of a task that says that it is a kernel thread.
 const PF_KTHREAD: u64 = 0x0020_0000;
 
-/// How thoroughly to look.
+/// The scope of a search for leftovers.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Look {
-    /// At what the processes of one group may have left.
+    /// The processes of one group, and what they may have left.
     Group(Pid),
-    /// At everything, with every process that there is.
+    /// All processes, and everything that they may have left.
     Everywhere,
 }
 
-/// What is there that nobody should have any more.
+/// The leftovers that are there.
 #[derive(Clone, Default, PartialEq, Eq, Debug)]
 pub struct Leftovers {
-    /// Each in words.
+    /// Each leftover, described in words.
     things: BTreeSet<String>,
-    /// Pins of pages, whoever has them.
+    /// The number of page pins, whichever process holds them.
     pins: i64,
 }
 
@@ -61,8 +61,8 @@ impl Leftovers {
         })
     }
 
-    /// Waits until there is nothing but what is `known`. Returns what else there still
-    /// is in the end.
+    /// Waits until there are no leftovers but those `known` already. Returns the others
+    /// that remain when time is up.
     pub fn wait(look: Look, known: &mut Self) -> anyhow::Result<Self> {
         let start = Instant::now();
         loop {
@@ -76,7 +76,7 @@ impl Leftovers {
                 return Ok(new);
             }
             if new.things.iter().any(|thing| thing.starts_with("page")) {
-                // Buffers of packets may be left to another CPU.
+                // Another CPU may have to free the buffers of packets.
                 receive_on_all_cpus()?;
             }
             std::thread::sleep(Duration::from_millis(2));
@@ -98,8 +98,8 @@ impl fmt::Display for Leftovers {
     }
 }
 
-/// Returns the processes but for this one and the first, and the kernel's workers that
-/// take a ring down.
+/// Returns all processes but this one and the first, and the kernel workers that are
+/// taking a ring down.
 fn processes() -> anyhow::Result<Vec<String>> {
     let mut found = Vec::new();
     let own = std::process::id();
@@ -108,7 +108,7 @@ fn processes() -> anyhow::Result<Vec<String>> {
         let Some(pid) = name.to_str().and_then(|name| name.parse::<u32>().ok()) else {
             continue;
         };
-        // It may have ended meanwhile.
+        // The process may have ended meanwhile.
         let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else {
             continue;
         };
@@ -119,7 +119,7 @@ fn processes() -> anyhow::Result<Vec<String>> {
         let name = &rest[..head.len() - (stat.len() - rest.len())];
         let flags = tail.split(' ').nth(6).and_then(|word| word.parse().ok());
         let is_kernel = flags.unwrap_or(0u64) & PF_KTHREAD != 0;
-        // A worker that is at it has this behind its name.
+        // The name of a worker that is taking a ring down ends in this.
         if is_kernel && name.ends_with("+iou_exit") {
             found.push(format!("worker {name} of a ring"));
         } else if !is_kernel && pid != own && pid != 1 {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! What the programs of the guest share: rings, cBPF programs, registration,
+//! The code that the programs of the guest share: rings, cBPF programs, registration,
 //! privileges, KTAP, and the user-space suite itself.
 
 pub mod bpf;

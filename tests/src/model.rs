@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-//! What a filter program means: an interpreter of classic BPF as io_uring runs
-//! it, and random valid programs to hold the kernel against it.
+//! A model of filter programs: an interpreter of classic BPF as io_uring runs it, and
+//! random valid programs on which to compare the kernel with it.
 
 use fastrand::Rng;
 use libc::{
@@ -11,21 +11,21 @@ use libc::{
 
 use crate::bpf::{self, BPF_A, CONTEXT_SIZE, Insn, Program};
 
-/// The 40-byte context in words.
+/// The 40-byte context as words of 32 bits.
 pub type Context = [u32; 10];
 
 /// Number of scratch slots.
 const SLOTS: u32 = 16;
 
-/// Every ALU operation with an operand that the kernel admits.
+/// The ALU operations with an operand that the kernel admits.
 pub const ALU_OPS: [u32; 9] = [
     BPF_ADD, BPF_SUB, BPF_MUL, BPF_DIV, BPF_AND, BPF_OR, BPF_XOR, BPF_LSH, BPF_RSH,
 ];
 
-/// Every conditional jump.
+/// The conditional jumps.
 const JUMPS: [u32; 4] = [BPF_JEQ, BPF_JGT, BPF_JGE, BPF_JSET];
 
-/// Returns what a valid program returns for a context.
+/// Runs a valid program on a context. Returns its verdict.
 pub fn run(program: &[Insn], context: &Context) -> u32 {
     let (mut a, mut x) = (0u32, 0u32);
     let mut slots = [0u32; SLOTS as usize];
@@ -78,15 +78,15 @@ fn alu(op: u32, a: u32, operand: u32) -> u32 {
         BPF_AND => a & operand,
         BPF_OR => a | operand,
         BPF_XOR => a ^ operand,
-        // By X, the shift counts modulo 32.
+        // A shift by X counts modulo 32.
         BPF_LSH => a.wrapping_shl(operand),
         BPF_RSH => a.wrapping_shr(operand),
         _ => a.wrapping_neg(),
     }
 }
 
-/// Builds a random valid program, which fills every slot, then loads, computes and jumps
-/// forward at will, and returns a few bits of what came of it.
+/// Builds a random valid program. It fills every slot, then loads, computes and jumps
+/// forward at random, and returns one bit of the result.
 pub fn random_program(rng: &mut Rng) -> Program {
     let body = rng.usize(1..60);
     let mut program = Vec::new();
@@ -99,7 +99,7 @@ pub fn random_program(rng: &mut Rng) -> Program {
         let left = (end - program.len() - 1) as u32;
         program.push(random_insn(rng, left));
     }
-    // One bit, so that both verdicts turn up.
+    // A single bit makes both verdicts likely.
     program.push(bpf::alu(BPF_RSH, rng.u32(0..32)));
     program.push(bpf::alu(BPF_AND, 1));
     program.push(bpf::ret_a());

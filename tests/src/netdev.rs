@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
-//! What the kernel tells of receive queues and page pools over generic netlink,
-//! in the family `netdev`: who provides their memory. And a setting that Debian's
-//! `ethtool` does not know.
+//! Asks the generic netlink family `netdev` about receive queues and page pools and who
+//! provides their memory, leases queues, and binds dma-bufs to them. Also changes ring
+//! settings over the family `ethtool`, of which Debian's `ethtool` does not know all.
 
 use std::os::fd::RawFd;
 
@@ -53,7 +53,7 @@ const ETHTOOL_A_RINGS_TCP_DATA_SPLIT: u16 = 11;
 const ETHTOOL_A_RINGS_HDS_THRESH: u16 = 17;
 const ETHTOOL_A_HEADER_DEV_INDEX: u16 = 1;
 
-/// A message of the family.
+/// A message of a generic netlink family.
 type Message = Genlmsghdr<u8, u16>;
 
 /// A receive queue.
@@ -61,7 +61,7 @@ type Message = Genlmsghdr<u8, u16>;
 pub struct Queue {
     pub id: u64,
     pub napi: Option<u64>,
-    /// The size of its buffers, if io_uring provides them.
+    /// The size of its buffers in bytes, if io_uring provides them.
     pub buffer: Option<u64>,
 }
 
@@ -69,18 +69,18 @@ pub struct Queue {
 #[derive(Clone, Debug)]
 pub struct Pool {
     pub id: u64,
-    /// Of its device, unless that is gone.
+    /// The interface index of its device, unless the device is gone.
     pub index: Option<u64>,
     pub napi: Option<u64>,
-    /// How many buffers are out.
+    /// The number of buffers that are out.
     pub inflight: u64,
-    /// Whether its owner is done with it and it waits for what is out.
+    /// Whether its owner has destroyed it while buffers were still out.
     pub detached: bool,
-    /// The size of its buffers.
+    /// The size of its buffers in bytes.
     pub buffer: u64,
 }
 
-/// Returns an unsigned number of whatever size.
+/// Decodes an unsigned number of 32 or 64 bits.
 fn number(bytes: &[u8]) -> Option<u64> {
     match *bytes {
         [a, b, c, d] => Some(u32::from_ne_bytes([a, b, c, d]).into()),
@@ -95,7 +95,7 @@ fn attribute(message: &Message, kind: u16) -> Option<u64> {
     number(attribute.nla_payload().as_ref())
 }
 
-/// Returns the size of buffers that the nest of io_uring, of the given type, tells of.
+/// Returns the size of buffers in bytes from the nested attribute `nest` of io_uring.
 fn buffer(message: &Message, nest: u16) -> Option<u64> {
     let handle = message.attrs().get_attr_handle();
     let nested = handle.get_nested_attributes::<u16>(nest).ok()?;
@@ -103,7 +103,7 @@ fn buffer(message: &Message, nest: u16) -> Option<u64> {
     number(size.nla_payload().as_ref())
 }
 
-/// Builds an attribute with a number.
+/// Builds an attribute that holds a number of 32 bits.
 fn word(kind: u16, value: u32) -> anyhow::Result<Nlattr<u16, Buffer>> {
     let kind = AttrTypeBuilder::default().nla_type(kind).build()?;
     Ok(NlattrBuilder::default()
@@ -112,9 +112,9 @@ fn word(kind: u16, value: u32) -> anyhow::Result<Nlattr<u16, Buffer>> {
         .build()?)
 }
 
-/// Sends a request to a family: all messages that it answers with, and the socket
-/// that they came by. Those of `netdev` do not say that they are several, for which a
-/// router wants them to.
+/// Sends a request to a family. Returns all messages of the answer, and the socket that
+/// received them. The answers of `netdev` lack the multipart flag, without which neli's
+/// router would stop after the first message, so this function uses a socket.
 fn ask_by_socket(
     family: &str,
     command: u8,
@@ -143,7 +143,7 @@ fn ask_by_socket(
             match answer?.nl_payload() {
                 NlPayload::Payload(message) => messages.push(message.clone()),
                 NlPayload::Err(error) => bail!("{family}: {error}"),
-                // It ends a dump, or says that all went well.
+                // An acknowledgement ends a dump, or reports success.
                 NlPayload::Ack(_) | NlPayload::DumpExtAck(_) | NlPayload::Empty => ended = true,
             }
         }
@@ -151,7 +151,7 @@ fn ask_by_socket(
     Ok((messages, socket))
 }
 
-/// Sends a request to a family: all messages that it answers with.
+/// Sends a request to a family. Returns all messages of the answer.
 fn ask(
     family: &str,
     command: u8,
@@ -161,7 +161,7 @@ fn ask(
     Ok(ask_by_socket(family, command, flags, attributes)?.0)
 }
 
-/// Builds an attribute with others in it.
+/// Builds an attribute that holds other attributes.
 fn nest(kind: u16, attributes: &[Nlattr<u16, Buffer>]) -> anyhow::Result<Nlattr<u16, Buffer>> {
     let kind = AttrTypeBuilder::default()
         .nla_type(kind)
@@ -185,7 +185,7 @@ fn set_rings(index: u32, setting: Nlattr<u16, Buffer>) -> anyhow::Result<()> {
     ask("ethtool", ETHTOOL_MSG_RINGS_SET, NlmF::empty(), attributes).map(drop)
 }
 
-/// Makes a device put headers and payload apart.
+/// Makes a device split packets into headers and payload.
 pub fn split_headers(index: u32) -> anyhow::Result<()> {
     const ENABLED: u8 = 2;
     let kind = AttrTypeBuilder::default()
@@ -198,18 +198,18 @@ pub fn split_headers(index: u32) -> anyhow::Result<()> {
     set_rings(index, split)
 }
 
-/// Sets how many buffers a device's rings have.
+/// Sets the number of buffers of a device's receive rings.
 pub fn set_ring(index: u32, buffers: u32) -> anyhow::Result<()> {
     set_rings(index, word(ETHTOOL_A_RINGS_RX, buffers)?)
 }
 
-/// Makes payload of up to so many bytes stay with its headers.
+/// Makes a device leave payload of up to `bytes` bytes with the headers.
 pub fn set_split_threshold(index: u32, bytes: u32) -> anyhow::Result<()> {
     set_rings(index, word(ETHTOOL_A_RINGS_HDS_THRESH, bytes)?)
 }
 
-/// Gives a virtual device a queue more, which stands for that of a physical one:
-/// the new queue's id.
+/// Adds a queue to a virtual device that stands for a queue of a physical one. Returns
+/// the id of the new queue.
 pub fn lease(virtual_index: u32, index: u32, queue: u32) -> anyhow::Result<u32> {
     let receive = || word(NETDEV_A_QUEUE_TYPE, NETDEV_QUEUE_TYPE_RX);
     let leased = [word(NETDEV_A_QUEUE_ID, queue)?, receive()?];
@@ -227,13 +227,13 @@ pub fn lease(virtual_index: u32, index: u32, queue: u32) -> anyhow::Result<u32> 
     Ok(u32::try_from(id.context("no id")?)?)
 }
 
-/// A dma-buf that a receive queue has its memory of, until this is dropped.
+/// A dma-buf that is bound to a receive queue. Dropping it unbinds the dma-buf.
 pub struct BoundDmabuf {
     pub id: u32,
     _socket: NlSocketHandle,
 }
 
-/// Binds a dma-buf to a receive queue, which has its memory of it from then on.
+/// Binds a dma-buf to a receive queue, whose memory it is from then on.
 pub fn bind_dmabuf(index: u32, queue: u32, dmabuf: RawFd) -> anyhow::Result<BoundDmabuf> {
     let queue = [
         word(NETDEV_A_QUEUE_ID, queue)?,
@@ -252,7 +252,7 @@ pub fn bind_dmabuf(index: u32, queue: u32, dmabuf: RawFd) -> anyhow::Result<Boun
     })
 }
 
-/// Returns the receive queues of a device of this namespace.
+/// Returns the receive queues of a device in this network namespace.
 pub fn queues(index: u32) -> anyhow::Result<Vec<Queue>> {
     let attributes = vec![word(NETDEV_A_QUEUE_IFINDEX, index)?];
     let messages = ask("netdev", NETDEV_CMD_QUEUE_GET, NlmF::DUMP, attributes)?;
@@ -270,7 +270,8 @@ pub fn queues(index: u32) -> anyhow::Result<Vec<Queue>> {
     queues.context("a queue without an id")
 }
 
-/// Returns the page pools of this namespace's devices whose buffers io_uring provides.
+/// Returns the page pools of devices in this network namespace whose buffers io_uring
+/// provides.
 pub fn provided_pools() -> anyhow::Result<Vec<Pool>> {
     let messages = ask("netdev", NETDEV_CMD_PAGE_POOL_GET, NlmF::DUMP, Vec::new())?;
     let pool = |message: &Message| {
@@ -287,8 +288,9 @@ pub fn provided_pools() -> anyhow::Result<Vec<Pool>> {
     Ok(messages.iter().filter_map(pool).collect())
 }
 
-/// Returns the ids of page pools of this namespace's devices that are not done with buffers of
-/// io_uring; or, with `all`, with buffers of whoever, although their owner is gone.
+/// Returns the ids of page pools of devices in this network namespace whose buffers
+/// io_uring provides. With `all`, adds the ids of all other pools that wait for buffers
+/// although their owner is gone.
 pub fn pools_left(all: bool) -> anyhow::Result<Vec<u64>> {
     let messages = ask("netdev", NETDEV_CMD_PAGE_POOL_GET, NlmF::DUMP, Vec::new())?;
     let is_left = |message: &&Message| {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Netlink message by message, where it matters how long they are, or which socket
-//! asks. What is asked of the family `netdev` otherwise is in `netdev`.
+//! Speaks netlink message by message, for tests that depend on the length of messages
+//! or on the socket that asks. The module `netdev` does everything else with that
+//! family.
 
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 
@@ -13,7 +14,7 @@ const NLM_F_ACK: u16 = 4;
 const NLM_F_DUMP: u16 = 0x300;
 const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
-/// Bytes of `struct nlmsghdr`, and of `struct genlmsghdr`.
+/// Bytes of `struct nlmsghdr` and of `struct genlmsghdr`.
 const HEADER: usize = 16;
 const GENERIC: usize = 4;
 
@@ -34,25 +35,25 @@ pub struct Message {
 }
 
 impl Message {
-    /// Returns the number of bytes that it takes, with its header.
+    /// Returns the size of the message with its header in bytes.
     pub fn len(&self) -> usize {
         HEADER + self.payload.len()
     }
 
-    /// Returns whether it has nothing but a header.
+    /// Returns whether the message is nothing but a header.
     pub fn is_empty(&self) -> bool {
         self.payload.is_empty()
     }
 
-    /// Returns the value of an attribute of a message of generic netlink.
+    /// Returns the value of an attribute of a generic netlink message.
     pub fn attribute(&self, kind: u16) -> Option<&[u8]> {
         attribute(self.payload.get(GENERIC..)?, kind)
     }
 }
 
-/// Returns the value of an attribute among several.
+/// Returns the value of the attribute `kind` in a sequence of attributes.
 pub fn attribute(mut bytes: &[u8], kind: u16) -> Option<&[u8]> {
-    /// Says that there are others in it.
+    /// Marks an attribute that holds others.
     const NESTED: u16 = 1 << 15;
     while let [a, b, c, d, ..] = *bytes {
         let len = usize::from(u16::from_ne_bytes([a, b]));
@@ -84,10 +85,10 @@ struct Socket {
 impl Socket {
     fn new(protocol: libc::c_int, size: usize) -> anyhow::Result<Self> {
         let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC;
-        // SAFETY: takes nothing but numbers.
+        // SAFETY: the call takes no pointers.
         let fd = unsafe { libc::socket(libc::AF_NETLINK, kind, protocol) };
         ensure!(fd >= 0, "socket: {}", std::io::Error::last_os_error());
-        // SAFETY: just made, and nobody else has it.
+        // SAFETY: the descriptor is new, and nothing else owns it.
         let file = unsafe { OwnedFd::from_raw_fd(fd) };
         Ok(Socket { file, size })
     }
@@ -100,18 +101,18 @@ impl Socket {
         bytes.extend([0; 8]);
         bytes.extend(payload);
         let fd = self.file.as_raw_fd();
-        // SAFETY: so many bytes of ours.
+        // SAFETY: the buffer is this function's and has that many bytes.
         let got = unsafe { libc::send(fd, bytes.as_ptr().cast(), bytes.len(), 0) };
         ensure!(got == bytes.len() as isize, "send: {got}");
         Ok(())
     }
 
-    /// Reads once. Returns the messages.
+    /// Reads once. Returns the messages of that read.
     fn receive(&self) -> anyhow::Result<Vec<Message>> {
         let mut bytes = vec![0u8; self.size];
         let fd = self.file.as_raw_fd();
         let to = bytes.as_mut_ptr().cast();
-        // SAFETY: room for so many bytes.
+        // SAFETY: the buffer has room for that many bytes.
         let got = unsafe { libc::recv(fd, to, bytes.len(), libc::MSG_TRUNC) };
         let got = result(got as libc::c_long);
         ensure!(got > 0 && got as usize <= self.size, "recv: {got}");
@@ -121,23 +122,26 @@ impl Socket {
             let len = u32::from_ne_bytes([a, b, c, d]) as usize;
             messages.push(Message {
                 kind: u16::from_ne_bytes([e, f]),
-                payload: bytes.get(HEADER..len).context("cut off")?.to_vec(),
+                payload: bytes
+                    .get(HEADER..len)
+                    .context("a message is cut off")?
+                    .to_vec(),
             });
             bytes = bytes.get(len.next_multiple_of(4)..).unwrap_or(&[]);
         }
         Ok(messages)
     }
 
-    /// Returns the error that a message tells of, 0 if all went well.
+    /// Returns the errno that a message reports, 0 for success.
     fn error(message: &Message) -> anyhow::Result<i32> {
         let bytes = message.payload.first_chunk().context("no error")?;
         Ok(i32::from_ne_bytes(*bytes))
     }
 }
 
-/// Dumps what a command of a family of generic netlink tells, in reads of `size` bytes:
-/// the messages of each. More than 4 KiB, the kernel fills what it is read into, as far
-/// as messages fit.
+/// Dumps what a command of a generic netlink family reports, in reads of `size` bytes.
+/// Returns the messages of each read. The kernel fills a read of more than 4 KiB with
+/// as many messages as fit.
 pub fn dump(family: &str, command: u8, size: usize) -> anyhow::Result<Vec<Vec<Message>>> {
     let socket = Socket::new(libc::NETLINK_GENERIC, size)?;
     let mut name = family.as_bytes().to_vec();
@@ -151,7 +155,7 @@ pub fn dump(family: &str, command: u8, size: usize) -> anyhow::Result<Vec<Vec<Me
         .and_then(|m| m.attribute(CTRL_ATTR_FAMILY_ID));
     let id = id
         .and_then(|id| id.first_chunk())
-        .context("no such family")?;
+        .with_context(|| format!("no family {family}"))?;
 
     socket.send(u16::from_ne_bytes(*id), NLM_F_DUMP, &[command, 1, 0, 0])?;
     let mut reads = Vec::new();
@@ -169,8 +173,8 @@ pub fn dump(family: &str, command: u8, size: usize) -> anyhow::Result<Vec<Vec<Me
     }
 }
 
-/// Moves a network device of this thread's namespace to another one, where it gets the
-/// given index.
+/// Moves a network device of this thread's namespace to another namespace, where it
+/// gets the given index.
 pub fn move_device(index: u32, namespace: RawFd, new_index: u32) -> anyhow::Result<()> {
     let socket = Socket::new(libc::NETLINK_ROUTE, 8192)?;
     // `struct ifinfomsg`.

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
-//! The software NIC (`zcrx_sim`): two linked ports. The first, [`PORT`], is in
-//! this process's network namespace and receives; the other is in a namespace of
-//! its own and sends. Queue [`QUEUE`] gets the connections that tests make.
+//! The software NIC (`zcrx_sim`) has two linked ports. The first, [`PORT`], is in this
+//! process's network namespace and receives; the other, [`PEER`], is in a namespace of
+//! its own and sends. The connections that tests make go to queue [`QUEUE`].
 
 use std::fs::{self, File};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -30,19 +30,19 @@ pub const PORT: &str = "zsim0";
 pub const PEER: &str = "zsim1";
 /// The receive queue that connections of tests are steered to.
 pub const QUEUE: u32 = 1;
-/// How many queues a port has.
+/// The number of queues of a port.
 pub const QUEUES: u32 = 4;
-/// How many buffers a queue's ring has at first.
+/// The number of buffers of a queue's ring at first.
 pub const RING: usize = 64;
 
 /// The TCP port that tests listen on, on both addresses.
 const LISTEN: u16 = 9000;
 const KNOBS: &str = "/sys/kernel/debug/zcrx_sim";
-/// For how many microseconds sockets wait for an acknowledgement at least, and for how
-/// many they do by default.
+/// The setting for the least number of microseconds that a sender waits for an
+/// acknowledgement before it sends again, and the default.
 const PATIENCE: &str = "/proc/sys/net/ipv4/tcp_rto_min_us";
 const DEFAULT_PATIENCE: u32 = 200_000;
-/// The knobs that make a port misbehave, which are 0 at first.
+/// The knobs that make a port misbehave. All are 0 at first.
 const MISBEHAVIOUR: [&str; 17] = [
     "page_frags",
     "fail_alloc",
@@ -63,7 +63,7 @@ const MISBEHAVIOUR: [&str; 17] = [
     "header_ring",
 ];
 
-/// What a queue has counted since the port was put in.
+/// The counters of a queue, which start at 0 when its port is plugged in.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
 pub struct Counts {
     pub packets: u64,
@@ -71,13 +71,13 @@ pub struct Counts {
     pub niov_frags: u64,
     /// Fragments delivered in pages.
     pub page_frags: u64,
-    /// Packets that were dropped as there was no buffer for them.
+    /// Packets that were dropped because there was no buffer for them.
     pub no_buffer: u64,
     /// Times that the ring could not be filled.
     pub alloc_fail: u64,
 }
 
-/// The two ports, fresh, up, and connected.
+/// The two ports, freshly plugged in, up, and connected.
 pub struct Nic {
     /// The interface index of [`PORT`].
     pub index: u32,
@@ -91,41 +91,41 @@ pub fn set(port: &str, knob: &str, value: i64) -> anyhow::Result<()> {
     fs::write(&path, value.to_string()).with_context(|| format!("{value} > {path}"))
 }
 
-/// Returns what a knob of a port is set to.
+/// Returns the value of a knob of a port.
 fn get(port: &str, knob: &str) -> anyhow::Result<i64> {
     let path = format!("{KNOBS}/{port}/{knob}");
     let text = fs::read_to_string(&path).with_context(|| path.clone())?;
     text.trim().parse().context(path)
 }
 
-/// Returns whether the ports were to be behind an IOMMU when the kernel was booted.
+/// Returns whether the kernel was booted with the ports behind an IOMMU.
 pub fn behind_iommu() -> anyhow::Result<bool> {
     Ok(fs::read_to_string("/proc/cmdline")?.contains("zcrx_sim.pci=1"))
 }
 
-/// Pulls a port out, whatever it is doing.
+/// Unplugs a port, whatever it is doing.
 pub fn unplug(port: &str) -> anyhow::Result<()> {
     set(port, "plugged", 0)
 }
 
-/// Puts it in again, as new: down, in the first namespace.
+/// Plugs a port in again. It is as new: down, and in the first network namespace.
 pub fn plug(port: &str) -> anyhow::Result<()> {
     set(port, "plugged", 1)
 }
 
-/// Waits until something is so.
+/// Waits until `so` returns true. `what` describes that condition in the error.
 pub fn wait_until(what: &str, mut so: impl FnMut() -> anyhow::Result<bool>) -> anyhow::Result<()> {
     let start = Instant::now();
     while !so()? {
-        ensure!(start.elapsed() < limit(5), "in vain waited until {what}");
+        ensure!(start.elapsed() < limit(5), "timed out: waited until {what}");
         std::thread::sleep(Duration::from_millis(2));
     }
     Ok(())
 }
 
-/// Waits until no pool has buffers that io_uring provided, be it of a device that
-/// is gone. Those of packets that were freed elsewhere than made come back with
-/// the next packet.
+/// Waits until no page pool has buffers that io_uring provided, including the pools of
+/// devices that are gone. A packet that was freed on another CPU gives its buffers back
+/// with the next packet there.
 pub fn drained() -> anyhow::Result<()> {
     wait_until("all pools of the area are gone", || {
         receive_on_all_cpus()?;
@@ -133,14 +133,15 @@ pub fn drained() -> anyhow::Result<()> {
     })
 }
 
-/// Waits until this process has so many pages pinned.
+/// Waits until this process has exactly `pages` pages pinned.
 pub fn wait_pinned(pages: usize) -> anyhow::Result<()> {
     wait_until(&format!("{pages} pages are pinned"), || {
         Ok(pinned()? == pages)
     })
 }
 
-/// Lets every CPU receive a packet, whereupon it frees what others left to it.
+/// Makes every CPU receive a packet, upon which it frees the packets that others left
+/// to it.
 pub fn receive_on_all_cpus() -> anyhow::Result<()> {
     let cpus = std::thread::available_parallelism()?.get();
     let send = |cpu| {
@@ -157,16 +158,17 @@ pub fn receive_on_all_cpus() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Limits what a socket keeps to so many buffers of a page, until dropped. What came
-/// after a packet that was lost must not take all buffers that there are: that packet
-/// needs one when it is sent again.
+/// Limits the receive buffer of each socket to `buffers` pages, until the result is
+/// dropped. Packets that came after a lost one must not take all buffers: the lost
+/// packet needs a buffer when it is sent again.
 pub fn limit_sockets(buffers: usize) -> anyhow::Result<Sysctl> {
     let bytes = buffers * PAGE_SIZE;
     let first = bytes.min(1 << 17);
     Sysctl::set("net/ipv4/tcp_rmem", &format!("4096 {first} {bytes}"))
 }
 
-/// Builds a command of words, in another network namespace if one is given.
+/// Builds a command from a line of words, to run in another network namespace if one is
+/// given.
 pub fn command(line: &str, namespace: Option<&OwnedFd>) -> anyhow::Result<Command> {
     let mut words = line.split_whitespace();
     let mut command = Command::new(words.next().context("no command")?);
@@ -174,24 +176,24 @@ pub fn command(line: &str, namespace: Option<&OwnedFd>) -> anyhow::Result<Comman
     if let Some(namespace) = namespace {
         let fd = namespace.try_clone()?;
         let enter = move || Ok(setns(fd.as_fd(), CloneFlags::CLONE_NEWNET)?);
-        // SAFETY: it is one system call, which allocates nothing.
+        // SAFETY: the closure makes one system call and allocates nothing.
         unsafe { command.pre_exec(enter) };
     }
     Ok(command)
 }
 
-/// Runs such a command. Returns what comes of it.
+/// Runs a command. Returns its status and output.
 fn output(line: &str, namespace: Option<&OwnedFd>) -> anyhow::Result<Output> {
     let mut command = command(line, namespace)?;
     command.output().with_context(|| line.to_string())
 }
 
-/// Runs a command that must succeed: what it printed.
+/// Runs a command that must succeed. Returns what it printed.
 pub fn run(line: &str, namespace: Option<&OwnedFd>) -> anyhow::Result<String> {
     succeeded(line, output(line, namespace)?)
 }
 
-/// Returns what a command printed that must have succeeded.
+/// Returns what a command printed, or an error if the command failed.
 fn succeeded(line: &str, output: Output) -> anyhow::Result<String> {
     if !output.status.success() {
         bail!("{line}: {}", String::from_utf8_lossy(&output.stderr).trim());
@@ -199,7 +201,7 @@ fn succeeded(line: &str, output: Output) -> anyhow::Result<String> {
     Ok(String::from_utf8(output.stdout)?)
 }
 
-/// Runs `f` in a network namespace, or where we are.
+/// Runs `act` on a thread in `namespace`, or on this thread if that is `None`.
 fn within<R: Send>(
     namespace: Option<&OwnedFd>,
     act: impl FnOnce() -> anyhow::Result<R> + Send,
@@ -215,7 +217,7 @@ fn within<R: Send>(
     acted.ok().context("a thread panicked")?
 }
 
-/// Gives a port addresses, and brings it up.
+/// Gives a port its addresses and brings it up.
 fn bring_up(
     port: &str,
     addresses: [(&str, u8); 2],
@@ -229,7 +231,7 @@ fn bring_up(
     })
 }
 
-/// Makes a network namespace that lives as long as somebody has it open.
+/// Makes a network namespace that lives as long as a file descriptor refers to it.
 fn new_namespace() -> anyhow::Result<OwnedFd> {
     let made = std::thread::spawn(|| {
         unshare(CloneFlags::CLONE_NEWNET)?;
@@ -239,10 +241,10 @@ fn new_namespace() -> anyhow::Result<OwnedFd> {
 }
 
 impl Nic {
-    /// Renews both ports, and brings them up with header split on.
+    /// Replugs both ports and brings them up with header split on.
     pub fn new() -> anyhow::Result<Self> {
-        // A socket that nobody has any more keeps packets that came after a lost one until
-        // it has said often enough that it ends.
+        // An orphaned socket keeps the packets that came after a lost one, and their
+        // buffers, until it has retried this often.
         const SAID: &str = "/proc/sys/net/ipv4/tcp_orphan_retries";
         fs::write(SAID, "1").context(SAID)?;
         for port in [PORT, PEER] {
@@ -279,12 +281,12 @@ impl Nic {
         bring_up(PORT, [("10.9.0.1", 24), ("fd09::1", 64)], None)
     }
 
-    /// Moves a port to where [`PEER`] is.
+    /// Moves a port to the namespace of [`PEER`].
     pub fn move_to_peer(&self, port: &str) -> anyhow::Result<()> {
         rtnl::move_to(port, self.peer.as_fd())
     }
 
-    /// Runs `f` where [`PEER`] is, on this thread.
+    /// Runs `f` on this thread in the namespace of [`PEER`].
     pub fn at_peer<R>(&self, f: impl FnOnce() -> anyhow::Result<R>) -> anyhow::Result<R> {
         let here = File::open("/proc/thread-self/ns/net")?;
         setns(&self.peer, CloneFlags::CLONE_NEWNET)?;
@@ -295,39 +297,40 @@ impl Nic {
 
     /// Steers connections over IPv4 to another queue from now on.
     pub fn steer(&self, queue: u32) -> anyhow::Result<()> {
-        // The first rule that there is.
+        // This replaces the first rule.
         self.ethtool(&format!(
             "-N zsim0 flow-type tcp4 dst-port {LISTEN} action {queue} loc 0"
         ))?;
         Ok(())
     }
 
-    /// Runs `ip` where [`PORT`] is.
+    /// Runs `ip` in the namespace of [`PORT`].
     pub fn ip(&self, arguments: &str) -> anyhow::Result<String> {
         run(&format!("ip {arguments}"), None)
     }
 
-    /// Runs `ip` where [`PEER`] is.
+    /// Runs `ip` in the namespace of [`PEER`].
     pub fn peer_ip(&self, arguments: &str) -> anyhow::Result<String> {
         run(&format!("ip {arguments}"), Some(&self.peer))
     }
 
-    /// Runs `ethtool` where [`PEER`] is.
+    /// Runs `ethtool` in the namespace of [`PEER`].
     pub fn peer_ethtool(&self, arguments: &str) -> anyhow::Result<String> {
         run(&format!("ethtool {arguments}"), Some(&self.peer))
     }
 
-    /// Builds a command where [`PEER`] is, to be started.
+    /// Builds a command to be started in the namespace of [`PEER`].
     pub fn peer_command(&self, line: &str) -> anyhow::Result<Command> {
         command(line, Some(&self.peer))
     }
 
-    /// Runs `ethtool` where [`PORT`] is.
+    /// Runs `ethtool` in the namespace of [`PORT`].
     pub fn ethtool(&self, arguments: &str) -> anyhow::Result<String> {
         run(&format!("ethtool {arguments}"), None)
     }
 
-    /// Checks that `ethtool` where [`PORT`] is fails, for a reason with these words.
+    /// Checks that `ethtool` fails in the namespace of [`PORT`], with `reason` in its
+    /// error message.
     pub fn ethtool_fails(&self, arguments: &str, reason: &str) -> anyhow::Result<()> {
         let output = output(&format!("ethtool {arguments}"), None)?;
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -341,7 +344,8 @@ impl Nic {
         set(PORT, knob, value)
     }
 
-    /// Returns how often [`PORT`] was to write to where it cannot.
+    /// Returns the number of times that [`PORT`] was to write to an address that it
+    /// cannot reach.
     pub fn dma_faults(&self) -> anyhow::Result<i64> {
         get(PORT, "dma_faults")
     }
@@ -360,18 +364,18 @@ impl Nic {
         within(Some(&self.peer), || rtnl::set_mtu(PEER, mtu))
     }
 
-    /// Sets how many buffers a ring has, which restarts the queues.
+    /// Sets the number of buffers of each receive ring, which restarts the queues.
     pub fn set_ring(&self, buffers: usize) -> anyhow::Result<()> {
         let index = nix::net::if_::if_nametoindex(PORT)?;
         netdev::set_ring(index, u32::try_from(buffers)?)
     }
 
-    /// Returns what [`QUEUE`] has counted.
+    /// Returns the counters of [`QUEUE`].
     pub fn counts(&self) -> anyhow::Result<Counts> {
         self.counts_of(QUEUE)
     }
 
-    /// Returns what a queue has counted.
+    /// Returns the counters of a queue.
     pub fn counts_of(&self, queue: u32) -> anyhow::Result<Counts> {
         let statistics = ethtool::statistics(PORT)?;
         let count = |name: &str| -> anyhow::Result<u64> {
@@ -388,19 +392,19 @@ impl Nic {
         })
     }
 
-    /// Connects from [`PEER`] to an address of [`PORT`]: sender and receiver.
+    /// Connects from [`PEER`] to an address of [`PORT`]. Returns sender and receiver.
     pub fn connect_to(&self, address: &str) -> anyhow::Result<(TcpStream, TcpStream)> {
         self.connect(address, DEFAULT_PATIENCE)
     }
 
-    /// Connects; `patience` is how many microseconds the sender waits at least for
-    /// what it has sent to be acknowledged.
+    /// Connects. `patience` is the least number of microseconds that the sender waits
+    /// for an acknowledgement before it sends again. Returns sender and receiver.
     fn connect(&self, address: &str, patience: u32) -> anyhow::Result<(TcpStream, TcpStream)> {
         let address = SocketAddr::new(address.parse()?, LISTEN);
         let namespace = self.peer.try_clone()?;
         let connecting = std::thread::spawn(move || {
             setns(namespace, CloneFlags::CLONE_NEWNET)?;
-            // A socket takes over what there is when it is made.
+            // A socket takes the setting over when it is made.
             fs::write(PATIENCE, patience.to_string()).context(PATIENCE)?;
             anyhow::Ok(TcpStream::connect(address)?)
         });
@@ -410,12 +414,12 @@ impl Nic {
         Ok((sender, receiver))
     }
 
-    /// Makes a connection whose bytes are compared.
+    /// Makes a connection whose received bytes are compared with those sent.
     pub fn stream(&self, user_data: u64) -> anyhow::Result<Stream> {
         Ok(Stream::over(self.connect_to("10.9.0.1")?, user_data))
     }
 
-    /// Returns a registration of [`QUEUE`].
+    /// Builds a registration of [`QUEUE`].
     pub fn registration(&self, entries: u32, area: &Mapping) -> Registration {
         let mut registration = Registration::new(entries, area);
         registration.reg.flags = 0;
@@ -424,12 +428,12 @@ impl Nic {
         registration
     }
 
-    /// Registers [`QUEUE`] with a ring.
+    /// Registers [`QUEUE`] with a ring, with an area of `pages` pages.
     pub fn ifq(&self, ring: &WideRing, entries: u32, pages: usize) -> anyhow::Result<Ifq> {
         self.ifq_of(QUEUE, ring, entries, pages)
     }
 
-    /// Registers a queue with a ring.
+    /// Registers a queue with a ring, with an area of `pages` pages.
     pub fn ifq_of(
         &self,
         queue: u32,
@@ -444,8 +448,8 @@ impl Nic {
         Ifq::attach(ring.fd(), registration, area)
     }
 
-    /// Registers [`QUEUE`] with a ring that is told, with `user_data`, when there is no
-    /// buffer.
+    /// Registers [`QUEUE`] with a ring that gets an event with `user_data` when the
+    /// device finds no buffer.
     pub fn ifq_with_event(
         &self,
         ring: &WideRing,
@@ -465,21 +469,22 @@ impl Nic {
         Ifq::attach(ring.fd(), registration, area)
     }
 
-    /// Returns the size of the buffers that io_uring provides to [`QUEUE`], if it does.
+    /// Returns the size of the buffers that io_uring provides to [`QUEUE`] in bytes, or
+    /// `None` if it provides none.
     pub fn provided(&self) -> anyhow::Result<Option<u64>> {
         let queues = netdev::queues(self.index)?;
         let queue = queues.iter().find(|queue| queue.id == u64::from(QUEUE));
         Ok(queue.context("the queue is gone")?.buffer)
     }
 
-    /// Waits until no queue has a provider, and no buffer of one is out.
+    /// Waits until [`QUEUE`] has no provider, and none of a provider's buffers is out.
     pub fn released(&self) -> anyhow::Result<()> {
         wait_until("the queue is released", || Ok(self.provided()?.is_none()))?;
         drained()
     }
 
-    /// Checks that all buffers of an area, so many, are free once the device has none:
-    /// nobody may hold one any more.
+    /// Takes the device down and checks that all `buffers` buffers of the area are free
+    /// then.
     pub fn conserved(&self, ring: &mut WideRing, ifq: &Ifq, buffers: usize) -> anyhow::Result<()> {
         ifq.flush_all(ring.fd())?;
         self.down()?;
@@ -488,13 +493,13 @@ impl Nic {
         self.up()
     }
 
-    /// Sends a pattern through a queue and has it taken, all bytes compared and
-    /// every buffer given back for NAPI to find.
+    /// Sends `len` bytes of the pattern through a queue, compares all bytes received,
+    /// and gives every buffer back through the refill queue for NAPI to find.
     pub fn transfer(&self, ring: &mut WideRing, ifq: &Ifq, len: usize) -> anyhow::Result<Tally> {
         self.transfer_to("10.9.0.1", ring, ifq, len)
     }
 
-    /// Makes the same transfer to a given address of [`PORT`].
+    /// Does the same as [`Self::transfer`] to a given address of [`PORT`].
     pub fn transfer_to(
         &self,
         address: &str,
@@ -505,8 +510,8 @@ impl Nic {
         self.transfer_over(self.connect_to(address)?, ring, ifq, len)
     }
 
-    /// Makes a transfer over a connection whose sender sends nothing twice because it is late,
-    /// but only what was lost; and sends no more at a time than there is room for.
+    /// Makes a transfer whose sender sends again only what was lost, not what is merely
+    /// late, and has no more under way than the sockets have room for.
     pub fn patient_transfer(
         &self,
         address: &str,
@@ -523,10 +528,11 @@ impl Nic {
         tally
     }
 
-    /// Lets senders find out whether what they sent last was lost, or wait for it.
+    /// Turns the probes by which senders detect the loss of their last segments on, the
+    /// default, or off.
     fn probe_losses(&self, probe: bool) -> anyhow::Result<()> {
         const PROBES: &str = "/proc/sys/net/ipv4/tcp_early_retrans";
-        // As by default, or none.
+        // The default, or no probes.
         let value = if probe { "3" } else { "0" };
         within(Some(&self.peer), || {
             fs::write(PROBES, value).context(PROBES)
@@ -541,7 +547,7 @@ impl Nic {
         len: usize,
     ) -> anyhow::Result<Tally> {
         let mut stream = Stream::over(connection, 1);
-        // Its first packet may have been late.
+        // The first packet of the connection may have been late and sent twice.
         let sent_again = stream.sent_again()?;
         let before = self.counts()?;
         let thread = stream.send_later(len)?;
@@ -572,9 +578,9 @@ impl Nic {
         })
     }
 
-    /// Checks that a transfer of so many bytes is without a copy, and without a loss: each
-    /// completion is of a fragment that was delivered in the area, and there always
-    /// was a buffer for it.
+    /// Checks that a transfer of `len` bytes copies and loses nothing: each completion
+    /// is of a fragment in the area, and there always was a buffer. Returns the number
+    /// of completions.
     pub fn zero_copy(&self, ring: &mut WideRing, ifq: &Ifq, len: usize) -> anyhow::Result<u64> {
         self.zero_copy_to("10.9.0.1", ring, ifq, len)
     }
@@ -596,7 +602,7 @@ impl Nic {
     }
 }
 
-/// What a transfer took.
+/// The counts of one transfer.
 #[derive(Clone, Copy, Debug)]
 pub struct Tally {
     pub completions: u64,
@@ -604,15 +610,15 @@ pub struct Tally {
     pub niov_frags: u64,
     /// Fragments delivered in pages.
     pub page_frags: u64,
-    /// Packets that were dropped as there was no buffer for them.
+    /// Packets that were dropped because there was no buffer for them.
     pub no_buffer: u64,
-    /// Segments that TCP has sent more than once.
+    /// Segments that TCP sent more than once.
     pub sent_again: u32,
 }
 
 impl Drop for Nic {
     fn drop(&mut self) {
-        // Best effort: the next one begins anew anyhow.
+        // Errors do not matter: the next `Nic` sets all knobs again.
         for port in [PORT, PEER] {
             for knob in MISBEHAVIOUR {
                 let _ = set(port, knob, 0);

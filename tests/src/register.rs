@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Raw `io_uring_register(2)`: what the io-uring crate does not offer, and what
-//! it would not let a test do wrong on purpose.
+//! Raw `io_uring_register(2)`, for what the io-uring crate does not offer and for calls
+//! that are wrong on purpose.
 
 use std::os::fd::RawFd;
 
@@ -18,7 +18,7 @@ pub const IORING_REGISTER_RING_FDS: u32 = 20;
 pub const IORING_REGISTER_SEND_MSG_RING: u32 = 31;
 pub const IORING_REGISTER_QUERY: u32 = 35;
 pub const IORING_REGISTER_BPF_FILTER: u32 = 37;
-/// Says that the fd is the index of a registered ring.
+/// Says that the file descriptor is the index of a registered ring.
 pub const IORING_REGISTER_USE_REGISTERED_RING: u32 = 1 << 31;
 
 pub const IORING_RESTRICTION_REGISTER_OP: u16 = 0;
@@ -28,16 +28,16 @@ pub const IORING_RESTRICTION_SQE_FLAGS_REQUIRED: u16 = 3;
 /// Most entries that a list of restrictions may have.
 pub const MAX_RESTRICTIONS: usize = 4 + IORING_REGISTER_LAST as usize + IORING_OP_LAST as usize;
 
-/// Given as the fd, means the calling task.
+/// Means the calling task when it is given as the file descriptor.
 pub const TASK: RawFd = -1;
 
-/// Opcodes without a filter are denied from now on.
+/// Denies the opcodes without a filter from now on.
 pub const DENY_REST: u32 = 1;
-/// The size of the opcode's data must be exactly the kernel's.
+/// Requires the size of the opcode's data to be exactly the kernel's.
 pub const SZ_STRICT: u32 = 2;
 
-/// `struct io_uring_bpf` with its filter: 72 bytes without a hole, so that
-/// comparing two of them compares every byte.
+/// `struct io_uring_bpf` with its filter. It has 72 bytes and no padding, so that a
+/// comparison covers every byte.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Registration {
@@ -56,7 +56,7 @@ pub struct Registration {
 const _: () = assert!(size_of::<Registration>() == 72);
 
 impl Registration {
-    /// Builds a valid registration of `program`, which must outlive its use.
+    /// Builds a valid registration of `program`, which must outlive the registration.
     pub fn new(opcode: u8, program: &[Insn]) -> Self {
         Registration {
             cmd_type: 1,
@@ -78,7 +78,7 @@ impl Registration {
         self
     }
 
-    /// Registers itself for a ring, or for the task with [`TASK`].
+    /// Registers the filter for a ring, or for the calling task if `fd` is [`TASK`].
     pub fn register(&mut self, fd: RawFd) -> i32 {
         register(
             fd,
@@ -89,7 +89,7 @@ impl Registration {
     }
 }
 
-/// Returns the size of the data that the kernel shows to filters of an opcode.
+/// Returns the size of the opcode's data that the kernel shows to filters, in bytes.
 pub fn pdu_size(opcode: u8) -> u8 {
     match opcode {
         op::SOCKET => 12,
@@ -98,7 +98,7 @@ pub fn pdu_size(opcode: u8) -> u8 {
     }
 }
 
-/// `io_uring_register(2)` itself.
+/// Calls `io_uring_register(2)` itself.
 #[expect(
     clippy::not_unsafe_ptr_arg_deref,
     reason = "the kernel looks at the pointer, and checks it"
@@ -118,7 +118,7 @@ pub fn filter_with(fd: RawFd, opcode: u8, program: &[Insn], flags: u32) -> i32 {
     Registration::new(opcode, program).flags(flags).register(fd)
 }
 
-/// Registers from a page that the kernel cannot write back to.
+/// Registers a filter from a page that the kernel can read but not write to.
 pub fn filter_read_only(fd: RawFd, registration: &Registration) -> anyhow::Result<i32> {
     let page = Page::new()?;
     page.write(0, registration);
@@ -182,7 +182,7 @@ impl Restriction {
     }
 }
 
-/// Restricts a ring that is still disabled.
+/// Registers restrictions for a ring that is still disabled.
 pub fn restrict_ring(fd: RawFd, entries: &[Restriction]) -> i32 {
     register(
         fd,
@@ -204,13 +204,13 @@ pub fn task_restriction(entries: &[Restriction]) -> Vec<u8> {
     bytes
 }
 
-/// Restricts the calling task.
+/// Registers restrictions for the calling task.
 pub fn restrict_task(entries: &[Restriction]) -> i32 {
     let bytes = task_restriction(entries);
     register(TASK, IORING_REGISTER_RESTRICTIONS, bytes.as_ptr().cast(), 1)
 }
 
-/// Posts into another ring without a ring of one's own.
+/// Posts a message to another ring without having a ring.
 pub fn send_msg_ring(sqe: &Sqe) -> i32 {
     register(
         TASK,
@@ -220,7 +220,7 @@ pub fn send_msg_ring(sqe: &Sqe) -> i32 {
     )
 }
 
-/// Lets a ring that was set up disabled start.
+/// Enables a ring that was set up disabled.
 pub fn enable(fd: RawFd) -> i32 {
     register(fd, IORING_REGISTER_ENABLE_RINGS, std::ptr::null(), 0)
 }
@@ -230,17 +230,17 @@ pub fn opcodes() -> impl Iterator<Item = u8> {
     0..IORING_OP_LAST as u8
 }
 
-/// Two pages of memory, of which the second cannot be touched.
+/// Two pages of memory, the second of which cannot be accessed.
 pub struct Page {
     pub address: *mut u8,
 }
 
-/// Size of a page on this machine.
+/// The size of a page on this machine.
 pub const PAGE_SIZE: usize = 4096;
 
 impl Page {
     pub fn new() -> anyhow::Result<Self> {
-        // SAFETY: a fresh anonymous mapping.
+        // SAFETY: the call makes a new anonymous mapping.
         let address = unsafe {
             libc::mmap(
                 std::ptr::null_mut(),
@@ -252,7 +252,7 @@ impl Page {
             )
         };
         anyhow::ensure!(address != libc::MAP_FAILED, "mmap failed");
-        // SAFETY: the second page of the mapping just made.
+        // SAFETY: the range is the second page of the new mapping.
         let ret =
             unsafe { libc::mprotect(address.byte_add(PAGE_SIZE), PAGE_SIZE, libc::PROT_NONE) };
         anyhow::ensure!(ret == 0, "mprotect failed");
@@ -264,13 +264,14 @@ impl Page {
     /// Copies a value to a byte offset of the first page.
     pub fn write<T: Copy>(&self, offset: usize, value: &T) {
         assert!(offset + size_of::<T>() <= PAGE_SIZE);
-        // SAFETY: inside the first page, which is writable until protected.
+        // SAFETY: the bytes are in the first page, which tests write to only before
+        // they protect it.
         unsafe { std::ptr::write_unaligned(self.address.add(offset).cast(), *value) };
     }
 
-    /// Changes what may be done with the first page.
+    /// Sets the protection of the first page.
     pub fn protect(&self, protection: libc::c_int) -> anyhow::Result<()> {
-        // SAFETY: the first page of our own mapping.
+        // SAFETY: the range is the first page of a mapping that `self` owns.
         let ret = unsafe { libc::mprotect(self.address.cast(), PAGE_SIZE, protection) };
         anyhow::ensure!(ret == 0, "mprotect failed");
         Ok(())
@@ -279,7 +280,7 @@ impl Page {
 
 impl Drop for Page {
     fn drop(&mut self) {
-        // SAFETY: our own mapping, which nobody refers to any more.
+        // SAFETY: `self` owns the mapping, and nothing refers to it any more.
         unsafe { libc::munmap(self.address.cast(), 2 * PAGE_SIZE) };
     }
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-//! What the demonstration's helper can be asked to do, by name. Each goes through a ring
-//! that the helper sets up for it, so that it meets the filters of the moment.
+//! The requests that the demonstration's helper makes, by name. Each goes through a new
+//! ring, so that it meets the filters of the moment.
 
 use std::ffi::CStr;
 use std::net::Ipv4Addr;
@@ -15,13 +15,13 @@ use crate::bpf;
 use crate::register::{self, TASK};
 use crate::sqe::op;
 
-/// Port that the demonstration listens on, on two addresses.
+/// The port that the demonstration listens on, on two addresses.
 pub const PORT: u16 = 7777;
 
-/// Prefix of a request that a program started by the helper is to make.
+/// The prefix of a request that a child of the helper is to make.
 const CHILD: &str = "child ";
 
-/// Returns a request as the story words it.
+/// Returns the words in which the demonstration shows a request.
 pub fn text(request: &str) -> anyhow::Result<&'static str> {
     Ok(match request {
         "nop" => "nop",
@@ -47,7 +47,7 @@ pub fn text(request: &str) -> anyhow::Result<&'static str> {
     })
 }
 
-/// Makes the requests in turn and prints the result of each.
+/// Makes the requests one after the other and prints the result of each.
 pub fn ask(requests: &[String]) -> anyhow::Result<()> {
     for request in requests {
         let result = one(request).with_context(|| request.clone())?;
@@ -92,18 +92,18 @@ fn one(request: &str) -> anyhow::Result<i32> {
 /// Runs one request on a ring of its own.
 fn run(entry: &squeue::Entry) -> anyhow::Result<i32> {
     let mut ring = IoUring::new(1).context("io_uring_setup")?;
-    // SAFETY: the callers keep what the entry points to until we return.
+    // SAFETY: the callers keep what the entry points to until this function returns.
     unsafe { ring.submission().push(entry)? };
     ring.submit_and_wait(1)?;
     let cqe = ring.completion().next().context("no completion")?;
     Ok(cqe.result())
 }
 
-/// Runs a request, whose result may be a new file, which is closed again.
+/// Runs a request. If its result is a new file, closes that file.
 fn run_and_close(entry: &squeue::Entry) -> anyhow::Result<i32> {
     let result = run(entry)?;
     if result >= 0 {
-        // SAFETY: the request just opened it for us.
+        // SAFETY: the request has just opened the file, and nothing else owns it.
         drop(unsafe { OwnedFd::from_raw_fd(result) });
     }
     Ok(result)

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-//! A ring for tests: any setup flag, SQEs pushed and submitted in exact numbers,
-//! CQEs taken one by one.
+//! A ring for tests: it can have any setup flag, submits exact numbers of SQEs, and
+//! takes CQEs one by one.
 
 use std::os::fd::{AsRawFd, RawFd};
 
@@ -19,18 +19,18 @@ pub const IORING_SETUP_SUBMIT_ALL: u32 = 1 << 7;
 pub const IORING_SETUP_SINGLE_ISSUER: u32 = 1 << 12;
 pub const IORING_SETUP_SQE_MIXED: u32 = 1 << 19;
 
-/// In `io_uring_enter(2)`: runs what was put off, and waits for completions.
+/// Makes `io_uring_enter(2)` run deferred work and wait for completions.
 pub const IORING_ENTER_GETEVENTS: u32 = 1 << 0;
 
-/// More CQEs of the same request follow.
+/// Says that more CQEs of the same request follow.
 pub const IORING_CQE_F_MORE: u32 = 1 << 1;
-/// Tells that a zero-copy send no longer needs its buffer.
+/// Says that a zero-copy send no longer needs its buffer.
 pub const IORING_CQE_F_NOTIF: u32 = 1 << 3;
 
-/// Size of `struct io_uring_params`.
+/// The size of `struct io_uring_params` in bytes.
 pub const PARAMS_SIZE: usize = 120;
 
-/// `struct io_uring_params` as the kernel filled it in.
+/// A `struct io_uring_params` that the kernel filled in, as words of 32 bits.
 pub type RawParams = [u32; PARAMS_SIZE / 4];
 
 const _: () = assert!(size_of::<Parameters>() == PARAMS_SIZE);
@@ -43,7 +43,7 @@ pub struct Cqe {
     pub flags: u32,
 }
 
-/// Builds a CQE to compare with.
+/// Builds a completion to compare with.
 pub fn cqe(user_data: u64, res: i32, flags: u32) -> Cqe {
     Cqe {
         user_data,
@@ -60,14 +60,14 @@ pub struct Ring {
 
 /// Calls `io_uring_setup(2)` itself.
 pub fn setup(entries: u32, params: &mut RawParams) -> i32 {
-    // SAFETY: params has the size of the kernel's structure.
+    // SAFETY: `params` has the size of the kernel's structure.
     result(unsafe { libc::syscall(libc::SYS_io_uring_setup, entries, params.as_mut_ptr()) })
 }
 
 /// Calls `io_uring_enter(2)` itself, without a signal mask.
 pub fn enter(fd: RawFd, to_submit: u32, min_complete: u32, flags: u32) -> i32 {
     let none = std::ptr::null::<libc::c_void>();
-    // SAFETY: no pointer is passed.
+    // SAFETY: the call passes no pointer but a null one.
     result(unsafe {
         libc::syscall(
             libc::SYS_io_uring_enter,
@@ -82,7 +82,7 @@ pub fn enter(fd: RawFd, to_submit: u32, min_complete: u32, flags: u32) -> i32 {
 }
 
 impl Ring {
-    /// Makes a ring without any flag.
+    /// Makes a ring without setup flags.
     pub fn new(entries: u32) -> anyhow::Result<Self> {
         Self::with(entries, 0)
     }
@@ -99,9 +99,10 @@ impl Ring {
         Self::attach(fd, params)
     }
 
-    /// Maps a ring that came from elsewhere.
+    /// Maps a ring that other code has set up.
     pub fn attach(fd: RawFd, params: RawParams) -> anyhow::Result<Self> {
-        // SAFETY: same size, and the kernel filled it in for this very ring.
+        // SAFETY: the types have the same size, and the kernel filled `params` in for
+        // this very ring.
         let inner = unsafe {
             let parameters: Parameters = std::mem::transmute(params);
             IoUring::from_fd(fd, parameters)
@@ -116,13 +117,13 @@ impl Ring {
         self.inner.as_raw_fd()
     }
 
-    /// Returns what the kernel answered to `io_uring_setup`.
+    /// Returns the parameters that the kernel wrote back on setup.
     pub fn params(&self) -> RawParams {
         self.params
     }
 
-    /// Puts an SQE into the queue without telling the kernel. What it points to
-    /// must stay until its completion.
+    /// Puts an SQE into the queue without telling the kernel. The memory that it points
+    /// to must stay until its completion.
     pub fn push(&mut self, sqe: Sqe) -> anyhow::Result<()> {
         // SAFETY: the tests keep the buffers of their SQEs alive.
         let pushed = unsafe { self.inner.submission().push(&sqe.into()) };
@@ -134,7 +135,7 @@ impl Ring {
         self.inner.submission().len()
     }
 
-    /// Submits everything queued: how many the kernel took.
+    /// Submits everything queued. Returns the number of SQEs that the kernel took.
     pub fn submit(&mut self) -> anyhow::Result<usize> {
         Ok(self.inner.submit()?)
     }
@@ -148,14 +149,14 @@ impl Ring {
         })
     }
 
-    /// Waits for a completion; the runner ends a test that waits for ever.
+    /// Waits for a completion. The runner ends a test that waits for ever.
     pub fn cqe(&mut self) -> anyhow::Result<Cqe> {
         loop {
             if let Some(cqe) = self.try_cqe() {
                 return Ok(cqe);
             }
             // Waits without submitting what a test left in the queue.
-            // SAFETY: no argument is passed.
+            // SAFETY: the call passes no pointer.
             let waited = unsafe { self.inner.submitter().enter::<()>(0, 1, 1, None) };
             match waited {
                 Ok(_) => {}
@@ -170,8 +171,8 @@ impl Ring {
         (0..count).map(|_| self.cqe()).collect()
     }
 
-    /// Runs one request and returns its result; a notification that follows is
-    /// taken too.
+    /// Runs one request and returns its result. Takes the notification too if one
+    /// follows.
     pub fn run(&mut self, sqe: Sqe) -> anyhow::Result<i32> {
         self.push(sqe)?;
         let submitted = self.submit()?;
@@ -188,13 +189,13 @@ impl Ring {
             let follows = self.cqe()?;
             ensure!(
                 follows.flags & IORING_CQE_F_NOTIF != 0,
-                "more than a notification follows: {follows:x?}"
+                "something other than a notification follows: {follows:x?}"
             );
         }
         Ok(cqe.res)
     }
 
-    /// Pushes all, submits once, and takes as many completions as SQEs.
+    /// Pushes all SQEs, submits once, and takes as many completions as there are SQEs.
     pub fn run_all(&mut self, sqes: &[Sqe]) -> anyhow::Result<Vec<Cqe>> {
         for sqe in sqes {
             self.push(*sqe)?;
@@ -202,7 +203,7 @@ impl Ring {
         let submitted = self.submit()?;
         ensure!(
             submitted == sqes.len(),
-            "submitted {submitted} SQEs of {}",
+            "submitted {submitted} SQEs, expected {}",
             sqes.len()
         );
         self.cqes(sqes.len())
@@ -213,7 +214,7 @@ impl Ring {
         register::filter(self.fd(), opcode, program)
     }
 
-    /// Registers a filter that must be accepted.
+    /// Registers a filter for the ring, which must be accepted.
     pub fn must_filter(&self, opcode: u8, program: &[Insn]) -> anyhow::Result<()> {
         let what = format!("registering a filter for opcode {opcode}");
         expect_result(&what, self.filter(opcode, program), 0)
@@ -225,9 +226,10 @@ impl Ring {
         expect_result(what, got, want)
     }
 
-    /// Checks that nothing more completes: what is pending gets a moment to show up.
+    /// Checks that no completion comes. What is still under way gets time to complete.
     pub fn expect_no_cqe(&mut self) -> anyhow::Result<()> {
-        // FSYNC goes to a worker and comes back by task work, behind the rest.
+        // An FSYNC goes to a worker and comes back by task work, behind what was there
+        // before.
         const MARK: u64 = 0xfeed_face_dead_beef;
         let mark = Sqe::new(crate::sqe::op::FSYNC).user_data(MARK);
         self.push(mark)?;
@@ -240,8 +242,8 @@ impl Ring {
         }
     }
 
-    /// Results of a zeroed request of every opcode, for two values of
-    /// `user_data`: what is allowed and what is denied, all in one vector.
+    /// Runs a zeroed request of every opcode with each of two values of `user_data`.
+    /// Returns the results, which show what is allowed and denied.
     pub fn verdicts(&mut self) -> anyhow::Result<Vec<i32>> {
         let mut results = Vec::new();
         for opcode in opcodes() {
@@ -255,15 +257,15 @@ impl Ring {
 }
 
 /// Reads the context that filters see for a request, word by word. The two words of
-/// `user_data` are 0 here. Each bit takes one submission of the request on a
-/// fresh ring; `-EACCES` stands for a 0, any other result for a 1.
+/// `user_data` are 0 in the result. Each bit takes one submission of the request on a
+/// new ring; `-EACCES` stands for a 0, any other result for a 1.
 pub fn read_context(opcode: u8, make: impl Fn() -> Sqe) -> anyhow::Result<[u32; 10]> {
     let mut ring = Ring::new(8)?;
     ring.must_filter(opcode, &bpf::read_bit())?;
     read_context_on(&mut ring, make)
 }
 
-/// Reads it on a ring that already has the filter [`bpf::read_bit`].
+/// Reads the context on a ring that already has the filter [`bpf::read_bit`].
 pub fn read_context_on(ring: &mut Ring, make: impl Fn() -> Sqe) -> anyhow::Result<[u32; 10]> {
     let mut context = [0; 10];
     for (index, word) in context.iter_mut().enumerate().skip(2) {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Sets up network interfaces over rtnetlink, in the calling thread's namespace: what
-//! `ip` does, which takes half a second to start where every access is checked.
+//! Sets up network interfaces over rtnetlink in the namespace of the calling thread.
+//! This does what `ip` does, which takes half a second to start on a debug kernel.
 
 use std::net::IpAddr;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
@@ -12,10 +12,10 @@ use nix::sys::socket::{
 
 use crate::kernel::expect_result;
 
-/// Offset of the errno in an answer, behind the header.
+/// The offset of the errno in an answer, after the header.
 const ERROR: usize = 16;
 
-/// A request: its header, the fixed part, attributes.
+/// A request: its header, a fixed part, and attributes.
 struct Request(Vec<u8>);
 
 impl Request {
@@ -24,7 +24,7 @@ impl Request {
         let mut bytes = vec![0; 4];
         bytes.extend(kind.to_ne_bytes());
         bytes.extend(flags.to_ne_bytes());
-        // The number of the message, and who sends it.
+        // The sequence number and the sender's port, both 0.
         bytes.extend([0; 8]);
         bytes.extend(fixed);
         Request(bytes)
@@ -38,7 +38,7 @@ impl Request {
         self
     }
 
-    /// Sends it, and has it succeed.
+    /// Sends the request, and fails if the kernel refuses it.
     fn run(mut self, what: &str) -> anyhow::Result<()> {
         let length = (self.0.len() as u32).to_ne_bytes();
         self.0[..4].copy_from_slice(&length);
@@ -54,14 +54,14 @@ impl Request {
         let kind = u16::from_ne_bytes([answer[4], answer[5]]);
         ensure!(
             len >= ERROR + 4 && i32::from(kind) == libc::NLMSG_ERROR,
-            "{what}: no answer to it"
+            "{what}: the kernel did not answer"
         );
         let errno = i32::from_ne_bytes(answer[ERROR..ERROR + 4].try_into()?);
         expect_result(what, errno, 0)
     }
 }
 
-/// Returns the fixed part of a message about an interface, `struct ifinfomsg`.
+/// Builds the fixed part of a message about an interface, a `struct ifinfomsg`.
 fn interface(index: u32, flags: u32, change: u32) -> [u8; 16] {
     let mut bytes = [0; 16];
     bytes[4..8].copy_from_slice(&index.to_ne_bytes());
@@ -82,7 +82,7 @@ pub fn set_up(name: &str, up: bool) -> anyhow::Result<()> {
     Request::new(libc::RTM_NEWLINK, 0, &fixed).run(&what)
 }
 
-/// Sets the largest packets that an interface sends.
+/// Sets the size of the largest packets that an interface sends.
 pub fn set_mtu(name: &str, mtu: u32) -> anyhow::Result<()> {
     let request = Request::new(libc::RTM_NEWLINK, 0, &interface(index(name)?, 0, 0));
     let request = request.attribute(libc::IFLA_MTU, &mtu.to_ne_bytes());
@@ -97,14 +97,14 @@ pub fn move_to(name: &str, namespace: BorrowedFd) -> anyhow::Result<()> {
     request.run(&format!("{name}: another namespace"))
 }
 
-/// Gives an interface an address, of which nobody asks whether others have it.
+/// Gives an interface an address, without the search for duplicates on the network.
 pub fn add_address(name: &str, address: IpAddr, prefix: u8) -> anyhow::Result<()> {
     const NODAD: u8 = 2;
     let (family, bytes) = match address {
         IpAddr::V4(address) => (libc::AF_INET, address.octets().to_vec()),
         IpAddr::V6(address) => (libc::AF_INET6, address.octets().to_vec()),
     };
-    // `struct ifaddrmsg`, whose scope is the whole world.
+    // A `struct ifaddrmsg` with global scope.
     let mut fixed = vec![family as u8, prefix, NODAD, 0];
     fixed.extend(index(name)?.to_ne_bytes());
     let flags = libc::NLM_F_CREATE | libc::NLM_F_EXCL;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Privileges, and tests that need more than one task.
+//! Changes privileges, and helps tests that need more than one task.
 
 use std::fs;
 use std::os::fd::RawFd;
@@ -26,26 +26,27 @@ pub fn drop_privileges() -> anyhow::Result<()> {
     setresuid(uid, uid, uid).context("setresuid")
 }
 
-/// Sets no_new_privs, for good.
+/// Sets no_new_privs, which cannot be undone.
 pub fn no_new_privs() -> anyhow::Result<()> {
     nix::sys::prctl::set_no_new_privs().context("PR_SET_NO_NEW_PRIVS")
 }
 
-/// Becomes what a sandboxed program is: no privilege, no_new_privs.
+/// Takes the privileges of a sandboxed program: none, and no_new_privs.
 pub fn sandboxed() -> anyhow::Result<()> {
     drop_privileges()?;
     no_new_privs()
 }
 
-/// Gives up `CAP_IPC_LOCK`, with which the memory of rings is not counted.
+/// Gives up `CAP_IPC_LOCK`, so that the kernel accounts the memory of rings.
 pub fn count_locked_memory() -> anyhow::Result<()> {
     const CAP_IPC_LOCK: u32 = 14;
     let header = [0x2008_0522u32, 0];
     let mut sets = [0u32; 6];
-    // SAFETY: the third version has two times three words, for the calling thread.
+    // SAFETY: version 3 of the call takes two times three words, for the calling
+    // thread.
     let got = unsafe { libc::syscall(libc::SYS_capget, header.as_ptr(), sets.as_mut_ptr()) };
     ensure!(got == 0, "capget: {}", std::io::Error::last_os_error());
-    // Permitted, and effective: a change of user may have cleared that.
+    // Permitted and effective set: a change of user may have cleared the effective one.
     sets[1] &= !(1 << CAP_IPC_LOCK);
     sets[0] = sets[1];
     // SAFETY: as above.
@@ -54,8 +55,9 @@ pub fn count_locked_memory() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Becomes a user who has no other process, with every capability but
-/// `CAP_IPC_LOCK`: the memory of rings is counted, and nobody else's with it.
+/// Becomes a user who has no other process, with every capability but `CAP_IPC_LOCK`.
+/// The kernel then accounts the memory of this process's rings, and of no others, to
+/// that user.
 pub fn be_counted_alone() -> anyhow::Result<()> {
     let uid = Uid::from_raw(100_000 + std::process::id());
     nix::sys::prctl::set_keepcaps(true).context("PR_SET_KEEPCAPS")?;
@@ -63,22 +65,23 @@ pub fn be_counted_alone() -> anyhow::Result<()> {
     count_locked_memory()
 }
 
-/// Enters a user namespace of its own, in which it has every capability.
+/// Enters a new user namespace, in which the process has every capability.
 pub fn user_namespace() -> anyhow::Result<()> {
     unshare(CloneFlags::CLONE_NEWUSER).context("unshare(CLONE_NEWUSER)")
 }
 
-/// Keeps the calling thread, and those that it will make, on one CPU.
+/// Keeps the calling thread, and the threads that it will make, on one CPU.
 pub fn stay_on_cpu(number: usize) -> anyhow::Result<()> {
     let mut cpus = CpuSet::new();
     cpus.set(number)?;
     sched_setaffinity(Pid::from_raw(0), &cpus).with_context(|| format!("CPU {number}"))
 }
 
-/// Starts a child that runs `body`; its status says whether that succeeded.
+/// Starts a child that runs `body`. The child's exit status says whether that
+/// succeeded.
 pub fn spawn(body: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<Pid> {
-    // SAFETY: the C library keeps allocation usable in the child, which takes
-    // no lock that another thread could hold, and leaves without destructors.
+    // SAFETY: the C library keeps allocation usable in the child, which takes no lock
+    // that another thread could hold and leaves without running destructors.
     match unsafe { fork() }.context("fork")? {
         ForkResult::Parent { child } => Ok(child),
         ForkResult::Child => {
@@ -89,13 +92,13 @@ pub fn spawn(body: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<Pid> {
                     1
                 }
             };
-            // SAFETY: leaves at once, without the parent's destructors.
+            // SAFETY: this leaves at once, without running the parent's destructors.
             unsafe { libc::_exit(code) }
         }
     }
 }
 
-/// Waits for a child that must have succeeded.
+/// Waits for a child, which must succeed.
 pub fn join(child: Pid) -> anyhow::Result<()> {
     match waitpid(child, None).context("waitpid")? {
         WaitStatus::Exited(_, 0) => Ok(()),
@@ -103,7 +106,7 @@ pub fn join(child: Pid) -> anyhow::Result<()> {
     }
 }
 
-/// Waits for a child that must have been killed before anything else ended it.
+/// Waits for a child, which must have been killed by SIGKILL.
 pub fn killed(child: Pid) -> anyhow::Result<()> {
     match waitpid(child, None).context("waitpid")? {
         WaitStatus::Signaled(_, Signal::SIGKILL, _) => Ok(()),
@@ -116,8 +119,8 @@ pub fn in_child(body: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<()>
     join(spawn(body)?)
 }
 
-/// Waits for a child at most so long: how it ended and how long that took, None if it
-/// still runs.
+/// Waits for a child until `limit` has passed. Returns the status and the time that the
+/// child took, or `None` if it still runs.
 pub fn wait_within(child: Pid, limit: Duration) -> anyhow::Result<Option<(WaitStatus, Duration)>> {
     let start = Instant::now();
     loop {
@@ -129,8 +132,8 @@ pub fn wait_within(child: Pid, limit: Duration) -> anyhow::Result<Option<(WaitSt
     }
 }
 
-/// Runs this very program again to do one NOP on a ring of its own, through
-/// whatever `exec` starts it: its result.
+/// Builds a command that runs this program again to do one NOP on a new ring. The exit
+/// status is the NOP's negated result.
 pub fn nop_probe() -> std::process::Command {
     let mut command = std::process::Command::new("/proc/self/exe");
     command.arg("--nop-probe");
@@ -143,9 +146,9 @@ pub fn probe_result(status: std::process::ExitStatus) -> anyhow::Result<i32> {
     Ok(-code)
 }
 
-/// Takes a copy of another process's file descriptor.
+/// Duplicates the file descriptor of another process into this one.
 pub fn fd_of(process: Pid, fd: RawFd) -> anyhow::Result<RawFd> {
-    // SAFETY: plain system calls on numbers.
+    // SAFETY: the calls take no pointers.
     unsafe {
         let pidfd = libc::syscall(libc::SYS_pidfd_open, process.as_raw(), 0);
         ensure!(
@@ -166,7 +169,7 @@ pub fn open_files() -> anyhow::Result<usize> {
     Ok(fs::read_dir("/proc/self/fd")?.count())
 }
 
-/// A sysctl that goes back to what it was when dropped.
+/// A sysctl setting that gets its former value back when this is dropped.
 pub struct Sysctl {
     path: String,
     before: String,
@@ -175,7 +178,10 @@ pub struct Sysctl {
 impl Sysctl {
     pub fn set(name: &str, value: &str) -> anyhow::Result<Self> {
         let path = format!("/proc/sys/{name}");
-        ensure!(settings::is_known(&path), "{path} is not in settings.rs");
+        ensure!(
+            settings::is_known(&path),
+            "{path} would not be restored; add it to FILES in settings.rs"
+        );
         let before = fs::read_to_string(&path).with_context(|| path.clone())?;
         fs::write(&path, value).with_context(|| format!("{value} > {path}"))?;
         Ok(Sysctl { path, before })
@@ -184,23 +190,24 @@ impl Sysctl {
 
 impl Drop for Sysctl {
     fn drop(&mut self) {
-        // Best effort: a test that gave up its privileges cannot.
+        // Errors do not matter here, and a test that gave up its privileges cannot
+        // write.
         let _ = fs::write(&self.path, &self.before);
     }
 }
 
-/// Memory that a process shares with those it forks, zeroed at first: meant for
-/// arrays of atomics.
+/// Memory that a process shares with its children, zeroed at first. `T` is meant to be
+/// an array of atomics.
 pub struct Shared<T> {
     address: *mut T,
 }
 
-// SAFETY: gives out nothing but shared references to its T.
+// SAFETY: the type gives out nothing but shared references to its `T`.
 unsafe impl<T: Sync> Sync for Shared<T> {}
 
 impl<const N: usize> Shared<[AtomicU32; N]> {
     pub fn new() -> anyhow::Result<Self> {
-        // SAFETY: a fresh anonymous mapping, which stays for good.
+        // SAFETY: the call makes a new anonymous mapping, which is never unmapped.
         let address = unsafe {
             libc::mmap(
                 std::ptr::null_mut(),
@@ -222,13 +229,13 @@ impl<T> std::ops::Deref for Shared<T> {
     type Target = T;
 
     fn deref(&self) -> &T {
-        // SAFETY: mapped for as long as the process lives, and zeroed atomics
-        // are valid ones.
+        // SAFETY: the memory is mapped for as long as the process lives, and zeroed
+        // atomics are valid.
         unsafe { &*self.address }
     }
 }
 
-/// A cgroup of memory, which tells what the processes in it hold.
+/// A memory cgroup, which shows the memory that the processes in it use.
 pub struct MemoryGroup(PathBuf);
 
 impl MemoryGroup {
@@ -243,17 +250,17 @@ impl MemoryGroup {
         Ok(MemoryGroup(path))
     }
 
-    /// Moves the calling process into it.
+    /// Moves the calling process into the cgroup.
     pub fn enter(&self) -> anyhow::Result<()> {
         fs::write(self.0.join("cgroup.procs"), "0").context("entering the cgroup")
     }
 
-    /// Sets how many bytes may be charged.
+    /// Sets the number of bytes that may be charged.
     pub fn limit(&self, bytes: u64) -> anyhow::Result<()> {
         fs::write(self.0.join("memory.max"), bytes.to_string()).context("memory.max")
     }
 
-    /// Returns how often something has happened in it: `max`, `oom`, `oom_kill`.
+    /// Returns how often `max`, `oom` or `oom_kill` has happened in the cgroup.
     pub fn event(&self, name: &str) -> anyhow::Result<u64> {
         let text = fs::read_to_string(self.0.join("memory.events"))?;
         let mut lines = text.lines().filter_map(|line| line.split_once(' '));
@@ -274,8 +281,8 @@ impl MemoryGroup {
         Ok(text.trim().parse()?)
     }
 
-    /// Waits until at most so much is charged, as what ended tasks leave behind
-    /// is freed after a grace period.
+    /// Waits until at most `bytes` bytes are charged. The memory of ended tasks is
+    /// freed only after a grace period.
     pub fn falls_to(&self, bytes: u64, limit: Duration) -> anyhow::Result<()> {
         let start = Instant::now();
         loop {
@@ -291,7 +298,7 @@ impl MemoryGroup {
         }
     }
 
-    /// Removes it once every process has left.
+    /// Removes the cgroup, which all processes must have left.
     pub fn remove(self) -> anyhow::Result<()> {
         fs::remove_dir(&self.0).context("removing the cgroup")
     }
@@ -301,7 +308,8 @@ impl MemoryGroup {
 pub struct TaskGroup(PathBuf);
 
 impl TaskGroup {
-    /// Makes it and moves the calling process into it.
+    /// Makes the cgroup for at most `most` tasks, and moves the calling process into
+    /// it.
     pub fn enter(most: u32) -> anyhow::Result<Self> {
         let root = Path::new("/sys/fs/cgroup");
         let controllers = root.join("cgroup.subtree_control");
@@ -316,7 +324,8 @@ impl TaskGroup {
 
 impl Drop for TaskGroup {
     fn drop(&mut self) {
-        // Best effort: whoever made it leaves it to go on.
+        // The process leaves the cgroup, so that it can make tasks again. Errors do not
+        // matter.
         let _ = fs::write("/sys/fs/cgroup/cgroup.procs", "0");
         let _ = fs::remove_dir(&self.0);
     }
@@ -327,14 +336,14 @@ pub fn meminfo(name: &str) -> anyhow::Result<u64> {
     bytes_of("/proc/meminfo", name)
 }
 
-/// Returns a line of `/proc/self/status` that tells of memory, in bytes.
+/// Returns a line about memory in `/proc/self/status` in bytes.
 pub fn own_memory(name: &str) -> anyhow::Result<u64> {
     bytes_of("/proc/self/status", name)
 }
 
-/// Counts the pins of pages that there are, whoever has them. Only root can ask.
+/// Counts the page pins of all processes. Only root may read the counters.
 pub fn pins() -> anyhow::Result<i64> {
-    // Has every CPU add what it has counted on its own.
+    // Reading this file makes every CPU add its own counters to the totals.
     fs::read("/proc/sys/vm/stat_refresh").context("stat_refresh")?;
     let text = fs::read_to_string("/proc/vmstat")?;
     let count = |name: &str| -> anyhow::Result<i64> {
@@ -345,7 +354,7 @@ pub fn pins() -> anyhow::Result<i64> {
     Ok(count("nr_foll_pin_acquired ")? - count("nr_foll_pin_released ")?)
 }
 
-/// Returns what a file says of `name`, in KiB, in bytes.
+/// Returns the number of KiB that follows `name` in a file, in bytes.
 fn bytes_of(path: &str, name: &str) -> anyhow::Result<u64> {
     let text = fs::read_to_string(path)?;
     let line = text.lines().find_map(|line| line.strip_prefix(name));

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Settings of the kernel that tests change: the table of them, and the runner's
-//! way to put them back, also for a test that was killed.
+//! The kernel settings that tests change. The runner uses this table to restore them
+//! after each test, also after one that was killed.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 
-/// Files that hold a setting each.
+/// The files that hold one setting each.
 const FILES: [&str; 13] = [
     "/proc/sys/kernel/bpf_stats_enabled",
     "/proc/sys/kernel/hung_task_timeout_secs",
@@ -25,8 +25,8 @@ const FILES: [&str; 13] = [
     "/sys/module/oracle_test/parameters/seed",
 ];
 
-/// Folders whose files hold a setting each, if one can read and write them: what makes
-/// the kernel, and the software NIC, fail.
+/// The directories each of whose readable and writable files holds a setting: those
+/// that make the kernel and the software NIC fail.
 const FOLDERS: [&str; 6] = [
     "/sys/kernel/debug/failslab",
     "/sys/kernel/debug/fail_page_alloc",
@@ -36,16 +36,16 @@ const FOLDERS: [&str; 6] = [
     "/sys/kernel/debug/zcrx_sim/zsim1",
 ];
 
-/// Returns whether the runner puts this file back.
+/// Returns whether the runner restores this file.
 pub fn is_known(path: &str) -> bool {
     FILES.contains(&path)
 }
 
-/// All settings, as they are at one time.
+/// The values of all settings at one time.
 pub struct Settings(Vec<(PathBuf, String)>);
 
 impl Settings {
-    /// Reads those that this kernel has.
+    /// Reads the settings that this kernel has.
     pub fn now() -> anyhow::Result<Self> {
         let mut paths: Vec<PathBuf> = FILES.iter().map(PathBuf::from).collect();
         paths.retain(|path| path.exists());
@@ -58,7 +58,7 @@ impl Settings {
                 }
             }
         }
-        // A port that is plugged in is so with the other knobs as they were.
+        // A port must be plugged in last, after its other knobs are back.
         paths.sort_by_key(|path| (path.ends_with("plugged"), path.clone()));
         let read = |path: PathBuf| {
             let value = fs::read_to_string(&path).with_context(|| format!("{path:?}"))?;
@@ -69,13 +69,14 @@ impl Settings {
         ))
     }
 
-    /// Writes what differs by now. Returns the files that did.
+    /// Restores the settings that have changed. Returns their files.
     pub fn put_back(&self) -> anyhow::Result<Vec<&Path>> {
         let mut changed = Vec::new();
         for (path, value) in &self.0 {
             let name = || format!("{path:?}");
             if fs::read_to_string(path).with_context(name)? != *value {
-                // The file of injected functions takes no nothing, but an empty line.
+                // The file of injected functions takes an empty line, but not an empty
+                // write.
                 let value = if value.is_empty() { "\n" } else { value };
                 fs::write(path, value).with_context(name)?;
                 changed.push(path.as_path());

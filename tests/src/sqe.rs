@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Submission queue entries field by field, so that a test can also build those
-//! that a careful library would refuse.
+//! Submission queue entries, field by field, so that a test can also build entries that
+//! a careful library would refuse.
 
 use io_uring::{opcode, squeue};
 
-/// SQE opcodes that the tests name.
+/// The SQE opcodes that the tests name.
 pub mod op {
     use super::opcode;
 
@@ -35,7 +35,7 @@ pub mod op {
     pub const MKDIRAT: u8 = opcode::MkDirAt::CODE;
     pub const SYMLINKAT: u8 = opcode::SymlinkAt::CODE;
     pub const LINKAT: u8 = opcode::LinkAt::CODE;
-    /// The crate keeps this one to itself.
+    /// The io-uring crate does not export this opcode.
     pub const MSG_RING: u8 = 40;
     pub const FSETXATTR: u8 = 41;
     pub const SETXATTR: u8 = 42;
@@ -58,12 +58,13 @@ pub const IOSQE_ASYNC: u8 = 1 << 4;
 pub const IOSQE_BUFFER_SELECT: u8 = 1 << 5;
 pub const IOSQE_CQE_SKIP_SUCCESS: u8 = 1 << 6;
 
-/// A NOP that looks up its fd among the registered files.
+/// Makes a NOP look up its file descriptor among the registered files.
 pub const IORING_NOP_FIXED_FILE: u32 = 1 << 2;
-/// A NOP that looks up its fd.
+/// Makes a NOP look up its file descriptor.
 pub const IORING_NOP_FILE: u32 = 1 << 1;
 
-/// `struct io_uring_sqe`, one name per place rather than per use.
+/// `struct io_uring_sqe`. Where the C structure has a union, one field stands for all
+/// its uses.
 #[repr(C)]
 #[derive(Clone, Copy, Default, Debug)]
 pub struct Sqe {
@@ -84,7 +85,7 @@ pub struct Sqe {
 }
 
 impl Sqe {
-    /// Builds a zeroed SQE on fd -1.
+    /// Builds a zeroed SQE with the file descriptor -1.
     pub fn new(opcode: u8) -> Self {
         Sqe {
             opcode,
@@ -108,7 +109,7 @@ impl Sqe {
         self
     }
 
-    /// Address and length of a buffer.
+    /// Sets the address and the length of a buffer.
     pub fn buffer<T>(mut self, address: *const T, len: u32) -> Self {
         self.addr = address as u64;
         self.len = len;
@@ -135,14 +136,14 @@ impl Sqe {
         Self::new(op::NOP)
     }
 
-    /// Builds a socket(2).
+    /// Builds a socket(2) request.
     pub fn socket(family: i32, kind: i32, protocol: i32) -> Self {
         let mut sqe = Self::new(op::SOCKET).fd(family).off(kind as u32 as u64);
         sqe.len = protocol as u32;
         sqe
     }
 
-    /// Builds an openat(2) relative to the working directory; `path` ends in NUL.
+    /// Builds an openat(2) request relative to the working directory.
     pub fn openat(path: &std::ffi::CStr, flags: i32, mode: u32) -> Self {
         Self::new(op::OPENAT)
             .fd(libc::AT_FDCWD)
@@ -150,7 +151,7 @@ impl Sqe {
             .op_flags(flags as u32)
     }
 
-    /// Builds an openat2(2) relative to the working directory.
+    /// Builds an openat2(2) request relative to the working directory.
     pub fn openat2(path: &std::ffi::CStr, how: *const OpenHow, size: u32) -> Self {
         Self::new(op::OPENAT2)
             .fd(libc::AT_FDCWD)
@@ -158,7 +159,7 @@ impl Sqe {
             .off(how as u64)
     }
 
-    /// Builds a connect(2) to an address of `len` bytes.
+    /// Builds a connect(2) request to an address of `len` bytes.
     pub fn connect(fd: i32, address: &[u8], len: u64) -> Self {
         Self::new(op::CONNECT)
             .fd(fd)
@@ -166,7 +167,7 @@ impl Sqe {
             .off(len)
     }
 
-    /// Builds a read(2) at the current position.
+    /// Builds a read(2) request at the current position.
     pub fn read(fd: i32, buffer: &mut [u8]) -> Self {
         Self::new(op::READ)
             .fd(fd)
@@ -174,7 +175,7 @@ impl Sqe {
             .off(u64::MAX)
     }
 
-    /// Waits for `events` on an fd.
+    /// Builds a poll request that waits for `events` on a file descriptor.
     pub fn poll(fd: i32, events: i16) -> Self {
         Self::new(op::POLL_ADD)
             .fd(fd)
@@ -184,8 +185,8 @@ impl Sqe {
 
 impl From<Sqe> for squeue::Entry {
     fn from(sqe: Sqe) -> Self {
-        // SAFETY: both are images of the 64 bytes of struct io_uring_sqe, and
-        // any bytes are a valid one.
+        // SAFETY: both types are images of the 64 bytes of `struct io_uring_sqe`, and
+        // any bytes are a valid image.
         unsafe { std::mem::transmute(sqe) }
     }
 }

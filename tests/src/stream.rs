@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Zero-copy receive from a TCP connection over loopback whose bytes are
-//! compared, each of them, as they come in.
+//! Zero-copy receive from a TCP connection over loopback, which compares every byte
+//! with what was sent.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -17,23 +17,23 @@ use crate::sqe::Sqe;
 use crate::wide::{IORING_CQE_F_32, WideCqe, WideRing};
 use crate::zcrx::{Ifq, pattern, recv_zc, tcp_pair};
 
-/// One direction of a TCP connection, its bytes compared as they come in.
+/// One direction of a TCP connection. Every byte received is compared with the pattern.
 pub struct Stream {
     pub sender: TcpStream,
     pub receiver: TcpStream,
-    /// Of its requests.
+    /// The `user_data` of its requests.
     pub user_data: u64,
     sent: usize,
     taken: usize,
 }
 
 impl Stream {
-    /// Starts at the beginning of the pattern.
+    /// Makes a stream that starts at the beginning of the pattern.
     pub fn new() -> anyhow::Result<Self> {
         Self::starting_at(0, 1)
     }
 
-    /// Starts anywhere in the pattern.
+    /// Makes a stream that starts at byte `start` of the pattern.
     pub fn starting_at(start: usize, user_data: u64) -> anyhow::Result<Self> {
         let (sender, receiver) = tcp_pair()?;
         Ok(Stream {
@@ -45,7 +45,7 @@ impl Stream {
         })
     }
 
-    /// Uses a connection that somebody else has made: sender and receiver.
+    /// Uses an existing connection, given as sender and receiver.
     pub fn over((sender, receiver): (TcpStream, TcpStream), user_data: u64) -> Self {
         Stream {
             sender,
@@ -56,21 +56,21 @@ impl Stream {
         }
     }
 
-    /// Builds a request for `len` bytes at most, or for all there will be if 0.
+    /// Builds a request for at most `len` bytes, or without a limit if `len` is 0.
     pub fn recv(&self, ifq: &Ifq, len: usize) -> Sqe {
         recv_zc(self.receiver.as_raw_fd(), ifq.id, len as u32).user_data(self.user_data)
     }
 
-    /// Sends more, and waits until it is all there to be received. It must fit
-    /// into the buffers of the sockets.
+    /// Sends `len` more bytes and waits until they can be received. They must fit into
+    /// the buffers of the sockets.
     pub fn send(&mut self, len: usize) -> anyhow::Result<()> {
         let bytes = self.next(len);
         self.sender.write_all(&bytes)?;
         self.arrives()
     }
 
-    /// Sends more, as much of it as the sockets have room for, and does not wait
-    /// for it to arrive.
+    /// Sends up to `most` more bytes, as many as the sockets have room for, and does
+    /// not wait for them to arrive.
     pub fn send_some(&mut self, most: usize) -> anyhow::Result<()> {
         match self.sender.write(&pattern(self.sent, most)) {
             Ok(sent) => self.sent += sent,
@@ -80,14 +80,14 @@ impl Stream {
         Ok(())
     }
 
-    /// Returns the bytes to send next; the caller sends them.
+    /// Returns the next `len` bytes of the pattern, which the caller must send.
     pub fn next(&mut self, len: usize) -> Vec<u8> {
         let bytes = pattern(self.sent, len);
         self.sent += len;
         bytes
     }
 
-    /// Sends more from a thread, and shuts down.
+    /// Starts a thread that sends `len` more bytes and then shuts the sender down.
     pub fn send_later(&mut self, len: usize) -> anyhow::Result<JoinHandle<std::io::Result<()>>> {
         const CHUNK: usize = 1 << 20;
         let (from, mut sender) = (self.sent, self.sender.try_clone()?);
@@ -100,12 +100,12 @@ impl Stream {
         }))
     }
 
-    /// Returns how many bytes were sent and not taken.
+    /// Returns the number of bytes that were sent and not yet taken.
     pub fn left(&self) -> usize {
         self.sent - self.taken
     }
 
-    /// Waits until all that was sent and not taken is there to be received.
+    /// Waits until all bytes that were sent and not taken can be received.
     pub fn arrives(&self) -> anyhow::Result<()> {
         let start = Instant::now();
         loop {
@@ -125,22 +125,22 @@ impl Stream {
         }
     }
 
-    /// Counts the segments that the sender has sent more than once.
+    /// Counts the segments that TCP has sent more than once.
     pub fn sent_again(&self) -> anyhow::Result<u32> {
         // SAFETY: all zeroes is a valid structure.
         let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
         let mut size = size_of_val(&info) as libc::socklen_t;
         let address = (&raw mut info).cast();
         let fd = self.sender.as_raw_fd();
-        // SAFETY: room for the structure, and how much.
+        // SAFETY: the buffer is one structure of the given size.
         let got =
             unsafe { libc::getsockopt(fd, libc::IPPROTO_TCP, libc::TCP_INFO, address, &mut size) };
         expect_result("TCP_INFO", got, 0)?;
         Ok(info.tcpi_total_retrans)
     }
 
-    /// Compares what a completion hands out with what was sent: the offset of
-    /// its buffer.
+    /// Compares the bytes that a completion hands out with those sent. Returns the
+    /// offset of their buffer.
     pub fn take(&mut self, ifq: &Ifq, cqe: &WideCqe) -> anyhow::Result<u64> {
         let from = self.taken;
         ensure!(
@@ -159,7 +159,7 @@ impl Stream {
         cqe.offset()
     }
 
-    /// Takes all that was sent, every buffer given back at once.
+    /// Takes all bytes that were sent, and gives every buffer back at once.
     pub fn take_all(&mut self, ring: &mut WideRing, ifq: &Ifq) -> anyhow::Result<()> {
         while self.left() != 0 {
             let cqe = ring.cqe()?;
@@ -170,8 +170,8 @@ impl Stream {
         Ok(())
     }
 
-    /// Takes data, every buffer given back at once, until the request ends: its
-    /// last completion.
+    /// Takes data and gives every buffer back at once, until the request ends. Returns
+    /// its last completion.
     pub fn take_until_end(&mut self, ring: &mut WideRing, ifq: &Ifq) -> anyhow::Result<WideCqe> {
         loop {
             let cqe = ring.cqe()?;
@@ -184,8 +184,8 @@ impl Stream {
         }
     }
 
-    /// Closes the connection, of which a request of `ring` waits for more. It ends, and
-    /// not for another reason.
+    /// Closes the connection, on which a request of `ring` waits for data. Checks that
+    /// this ends the request, with no error.
     pub fn end(self, ring: &mut WideRing) -> anyhow::Result<()> {
         let want = ended(self.user_data, 0);
         expect_eq("bytes that are not taken", self.left(), 0)?;
@@ -193,13 +193,13 @@ impl Stream {
         expect_eq("the end of a stream", ring.cqe()?, want)
     }
 
-    /// Reads by read(2) as much as fits, compared as well.
+    /// Fills `data` by read(2) and compares it with what was sent.
     pub fn read(&mut self, data: &mut [u8]) -> anyhow::Result<()> {
         self.receiver.read_exact(data)?;
         self.was_read(data)
     }
 
-    /// Compares what somebody else has read of it.
+    /// Compares bytes that the caller has read from the connection with what was sent.
     pub fn was_read(&mut self, data: &[u8]) -> anyhow::Result<()> {
         ensure!(
             data == pattern(self.taken, data.len()),
@@ -210,7 +210,8 @@ impl Stream {
         Ok(())
     }
 
-    /// Reads what is left by read(2), to see that it is just what it should be.
+    /// Reads what is left by read(2), and checks that it is all that was sent and no
+    /// more.
     pub fn read_left(&mut self) -> anyhow::Result<()> {
         let mut data = vec![0; self.left()];
         self.read(&mut data)?;
@@ -225,7 +226,7 @@ impl Stream {
     }
 }
 
-/// Builds the last completion of a request on a ring where all completions are wide.
+/// Builds the last completion of a request on a ring whose completions are all wide.
 pub fn ended(user_data: u64, res: i32) -> WideCqe {
     WideCqe {
         user_data,
@@ -235,12 +236,12 @@ pub fn ended(user_data: u64, res: i32) -> WideCqe {
     }
 }
 
-/// Checks that exactly `count` buffers are free: uses them up, no two the same, and
-/// gives them back.
+/// Checks that exactly `count` buffers are free: takes them until none is left,
+/// compares their offsets, and gives them back.
 pub fn expect_free(ring: &mut WideRing, ifq: &Ifq, count: usize) -> anyhow::Result<()> {
     const MARK: u64 = 0xb0ffe25;
     let mut stream = Stream::starting_at(0, MARK)?;
-    // More than can be taken, so nobody waits for the end of it.
+    // The stream has more than can be taken, so nobody waits for its end.
     let thread = stream.send_later((count + 16) * PAGE_SIZE)?;
     ring.push(stream.recv(ifq, 0))?;
     let mut offsets = Vec::new();
@@ -251,7 +252,11 @@ pub fn expect_free(ring: &mut WideRing, ifq: &Ifq, count: usize) -> anyhow::Resu
         }
         offsets.push(stream.take(ifq, &cqe)?);
     };
-    expect_eq("with no buffer left", last, ended(MARK, -libc::ENOMEM))?;
+    expect_eq(
+        "the completion without a buffer",
+        last,
+        ended(MARK, -libc::ENOMEM),
+    )?;
     drop(stream);
     let _ = thread.join();
     expect_eq("free buffers", offsets.len(), count)?;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
-//! A ring whose completions carry more than 16 bytes: `CQE32`, where all do, or
-//! `CQE_MIXED`, where each says so. It is driven by hand, as zero-copy receive
-//! is used: `DEFER_TASKRUN` and a single issuer.
+//! A ring with completions of 32 bytes: with `CQE32` all are, with `CQE_MIXED` a flag
+//! marks those that are. The ring uses `DEFER_TASKRUN` and a single issuer, as rings
+//! for zero-copy receive do, and is driven without a library.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -19,19 +19,19 @@ pub const IORING_SETUP_CQE32: u32 = 1 << 11;
 pub const IORING_SETUP_DEFER_TASKRUN: u32 = 1 << 13;
 pub const IORING_SETUP_CQE_MIXED: u32 = 1 << 18;
 
-/// What zero-copy receive asks of a ring.
+/// The setup flags that zero-copy receive requires of a ring.
 pub const ZCRX_SETUP: u32 =
     IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_CQE32;
 
-/// A completion that only fills the end of a mixed queue.
+/// Marks a completion that only fills the end of a mixed queue.
 pub const IORING_CQE_F_SKIP: u32 = 1 << 5;
-/// A completion of 32 bytes in a mixed queue.
+/// Marks a completion of 32 bytes in a mixed queue.
 pub const IORING_CQE_F_32: u32 = 1 << 15;
 
 const IORING_OFF_CQ_RING: i64 = 0x800_0000;
 const IORING_OFF_SQES: i64 = 0x1000_0000;
 
-/// A completion; `extra` is its second half, where it has one.
+/// A completion. `extra` is its second half, if it has one.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct WideCqe {
     pub user_data: u64,
@@ -41,24 +41,24 @@ pub struct WideCqe {
 }
 
 impl WideCqe {
-    /// Returns the offset of the data that a receive tells of.
+    /// Returns the offset of the data that a receive completion hands out.
     pub fn offset(&self) -> anyhow::Result<u64> {
         let [off, _] = self.extra.context("a completion without an offset")?;
         Ok(off)
     }
 }
 
-/// Memory that is mapped, readable and writable.
+/// Mapped memory that can be read and written.
 pub struct Mapping {
     address: *mut u8,
     len: usize,
 }
 
-// SAFETY: it is plain memory, which any thread can use and unmap.
+// SAFETY: a mapping is plain memory, which any thread can use and unmap.
 unsafe impl Send for Mapping {}
 
-// SAFETY: what is in it changes under every reader anyhow, as the kernel uses it
-// too; all access is atomic or volatile.
+// SAFETY: the kernel changes the memory under every reader anyhow; all access is atomic
+// or volatile.
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
@@ -67,13 +67,13 @@ impl Mapping {
         Self::map(fd, offset, len, libc::MAP_SHARED | libc::MAP_POPULATE)
     }
 
-    /// Maps fresh memory that is in no file, with `MAP_*` flags or none.
+    /// Maps new memory without a file. `flags` are further `MAP_*` flags.
     pub fn anonymous(len: usize, flags: libc::c_int) -> anyhow::Result<Self> {
         Self::map(-1, 0, len, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | flags)
     }
 
     fn map(fd: RawFd, offset: i64, len: usize, flags: libc::c_int) -> anyhow::Result<Self> {
-        // SAFETY: a fresh mapping wherever there is room.
+        // SAFETY: the kernel chooses a free address for the new mapping.
         let address = unsafe {
             libc::mmap(
                 std::ptr::null_mut(),
@@ -105,36 +105,36 @@ impl Mapping {
         self.len == 0
     }
 
-    /// Returns a word that the kernel uses too.
+    /// Returns a word that is shared with the kernel.
     pub fn word(&self, offset: usize) -> &AtomicU32 {
         assert!(offset.is_multiple_of(4) && offset + 4 <= self.len);
-        // SAFETY: inside the mapping and aligned, as pages are.
+        // SAFETY: the word is inside the mapping, and aligned because pages are.
         unsafe { AtomicU32::from_ptr(self.address.add(offset).cast()) }
     }
 
     /// Reads a value at a byte offset.
     pub fn read<T: Copy>(&self, offset: usize) -> T {
         assert!(offset + size_of::<T>() <= self.len);
-        // SAFETY: inside the mapping.
+        // SAFETY: the value is inside the mapping.
         unsafe { std::ptr::read_volatile(self.address.add(offset).cast()) }
     }
 
     /// Writes a value at a byte offset.
     pub fn write<T: Copy>(&self, offset: usize, value: T) {
         assert!(offset + size_of::<T>() <= self.len);
-        // SAFETY: inside the mapping.
+        // SAFETY: the value is inside the mapping.
         unsafe { std::ptr::write_volatile(self.address.add(offset).cast(), value) }
     }
 }
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        // SAFETY: our own mapping, which nobody refers to any more.
+        // SAFETY: `self` owns the mapping, and nothing refers to it any more.
         unsafe { libc::munmap(self.address.cast(), self.len) };
     }
 }
 
-/// The ring.
+/// A ring with wide completions.
 pub struct WideRing {
     fd: OwnedFd,
     params: RawParams,
@@ -150,12 +150,13 @@ impl AsFd for WideRing {
 }
 
 impl WideRing {
-    /// Makes a ring with what zero-copy receive asks for.
+    /// Makes a ring with the flags that zero-copy receive requires.
     pub fn new(entries: u32) -> anyhow::Result<Self> {
         Self::with(entries, 0, ZCRX_SETUP)
     }
 
-    /// Makes a ring with `IORING_SETUP_*` flags, and so many completions if not 0.
+    /// Makes a ring with `IORING_SETUP_*` flags. `cq_entries` is the size of its
+    /// completion queue, or 0 for the default.
     pub fn with(entries: u32, cq_entries: u32, flags: u32) -> anyhow::Result<Self> {
         let mut params = RawParams::default();
         params[2] = flags;
@@ -165,12 +166,13 @@ impl WideRing {
         }
         let fd = ring::setup(entries, &mut params);
         ensure!(fd >= 0, "io_uring_setup: {}", describe(fd));
-        // SAFETY: just made, and nobody else has it.
+        // SAFETY: the descriptor is new, and nothing else owns it.
         let fd = unsafe { OwnedFd::from_raw_fd(fd) };
         Self::attach(fd, params)
     }
 
-    /// Maps a ring that came from elsewhere, with what the kernel has said of it.
+    /// Maps a ring that other code has set up, given the parameters that the kernel
+    /// wrote back.
     pub fn attach(fd: OwnedFd, params: RawParams) -> anyhow::Result<Self> {
         let flags = params[2];
         let cqe = if flags & IORING_SETUP_CQE32 != 0 {
@@ -178,7 +180,7 @@ impl WideRing {
         } else {
             16
         };
-        // Behind the CQEs, and behind the indices of SQEs.
+        // The ends of the CQEs and of the array of SQE indices.
         let cqes = params[20 + 5] as usize + cqe * params[1] as usize;
         let array = params[10 + 6] as usize + 4 * params[0] as usize;
         let rings = Mapping::new(fd.as_raw_fd(), IORING_OFF_CQ_RING, cqes.max(array))
@@ -198,7 +200,7 @@ impl WideRing {
         self.fd.as_raw_fd()
     }
 
-    /// Returns what the kernel answered to `io_uring_setup`.
+    /// Returns the parameters that the kernel wrote back on setup.
     pub fn params(&self) -> RawParams {
         self.params
     }
@@ -213,24 +215,25 @@ impl WideRing {
         self.rings.word(self.params[20 + index] as usize)
     }
 
-    /// Returns how many completions found no room so far.
+    /// Returns the number of completions that found no room so far.
     pub fn overflow(&self) -> u32 {
         self.cq(4).load(Ordering::Relaxed)
     }
 
-    /// Returns where the next completion is taken from, which counts on for ever.
+    /// Returns the head of the completion queue, which increases for ever and wraps.
     pub fn position(&self) -> u32 {
         self.cq(0).load(Ordering::Relaxed)
     }
 
-    /// Returns how many slots have been filled and not yet taken.
+    /// Returns the number of slots that are filled and not yet taken.
     pub fn waiting(&self) -> u32 {
         self.cq(1)
             .load(Ordering::Acquire)
             .wrapping_sub(self.position())
     }
 
-    /// Returns what a position holds, fillers too, whether it has been taken or not.
+    /// Returns the completion at a position, including fillers, whether it has been
+    /// taken or not.
     pub fn slot(&self, position: u32) -> WideCqe {
         let cqes = self.params[20 + 5] as usize;
         let slot = (position & (self.params[1] - 1)) as usize;
@@ -246,7 +249,8 @@ impl WideRing {
         }
     }
 
-    /// Puts an SQE into the queue. What it points to must stay until it is done.
+    /// Puts an SQE into the queue. The memory that it points to must stay until its
+    /// completion.
     pub fn push(&mut self, sqe: Sqe) -> anyhow::Result<()> {
         let entries = self.params[0];
         let taken = self.sq(0).load(Ordering::Acquire);
@@ -265,8 +269,8 @@ impl WideRing {
         Ok(())
     }
 
-    /// Submits what is queued and waits for `wait` completions, running what
-    /// the kernel has put off: how many SQEs it took.
+    /// Submits what is queued, runs deferred work, and waits for `wait` completions.
+    /// Returns the number of SQEs that the kernel took.
     pub fn submit_and_wait(&mut self, wait: u32) -> anyhow::Result<u32> {
         let queued = self
             .sq_tail
@@ -276,12 +280,12 @@ impl WideRing {
         Ok(got as u32)
     }
 
-    /// Submits what is queued, and lets the kernel do what it can do now.
+    /// Submits what is queued and runs deferred work, without waiting.
     pub fn submit(&mut self) -> anyhow::Result<u32> {
         self.submit_and_wait(0)
     }
 
-    /// Takes a completion if there is one. Fillers are left out.
+    /// Takes a completion if there is one. Skips fillers.
     pub fn try_cqe(&mut self) -> Option<WideCqe> {
         loop {
             let head = self.cq(0).load(Ordering::Relaxed);
@@ -303,8 +307,8 @@ impl WideRing {
         }
     }
 
-    /// Submits what is queued and waits for a completion; the runner ends a test
-    /// that waits for ever.
+    /// Submits what is queued and waits for a completion. The runner ends a test that
+    /// waits for ever.
     pub fn cqe(&mut self) -> anyhow::Result<WideCqe> {
         loop {
             if let Some(cqe) = self.try_cqe() {
@@ -314,7 +318,7 @@ impl WideRing {
         }
     }
 
-    /// Runs one request that completes once: its result.
+    /// Runs one request that completes once. Returns its result.
     pub fn run(&mut self, sqe: Sqe) -> anyhow::Result<i32> {
         self.push(sqe)?;
         let cqe = self.cqe()?;

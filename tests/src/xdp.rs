@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-//! XDP on a network device: a program that lets all packets pass, and a socket
-//! that has a receive queue.
+//! XDP on a network device: a program that passes all packets, and a socket that binds
+//! a receive queue.
 
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 
@@ -14,26 +14,27 @@ const BPF_PROG_LOAD: libc::c_int = 5;
 const BPF_LINK_CREATE: libc::c_int = 28;
 const BPF_PROG_TYPE_XDP: u32 = 6;
 const BPF_XDP: u32 = 37;
-/// It can handle packets in several buffers.
+/// Says that the program can handle packets in several buffers.
 const BPF_F_XDP_HAS_FRAGS: u32 = 1 << 5;
-/// The kernel runs it, not the driver.
+/// Makes the kernel run the program instead of the driver.
 const XDP_FLAGS_SKB_MODE: u32 = 1 << 1;
 
-/// Calls bpf(2) with words as its attributes, for a command that gives a file.
+/// Calls bpf(2) with words as its attributes. The command must return a file
+/// descriptor.
 fn bpf(command: libc::c_int, words: &[u32]) -> anyhow::Result<OwnedFd> {
     let mut fd;
     loop {
-        // SAFETY: the words, and how long they are.
+        // SAFETY: the call passes the words and their size.
         fd = result(unsafe {
             libc::syscall(libc::SYS_bpf, command, words.as_ptr(), size_of_val(words))
         });
-        // The verifier gives way to signals, and to what a ring has put off.
+        // Signals and deferred work of a ring interrupt the verifier.
         if fd != -libc::EAGAIN {
             break;
         }
     }
     ensure!(fd >= 0, "bpf({command}): {}", describe(fd));
-    // SAFETY: just made, and nobody else has it.
+    // SAFETY: the descriptor is new, and nothing else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
@@ -43,8 +44,7 @@ fn halves<T>(pointer: *const T) -> [u32; 2] {
     [address as u32, (address >> 32) as u32]
 }
 
-/// Attaches a program that lets all packets pass, until what this gives is
-/// dropped.
+/// Attaches a program that passes all packets. Dropping the result detaches it.
 pub fn attach(index: u32) -> anyhow::Result<OwnedFd> {
     // r0 = XDP_PASS; exit
     let program: [u64; 2] = [2 << 32 | 0xb7, 0x95];
@@ -74,20 +74,20 @@ pub fn attach(index: u32) -> anyhow::Result<OwnedFd> {
     bpf(BPF_LINK_CREATE, &link)
 }
 
-/// A socket that has a receive queue, and the memory it receives into.
+/// A socket that can bind a receive queue, and the memory that it receives into.
 pub struct Socket {
     fd: OwnedFd,
     _memory: Mapping,
 }
 
 impl Socket {
-    /// Makes a socket without a queue.
+    /// Makes a socket that is not yet bound to a queue.
     pub fn new() -> anyhow::Result<Self> {
         const CHUNKS: u32 = 16;
-        // SAFETY: plain numbers.
+        // SAFETY: the call takes no pointers.
         let fd = result(unsafe { libc::socket(libc::AF_XDP, libc::SOCK_RAW, 0) }.into());
         ensure!(fd >= 0, "socket: {}", describe(fd));
-        // SAFETY: just made, and nobody else has it.
+        // SAFETY: the descriptor is new, and nothing else owns it.
         let fd = unsafe { OwnedFd::from_raw_fd(fd) };
         let memory = Mapping::anonymous(CHUNKS as usize * PAGE_SIZE, 0)?;
         let umem = libc::xdp_umem_reg {
@@ -112,7 +112,7 @@ impl Socket {
         })
     }
 
-    /// Takes a queue of a device: the result.
+    /// Binds the socket to a queue of a device. Returns the kernel's result.
     pub fn bind(&self, index: u32, queue: u32) -> i32 {
         let address = libc::sockaddr_xdp {
             sxdp_family: libc::AF_XDP as u16,
@@ -123,7 +123,7 @@ impl Socket {
         };
         let size = size_of_val(&address) as libc::socklen_t;
         let address = (&raw const address).cast();
-        // SAFETY: an address and its size.
+        // SAFETY: the call passes an address and its size.
         result(unsafe { libc::bind(self.fd.as_raw_fd(), address, size) }.into())
     }
 }
@@ -131,7 +131,7 @@ impl Socket {
 fn set<T>(fd: RawFd, name: i32, value: &T) -> anyhow::Result<()> {
     let size = size_of::<T>() as libc::socklen_t;
     let value = std::ptr::from_ref(value).cast();
-    // SAFETY: a value and its size.
+    // SAFETY: the call passes a value and its size.
     let got = unsafe { libc::setsockopt(fd, libc::SOL_XDP, name, value, size) };
     expect_result(&format!("XDP option {name}"), result(got.into()), 0)
 }

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Zero-copy receive: the structures of its user interface, field by field, and
-//! an interface queue, by default without a device, which takes what a socket has
-//! by copy.
+//! The uapi structures of zero-copy receive, and an interface queue. By default the
+//! queue has no device: the kernel copies data from the socket into its buffers.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -19,28 +18,28 @@ use crate::wide::{Mapping, WideCqe, WideRing};
 pub const IORING_REGISTER_ZCRX_IFQ: u32 = 32;
 pub const IORING_REGISTER_ZCRX_CTRL: u32 = 36;
 
-/// In `ioprio` of a receive: wait for data first.
+/// Makes a receive wait for data first. A flag in `ioprio`.
 pub const IORING_RECVSEND_POLL_FIRST: u16 = 1 << 0;
-/// In `ioprio` of a receive: go on until there is no more. Zero-copy receive
-/// must have it.
+/// Makes a receive go on until there is no more data. A flag in `ioprio`, which
+/// zero-copy receive requires.
 pub const IORING_RECV_MULTISHOT: u16 = 1 << 1;
 
-/// In [`IfqReg::flags`].
+/// Imports an exported queue. A flag in [`IfqReg::flags`].
 pub const ZCRX_REG_IMPORT: u32 = 1;
-/// In [`IfqReg::flags`].
+/// Registers a queue without a device. A flag in [`IfqReg::flags`].
 pub const ZCRX_REG_NODEV: u32 = 2;
-/// In [`AreaReg::flags`].
+/// Says that the area is a dma-buf. A flag in [`AreaReg::flags`].
 pub const IORING_ZCRX_AREA_DMABUF: u32 = 1;
-/// The bit at which an offset has the area.
+/// The lowest bit of the area's number in an offset.
 pub const AREA_SHIFT: u32 = 48;
-/// In [`RegionDesc::flags`].
+/// Says that user memory holds the region. A flag in [`RegionDesc::flags`].
 pub const IORING_MEM_REGION_TYPE_USER: u32 = 1;
 
-/// Event: no buffer for the device.
+/// The event that there was no buffer for the device.
 pub const ZCRX_EVENT_ALLOC_FAIL: u32 = 0;
-/// Event: data was copied.
+/// The event that data was copied.
 pub const ZCRX_EVENT_COPY: u32 = 1;
-/// In [`EventDesc::flags`].
+/// Asks for statistics. A flag in [`EventDesc::flags`].
 pub const ZCRX_EVENT_DESC_FLAG_STATS: u32 = 1;
 
 pub const ZCRX_CTRL_FLUSH_RQ: u32 = 0;
@@ -48,15 +47,16 @@ pub const ZCRX_CTRL_EXPORT: u32 = 1;
 pub const ZCRX_CTRL_ARM_EVENT: u32 = 2;
 pub const ZCRX_CTRL_ADD_AREA: u32 = 3;
 
-/// Where the refill queue of id 0 is mapped; those of others follow.
+/// The offset at which the refill queue of id 0 is mapped. Those of the other ids
+/// follow.
 pub const IORING_MAP_OFF_ZCRX: i64 = 0x3000_0000;
 pub const IORING_OFF_ZCRX_SHIFT: u32 = 16;
 
-/// Most entries that a refill queue has.
+/// The most entries that a refill queue can have.
 pub const MAX_ENTRIES: u32 = 32768;
-/// Where the entries of a refill queue begin, on x86-64.
+/// The offset of the entries in a refill queue on x86-64.
 pub const RQES: usize = 128;
-/// Where the producer's position is.
+/// The offset of the tail, the producer's position.
 pub const TAIL: usize = 64;
 
 /// `struct io_uring_zcrx_offsets`.
@@ -130,8 +130,8 @@ pub struct Stats {
     pub copy_bytes: u64,
 }
 
-/// `struct zcrx_ctrl`, its union as words: `zcrx_fd` and `event_type` are the
-/// low half of the first, `area_ptr` is all of it.
+/// `struct zcrx_ctrl`, with its union as words: `zcrx_fd` and `event_type` are the low
+/// half of the first word, `area_ptr` is all of it.
 #[repr(C)]
 #[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
 pub struct Ctrl {
@@ -164,13 +164,13 @@ pub fn register_ifq(fd: RawFd, reg: &mut IfqReg) -> i32 {
     register(fd, IORING_REGISTER_ZCRX_IFQ, (reg as *mut IfqReg).cast(), 1)
 }
 
-/// Calls a control operation.
+/// Runs a control operation.
 pub fn control(fd: RawFd, ctrl: &mut Ctrl) -> i32 {
     register(fd, IORING_REGISTER_ZCRX_CTRL, (ctrl as *mut Ctrl).cast(), 0)
 }
 
-/// Builds a receive from `socket` into the queue `id` of the same ring, of `len` bytes
-/// at most, or of all there are if 0.
+/// Builds a receive from `socket` into the queue `id` of the same ring, of at most
+/// `len` bytes, or without a limit if `len` is 0.
 pub fn recv_zc(socket: RawFd, id: u32, len: u32) -> Sqe {
     let mut sqe = Sqe::new(op::RECV_ZC)
         .fd(socket)
@@ -180,39 +180,41 @@ pub fn recv_zc(socket: RawFd, id: u32, len: u32) -> Sqe {
     sqe
 }
 
-/// Returns the bytes that a refill queue of so many entries takes, in whole pages.
+/// Returns the size in bytes of the region of a refill queue of `entries` entries, in
+/// whole pages.
 pub fn region_size(entries: u32) -> usize {
     (RQES + 16 * entries as usize).next_multiple_of(PAGE_SIZE)
 }
 
-/// Anonymous memory, in pages.
+/// Maps `pages` pages of anonymous memory.
 pub fn memory(pages: usize) -> anyhow::Result<Mapping> {
     Mapping::anonymous(pages * PAGE_SIZE, 0)
 }
 
-/// Returns how many pages the calling process has pinned, as the kernel counts them.
+/// Returns the number of pages that the calling process has pinned, according to the
+/// kernel.
 pub fn pinned() -> anyhow::Result<usize> {
     Ok(sandbox::own_memory("VmPin:")? as usize / PAGE_SIZE)
 }
 
-/// Returns the offset at which the refill queue of a ring's queue `id` is mapped.
+/// Returns the offset at which the refill queue of the queue `id` is mapped.
 pub fn map_offset(id: u32) -> i64 {
     IORING_MAP_OFF_ZCRX + (i64::from(id) << IORING_OFF_ZCRX_SHIFT)
 }
 
-/// What a registration is made of, all valid until a test changes it.
+/// A registration of an interface queue, valid until a test changes it.
 pub struct Registration {
     pub reg: IfqReg,
     pub area: AreaReg,
     pub region: RegionDesc,
     pub event: EventDesc,
-    /// Whether [`Registration::event`] is handed in.
+    /// Whether [`Registration::event`] is passed to the kernel.
     pub with_event: bool,
 }
 
 impl Registration {
-    /// Describes a queue without a device, with `entries` in its refill queue, which the
-    /// kernel allocates, and buffers in `area`.
+    /// Describes a queue without a device, with a refill queue of `entries` entries
+    /// that the kernel allocates, and buffers in `area`.
     pub fn new(entries: u32, area: &Mapping) -> Self {
         Registration {
             reg: IfqReg {
@@ -234,7 +236,7 @@ impl Registration {
         }
     }
 
-    /// Registers itself; what the kernel writes back is in the fields.
+    /// Registers the queue. The fields then hold what the kernel wrote back.
     pub fn register(&mut self, fd: RawFd) -> i32 {
         self.reg.area_ptr = &raw mut self.area as u64;
         self.reg.region_ptr = &raw mut self.region as u64;
@@ -245,17 +247,17 @@ impl Registration {
     }
 }
 
-/// The refill queue of a ring's queue, through which buffers are given back.
+/// The refill queue of an interface queue, through which user space gives buffers back.
 pub struct RefillQueue {
-    /// Of the queue, at the ring that it was mapped from.
+    /// The id of the queue at the ring that it was mapped from.
     pub id: u32,
     pub entries: u32,
-    /// Its positions, entries, and what is behind them.
+    /// The mapped head, tail and entries, up to the end of the last page.
     pub memory: Mapping,
 }
 
 impl RefillQueue {
-    /// Maps the one of queue `id` of a ring, which has so many entries.
+    /// Maps the refill queue of the queue `id` of a ring, which has `entries` entries.
     pub fn map(fd: RawFd, id: u32, entries: u32) -> anyhow::Result<Self> {
         let memory = Mapping::new(fd, map_offset(id), region_size(entries))
             .context("mapping the refill queue")?;
@@ -266,27 +268,27 @@ impl RefillQueue {
         })
     }
 
-    /// Returns how far it was filled.
+    /// Returns the tail, up to which user space has filled the queue.
     pub fn tail(&self) -> u32 {
         self.memory.word(TAIL).load(Ordering::Acquire)
     }
 
-    /// Says how far it is filled.
+    /// Sets the tail.
     pub fn set_tail(&self, tail: u32) {
         self.memory.word(TAIL).store(tail, Ordering::Release);
     }
 
-    /// Returns how far the kernel has read it.
+    /// Returns the head, up to which the kernel has consumed the queue.
     pub fn head(&self) -> u32 {
         self.memory.word(0).load(Ordering::Acquire)
     }
 
-    /// Returns how many entries the kernel has not read yet.
+    /// Returns the number of entries that the kernel has not consumed yet.
     pub fn unread(&self) -> u32 {
         self.tail().wrapping_sub(self.head())
     }
 
-    /// Puts an entry behind those that are there, whatever it says.
+    /// Adds an entry, which need not be valid.
     pub fn push(&self, rqe: Rqe) {
         let tail = self.tail();
         let slot = (tail & (self.entries - 1)) as usize;
@@ -302,7 +304,7 @@ impl RefillQueue {
         });
     }
 
-    /// Makes the kernel read it.
+    /// Makes the kernel consume entries.
     pub fn flush(&self, fd: RawFd) -> i32 {
         let mut ctrl = Ctrl {
             zcrx_id: self.id,
@@ -312,23 +314,26 @@ impl RefillQueue {
         control(fd, &mut ctrl)
     }
 
-    /// Makes the kernel read all of it. A kernel may stop at an entry that is not
-    /// valid, so this takes as many calls as it takes.
+    /// Makes the kernel consume all entries. The kernel may stop at an entry that is
+    /// not valid, so this calls it as often as needed.
     pub fn flush_all(&self, fd: RawFd) -> anyhow::Result<()> {
         while self.unread() != 0 {
             let before = self.unread();
             expect_result("flush", self.flush(fd), 0)?;
-            ensure!(self.unread() < before, "{before} entries stay unread");
+            ensure!(
+                self.unread() < before,
+                "the kernel consumed none of {before} entries"
+            );
         }
         Ok(())
     }
 }
 
-/// An interface queue: buffers, and its refill queue.
+/// An interface queue: its buffers and its refill queue.
 pub struct Ifq {
     pub area: Mapping,
     pub token: u64,
-    /// How large a buffer is.
+    /// The size of a buffer in bytes.
     pub buffer: usize,
     pub refill: RefillQueue,
 }
@@ -342,7 +347,8 @@ impl std::ops::Deref for Ifq {
 }
 
 impl Ifq {
-    /// Registers one of `pages` buffers with a ring.
+    /// Registers a queue with an area of `pages` pages, and `entries` entries in its
+    /// refill queue.
     pub fn new(fd: RawFd, entries: u32, pages: usize) -> anyhow::Result<Self> {
         let area = memory(pages)?;
         let mut registration = Registration::new(entries, &area);
@@ -350,7 +356,7 @@ impl Ifq {
         Self::attach(fd, registration, area)
     }
 
-    /// Uses a registration that succeeded.
+    /// Takes over a registration that succeeded.
     pub fn attach(fd: RawFd, registration: Registration, area: Mapping) -> anyhow::Result<Self> {
         let reg = registration.reg;
         Ok(Ifq {
@@ -361,12 +367,13 @@ impl Ifq {
         })
     }
 
-    /// Lets go of the refill queue, and with it of the ring: the buffers.
+    /// Unmaps the refill queue, which held a reference to the ring. Returns the memory
+    /// of the buffers.
     pub fn into_area(self) -> Mapping {
         self.area
     }
 
-    /// Returns the bytes that a completion is about, if they are in the first area.
+    /// Returns the bytes that a completion hands out, which must be in the first area.
     pub fn data(&self, cqe: &WideCqe) -> anyhow::Result<&[u8]> {
         let [off, pad] = cqe.extra.context("a completion without an offset")?;
         ensure!(pad == 0, "padding is {pad:#x}");
@@ -380,13 +387,13 @@ impl Ifq {
             at / self.buffer == (at + len - 1) / self.buffer && at + len <= self.area.len(),
             "{len} bytes at {at:#x} are not in one buffer"
         );
-        // SAFETY: inside the mapping, and the kernel writes to no buffer that it
-        // has handed out.
+        // SAFETY: the bytes are inside the mapping, and the kernel writes to no buffer
+        // that it has handed out.
         Ok(unsafe { std::slice::from_raw_parts(self.area.address().add(at), len) })
     }
 }
 
-/// Makes a TCP connection over loopback, and returns its two ends.
+/// Makes a TCP connection over loopback. Returns sender and receiver.
 pub fn tcp_pair() -> anyhow::Result<(TcpStream, TcpStream)> {
     let listener = TcpListener::bind("127.0.0.1:0")?;
     let sender = TcpStream::connect(listener.local_addr()?)?;
@@ -395,15 +402,16 @@ pub fn tcp_pair() -> anyhow::Result<(TcpStream, TcpStream)> {
     Ok((sender, receiver))
 }
 
-/// Builds bytes that tell where in a stream they are.
+/// Builds bytes that depend on their position in a stream.
 pub fn pattern(from: usize, len: usize) -> Vec<u8> {
     (from..from + len)
         .map(|at| (at ^ (at >> 8) ^ (at >> 16)) as u8)
         .collect()
 }
 
-/// Sends a pattern and takes it in by `RECV_ZC`, all bytes compared, every buffer
-/// given back at once. Where there was none left, it asks again.
+/// Sends `len` bytes of the pattern, receives them with `RECV_ZC`, compares them, and
+/// gives every buffer back at once. Makes a new request if the kernel found no free
+/// buffer.
 pub fn transfer(ring: &mut WideRing, ifq: &Ifq, len: usize) -> anyhow::Result<()> {
     let (mut sender, receiver) = tcp_pair()?;
     let thread = std::thread::spawn(move || sender.write_all(&pattern(0, len)));
@@ -433,7 +441,7 @@ pub fn transfer(ring: &mut WideRing, ifq: &Ifq, len: usize) -> anyhow::Result<()
     );
     let sent = thread.join();
     sent.ok().context("the sender panicked")??;
-    // The sender is gone, and nothing is left of what it sent.
+    // The sender has closed its end, and nothing must be left of what it sent.
     ensure!((&receiver).read(&mut [0])? == 0, "bytes are left");
     Ok(())
 }
