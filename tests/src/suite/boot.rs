@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! What the kernel tells of itself.
+//! The messages that the kernel prints at boot.
 
 use std::fs::File;
 use std::io::{ErrorKind, Read};
@@ -12,7 +12,8 @@ use crate::kernel::{Implementation, expect_eq, implementation, zcrx_implementati
 
 pub const TESTS: &[Test] = &[test("BO01 the log says which parts are in Rust", bo01)];
 
-/// Returns the messages of the kernel's log that begin with `prefix`, without it.
+/// Returns the messages of the kernel's log that begin with `prefix`, without that
+/// prefix.
 fn messages(prefix: &str) -> anyhow::Result<Vec<String>> {
     let mut options = File::options();
     options.read(true).custom_flags(libc::O_NONBLOCK);
@@ -22,13 +23,13 @@ fn messages(prefix: &str) -> anyhow::Result<Vec<String>> {
         match log.read(&mut record) {
             Ok(len) => {
                 let text = String::from_utf8_lossy(&record[..len]);
-                // Behind what the kernel says of the message.
+                // The message follows the metadata of the record.
                 let message = text.split_once(';').map_or("", |(_, message)| message);
                 let line = message.lines().next().unwrap_or_default();
                 messages.extend(line.strip_prefix(prefix).map(str::to_string));
             }
             Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(messages),
-            // It was overwritten meanwhile: the next one is there.
+            // The record was overwritten meanwhile; the next read returns the next one.
             Err(error) if error.kind() == ErrorKind::BrokenPipe => {}
             Err(error) => return Err(error).context("/dev/kmsg"),
         }

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
-//! How long a chain of filters may grow. In the Rust implementation the sum of
-//! the lengths, each plus four, is at most 32,768; one more filter is refused
-//! with ENOMEM and changes nothing. The C implementation has no bound: the same
-//! registrations succeed there.
+//! The greatest length of a chain of filters. In the Rust implementation the sum of the
+//! lengths, each plus four, is at most 32,768; one more filter is refused with ENOMEM
+//! and changes nothing. The C implementation has no bound: the same registrations
+//! succeed there.
 
 use std::os::fd::RawFd;
 
@@ -42,20 +42,20 @@ fn past_bound() -> i32 {
     }
 }
 
-/// Filters of the greatest length that fit into one chain.
+/// The number of filters of the greatest length that fit into one chain.
 const LONGEST: usize = CHAIN_BOUND / (BPF_MAXINSNS + CHAIN_OVERHEAD);
-/// Length of a filter that fills the chain up after those.
+/// The length of the filter that fills the chain up after those.
 pub const LAST: usize = CHAIN_BOUND - LONGEST * (BPF_MAXINSNS + CHAIN_OVERHEAD) - CHAIN_OVERHEAD;
 
 const _: () = assert!(LONGEST == 7 && LAST == 4064);
 
-/// Lengths of the filters of a chain that is exactly at the bound.
+/// Returns the lengths of the filters of a chain that is exactly at the bound.
 pub fn full_chain() -> impl Iterator<Item = usize> {
     std::iter::repeat_n(BPF_MAXINSNS, LONGEST).chain([LAST])
 }
 
-/// Fills an opcode's chain up to exactly the bound, with filters that allow
-/// and whose verdict cannot be known without running them.
+/// Fills an opcode's chain up to exactly the bound. The filters allow, and their
+/// verdicts cannot be known without running them.
 pub fn fill(fd: RawFd, opcode: u8) -> anyhow::Result<()> {
     for len in full_chain() {
         let what = format!("filter of {len} for opcode {opcode}");
@@ -71,7 +71,8 @@ fn denies_one(what: &str, ring: &mut Ring) -> anyhow::Result<()> {
 }
 
 fn bd01() -> TestResult {
-    // C accepts everything; fewer will do where each takes long.
+    // C accepts every filter. With checkers each registration takes long, so fewer must
+    // do.
     let attempts = if implementation() == Implementation::C && is_debug() {
         20
     } else {
@@ -93,7 +94,7 @@ fn bd01() -> TestResult {
 
 fn bd02() -> TestResult {
     let mut ring = Ring::new(2)?;
-    // The oldest filter tells whether the chain is whole.
+    // The oldest filter shows whether the chain is still whole.
     let mut first = bpf::deny_if(USER_DATA_LO, 1);
     let padding = BPF_MAXINSNS - first.len();
     first.splice(0..0, std::iter::repeat_n(bpf::ld_imm(0), padding));
@@ -126,8 +127,8 @@ fn bd02() -> TestResult {
 
 fn bd03() -> TestResult {
     let mut ring = Ring::new(2)?;
-    // Checkers make each registration take long: there, fewer filters that are
-    // longer come to the same sum.
+    // With checkers each registration takes long, so fewer and longer filters add up to
+    // the same sum there.
     let len = if is_debug() { 68 } else { 1 };
     let filter: Program = bpf::filler(len);
     let first = bpf::deny_if(USER_DATA_LO, 1);
@@ -158,11 +159,15 @@ fn bd04() -> TestResult {
             past_bound(),
         )?;
     }
-    expect_result("an opcode without", ring.filter(op::READ, &bpf::deny()), 0)?;
+    expect_result(
+        "an opcode without a filter",
+        ring.filter(op::READ, &bpf::deny()),
+        0,
+    )?;
     ring.expect("NOP", Sqe::nop(), 0)?;
     ring.expect("CLOSE", Sqe::new(op::CLOSE), -libc::EBADF)?;
     ring.expect("READ", Sqe::new(op::READ), DENIED)?;
-    // Another ring starts from nothing.
+    // Another ring has chains of its own.
     let mut other = Ring::new(2)?;
     other.must_filter(op::NOP, &bpf::long(BPF_MAXINSNS, 0))?;
     other.expect("NOP of another ring", Sqe::nop(), DENIED)?;
@@ -199,7 +204,7 @@ fn bd05() -> TestResult {
         expect_result("child's ring past the bound", got, past_bound())?;
         ring.expect("child's NOP", Sqe::nop(), 0)
     })?;
-    // What the ring and the child added does not count for the task.
+    // The filters that the ring and the child added do not count for the task.
     add("task again", TASK, LONGEST - 4)?;
     let got = register::filter(TASK, op::NOP, &long);
     expect_result("task past the bound", got, past_bound())?;
@@ -219,8 +224,8 @@ fn bd06() -> TestResult {
     } else {
         expect_eq("verdicts", after, before)?;
     }
-    // A filter for a denied opcode has nothing left to deny: Rust does not keep
-    // it, so there is nothing to bound.
+    // A filter for a denied opcode has nothing left to deny: Rust does not keep it, so
+    // that it does not count.
     let mut other = Ring::new(2)?;
     let got = register::filter_with(other.fd(), op::CLOSE, &bpf::allow(), DENY_REST);
     expect_result("DENY_REST", got, 0)?;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-//! D3: what the opcodes with data of their own show to filters, byte by byte.
-//! The words that every opcode has are in `context_flags`.
+//! D3: the data that filters see for opcodes that have data, byte by byte. The words
+//! that every opcode has are in `context_flags`.
 
 use super::{Outcome, Test, TestResult, slow};
 use crate::bpf;
@@ -33,13 +33,13 @@ pub const TESTS: &[Test] = &[
     slow("FC23 CONNECT: length is cut to 32 bits", 20, fc23),
 ];
 
-/// O_LARGEFILE as the kernel spells it; libc has 0 for 64-bit machines.
+/// The kernel's O_LARGEFILE; libc defines it as 0 on 64-bit machines.
 const O_LARGEFILE: u64 = 0o100000;
 
-/// SQE flag that the kernel adds on its own.
+/// The SQE flag that the kernel itself sets on requests for a worker.
 const ASYNC: u8 = crate::sqe::IOSQE_ASYNC;
 
-/// Returns the context of a request without `user_data`: opcode, SQE flags, and the
+/// Builds the context of a request whose `user_data` is 0: opcode, SQE flags, and the
 /// words of the opcode's own data.
 fn context(opcode: u8, flags: u8, data: [u32; 6]) -> Context {
     let head = u32::from_le_bytes([opcode, flags, pdu_size(opcode), 0]);
@@ -47,13 +47,13 @@ fn context(opcode: u8, flags: u8, data: [u32; 6]) -> Context {
     [0, 0, head, 0, a, b, c, d, e, f]
 }
 
-/// Checks that filters see exactly this of a request.
+/// Checks that the context that filters see for a request is exactly `want`.
 fn sees(what: &str, make: impl Fn() -> Sqe, want: Context) -> anyhow::Result<()> {
     let got = read_context(make().opcode, make)?;
     expect_eq(what, got, want)
 }
 
-/// Returns the data of an open: three 64-bit numbers.
+/// Builds the data of an open: three 64-bit numbers.
 fn open_data(flags: u64, mode: u64, resolve: u64) -> [u32; 6] {
     let mut data = [0; 6];
     for (i, value) in [flags, mode, resolve].into_iter().enumerate() {
@@ -63,7 +63,7 @@ fn open_data(flags: u64, mode: u64, resolve: u64) -> [u32; 6] {
     data
 }
 
-/// Returns the data of a connect: family, port, and up to 16 bytes of address.
+/// Builds the data of a connect: family, port, and up to 16 bytes of address.
 fn connect_data(family: i32, port: u16, address: &[u8]) -> [u32; 6] {
     let mut bytes = [0; 16];
     bytes[..address.len()].copy_from_slice(address);
@@ -72,7 +72,7 @@ fn connect_data(family: i32, port: u16, address: &[u8]) -> [u32; 6] {
     [family as u32, port, word(0), word(1), word(2), word(3)]
 }
 
-/// Returns a `struct sockaddr_in`, followed by bytes that nobody may see.
+/// Builds a `struct sockaddr_in`, followed by bytes that filters must not see.
 fn inet(port: u16, address: [u8; 4]) -> [u8; 128] {
     let mut bytes = [0x5a; 128];
     bytes[0..2].copy_from_slice(&(libc::AF_INET as u16).to_ne_bytes());
@@ -81,7 +81,7 @@ fn inet(port: u16, address: [u8; 4]) -> [u8; 128] {
     bytes
 }
 
-/// Returns a `struct sockaddr_in6` with flow info and scope set.
+/// Builds a `struct sockaddr_in6` with flow info and scope set.
 fn inet6(port: u16, address: [u8; 16]) -> [u8; 128] {
     let mut bytes = [0x5a; 128];
     bytes[0..2].copy_from_slice(&(libc::AF_INET6 as u16).to_ne_bytes());
@@ -120,7 +120,7 @@ fn fc08() -> TestResult {
             libc::IPPROTO_UDP,
         ),
         (libc::AF_UNIX, libc::SOCK_SEQPACKET | cloexec | nonblock, 0),
-        // Protocol beyond what any family has: the call itself fails later.
+        // A protocol beyond those of any family: the call itself fails later.
         (libc::AF_INET, libc::SOCK_RAW, 0x7eee_dddd),
     ] {
         let what = format!("socket({family}, {kind:#x}, {protocol})");
@@ -128,7 +128,7 @@ fn fc08() -> TestResult {
         let make = || Sqe::socket(family, kind, protocol);
         sees(&what, make, context(op::SOCKET, 0, data))?;
     }
-    // All 32 bits of what the type's field holds besides the type itself.
+    // The largest number that fits into the bits of the type.
     let odd = Sqe::socket(libc::AF_INET, 0xf, 0);
     let data = [libc::AF_INET as u32, 0xf, 0, 0, 0, 0];
     sees("type 15", || odd, context(op::SOCKET, 0, data))?;
@@ -149,7 +149,7 @@ fn fc09() -> TestResult {
 }
 
 fn fc10() -> TestResult {
-    // A request whose own fields are full of ones where prep lets them be.
+    // Every bit that prep accepts in the request's own fields is set.
     let make = || {
         let mut sqe = Sqe::socket(-1, 0xf, -1);
         sqe.off |= 0xffff_ffff_0000_0000;
@@ -172,7 +172,7 @@ fn fc11() -> TestResult {
     let data = open_data(flags as u64 | O_LARGEFILE, 0, 0);
     sees("several flags", make, context(op::OPENAT, 0, data))?;
 
-    // Bits that open(2) does not know are dropped before filters see them.
+    // Bits that open(2) does not know are dropped before filters see the flags.
     let make = || Sqe::openat(c"/no/such/file", libc::O_WRONLY | 1 << 30, 0);
     let data = open_data(libc::O_WRONLY as u64 | O_LARGEFILE, 0, 0);
     sees("unknown flag", make, context(op::OPENAT, 0, data))?;
@@ -187,7 +187,7 @@ fn fc12() -> TestResult {
     let kept = libc::O_PATH | libc::O_DIRECTORY | libc::O_NOFOLLOW | libc::O_CLOEXEC;
     let flags = kept | libc::O_RDWR | libc::O_CREAT | libc::O_APPEND;
     let make = || Sqe::openat(c"/no/such/file", flags, 0o644);
-    // O_CREAT is gone before it could force the request to a worker.
+    // O_CREAT is dropped before it can force the request to a worker.
     let got = read_context(op::OPENAT, make)?;
     expect_eq(
         "all that O_PATH allows",
@@ -231,7 +231,7 @@ fn fc14() -> TestResult {
     let data = open_data(O_LARGEFILE, 0, how.resolve);
     sees("resolve", || openat2(&how), context(op::OPENAT2, 0, data))?;
 
-    // Nothing of this is valid, and all of it is shown.
+    // None of these bits is valid, and filters see all of them.
     let odd = OpenHow {
         flags: 0xfedc_ba98_0000_0000 | libc::O_WRONLY as u64,
         mode: 0x1122_3344_5566_7788,
@@ -264,13 +264,13 @@ fn fc15() -> TestResult {
     ring.expect("size 0", at(&how, 0), -libc::EINVAL)?;
     how[3] = 1;
     ring.expect("size 32, tail set", at(&how, 32), -libc::E2BIG)?;
-    // Dangling means an address in the first page, where nothing is mapped.
+    // A dangling pointer is an address in the first page, where nothing is mapped.
     let unmapped = Sqe::openat2(c"no/such/file", std::ptr::dangling(), 24);
     ring.expect("how unmapped", unmapped, -libc::EFAULT)?;
     Ok(Outcome::Passed)
 }
 
-/// Checks that filters see exactly this of a CONNECT with so much of an address.
+/// Checks that filters see exactly `data` for a CONNECT with `len` bytes of `address`.
 fn connect_sees(address: &[u8; 128], len: u64, data: [u32; 6]) -> anyhow::Result<()> {
     let make = || Sqe::connect(-1, address, len);
     sees(
@@ -306,7 +306,7 @@ fn fc18() -> TestResult {
     for len in [23, 16, 2] {
         connect_sees(&inet6(443, V6), len, connect_data(libc::AF_INET6, 0, &[]))?;
     }
-    // An IPv4 address in IPv6 clothes stays what it is.
+    // An IPv4-mapped IPv6 address is shown as the IPv6 address that it is.
     let mut mapped = [0; 16];
     mapped[10..12].fill(0xff);
     mapped[12..].copy_from_slice(&V4);
@@ -323,8 +323,8 @@ fn fc19() -> TestResult {
     for len in [0, 1] {
         let mut ring = Ring::new(4)?;
         ring.must_filter(op::CONNECT, &bpf::read_bit())?;
-        // Each bit is asked for right after a CONNECT with a whole address,
-        // whose memory the next request is likely to be given.
+        // Each bit is read right after a CONNECT with a whole address, whose memory the
+        // next request is likely to get.
         let mut got: Context = [0; 10];
         for (index, word) in got.iter_mut().enumerate().skip(2) {
             for bit in 0..32u64 {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-//! D3: `user_data`, the opcode, and the SQE flags as filters see them, which
-//! include those that the kernel itself sets while it prepares a request.
+//! D3: the `user_data`, opcode and SQE flags that filters see, including the flags that
+//! the kernel itself sets while it prepares a request.
 
 use anyhow::ensure;
 
@@ -43,14 +43,15 @@ fn fc01() -> TestResult {
 fn fc02() -> TestResult {
     let got = read_context(op::NOP, Sqe::nop)?;
     expect_eq("NOP", got, [0; 10])?;
-    // NOP is opcode 0, so another one shows that the byte is there.
+    // NOP is opcode 0, so another opcode shows that the byte is filled in.
     let got = read_context(op::FSYNC, || Sqe::new(op::FSYNC).flags(IOSQE_ASYNC))?;
     let word = u32::from_le_bytes([op::FSYNC, IOSQE_ASYNC, 0, 0]);
     expect_eq("FSYNC", got, [0, 0, word, 0, 0, 0, 0, 0, 0, 0])?;
     Ok(Outcome::Passed)
 }
 
-/// Checks that byte 9 of a request's context is `want`, and the rest of the word right.
+/// Checks that byte 9 of a request's context is `want`, and that the rest of the word
+/// is right.
 fn flags_are(what: &str, make: impl Fn() -> Sqe, want: u8) -> anyhow::Result<()> {
     let opcode = make().opcode;
     let got = read_context(opcode, make)?;
@@ -59,7 +60,7 @@ fn flags_are(what: &str, make: impl Fn() -> Sqe, want: u8) -> anyhow::Result<()>
 }
 
 fn fc03() -> TestResult {
-    // A RECV on no file: takes every flag, and always posts a completion.
+    // A RECV without a file takes every flag and always posts a completion.
     let recv = Sqe::new(op::RECV);
     for flags in [
         0,
@@ -73,17 +74,19 @@ fn fc03() -> TestResult {
     ] {
         flags_are(&format!("flags {flags:#x}"), || recv.flags(flags), flags)?;
     }
-    // Draining requests run on a worker, and show that too.
+    // Draining requests run on a worker, so they show ASYNC too.
     let drain = IOSQE_IO_DRAIN;
     flags_are("drain", || recv.flags(drain), drain | IOSQE_ASYNC)?;
-    // The one bit that the uapi does not define is refused before any filter.
+    // The kernel refuses the one bit that the uapi does not define before any filter
+    // runs.
     let mut ring = Ring::new(2)?;
     ring.must_filter(op::RECV, &bpf::deny())?;
     ring.expect("bit 7", recv.flags(1 << 7), -libc::EINVAL)?;
     Ok(Outcome::Passed)
 }
 
-/// Returns an address of AF_UNIX: of a file, or abstract if it starts with a NUL.
+/// Builds an address of AF_UNIX: the path of a file, or an abstract name if it starts
+/// with NUL.
 fn unix_address(path: &[u8; 8]) -> [u8; 10] {
     let mut address = [0; 10];
     address[..2].copy_from_slice(&(libc::AF_UNIX as u16).to_ne_bytes());
@@ -91,8 +94,8 @@ fn unix_address(path: &[u8; 8]) -> [u8; 10] {
     address
 }
 
-/// Makes requests that prep lets pass, none of which finds its file, and checks whether it
-/// sends them to a worker.
+/// Makes requests that prep accepts although none of them finds its file, and checks
+/// whether prep sends them to a worker.
 fn fc04() -> TestResult {
     let path = c"/no/such/file".as_ptr();
     let at = |opcode| {
@@ -194,8 +197,8 @@ fn fc05() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-/// Results of [poll that waits, draining NOP, plain NOP], where the filter of
-/// NOP decides on the word with the flags.
+/// Returns the results of a poll that waits, a draining NOP and a plain NOP, where
+/// `program` is the filter of NOP.
 fn while_draining(program: &[bpf::Insn]) -> anyhow::Result<[i32; 3]> {
     let mut ring = Ring::new(8)?;
     ring.must_filter(op::NOP, program)?;
@@ -204,7 +207,7 @@ fn while_draining(program: &[bpf::Insn]) -> anyhow::Result<[i32; 3]> {
     ring.push(pending.user_data(1))?;
     ring.push(Sqe::nop().user_data(2).flags(IOSQE_IO_DRAIN))?;
     ring.push(Sqe::nop().user_data(3))?;
-    // A denial ends the batch; the rest goes in with the next one.
+    // A denial ends the batch; the next call submits the rest.
     let mut submitted = ring.submit()?;
     while submitted < 3 {
         submitted += ring.submit()?;
@@ -234,14 +237,15 @@ fn fc06() -> TestResult {
         [ready, 0, denied],
     )?;
     expect_eq(
-        "and neither shows no flag",
+        "neither of them shows no flag",
         while_draining(&bpf::deny_if(OPCODE_WORD, 0))?,
         [ready, 0, 0],
     )?;
     Ok(Outcome::Passed)
 }
 
-/// Allows exactly requests whose `user_data` and flags are as listed.
+/// Builds a program that allows only requests whose `user_data` and flags are as
+/// listed.
 fn allow_exactly(requests: &[(u32, u8)]) -> bpf::Program {
     let mut program = Vec::new();
     for &(user_data, flags) in requests {
@@ -258,8 +262,8 @@ fn allow_exactly(requests: &[(u32, u8)]) -> bpf::Program {
     program
 }
 
-/// Checks that filters see exactly these flags of NOPs that are submitted at once:
-/// those of the SQE, and those seen.
+/// Checks the flags that filters see of NOPs that are submitted at once. Each entry of
+/// `flags` holds those of the SQE and those seen.
 fn seen_at_once(what: &str, flags: &[(u8, u8)]) -> anyhow::Result<()> {
     let seen: Vec<(u32, u8)> = (1..).zip(flags.iter().map(|&(_, seen)| seen)).collect();
     let denied = |seen: &[(u32, u8)]| -> anyhow::Result<bool> {
@@ -273,7 +277,7 @@ fn seen_at_once(what: &str, flags: &[(u8, u8)]) -> anyhow::Result<()> {
         Ok(results.iter().any(|cqe| cqe.res != 0))
     };
     ensure!(!denied(&seen)?, "{what}: some NOP shows other flags");
-    // The same with one of them expected otherwise, so that it shows.
+    // Expecting one flag less or more of one of the NOPs must fail.
     for i in 0..seen.len() {
         for bit in [IOSQE_IO_DRAIN, IOSQE_ASYNC] {
             let mut other = seen.clone();
@@ -289,7 +293,7 @@ fn fc06_link() -> TestResult {
     seen_at_once(
         "DRAIN on a member drains the head and what follows the link",
         &[
-            // The head gets its flags only when its filter has run.
+            // The head gets its DRAIN flag only after its filter has run.
             (link, link),
             (link | drain, link | drain | to_worker),
             (0, to_worker),

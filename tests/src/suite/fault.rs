@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! D11: registering filters while memory runs out and user memory goes away.
+//! D11: registering filters while memory runs out and user memory is unreadable.
 //! Restrictions, fork and the threads of rings are in `fault_tasks`.
 
 use anyhow::ensure;
@@ -82,7 +82,7 @@ impl Scenario for FirstOfRing {
     }
 }
 
-/// A second filter of a ring that has its set for itself.
+/// The second filter of a ring that shares its set with nobody.
 struct SecondOfRing(Ring, Program);
 
 impl Scenario for SecondOfRing {
@@ -102,7 +102,8 @@ impl Scenario for SecondOfRing {
     }
 }
 
-/// A filter of a ring that shares its set with the task it inherited from.
+/// A filter of a ring that shares its set with the task from which it inherited the
+/// set.
 struct InheritedByRing(Ring, Program);
 
 impl Scenario for InheritedByRing {
@@ -141,7 +142,7 @@ fn fi02() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-/// A program of the greatest length on top of two others.
+/// A program of the greatest length on top of two other filters.
 struct LongOnTop(Ring, Program);
 
 impl Scenario for LongOnTop {
@@ -176,7 +177,7 @@ fn fi03() -> TestResult {
 
 fn fi04() -> TestResult {
     let _limit = Sysctl::set("net/core/bpf_jit_limit", "1")?;
-    // The limit does not hold for those who may use BPF.
+    // The kernel does not apply the limit to processes that may use BPF.
     sandbox::in_child(|| {
         sandbox::sandboxed()?;
         let mut ring = Ring::new(2)?;
@@ -209,7 +210,7 @@ fn fi09() -> TestResult {
         sweep::<InheritedByRing>("inherited set, user copies")?,
         sweep::<TaskFilter>("task, user copies")?,
     ] {
-        // The registration, its write-back, the program.
+        // The kernel copies the registration, its write-back, and the program.
         expect_eq("EFAULT, ENOMEM", [met.fault, met.no_memory], [3, 0])?;
     }
     Ok(Outcome::Passed)

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Makes every allocation and user copy of a system call fail, one after the
-//! other, through `/proc/self/fail-nth`; or every allocation from one on, as some
-//! are tried again. Each failure must return its error and change nothing; the
-//! same call must succeed right afterwards.
+//! Makes every allocation and user copy of a system call fail, one after the other,
+//! through `/proc/self/fail-nth`. Or makes all allocations fail from one on, because
+//! some are retried. Each failure must return its error and change nothing; the same
+//! call must succeed right afterwards.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -21,7 +21,7 @@ use crate::sqe::{Sqe, op};
 
 const DENIED: i32 = -libc::EACCES;
 
-/// Makes the n-th fault point that this process meets fail.
+/// A file that makes the n-th fault point that this process reaches fail.
 pub struct FailNth(File);
 
 impl FailNth {
@@ -31,31 +31,32 @@ impl FailNth {
         Ok(FailNth(file.context("/proc/self/fail-nth")?))
     }
 
-    /// Runs `body` with its `n`-th fault point failing: its result, and whether
-    /// there were as many.
+    /// Runs `body` with its `n`-th fault point failing. Returns its result, and whether
+    /// it reached that many fault points.
     pub fn during(&self, n: usize, body: impl FnOnce() -> i32) -> anyhow::Result<(i32, bool)> {
         let number = n.to_string();
         self.0
             .write_all_at(number.as_bytes(), 0)
             .context("fail-nth")?;
         let ret = body();
-        // Reading copies to user space, a fault point itself: it can only fail
-        // if the fault was still to come.
+        // Reading this file is a user copy and so a fault point itself. It fails only
+        // if `body` did not reach the n-th one.
         let mut left = [0; 16];
         let hit = match self.0.read_at(&mut left, 0) {
             Ok(len) => left[..len].trim_ascii() == b"0",
             Err(_) => false,
         };
-        // The same goes for switching it off.
+        // Writing this file is a fault point as well.
         while self.0.write_all_at(b"0", 0).is_err() {}
         Ok((ret, hit))
     }
 }
 
-/// Where the kernel has how many bytes may still be allocated.
+/// The number of bytes that may still be allocated.
 const BYTES: &str = "/sys/kernel/debug/failslab/space";
 
-/// Leaves this process so much memory for the kernel's objects, and then none.
+/// A file that makes the kernel's allocations for this process fail once a number of
+/// bytes is used up.
 struct Budget(File);
 
 impl Budget {
@@ -64,7 +65,8 @@ impl Budget {
         Ok(Budget(file.context("/proc/self/make-it-fail")?))
     }
 
-    /// Runs `body` with so many bytes: its result, and how many were used.
+    /// Runs `body` with `bytes` bytes to allocate. Returns its result, and the number
+    /// of bytes used.
     fn during(&self, bytes: u32, body: impl FnOnce() -> i32) -> anyhow::Result<(i32, u32)> {
         fs::write(BYTES, bytes.to_string()).context(BYTES)?;
         self.0.write_all_at(b"1", 0).context("make-it-fail")?;
@@ -75,7 +77,7 @@ impl Budget {
     }
 }
 
-/// Which fault points are swept.
+/// The fault points that a sweep covers.
 pub enum Points {
     /// Allocations and user copies.
     All,
@@ -89,31 +91,32 @@ fn set(knob: &str, value: &str) -> anyhow::Result<()> {
     fs::write(&path, value).with_context(|| format!("{value} > {path}"))
 }
 
-/// Sets the fault points up, or says why there are none.
+/// Sets up the fault points. Returns the reason for skipping the test if the kernel has
+/// none.
 pub fn prepare(points: Points) -> anyhow::Result<Option<Outcome>> {
     if !kernel::has_fault_injection() {
         let reason = "the kernel has no CONFIG_FAILSLAB and CONFIG_FAULT_INJECTION_USERCOPY";
         return Ok(Some(Outcome::Skipped(reason.to_string())));
     }
     set("failslab/ignore-gfp-wait", "N")?;
-    // No cache is marked for it, so this leaves allocations alone.
+    // No cache is marked for this filter, so it keeps allocations from failing.
     let marked_caches_only = matches!(points, Points::UserCopies);
     set(
         "failslab/cache-filter",
         if marked_caches_only { "Y" } else { "N" },
     )?;
-    // Of pages, none is of such an order: `without_pages` is about those.
+    // No page allocation has so high an order: failing pages are for `without_pages`.
     set("fail_page_alloc/min-order", "99")?;
-    // Thousands of stack traces help nobody.
+    // Thousands of stack traces would only hide other messages.
     for attribute in ["failslab", "fail_usercopy"] {
         set(&format!("{attribute}/verbose"), "0")?;
     }
     Ok(None)
 }
 
-/// A system call that may fail half way, and how to see what it left behind.
+/// A system call that may fail half way, and checks of the state that it left behind.
 pub trait Scenario: Sized {
-    /// Makes what is there before the call.
+    /// Prepares the state before the call.
     fn setup() -> anyhow::Result<Self>;
     /// Makes the call itself.
     fn act(&mut self) -> i32;
@@ -123,23 +126,23 @@ pub trait Scenario: Sized {
     fn done(&mut self) -> anyhow::Result<()>;
 }
 
-/// What a sweep met, by kind of outcome.
+/// The number of outcomes of each kind in a sweep.
 #[derive(Default, Debug)]
 pub struct Met {
     pub no_memory: u32,
     pub fault: u32,
-    /// The call succeeded in spite of the failure, as the JIT lets it.
+    /// Calls that succeeded in spite of the failure, as the JIT allows.
     pub absorbed: u32,
 }
 
-/// How one attempt ended, told by the child that made it.
+/// The outcome of one attempt, as the child that made it reports.
 const NO_MEMORY: u32 = 1;
 const FAULT: u32 = 2;
 const ABSORBED: u32 = 3;
 const UNTOUCHED: u32 = 4;
 
-/// Fails the first, second, … fault point of a scenario, each in a fresh child,
-/// until the call has no more of them.
+/// Fails the first, second, … fault point of a scenario, each in a new child, until the
+/// call has no more of them.
 pub fn sweep<S: Scenario>(what: &str) -> anyhow::Result<Met> {
     const MOST: usize = 2000;
     let shared = Shared::<[AtomicU32; 1]>::new()?;
@@ -165,13 +168,13 @@ pub fn sweep<S: Scenario>(what: &str) -> anyhow::Result<Met> {
                 println!("{NOTE}{what}: {no_memory} ENOMEM, {fault} EFAULT, {absorbed} absorbed");
                 return Ok(met);
             }
-            other => bail!("{what}: fault point {n}: the child says {other}"),
+            other => bail!("{what}: fault point {n}: unknown outcome {other} from the child"),
         }
     }
     bail!("{what}: no end after {MOST} fault points")
 }
 
-/// Makes one attempt, in a process of its own.
+/// Makes one attempt in a process of its own.
 fn attempt<S: Scenario>(n: usize) -> anyhow::Result<u32> {
     let fail = FailNth::open()?;
     let mut scenario = S::setup().context("setup")?;
@@ -187,7 +190,7 @@ fn attempt<S: Scenario>(n: usize) -> anyhow::Result<u32> {
     Ok(outcome)
 }
 
-/// Checks what must be true after a call, whether it failed or not.
+/// Checks the state after a call, whether the call failed or not.
 fn finish<S: Scenario>(mut scenario: S, ret: i32) -> anyhow::Result<()> {
     if ret != 0 {
         scenario.unchanged().context("after the failure")?;
@@ -196,13 +199,13 @@ fn finish<S: Scenario>(mut scenario: S, ret: i32) -> anyhow::Result<()> {
     scenario.done().context("after success")
 }
 
-/// Lets a scenario have more and more memory, each time in a fresh child, until
-/// it has enough: at how many points it was refused. Finer steps would find more
-/// of them; they are for [`sweep`].
+/// Gives a scenario more and more memory, each time in a new child, until it has
+/// enough. Returns the number of points at which it was refused. Smaller steps would
+/// find more points, which is the purpose of [`sweep`].
 pub fn exhaust<S: Scenario>(what: &str) -> anyhow::Result<u32> {
     const STEP: usize = 128;
     const MOST: u32 = 1 << 18;
-    // For those only who say so, at every allocation that is past the budget.
+    // Every allocation past the budget fails, but only in processes that ask for it.
     for (knob, value) in [
         ("task-filter", "Y"),
         ("times", "-1"),
@@ -236,11 +239,11 @@ pub fn exhaust<S: Scenario>(what: &str) -> anyhow::Result<u32> {
     bail!("{what}: {MOST} bytes are not enough")
 }
 
-/// Runs a scenario, which takes pages for itself, and lets it fail for want of them.
+/// Runs a scenario that allocates pages, and makes it fail because there are none.
 pub fn without_pages<S: Scenario>(what: &str) -> anyhow::Result<()> {
     const TIMES: &str = "fail_page_alloc/times";
     const MOST: i32 = 50;
-    // Of what `exhaust` has left. Objects are there.
+    // `exhaust` may have left this set. Here, objects can be allocated.
     set("failslab/probability", "0")?;
     for (knob, value) in [
         ("task-filter", "Y"),
@@ -255,21 +258,24 @@ pub fn without_pages<S: Scenario>(what: &str) -> anyhow::Result<()> {
         let who = File::options().write(true).open("/proc/self/make-it-fail");
         let who = who.context("/proc/self/make-it-fail")?;
         let mut scenario = S::setup().context("setup")?;
-        // What is tried again, or in another way, fails again.
+        // Retries and fallbacks must fail as well.
         set(TIMES, &MOST.to_string())?;
         who.write_all_at(b"1", 0).context("make-it-fail")?;
         let got = scenario.act();
         who.write_all_at(b"0", 0).context("make-it-fail")?;
         let left = fs::read_to_string(format!("/sys/kernel/debug/{TIMES}"))?;
         set(TIMES, "0")?;
-        ensure!(left.trim() != MOST.to_string(), "no page was wanted");
+        ensure!(
+            left.trim() != MOST.to_string(),
+            "the call allocated no page"
+        );
         expect_result("without pages", got, -libc::ENOMEM)?;
         finish(scenario, got)
     })
     .with_context(|| what.to_string())
 }
 
-/// Results of NOP 0 to 3 and of CLOSE on a ring.
+/// Returns the results of NOP 0 to 3 and of CLOSE on a ring.
 fn verdicts(ring: &mut Ring) -> anyhow::Result<[i32; 5]> {
     let mut results = [0; 5];
     for (user_data, result) in results.iter_mut().take(4).enumerate() {
@@ -279,7 +285,8 @@ fn verdicts(ring: &mut Ring) -> anyhow::Result<[i32; 5]> {
     Ok(results)
 }
 
-/// Returns what [`verdicts`] says where these NOPs, or CLOSE, are denied.
+/// Returns the result of [`verdicts`] on a ring that denies these NOPs, and CLOSE if
+/// `close`.
 fn denying(nops: &[usize], close: bool) -> [i32; 5] {
     let mut results = [0, 0, 0, 0, if close { DENIED } else { -libc::EBADF }];
     for &user_data in nops {
@@ -288,12 +295,12 @@ fn denying(nops: &[usize], close: bool) -> [i32; 5] {
     results
 }
 
-/// Checks that a ring denies exactly these.
+/// Checks that a ring denies exactly these NOPs, and CLOSE if `close`.
 pub fn ring_denies(ring: &mut Ring, nops: &[usize], close: bool) -> anyhow::Result<()> {
     expect_eq("verdicts", verdicts(ring)?, denying(nops, close))
 }
 
-/// Checks that a ring made now denies exactly these.
+/// Checks that a new ring denies exactly these NOPs, and CLOSE if `close`.
 pub fn task_denies(nops: &[usize], close: bool) -> anyhow::Result<()> {
     ring_denies(&mut Ring::new(2)?, nops, close)
 }
@@ -310,7 +317,8 @@ impl Scenario for TaskFilter {
     }
     fn unchanged(&mut self) -> anyhow::Result<()> {
         task_denies(&[], false)?;
-        // A task that has an object already would be refused with EPERM.
+        // The kernel would refuse with EPERM if the failed call had left an object with
+        // the task.
         sandbox::in_child(|| {
             let got = register::restrict_task(&[Restriction::sqe_op(op::NOP)]);
             expect_result("restrictions", got, 0)

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-//! D11: requests that fail for want of memory before a filter sees them or after
-//! all is done, and filters in a group that may have little.
+//! D11: requests that run out of memory before a filter sees them or after they are
+//! done, and filters in a cgroup with little memory.
 
 use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
 use std::os::fd::AsRawFd;
@@ -42,7 +42,7 @@ fn fi19() -> TestResult {
     let fail = FailNth::open()?;
     let mut dropped = 0;
     for n in 1..MOST {
-        // The queue is full before data comes.
+        // The completion queue is full before data comes.
         let mut ring = WideRing::with(2, 2, ZCRX_SETUP)?;
         let ifq = Ifq::new(ring.fd(), 8, BUFFERS)?;
         let mut stream = Stream::new()?;
@@ -57,9 +57,9 @@ fn fi19() -> TestResult {
         let lost = ring.overflow();
         match (got, lost) {
             (1, 0) => {}
-            // What is dropped is counted, and told of once.
+            // The kernel counts a completion that it drops, and reports that once.
             (1, 1) if hit => dropped += 1,
-            // There was not even a request.
+            // The kernel could not even allocate the request.
             (got, 0) if hit && got == -libc::EAGAIN => {
                 expect_result("again", enter(fd, 1, 0, IORING_ENTER_GETEVENTS), 1)?;
             }
@@ -77,7 +77,7 @@ fn fi19() -> TestResult {
             let end = ended(stream.user_data, -libc::ENOSPC);
             expect_eq("the end", ring.cqe()?, end)?;
         }
-        // Nothing of the data went with it, and no buffer.
+        // The failed receive consumed no data and no buffer.
         ring.push(stream.recv(&ifq, LEN))?;
         stream.take_all(&mut ring, &ifq)?;
         expect_eq("the end", ring.cqe()?, ended(stream.user_data, 0))?;
@@ -100,7 +100,7 @@ fn fi20() -> TestResult {
     }
     let fail = FailNth::open()?;
     let listener = UdpSocket::bind(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0))?;
-    // An address of the one family that the filter denies.
+    // An address of the family that the filter denies.
     let mut address = [0u8; 16];
     address[..2].copy_from_slice(&(libc::AF_INET as u16).to_ne_bytes());
     let (mut without, mut unread) = (0, 0);
@@ -120,7 +120,8 @@ fn fi20() -> TestResult {
         expect_eq("user_data and flags", (cqe.user_data, cqe.flags), (5, 0))?;
         match cqe.res {
             res if res == -libc::EACCES => {}
-            // The filter is not asked, which would have denied it.
+            // The request fails before the filter, which would have denied it, is
+            // asked.
             res if res == -libc::ENOMEM && hit => without += 1,
             res if res == -libc::EFAULT && hit => unread += 1,
             res => bail!("fault point {n}: {}", describe(res)),
@@ -160,7 +161,7 @@ fn fi22() -> TestResult {
         Ok(())
     })?;
     match implementation() {
-        // Nothing but memory bounds them.
+        // Only memory bounds the number of filters.
         Implementation::C => sandbox::killed(child)?,
         Implementation::Rust => sandbox::join(child)?,
     }

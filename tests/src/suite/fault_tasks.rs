@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
-//! D11: restrictions, fork, and the threads that rings make, while memory runs
-//! out; and forks that fail for other reasons once they have gone far.
+//! D11: restrictions, fork, and the threads of rings while memory runs out; and forks
+//! that fail late for other reasons.
 //!
-//! The C implementation allocates for a list of restrictions and for every fork
-//! of a restricted task. The Rust implementation does neither; that its fork hook
-//! allocates nothing is for KUnit to see.
+//! The C implementation allocates for a list of restrictions and for every fork of a
+//! restricted task. The Rust implementation does neither. A KUnit test shows that its
+//! fork hook allocates nothing.
 
 use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering::SeqCst;
@@ -28,7 +28,7 @@ pub const TESTS: &[Test] = &[
     slow("FI08 SQPOLL threads and workers", 60, fi08),
 ];
 
-/// Builds three entries, the last of which leaves NOP.
+/// Builds three entries of a list that allows nothing but NOP.
 fn nop_only() -> [Restriction; 3] {
     [
         Restriction::flags_allowed(IOSQE_ASYNC),
@@ -37,7 +37,7 @@ fn nop_only() -> [Restriction; 3] {
     ]
 }
 
-/// Restrictions of a task.
+/// A task's own restrictions.
 struct TaskRestrictions;
 
 impl Scenario for TaskRestrictions {
@@ -56,7 +56,7 @@ impl Scenario for TaskRestrictions {
     }
 }
 
-/// Restrictions of a ring that inherited filters.
+/// The restrictions of a ring that inherited filters.
 struct RingRestrictions(Ring);
 
 impl Scenario for RingRestrictions {
@@ -95,7 +95,7 @@ fn fi05() -> TestResult {
         }
         Implementation::Rust => {
             expect_eq("allocations: object, none", no_memory, [1, 0])?;
-            // In how many pieces the list is read is left open.
+            // The test does not say in how many pieces the list is read.
             let entries = nop_only().len() as u32;
             ensure!((2..=1 + entries).contains(&task.fault), "copies: {task:?}");
             ensure!((1..=entries).contains(&ring.fault), "copies: {ring:?}");
@@ -104,7 +104,8 @@ fn fi05() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-/// Gives the calling task a list that leaves NOP and a filter that denies NOP 1.
+/// Gives the calling task restrictions that allow only NOP and a filter that denies NOP
+/// 1.
 fn restrict_and_filter() -> anyhow::Result<()> {
     let got = register::restrict_task(&nop_only());
     expect_result("restrictions", got, 0)?;
@@ -112,12 +113,12 @@ fn restrict_and_filter() -> anyhow::Result<()> {
     expect_result("filter", register::filter(TASK, op::NOP, &program), 0)
 }
 
-/// Checks that the calling task has both.
+/// Checks that the calling task has those restrictions and that filter.
 fn restricted_and_filtered() -> anyhow::Result<()> {
     task_denies(&[1], true)
 }
 
-/// Returns ENOMEM in place of EAGAIN, which failing to make a task or a pid gives.
+/// Turns EAGAIN, the error when a task or a pid cannot be made, into ENOMEM.
 fn as_no_memory(result: i32) -> i32 {
     if result == -libc::EAGAIN {
         -libc::ENOMEM
@@ -126,7 +127,7 @@ fn as_no_memory(result: i32) -> i32 {
     }
 }
 
-/// A fork that a restricted and filtered task makes: 0 once the child saw both.
+/// A fork of a restricted and filtered task. The result is 0 if the child has both.
 struct Fork;
 
 impl Scenario for Fork {
@@ -135,12 +136,13 @@ impl Scenario for Fork {
         Ok(Fork)
     }
     fn act(&mut self) -> i32 {
-        // SAFETY: one thread; the child does nothing but leave.
+        // SAFETY: the process has one thread, and the child leaves by `_exit`.
         match unsafe { libc::fork() } {
             -1 => as_no_memory(-nix::errno::Errno::last_raw()),
             0 => {
                 let both = restricted_and_filtered().is_ok();
-                // SAFETY: leaves at once, without the parent's destructors.
+                // SAFETY: this leaves at once, without running the parent's
+                // destructors.
                 unsafe { libc::_exit(i32::from(!both)) }
             }
             pid => {
@@ -182,10 +184,10 @@ struct CloneArgs {
     set_tid_size: u64,
 }
 
-/// Calls `clone3(2)`, which must fail, so often, and expects this error.
+/// Calls `clone3(2)` `rounds` times, which must fail with `error`.
 fn failing_clones(what: &str, rounds: usize, args: CloneArgs, error: i32) -> anyhow::Result<()> {
-    // A child, should there be one, runs into the nothing at the top of a stack
-    // of its own, while its parent waits. Sharing memory is quicker to undo.
+    // If a child is made in spite of that, it runs off the top of a stack of its own
+    // while its parent waits. Sharing memory makes a failed call cheaper to undo.
     let stack = [0u64; 64];
     let args = CloneArgs {
         flags: args.flags | (libc::CLONE_VM | libc::CLONE_VFORK) as u64,
@@ -195,14 +197,16 @@ fn failing_clones(what: &str, rounds: usize, args: CloneArgs, error: i32) -> any
         ..args
     };
     for _ in 0..rounds {
-        // SAFETY: the arguments are as the kernel wants them, and see above.
+        // SAFETY: the arguments are laid out as the kernel's, and a child cannot touch
+        // the parent's stack.
         let ret = unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of_val(&args)) };
         expect_result(what, kernel::result(ret), error)?;
     }
     Ok(())
 }
 
-/// Makes too many tasks: the last is refused when the child is all but there.
+/// Makes one task more than the cgroup allows, which is refused when the child is all
+/// but complete.
 fn too_many_tasks(rounds: usize) -> anyhow::Result<()> {
     let _group = TaskGroup::enter(1)?;
     let thread = std::thread::Builder::new().spawn(|| ());
@@ -215,7 +219,7 @@ fn too_many_tasks(rounds: usize) -> anyhow::Result<()> {
     )
 }
 
-/// Asks for a pid that is in use already.
+/// Makes a task with a pid that is in use already.
 fn pid_in_use(rounds: usize) -> anyhow::Result<()> {
     let own = std::process::id();
     let args = CloneArgs {
@@ -226,7 +230,7 @@ fn pid_in_use(rounds: usize) -> anyhow::Result<()> {
     failing_clones("a pid in use", rounds, args, -libc::EEXIST)
 }
 
-/// Asks for a pidfd that has nowhere to go.
+/// Makes a task whose pidfd is to be written to an unmapped address.
 fn pidfd_unmapped(rounds: usize) -> anyhow::Result<()> {
     let args = CloneArgs {
         flags: libc::CLONE_PIDFD as u64,
@@ -236,8 +240,8 @@ fn pidfd_unmapped(rounds: usize) -> anyhow::Result<()> {
     failing_clones("pidfd unmapped", rounds, args, -libc::EFAULT)
 }
 
-/// Enters a pid namespace whose first process is gone. Later children of the caller
-/// are for that namespace too.
+/// Makes a task in a pid namespace whose first process is gone. The later children of
+/// the caller go there too.
 fn namespace_without_init(rounds: usize) -> anyhow::Result<()> {
     unshare(CloneFlags::CLONE_NEWPID)?;
     sandbox::in_child(|| Ok(()))?;
@@ -246,7 +250,7 @@ fn namespace_without_init(rounds: usize) -> anyhow::Result<()> {
 }
 
 fn fi07() -> TestResult {
-    // With checkers, it is kmemleak that finds what one of them leaves.
+    // With checkers, kmemleak finds what a single one of these calls leaks.
     let rounds = if kernel::is_debug() { 100 } else { 1000 };
     let failures: [fn(usize) -> anyhow::Result<()>; 4] = [
         too_many_tasks,
@@ -277,14 +281,14 @@ fn fi07() -> TestResult {
     })?;
     let held = u64::from(shared[0].load(SeqCst)) << 10;
     println!("{NOTE}{} KiB charged before the end", held >> 10);
-    // One reference too many would keep all of it.
+    // A leaked reference would keep all of it charged.
     ensure!(held > 4 << 20, "too little is charged to tell");
     group.falls_to(held / 2, kernel::limit(5))?;
     group.remove()?;
     Ok(Outcome::Passed)
 }
 
-/// A ring with a thread of its own, made by a restricted task.
+/// A ring with an SQPOLL thread, set up by a restricted task.
 #[derive(Default)]
 struct PolledRing {
     fd: i32,
@@ -311,7 +315,7 @@ impl Scenario for PolledRing {
     }
 }
 
-/// The first request of a restricted task that needs a worker.
+/// The first request of a restricted task that goes to a worker.
 struct FirstWorker(Ring);
 
 impl Scenario for FirstWorker {
@@ -345,7 +349,7 @@ impl Scenario for FirstWorker {
     }
 }
 
-/// Returns a NOP that a worker does.
+/// Builds a NOP that runs on a worker.
 fn to_worker() -> Sqe {
     Sqe::nop().flags(IOSQE_ASYNC)
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-//! D0: what the suite relies on to notice: that a test which is killed leaves nothing
-//! behind, and that the kernel tells of what hangs.
+//! D0: checks what the suite depends on: that a killed test leaves nothing behind, and
+//! that the kernel reports tasks that hang.
 
 use std::fs;
 use std::io::{PipeReader, PipeWriter, Write};
@@ -27,16 +27,16 @@ pub const TESTS: &[Test] = &[
     slow("BO04 a task that hangs is reported", 20, bo04),
 ];
 
-/// What only another test runs.
+/// A test that only another test runs.
 pub const HIDDEN: &[Test] = &[slow("BO02hangs leaves what it can", 1, hangs)];
 
-/// Written when all is in place.
+/// The file that [`hangs`] creates when it has changed everything.
 const READY: &str = "/tmp/hangs";
 const HARDEN: &str = "net/core/bpf_jit_harden";
 const FAILSLAB: &str = "/sys/kernel/debug/failslab/ignore-gfp-wait";
 const PAGES: usize = 4;
 
-/// Changes settings of each kind, pins memory, has a child, and does not end.
+/// Changes settings of each kind, pins memory, starts a child, and never ends.
 fn hangs() -> TestResult {
     let _harden = Sysctl::set(HARDEN, "2")?;
     nic::set(PORT, "retry", 7)?;
@@ -77,7 +77,7 @@ fn settings() -> anyhow::Result<Vec<String>> {
 fn bo02() -> TestResult {
     let before = settings()?;
     let verdict = Runner::new()?.run(&HIDDEN[0], seed(), false)?;
-    fs::remove_file(READY).context("it was killed too early")?;
+    fs::remove_file(READY).context("the test was killed before it was ready")?;
     let Verdict::Failed(reason) = verdict else {
         anyhow::bail!("the verdict is {verdict:?}");
     };
@@ -88,7 +88,7 @@ fn bo02() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-/// Reads a number of seconds, or a switch.
+/// Reads a number of seconds, or a switch, from a file.
 fn number(path: &str) -> anyhow::Result<u64> {
     let text = fs::read_to_string(path).with_context(|| path.to_string())?;
     text.trim().parse().with_context(|| path.to_string())
@@ -108,8 +108,8 @@ fn bo03() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-/// Lets a task wait for a pipe that another task has locked, where no signal can wake
-/// it, until the kernel has reported that.
+/// Makes a task wait uninterruptibly for a pipe that another task has locked, until the
+/// kernel has reported that.
 fn bo04() -> TestResult {
     const REPORTED: &str = "/proc/sys/kernel/hung_task_detect_count";
     let _quick = Sysctl::set("kernel/hung_task_timeout_secs", "1")?;
@@ -120,7 +120,8 @@ fn bo04() -> TestResult {
     let mut copy = writer.try_clone()?;
     thread::scope(|scope| {
         let holding = scope.spawn(|| {
-            // SAFETY: inside the mapping; reading it takes until it is served.
+            // SAFETY: the slice is inside the mapping. Reading it blocks until the page
+            // is served.
             let bytes = unsafe {
                 std::slice::from_raw_parts(withheld.memory.address().cast_const(), PAGE_SIZE)
             };

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
-//! D5: filters and restrictions together, on the ways that a task can come by
-//! them and lose them: threads, exec, vfork, a death that nobody has noticed
-//! yet; and rings that have no file descriptor.
+//! D5: filters and restrictions together, in all ways by which a task gets and loses
+//! them: threads, exec, vfork, and a death that the parent has not noticed yet. Also
+//! rings without a file descriptor.
 
 use std::os::fd::RawFd;
 use std::os::unix::process::CommandExt;
@@ -45,13 +45,13 @@ pub const TESTS: &[Test] = &[
 
 const DENIED: i32 = -libc::EACCES;
 
-/// Replaces the process, from whichever thread calls, by one that does a NOP
-/// and ends with its negated result.
+/// Replaces the process, whichever thread calls, by one that does a NOP and exits with
+/// its negated result.
 fn exec_probe() -> anyhow::Result<()> {
     Err(sandbox::nop_probe().exec()).context("exec")
 }
 
-/// Returns the NOP's result of a child that became [`exec_probe`].
+/// Returns the result of the NOP of a child that became [`exec_probe`].
 fn probed(body: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<i32> {
     match waitpid(sandbox::spawn(body)?, None)? {
         WaitStatus::Exited(_, code) => Ok(-code),
@@ -85,7 +85,8 @@ fn fo20() -> TestResult {
 
 fn fo21() -> TestResult {
     let zombie = FilteredZombie::new()?;
-    // What is freed when a task dies, and not when it is reaped, is freed by then.
+    // This waits until all that is freed at a task's death, not when it is reaped, is
+    // freed.
     ended_tasks_are_freed()?;
     let held = zombie.charged()?;
     println!("{NOTE}{} KiB charged to the zombie", held >> 10);
@@ -115,7 +116,7 @@ const IORING_SETUP_REGISTERED_FD_ONLY: u32 = 1 << 15;
 const IORING_SETUP_NO_SQARRAY: u32 = 1 << 16;
 const IORING_ENTER_REGISTERED_RING: u32 = 1 << 4;
 
-/// Where `struct io_uring_params` has what, in words.
+/// The indices of words in `struct io_uring_params`.
 mod word {
     pub const FLAGS: usize = 2;
     pub const SQ_TAIL: usize = 11;
@@ -128,8 +129,8 @@ mod word {
     pub const CQ_ADDRESS: usize = 28;
 }
 
-/// A ring in memory of ours that no file descriptor leads to: only its number
-/// among the task's registered rings does.
+/// A ring in memory of this process without a file descriptor. Only its index among the
+/// task's registered rings leads to it.
 struct HiddenRing {
     index: RawFd,
     rings: Page,
@@ -160,14 +161,15 @@ impl HiddenRing {
         })
     }
 
-    /// Returns a word of the rings, whose offset the kernel told in `params[at]`.
+    /// Returns a word of the rings. `at` is the index in `params` of the word's offset.
     fn shared(&self, at: usize) -> *mut u32 {
-        // SAFETY: the kernel keeps its offsets inside the memory it was given.
+        // SAFETY: the kernel keeps its offsets inside the memory that it was given.
         unsafe { self.rings.address.add(self.params[at] as usize).cast() }
     }
 
     fn get(&self, at: usize) -> u32 {
-        // SAFETY: a word of our own, which the kernel writes in system calls.
+        // SAFETY: the word is in memory of `self`, and the kernel writes it only in
+        // system calls.
         unsafe { self.shared(at).read_volatile() }
     }
 
@@ -176,7 +178,7 @@ impl HiddenRing {
         unsafe { self.shared(at).write_volatile(value) }
     }
 
-    /// Runs one request: its result.
+    /// Runs one request. Returns its result.
     fn run(&self, sqe: Sqe) -> anyhow::Result<i32> {
         let tail = self.get(word::SQ_TAIL);
         let slot = (tail & self.get(word::SQ_MASK)) as usize;
@@ -190,13 +192,14 @@ impl HiddenRing {
         const RES: usize = 8;
         let cqe = (head & self.get(word::CQ_MASK)) as usize * CQE_SIZE;
         let offset = self.params[word::CQ_CQES] as usize + cqe + RES;
-        // SAFETY: a completion inside the memory, written before the tail.
+        // SAFETY: the completion is inside the memory, and was written before the tail.
         let res = unsafe { self.rings.address.add(offset).cast::<i32>().read_volatile() };
         self.set(word::CQ_HEAD, head + 1);
         Ok(res)
     }
 
-    /// Checks that exactly these of the NOPs with `user_data` 0 to 4 are denied.
+    /// Checks that exactly the NOPs in `denied` are denied, of those with a `user_data`
+    /// from 0 to 4.
     fn denies(&self, what: &str, denied: &[u64]) -> anyhow::Result<()> {
         for user_data in 0..5 {
             let want = if denied.contains(&user_data) {
@@ -211,12 +214,12 @@ impl HiddenRing {
     }
 }
 
-/// Returns a register opcode for a registered ring.
+/// Returns a register opcode with the flag that makes it take a registered ring.
 fn through(opcode: u32) -> u32 {
     opcode | IORING_REGISTER_USE_REGISTERED_RING
 }
 
-/// Registers a filter for the registered ring with this number.
+/// Registers a filter for the registered ring with the given index.
 fn filter_through(index: RawFd, program: &[bpf::Insn]) -> i32 {
     let mut registration = register::Registration::new(op::NOP, program);
     let arg = (&raw mut registration).cast();
@@ -251,7 +254,7 @@ fn fo23() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-/// Registers a ring's own file descriptor: its number.
+/// Registers a ring's own file descriptor. Returns its index.
 fn register_fd(ring: &Ring) -> anyhow::Result<RawFd> {
     let mut update = [u64::from(u32::MAX), ring.fd() as u64];
     let arg = (&raw mut update).cast();
@@ -280,20 +283,20 @@ fn fo24() -> TestResult {
         expect_result("a filter", filter_through(index, &deny_nop(1)), 0)?;
         ring.expect("NOP 1", Sqe::nop().user_data(1), DENIED)?;
         ring.expect("NOP 2", Sqe::nop().user_data(2), 0)?;
-        // As a file descriptor, -1 means the task, registered or not.
+        // The descriptor -1 means the task even with that flag.
         expect_result("the task's filter", filter_through(TASK, &deny_nop(2)), 0)?;
         denied_on_new_ring("the task", &[2])?;
         let nowhere = filter_through(index + 1, &deny_nop(3));
         expect_result("a number not in use", nowhere, -libc::EBADF)?;
         let far = filter_through(1 << 20, &deny_nop(3));
         expect_result("a number out of range", far, -libc::EINVAL)?;
-        // Children have no registered rings.
+        // Children do not inherit registered rings.
         sandbox::in_child(|| {
             let got = filter_through(index, &deny_nop(3));
             expect_result("in a child", got, -libc::EINVAL)
         })
     })?;
-    // Registered before, a ring stays free of what its task does later.
+    // A ring that was registered before stays free of what its task does later.
     let mut ring = Ring::new(2)?;
     let index = register_fd(&ring)?;
     list.retain(|entry| u32::from(entry.value) != IORING_REGISTER_BPF_FILTER);
@@ -305,8 +308,8 @@ fn fo24() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-/// Checks that rings made now deny NOP 1 and CLOSE, but not FSYNC, and that the task
-/// may add filters but no restrictions.
+/// Checks that new rings deny NOP 1 and CLOSE but not FSYNC, and that the task may add
+/// filters but no restrictions.
 fn both(what: &str) -> anyhow::Result<()> {
     denied_on_new_ring(what, &[1])?;
     let mut ring = Ring::new(2)?;
@@ -342,7 +345,7 @@ fn fo25() -> TestResult {
         both("child")?;
         sandbox::in_child(|| both("grandchild"))
     })?;
-    // Those who show one NOP only, of which the list decides.
+    // These processes make a single NOP, which the list allows.
     sandbox::in_child(|| {
         let spawned = || sandbox::probe_result(sandbox::nop_probe().status()?);
         expect_result("posix_spawn, allowed", spawned()?, 0)?;
@@ -365,7 +368,7 @@ fn fo26() -> TestResult {
     sandbox::sandboxed()?;
     let nop_and_fsync = [Restriction::sqe_op(op::NOP), Restriction::sqe_op(op::FSYNC)];
     expect_result("restrictions", restrict_task(&nop_and_fsync), 0)?;
-    /// Runs a generation, which adds one denied NOP and has those of the elders.
+    /// Runs a generation: it adds one denied NOP, and has those of its ancestors.
     fn generation(number: u32) -> anyhow::Result<()> {
         task_filter(op::NOP, &deny_nop(number))?;
         let denied: Vec<u64> = (0..=number.into()).collect();

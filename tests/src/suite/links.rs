@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-//! D4: denials inside chains of linked requests, and which completions show.
+//! D4: denials inside chains of linked requests, and the completions that show for
+//! them.
 
 use std::os::fd::AsRawFd;
 
@@ -23,10 +24,10 @@ pub const TESTS: &[Test] = &[
 
 const DENIED: i32 = -libc::EACCES;
 const CANCELED: i32 = -libc::ECANCELED;
-/// `user_data` of the requests that the filter denies has this bit.
+/// The bit of `user_data` that marks the requests that the filter denies.
 const DENY: u64 = 0x100;
 
-/// Returns a ring that denies NOPs marked with [`DENY`].
+/// Makes a ring that denies NOPs marked with [`DENY`].
 fn ring() -> anyhow::Result<Ring> {
     let ring = Ring::new(16)?;
     let program = [
@@ -39,8 +40,8 @@ fn ring() -> anyhow::Result<Ring> {
     Ok(ring)
 }
 
-/// Submits NOPs (`user_data`, flags) at once: (`user_data`, result) of all the
-/// completions that follow.
+/// Submits NOPs, given as (`user_data`, flags), at once. Returns (`user_data`, result)
+/// of all completions that follow.
 fn submit(nops: &[(u64, u8)]) -> anyhow::Result<Vec<(u64, i32)>> {
     let mut ring = ring()?;
     for &(user_data, flags) in nops {
@@ -50,10 +51,11 @@ fn submit(nops: &[(u64, u8)]) -> anyhow::Result<Vec<(u64, i32)>> {
     collect(&mut ring)
 }
 
-/// Returns all completions up to that of a request which comes after all others.
+/// Returns all completions that come before that of a request which completes after all
+/// others.
 fn collect(ring: &mut Ring) -> anyhow::Result<Vec<(u64, i32)>> {
     const MARK: u64 = 0xffff_ffff_0000_0000;
-    // FSYNC runs on a worker, so what is left in task work comes before it.
+    // FSYNC runs on a worker, so what is pending as task work completes before it.
     ring.push(Sqe::new(op::FSYNC).user_data(MARK))?;
     ring.submit()?;
     let mut seen = Vec::new();
@@ -80,7 +82,8 @@ fn fs04() -> TestResult {
     let all = [(1 | DENY, link), (2 | DENY, link), (3 | DENY, 0)];
     let want = all.map(|(ud, _)| (ud, DENIED)).to_vec();
     expect_eq("all denied", submit(&all)?, want)?;
-    // A chain that ends with the submission, and requests around a chain.
+    // A chain that the end of the submission ends, and requests before and after a
+    // chain.
     let open_end = submit(&[(1, link), (2 | DENY, link)])?;
     expect_eq(
         "open end",
@@ -90,7 +93,7 @@ fn fs04() -> TestResult {
     let mut around = submit(&[(1, 0), (2, link), (3, 0)])?;
     around.sort();
     expect_eq("nothing denied", around, vec![(1, 0), (2, 0), (3, 0)])?;
-    // A denied end of a chain ends the batch without SUBMIT_ALL.
+    // Without SUBMIT_ALL, a denied last member of a chain ends the batch.
     let mut ring = ring()?;
     for (user_data, flags) in [(1, link), (2 | DENY, 0), (3, 0)] {
         ring.push(Sqe::nop().user_data(user_data).flags(flags))?;
@@ -122,7 +125,8 @@ fn fs05() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-/// What is tested; three NOPs (`user_data`, flags); completions that show.
+/// A description, three NOPs as (`user_data`, flags), and the completions that must
+/// show.
 type Case<'a> = (&'a str, [(u64, u8); 3], &'a [(u64, i32)]);
 
 fn fs06() -> TestResult {
@@ -179,7 +183,8 @@ fn fs06() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-/// Submits [linked read of an empty pipe, LINK_TIMEOUT] on a ring.
+/// Submits a read of an empty pipe with a LINK_TIMEOUT linked to it. Returns the
+/// completions.
 fn linked_timeout(ring: &mut Ring, head_flags: u8) -> anyhow::Result<Vec<(u64, i32)>> {
     let (reader, _writer) = nix::unistd::pipe()?;
     let mut buffer = [0u8; 4];

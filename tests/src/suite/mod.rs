@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-//! The user-space suite: its groups, one table of tests each. `runner` starts every
-//! test in a process of its own.
+//! The user-space suite: its groups, each with the tables of tests of its files.
+//! `runner` starts every test in a process of its own.
 
 mod boot;
 mod bounds;
@@ -70,24 +70,24 @@ use crate::ktap::{self, Verdict};
 
 use runner::Runner;
 
-/// Marks output of a test that is shown even when the test passes.
+/// Marks a line of a test's output that is shown even if the test passes.
 pub const NOTE: &str = "note: ";
 
-/// How a test ends when it does not fail.
+/// The end of a test that does not fail.
 pub enum Outcome {
     Passed,
-    /// The running kernel lacks what the test needs.
+    /// The test was skipped, because the running kernel lacks what it needs.
     Skipped(String),
 }
 
-/// What a test returns.
+/// The result of a test.
 pub type TestResult = anyhow::Result<Outcome>;
 
-/// One test.
+/// A test.
 pub struct Test {
-    /// The id in the catalogue, then what is tested.
+    /// The id in the catalogue, followed by a description.
     pub name: &'static str,
-    /// Seconds on a kernel without checkers.
+    /// The time limit in seconds on a kernel without checkers.
     pub limit: u64,
     pub run: fn() -> TestResult,
 }
@@ -101,15 +101,15 @@ pub const fn test(name: &'static str, run: fn() -> TestResult) -> Test {
     }
 }
 
-/// Makes a test that needs its own time limit.
+/// Makes a test that has a time limit of its own.
 pub const fn slow(name: &'static str, limit: u64, run: fn() -> TestResult) -> Test {
     Test { name, limit, run }
 }
 
-/// Tests of one chapter of the catalogue.
+/// The tests of one chapter of the catalogue.
 pub struct Group {
     pub name: &'static str,
-    /// One table from each file.
+    /// The tables of tests, one for each file.
     pub tests: &'static [&'static [Test]],
 }
 
@@ -126,7 +126,7 @@ impl Test {
     }
 }
 
-/// Every group, in the order of the catalogue.
+/// All groups, in the order of the catalogue.
 const GROUPS: &[Group] = &[
     Group {
         name: "D0 the kernel",
@@ -239,9 +239,9 @@ pub fn all() -> impl Iterator<Item = &'static Test> {
     GROUPS.iter().flat_map(Group::all)
 }
 
-/// Runs the tests that start with one of `prefixes`, or whose group does (all if
-/// there are none), but for groups that start with one of `but`, and prints KTAP.
-/// Returns the number of tests that failed.
+/// Runs the tests whose name, or whose group's name, starts with one of `prefixes`, or
+/// all tests if there are no prefixes, but for groups whose name starts with one of
+/// `but`, and prints KTAP. Returns the number of failures.
 pub fn run(prefixes: &[String], but: &[String], seed: u64) -> anyhow::Result<usize> {
     let starts = |name: &str, prefixes: &[String]| {
         prefixes
@@ -259,7 +259,10 @@ pub fn run(prefixes: &[String], but: &[String], seed: u64) -> anyhow::Result<usi
         })
         .filter(|(_, tests): &(_, Vec<_>)| !tests.is_empty())
         .collect();
-    anyhow::ensure!(!groups.is_empty(), "no test starts with {prefixes:?}");
+    anyhow::ensure!(
+        !groups.is_empty(),
+        "no test or group starts with one of {prefixes:?}; leave ONLY out to run all tests"
+    );
 
     let mut runner = Runner::new()?;
     ktap::plan(0, groups.len() + 1);
@@ -294,7 +297,7 @@ pub fn run(prefixes: &[String], but: &[String], seed: u64) -> anyhow::Result<usi
     Ok(failures)
 }
 
-/// Runs the test with an id in this process: the exit status.
+/// Runs the test with an id in this process. Returns the exit status.
 pub fn run_here(id: &str) -> anyhow::Result<i32> {
     let test = all()
         .chain(harness::HIDDEN)
@@ -309,7 +312,7 @@ pub fn run_here(id: &str) -> anyhow::Result<i32> {
     }
 }
 
-/// Returns the seed of this run, which makes every random choice of a test.
+/// Returns the seed of this run, on which every random choice of a test depends.
 pub fn seed() -> u64 {
     static SEED: std::sync::OnceLock<u64> = std::sync::OnceLock::new();
     *SEED.get_or_init(|| {
@@ -321,8 +324,7 @@ pub fn seed() -> u64 {
     })
 }
 
-/// Checks whether a test may take as long as it would be thorough, which is a minute or
-/// two.
+/// Checks whether tests may take a minute or two each, as they do in a soak.
 pub fn is_long() -> bool {
     std::env::args().any(|argument| argument == "--long")
 }

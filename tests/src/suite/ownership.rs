@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-//! D5: who a filter applies to, how filters stack, and what is inherited.
+//! D5: the tasks and rings to which a filter applies, how filters stack, and what is
+//! inherited.
 
 use std::process::ExitStatus;
 use std::sync::atomic::Ordering::SeqCst;
@@ -41,13 +42,14 @@ pub const TESTS: &[Test] = &[
 
 const DENIED: i32 = -libc::EACCES;
 
-/// Registers a filter for the calling task that must be accepted.
+/// Registers a filter for the calling task, which must be accepted.
 pub fn task_filter(opcode: u8, program: &[Insn]) -> anyhow::Result<()> {
     let what = format!("task filter for opcode {opcode}");
     expect_result(&what, register::filter(TASK, opcode, program), 0)
 }
 
-/// Checks that exactly these of the NOPs with `user_data` 0 to 4 are denied.
+/// Checks that exactly the NOPs in `denied` are denied, of those with a `user_data`
+/// from 0 to 4.
 pub fn denied_nops(what: &str, ring: &mut Ring, denied: &[u64]) -> anyhow::Result<()> {
     for user_data in 0..5 {
         let want = if denied.contains(&user_data) {
@@ -61,12 +63,12 @@ pub fn denied_nops(what: &str, ring: &mut Ring, denied: &[u64]) -> anyhow::Resul
     Ok(())
 }
 
-/// Checks the same on a ring made now by the calling task.
+/// Checks the same as [`denied_nops`] on a new ring of the calling task.
 pub fn denied_on_new_ring(what: &str, denied: &[u64]) -> anyhow::Result<()> {
     denied_nops(what, &mut Ring::new(2)?, denied)
 }
 
-/// Returns a filter that denies NOPs with this `user_data`.
+/// Builds a filter that denies NOPs with this `user_data`.
 pub fn deny_nop(user_data: u32) -> Vec<Insn> {
     bpf::deny_if(USER_DATA_LO, user_data)
 }
@@ -124,8 +126,8 @@ fn fo03() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-/// Results of a zeroed request of every opcode that is not denied by prep; the
-/// opcodes of `but` left out.
+/// Returns the opcodes of which a zeroed request is denied. Requests that prep refuses
+/// are not among them.
 fn denied_opcodes(ring: &mut Ring) -> anyhow::Result<Vec<u8>> {
     let verdicts = ring.verdicts()?;
     let denied = register::opcodes().filter(|&op| verdicts[2 * usize::from(op)] == DENIED);
@@ -184,7 +186,8 @@ fn fo05() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-/// What a zeroed request is refused for before filters are asked, and of which opcodes.
+/// The errors with which prep refuses a zeroed request before filters run, and the
+/// opcodes of each.
 const OF_PREP: &[(i32, &[u8])] = &[
     (
         libc::EFAULT,
@@ -231,7 +234,7 @@ fn fo06() -> TestResult {
             wrong.push((opcode, describe(got), describe(want)));
         }
     }
-    expect_eq("opcodes that answer otherwise", wrong, Vec::new())?;
+    expect_eq("opcodes with an unexpected result", wrong, Vec::new())?;
     Ok(Outcome::Passed)
 }
 
@@ -246,7 +249,8 @@ fn fo07() -> TestResult {
     denied_nops("first ring", &mut ring, &[0, 1])?;
     denied_nops("second ring", &mut second, &[0, 2, 3])?;
     denied_on_new_ring("task", &[0, 2])?;
-    // The other's addition does not show after one's own is gone either.
+    // The additions of one to its set stay hidden from the other after the first is
+    // gone, too.
     drop(ring);
     task_filter(op::NOP, &deny_nop(4))?;
     denied_nops("second ring again", &mut second, &[0, 2, 3])?;
@@ -292,7 +296,8 @@ fn fo09() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-/// Returns the result of a NOP in a child that shares memory with its waiting parent.
+/// Returns the result of a NOP in a child that shares the memory of its suspended
+/// parent.
 pub fn vfork_probe() -> anyhow::Result<i32> {
     let mut stack = vec![0u8; 256 << 10];
     let child = Box::new(
@@ -380,17 +385,18 @@ fn fo12() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-/// A process that has ended and was not reaped, with a lot of memory in its filters.
+/// A process that has ended but was not reaped, and whose filters hold a lot of memory.
 pub struct FilteredZombie {
     process: Pid,
     group: MemoryGroup,
 }
 
 impl FilteredZombie {
-    /// The kernel charges in steps of 256 KiB for each processor.
+    /// The least that must be charged, well above the 256 KiB by which each processor
+    /// charges ahead.
     const MUCH: u64 = 1536 << 10;
 
-    /// Makes one. Only root can.
+    /// Makes such a process, for which it must run as root.
     pub fn new() -> anyhow::Result<Self> {
         let group = MemoryGroup::new()?;
         let process = sandbox::spawn(|| {
@@ -406,14 +412,15 @@ impl FilteredZombie {
         Ok(FilteredZombie { process, group })
     }
 
-    /// Returns the bytes that are charged to it, which must be a lot.
+    /// Returns the number of bytes that are charged to the process, which must be
+    /// large.
     pub fn charged(&self) -> anyhow::Result<u64> {
         let held = self.group.charged()?;
         ensure!(held > Self::MUCH, "only {held} bytes are charged to it");
         Ok(held)
     }
 
-    /// Reaps it, and waits until its memory is back.
+    /// Reaps the process and waits until its memory is freed.
     pub fn reap(self) -> anyhow::Result<()> {
         sandbox::join(self.process)?;
         self.group.falls_to(Self::MUCH / 2, kernel::limit(5))?;
@@ -421,8 +428,9 @@ impl FilteredZombie {
     }
 }
 
-/// Waits until what tasks held that have ended and were reaped has been freed, after a
-/// grace period and by a worker: that of one that ends later is gone.
+/// Waits until the memory of reaped tasks has been freed, which happens after a grace
+/// period and in a worker. The function makes and reaps another task: when its memory
+/// is gone, so is that of tasks that ended before.
 pub fn ended_tasks_are_freed() -> anyhow::Result<()> {
     let later = FilteredZombie::new()?;
     later.charged()?;
@@ -436,7 +444,7 @@ fn fo17() -> TestResult {
         sandbox::sandboxed()?;
         task_filter(op::NOP, &deny_nop(1))?;
         sandbox::spawn(|| {
-            // Until its parent's last reference has gone.
+            // The child waits until its parent's last reference is gone.
             while go.load(SeqCst) == 0 {
                 std::thread::sleep(Duration::from_millis(2));
             }
@@ -461,7 +469,7 @@ fn fo17() -> TestResult {
 }
 
 fn fo18() -> TestResult {
-    // By fork: the ring stays filtered for a child that is not.
+    // Over fork: the ring stays filtered for a child without filters.
     let mut ring = Ring::new(2)?;
     ring.must_filter(op::NOP, &deny_nop(1))?;
     sandbox::in_child(|| {
@@ -469,7 +477,7 @@ fn fo18() -> TestResult {
         denied_nops("ring from the parent", &mut ring, &[1])
     })?;
 
-    // By pidfd_getfd: made under a task filter, used by a task without one.
+    // Over pidfd_getfd: a task without filters uses a ring made under a task filter.
     const WORDS: usize = PARAMS_SIZE / 4;
     let shared = Shared::<[_; WORDS + 2]>::new()?;
     let (params, rest) = shared.split_at(WORDS);
@@ -502,8 +510,9 @@ fn fo18() -> TestResult {
 }
 
 fn fo19() -> TestResult {
-    // In which order they run does not show here. KUnit compares it, for short filters
-    // in `owners_follow_the_model`, for long ones in `long_filters_are_kept_apart`.
+    // This test cannot see the order in which filters run. KUnit compares that order,
+    // for short filters in `owners_follow_the_model`, for long ones in
+    // `long_filters_are_kept_apart`.
     let mut ring = Ring::new(2)?;
     for user_data in 1..=4 {
         ring.must_filter(op::NOP, &deny_nop(user_data))?;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! D2: which programs are accepted, and what they compute.
+//! D2: the programs that registration accepts, and the verdicts that they compute.
 
 use libc::{
     BPF_ABS, BPF_ALU, BPF_B, BPF_DIV, BPF_H, BPF_IND, BPF_JA, BPF_JEQ, BPF_JMP, BPF_K, BPF_LD,
@@ -30,13 +30,14 @@ pub const TESTS: &[Test] = &[
     test("FP15be order of words and bytes, big endian", fp15be),
 ];
 
-/// Checks that a program is refused with EINVAL and the ring stays without filter.
+/// Checks that a program is refused with EINVAL and that the ring stays without a
+/// filter.
 fn refused(ring: &mut Ring, what: &str, program: &[bpf::Insn]) -> anyhow::Result<()> {
     expect_result(what, ring.filter(op::NOP, program), -libc::EINVAL)?;
     ring.expect(&format!("NOP after {what}"), Sqe::nop(), 0)
 }
 
-/// Returns the verdict on a NOP with `user_data` of a ring that has only this filter.
+/// Returns the result of a NOP with `user_data` on a ring that has only this filter.
 fn verdict(program: &[bpf::Insn], user_data: u64) -> anyhow::Result<i32> {
     let mut ring = Ring::new(2)?;
     ring.must_filter(op::NOP, program)?;
@@ -58,7 +59,7 @@ fn fp02() -> TestResult {
         ("ALU MOV K", BPF_ALU | 0xb0 | BPF_K, 0),
         ("unknown code", 0xffff, 0),
     ];
-    // Ancillary loads of packet filters: SKF_AD_OFF + n.
+    // The ancillary loads of packet filters: SKF_AD_OFF + n.
     let ancillary: Vec<String> = (0..=64)
         .step_by(4)
         .map(|n| format!("ancillary {n}"))
@@ -116,7 +117,7 @@ fn fp04() -> TestResult {
             want,
         )?;
     }
-    // The instruction's own k counts for nothing.
+    // The `k` of this instruction has no effect.
     let mut program = from_a(40);
     program[0].k = 1234;
     expect_result("LD LEN with k", verdict(&program, 0)?, 0)?;
@@ -150,7 +151,7 @@ fn fp05() -> TestResult {
     for (what, program) in &cases {
         refused(&mut ring, what, program)?;
     }
-    // The neighbours of these are fine.
+    // Similar programs are valid.
     for program in [
         vec![jump(0, 0), ret(1)],
         vec![bpf::ja(0), ret(1)],
@@ -167,7 +168,7 @@ fn fp06() -> TestResult {
     for value in [1, 2, 0x8000_0000, u32::MAX] {
         let constant = vec![ret(value)];
         let from_a = vec![bpf::ld_imm(value), bpf::ret_a()];
-        // Not to be told without running it.
+        // The kernel cannot know this verdict without running the program.
         let computed = vec![
             ld(USER_DATA_LO),
             bpf::alu(libc::BPF_OR, value),
@@ -213,7 +214,7 @@ fn fp08() -> TestResult {
     ];
     expect_result("X = 0", verdict(&by_word, 0)?, deny)?;
     expect_result("X = 3", verdict(&by_word, 3)?, 0)?;
-    // Ends the whole chain, whatever older filters say.
+    // It ends the whole chain, whatever older filters say.
     let mut ring = Ring::new(2)?;
     ring.must_filter(op::NOP, &bpf::allow())?;
     ring.must_filter(op::NOP, &by_word)?;
@@ -233,7 +234,7 @@ fn fp09() -> TestResult {
         verdict(&bpf::long(BPF_MAXINSNS, 1), 3)?,
         0,
     )?;
-    // What 4,095 instructions computed decides.
+    // Here the verdict depends on what the 4,095 instructions before the last compute.
     let mut computes = bpf::long(BPF_MAXINSNS, 0);
     computes[BPF_MAXINSNS - 2] = bpf::alu(libc::BPF_AND, 1);
     computes[BPF_MAXINSNS - 1] = bpf::ret_a();
@@ -253,7 +254,7 @@ fn fp09() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-/// Returns what filters see of a NOP.
+/// Builds the context of a NOP.
 pub(super) fn nop_context(user_data: u64) -> Context {
     let mut context = [0; 10];
     context[0] = user_data as u32;
@@ -267,7 +268,7 @@ fn fp13() -> TestResult {
         let code = BPF_LDX | BPF_W | BPF_ABS;
         refused(&mut ring, "LDX W ABS", &[insn(code, 0, 0, offset), ret(1)])?;
     }
-    // Its neighbours in the encoding are the legal forms.
+    // The legal forms that are encoded similarly.
     for code in [BPF_LDX | BPF_MEM, BPF_LD | BPF_MEM] {
         let program = [insn(BPF_ST, 0, 0, 0), insn(code, 0, 0, 0), ret(1)];
         expect_result("MEM", verdict(&program, 0)?, 0)?;

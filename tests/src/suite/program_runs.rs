@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-//! D2: what programs compute, against a model and against C, in each mode of the JIT
-//! compiler. Which programs are accepted is in `program`.
+//! D2: the verdicts that programs compute, compared with a model and with C, in each
+//! mode of the JIT compiler. The programs that registration accepts are in `program`.
 
 use std::fs;
 use std::path::Path;
@@ -34,15 +34,15 @@ pub const TESTS: &[Test] = &[
     test("FP14 same verdicts with BPF statistics on", fp14),
 ];
 
-/// Where [`checksum`] keeps the sum.
+/// The slot in which [`checksum`] keeps the sum.
 const SUM: u32 = 10;
 
-/// Returns a program with every slot and every ALU operation, which folds the whole
-/// context into A, and returns the bit that the low five bits of `user_data` name.
+/// Builds a program that uses every slot and every ALU operation, folds the whole
+/// context into A, and returns the bit that the low five bits of `user_data` select.
 fn checksum() -> Program {
     let mut program = Vec::new();
     let words = (0..16).filter(|slot| *slot != SUM);
-    // Some words are there twice.
+    // Some words are folded in twice.
     for slot in words.clone() {
         let offset = slot % 11 % 10 * 4;
         let salt = 0x9e37_79b9u32.wrapping_mul(slot + 1);
@@ -53,7 +53,7 @@ fn checksum() -> Program {
         for (i, &operation) in ALU_OPS.iter().enumerate() {
             program.extend([bpf::st(SUM), bpf::ldx_mem(slot)]);
             if operation == BPF_DIV {
-                // Never by zero.
+                // This avoids a division by zero.
                 program.extend([bpf::txa(), bpf::alu(libc::BPF_OR, 1), bpf::tax()]);
                 program.push(bpf::ld_mem(SUM));
             }
@@ -62,7 +62,7 @@ fn checksum() -> Program {
                 _ if i % 2 == slot as usize % 2 || operation == BPF_DIV => bpf::alu_x(operation),
                 _ => bpf::alu(operation, (0x0101_0101 * (slot + 3)) | 1),
             });
-            // Most operations lose something of the sum, which is added to what they give.
+            // Most operations lose bits of the sum, so the old sum is mixed in again.
             program.extend([
                 bpf::tax(),
                 bpf::ld_mem(SUM),
@@ -87,8 +87,8 @@ fn checksum() -> Program {
     program
 }
 
-/// Checks that the checksum of a context depends on each of its words but the first, by
-/// which the bits of the sum are chosen.
+/// Checks that the checksum of a context depends on each of its words but the first,
+/// which selects the bit of the sum.
 fn each_word_counts(program: &Program, context: &Context) -> anyhow::Result<()> {
     let sum = |mut context: Context| {
         let bits = (0..32).map(|bit| {
@@ -108,18 +108,18 @@ fn each_word_counts(program: &Program, context: &Context) -> anyhow::Result<()> 
     Ok(())
 }
 
-/// Requests that differ in their `user_data`, and what filters see of them.
+/// A kind of request whose `user_data` varies, and the context that filters see for it.
 enum Requests {
-    /// NOPs, of which filters see nothing else but the opcode.
+    /// NOPs, for which the context holds nothing but `user_data`.
     Nop,
-    /// Opens of which each word is something, but for the one that always is zero. They
-    /// are not valid, and those that are allowed fail for that.
+    /// Opens whose context has a value in each word but the one that is always zero.
+    /// They are not valid, so those that are allowed fail.
     Open(OpenHow),
 }
 
 impl Requests {
     fn random_open(rng: &mut Rng) -> Self {
-        // As the kernel spells it. It adds this one.
+        // The kernel's value. The kernel adds this flag.
         const O_LARGEFILE: u64 = 0o100000;
         Requests::Open(OpenHow {
             flags: rng.u64(..) << 32 | 1 << 40 | O_LARGEFILE | libc::O_WRONLY as u64,
@@ -156,7 +156,7 @@ impl Requests {
         context
     }
 
-    /// Returns the result of a request.
+    /// Returns the expected result of a request.
     fn result(&self, allowed: bool) -> i32 {
         match self {
             _ if !allowed => -libc::EACCES,
@@ -165,8 +165,9 @@ impl Requests {
         }
     }
 
-    /// Checks that the kernel gives the model's verdict of a chain for every `user_data`.
-    /// Returns the number of requests that were denied, and of those that were not.
+    /// Checks that the kernel's verdict on a chain is the model's for every
+    /// `user_data`. Returns the number of requests that were denied, and of those that
+    /// were allowed.
     fn agree(&self, what: &str, chain: &[Program], values: &[u64]) -> anyhow::Result<[usize; 2]> {
         let mut ring = Ring::new(2)?;
         for program in chain {
@@ -214,7 +215,7 @@ fn fp10() -> TestResult {
         seen[0] += denied;
         seen[1] += allowed;
     }
-    // Chains of random programs: the conjunction of what they say.
+    // A chain of random programs allows what all its programs allow.
     for round in 0..30 {
         let requests = match round % 2 {
             0 => Requests::Nop,
@@ -230,11 +231,14 @@ fn fp10() -> TestResult {
         "{NOTE}random programs: {} denials, {} permissions",
         seen[0], seen[1]
     );
-    anyhow::ensure!(seen[0] > 50 && seen[1] > 50, "one-sided random programs");
+    anyhow::ensure!(
+        seen[0] > 50 && seen[1] > 50,
+        "random programs gave too few denials or permissions"
+    );
     Ok(Outcome::Passed)
 }
 
-/// Checks that the checksum agrees with the model on a ring made now.
+/// Checks that the checksum agrees with the model on a new ring.
 fn checksum_agrees(what: &str) -> anyhow::Result<()> {
     let values: Vec<u64> = (0..32).map(|bit| 0xabcd_1234 << 32 | bit).collect();
     let requests = Requests::Nop;
@@ -244,11 +248,11 @@ fn checksum_agrees(what: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Sysctls of the JIT compiler, as they are when the kernel comes up.
+/// The sysctls of the JIT compiler, enable and harden, as they are after boot.
 const AS_BOOTED: (&str, &str) = ("1", "0");
 
-/// Runs `check` in those of `modes` that the kernel has: whether the JIT compiler is on,
-/// and how hardened its code is.
+/// Runs `check` in each of `modes` that the kernel supports. A mode says whether the
+/// JIT compiler is on, and how hardened its code is.
 fn with_jit(
     modes: &[(&str, &str)],
     mut check: impl FnMut(&str) -> anyhow::Result<()>,
@@ -271,8 +275,8 @@ fn fp12() -> TestResult {
     )
 }
 
-/// Runs the KUnit suite that compares with C once more, in each mode that it was not in
-/// at boot; without the compiler there is nothing to harden.
+/// Runs the KUnit suite that compares with C again, in each mode other than that of the
+/// boot. Hardening applies only with the compiler on.
 fn fp12oracle() -> TestResult {
     if !kernel::has_option("CONFIG_IO_URING_RS_KUNIT_TEST") {
         return Ok(Outcome::Skipped("this kernel has no oracle".to_string()));
@@ -287,13 +291,13 @@ fn fp12oracle() -> TestResult {
         let path = format!("/proc/sys/net/core/bpf_jit_{name}");
         expect_eq(&path, fs::read_to_string(&path)?.trim(), value)?;
     }
-    // The cases of the suite share them.
+    // The cases of the suite share the programs.
     const CASES: u32 = 4;
     let programs = if kernel::is_debug() { 800 } else { 8000 };
     parameter("programs", programs)?;
     let mut rng = Rng::with_seed(seed());
     with_jit(&[("0", "0"), ("1", "2")], |what| {
-        // Other programs than at boot.
+        // A seed other than at boot gives other programs.
         let first = rng.u32(1..u32::MAX - CASES);
         parameter("seed", first)?;
         fs::write(suite.join("run"), "1").context("running the suite again")?;
@@ -302,7 +306,7 @@ fn fp12oracle() -> TestResult {
             results.contains("\nok 1 io_uring_filter_oracle") && !results.contains("not ok"),
             "{what}: Rust and C differ, see the console: {results}"
         );
-        // They are the results of this run, and of all of it.
+        // The results must be of this run, and complete.
         for seed in first..first + CASES {
             let began = format!("seed {seed}: repeat with oracle_test.seed={first}");
             ensure!(results.contains(&began), "{what}: no {began:?}: {results}");

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Random sequences of fork, exec, registration and ring creation, each result
-//! and each verdict held against `state`, which says what it must be.
+//! Random sequences of fork, exec, registration and ring creation, each result and
+//! verdict of which is compared with the model in `state`.
 
 use std::os::unix::process::CommandExt;
 
@@ -24,11 +24,11 @@ use crate::sqe::{IOSQE_ASYNC, IOSQE_IO_HARDLINK, IOSQE_IO_LINK, Sqe, op};
 
 pub const TESTS: &[Test] = &[slow("ST20 random sequences against a model", 60, st20)];
 
-/// Values of `user_data` that requests and filters use.
+/// The number of values of `user_data` that requests and filters use.
 const USER_DATA: u32 = 6;
-/// How deep processes and threads nest.
+/// The depth to which processes and threads nest.
 const DEPTH: u32 = 3;
-/// Most rings that a task has at a time.
+/// The most rings that a task has at a time.
 const RINGS: usize = 4;
 
 fn st20() -> TestResult {
@@ -48,14 +48,14 @@ fn st20() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-/// A task that acts at random and knows what must come of it.
+/// A task that acts at random and knows the result that each action must have.
 struct Actor {
     rng: Rng,
     depth: u32,
     object: Option<Object>,
     rings: Vec<(Ring, RingState)>,
     children: Vec<Pid>,
-    /// What it did so far, to be told when something is wrong.
+    /// The actions so far, for the error message.
     trail: Vec<String>,
 }
 
@@ -71,7 +71,7 @@ impl Actor {
         }
     }
 
-    /// Returns one that starts out as this one's child or new thread.
+    /// Returns the state of a new child or thread of this task.
     fn offspring(&mut self) -> Self {
         Actor {
             depth: self.depth + 1,
@@ -122,8 +122,8 @@ impl Actor {
         (opcode, self.rng.u32(..USER_DATA), flags)
     }
 
-    /// Chooses entries, and what is to come of parsing them: most lists leave most of
-    /// what the sequences need.
+    /// Chooses the entries of a list of restrictions. Most lists allow most of what the
+    /// sequences need.
     fn choose_list(&mut self) -> Vec<Restriction> {
         let rng = &mut self.rng;
         let mut list: Vec<Restriction> = Vec::new();
@@ -282,7 +282,7 @@ impl Actor {
         submit_to(ring, state, sqe)
     }
 
-    /// Forks a child that lives on by itself, or whose end is waited for.
+    /// Forks a child, and either waits for its end or lets it run on.
     fn fork_child(&mut self) -> anyhow::Result<()> {
         if self.depth == DEPTH {
             return Ok(());
@@ -301,7 +301,7 @@ impl Actor {
         Ok(())
     }
 
-    /// Starts a thread that acts at the same time as this one.
+    /// Starts a thread that acts at the same time as this task.
     fn start_thread(&mut self) -> anyhow::Result<()> {
         if self.depth == DEPTH {
             return Ok(());
@@ -309,7 +309,7 @@ impl Actor {
         self.note("thread");
         let steps = self.rng.u32(5..20);
         let mut thread = self.offspring();
-        // No forks from two threads at a time: that is what ST01 is for.
+        // The thread does not fork, as forks from two threads at a time are for ST01.
         thread.depth = DEPTH;
         let thread = std::thread::spawn(move || thread.live(steps));
         for _ in 0..steps / 2 {
@@ -322,7 +322,8 @@ impl Actor {
         thread.join().expect("the thread does not panic")
     }
 
-    /// Lets a child use a ring of ours, which knows nothing of the child.
+    /// Lets a child, which has a filter of its own, use a ring of this task. The ring
+    /// must ignore that filter.
     fn lend_ring(&mut self) -> anyhow::Result<()> {
         let sqe = self.choose_sqe();
         let Some(at) = self.choose_ring() else {
@@ -342,7 +343,7 @@ impl Actor {
         })
     }
 
-    /// Checks what a NOP gives in a program started by exec.
+    /// Checks the result of a NOP in a program that was started by exec.
     fn probe(&mut self) -> anyhow::Result<()> {
         self.note("exec");
         let want = match RingState::new(self.object.as_ref(), false).verdict(Sqe::nop()) {
@@ -364,7 +365,8 @@ impl Actor {
     }
 }
 
-/// Submits a request that fails by itself if nothing denies it, and compares.
+/// Submits a request that fails by itself unless it is denied first, and compares the
+/// result with the model.
 fn submit_to(ring: &mut Ring, state: &RingState, sqe: Sqe) -> anyhow::Result<()> {
     if state.disabled {
         let got = enter(ring.fd(), 1, 0, 0);

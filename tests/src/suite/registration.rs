@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-//! D1: what registration accepts, in which order it refuses, what it writes
-//! back, and that a refusal leaves everything as it was.
+//! D1: the filters that registration accepts, the order of its checks, what it writes
+//! back, and that a refusal changes nothing.
 
 use std::os::fd::RawFd;
 
@@ -48,7 +48,7 @@ pub const TESTS: &[Test] = &[
     test("FR26 a refused third filter leaves two in force", fr26),
 ];
 
-/// A ring with filters whose verdicts are known, to see that they stay.
+/// A ring with filters whose verdicts are known, to check that they stay in force.
 struct Installed {
     ring: Ring,
     verdicts: Vec<i32>,
@@ -74,14 +74,14 @@ impl Installed {
         self.ring.fd()
     }
 
-    /// Checks that every opcode answers as it did at the start.
+    /// Checks that every opcode has the same result as at the start.
     fn unchanged(&mut self, after: &str) -> anyhow::Result<()> {
         let now = self.ring.verdicts()?;
         expect_eq(&format!("verdicts after {after}"), &now, &self.verdicts)
     }
 
     /// Checks that a registration is refused with `want`, writes back exactly
-    /// `written` and changes no verdict.
+    /// `written`, and changes no verdict.
     fn refuses(
         &mut self,
         what: &str,
@@ -94,7 +94,8 @@ impl Installed {
         self.unchanged(what)
     }
 
-    /// Checks the same where nothing is written back.
+    /// Checks the same as [`Self::refuses`] for a registration that writes nothing
+    /// back.
     fn refuses_untouched(
         &mut self,
         what: &str,
@@ -105,7 +106,7 @@ impl Installed {
     }
 }
 
-/// Returns a registration of NOP that would deny what [`Installed`] allows.
+/// Builds a registration for NOP that would deny what [`Installed`] allows.
 fn deny_nop(program: &Program) -> Registration {
     Registration::new(op::NOP, program)
 }
@@ -142,7 +143,7 @@ fn fr03() -> TestResult {
     sandbox::drop_privileges()?;
     let deny = bpf::deny();
     let mut registration = deny_nop(&deny);
-    // A size that a privileged caller would see corrected.
+    // A privileged caller would get this size corrected.
     registration.pdu_size = 1;
     let before = registration;
     for nr_args in [1, 0, 2] {
@@ -169,13 +170,14 @@ fn fr04() -> TestResult {
     let got = raw_register(TASK, IORING_REGISTER_BPF_FILTER, std::ptr::null(), 1);
     expect_result("arg NULL", got, -libc::EFAULT)?;
     Ring::new(1)?.expect("NOP of a new ring", Sqe::nop(), 0)?;
-    // The failed attempts left no restrictions behind: those would give EPERM.
+    // The kernel would refuse with EPERM if the failed attempts had left an object with
+    // the task.
     let got = register::restrict_task(&[register::Restriction::sqe_op(op::NOP)]);
     expect_result("restrictions afterwards", got, 0)?;
     Ok(Outcome::Passed)
 }
 
-/// Checks that the calling task may register and that new rings obey.
+/// Checks that the calling task may register a filter and that new rings obey it.
 fn task_filter_works() -> anyhow::Result<()> {
     let got = register::filter(TASK, op::NOP, &bpf::deny());
     expect_result("task filter", got, 0)?;
@@ -378,10 +380,10 @@ fn fr18() -> TestResult {
     expect_result("read-only arg", got, -libc::EFAULT)?;
     installed.unchanged("a read-only arg")?;
 
-    // The struct cut off by the end of the mapping.
+    // A structure that the end of the mapping cuts off.
     let page = Page::new()?;
     page.write(PAGE_SIZE - 64, &[0u8; 64]);
-    // SAFETY: an address inside the page.
+    // SAFETY: the address is inside the page.
     let arg = unsafe { page.address.add(PAGE_SIZE - 64) };
     let got = raw_register(installed.fd(), IORING_REGISTER_BPF_FILTER, arg.cast(), 1);
     expect_result("arg cut off", got, -libc::EFAULT)?;

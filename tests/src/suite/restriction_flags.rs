@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-//! D6: the SQE flags that the restrictions of a ring ask for and let through,
-//! and where the test of restrictions stands among the others of an SQE.
+//! D6: the SQE flags that the restrictions of a ring require and allow, and the place
+//! of the check for restrictions among the other checks of an SQE.
 
 use super::restrictions::{answers, answers_if_allowed, bare_register, restricted};
 use super::{Outcome, Test, TestResult, slow, test};
@@ -26,7 +26,7 @@ pub const TESTS: &[Test] = &[
 const DENIED: i32 = -libc::EACCES;
 const INVALID: i32 = -libc::EINVAL;
 
-/// Checks whether flags pass, as the uapi has it.
+/// Checks whether an SQE's flags pass the restrictions, according to the uapi.
 fn flags_pass(flags: u8, allowed: u8, required: u8) -> bool {
     flags & required == required && flags & !(allowed | required) == 0
 }
@@ -42,7 +42,7 @@ fn rs03() -> TestResult {
         (IOSQE_IO_LINK | IOSQE_IO_HARDLINK, IOSQE_FIXED_FILE),
         (IOSQE_IO_DRAIN | IOSQE_ASYNC, IOSQE_ASYNC),
         (all & !IOSQE_BUFFER_SELECT, IOSQE_CQE_SKIP_SUCCESS),
-        // No request can have bit 7.
+        // No request can have bit 7 set.
         (0xff, 0x80),
     ] {
         let what = format!("allowed {allowed:#x}, required {required:#x}");
@@ -51,7 +51,8 @@ fn rs03() -> TestResult {
             Restriction::sqe_op(op::RECV),
             Restriction::flags_allowed(allowed),
         ])?;
-        // DRAIN is over once a request had CQE_SKIP_SUCCESS: those come last.
+        // The ring refuses DRAIN after the first request with CQE_SKIP_SUCCESS, so
+        // those come last.
         let mut combinations: Vec<u8> = (0..=all).collect();
         combinations.sort_by_key(|flags| flags & IOSQE_CQE_SKIP_SUCCESS);
         let no_drain = IOSQE_CQE_SKIP_SUCCESS | IOSQE_IO_DRAIN;
@@ -103,7 +104,7 @@ fn rs14() -> TestResult {
     ring.expect("there", Sqe::nop().flags(IOSQE_ASYNC), 0)?;
     let extra = Sqe::nop().flags(IOSQE_ASYNC | IOSQE_IO_LINK);
     ring.expect("there, and another", extra, DENIED)?;
-    // What the kernel adds on its own (FC04) is not asked for.
+    // Restrictions do not check the flags that the kernel adds itself (FC04).
     let mut ring = restricted(&[Restriction::sqe_op(op::FSYNC)])?;
     ring.expect("ASYNC set by prep", Sqe::new(op::FSYNC), -libc::EBADF)?;
     let mut ring = restricted(&[
@@ -130,7 +131,7 @@ fn rs24() -> TestResult {
             Restriction::flags_allowed(!denied & 0x7f),
         ])?;
         ring.expect(&what, Sqe::nop().flags(denied), DENIED)?;
-        // A denied DRAIN leaves nothing waiting.
+        // A denied DRAIN leaves nothing waiting in the ring.
         for user_data in 1..4 {
             let nop = Sqe::nop().user_data(user_data);
             ring.expect(&format!("after {what}"), nop, 0)?;
@@ -147,13 +148,13 @@ fn rs24_order() -> TestResult {
     ])?;
     let nop = Sqe::nop();
     ring.expect("denied", nop, DENIED)?;
-    // Before: what makes no sense for any ring.
+    // Errors for any ring come before the restrictions.
     ring.expect("unknown opcode", Sqe::new(65), INVALID)?;
     ring.expect("unknown flag", nop.flags(0x80), INVALID)?;
     let select = nop.flags(IOSQE_BUFFER_SELECT);
     ring.expect("BUFFER_SELECT", select, -libc::EOPNOTSUPP)?;
     ring.expect("two slots", Sqe::new(op::NOP128), INVALID)?;
-    // After: what this request got wrong.
+    // Errors of this request come after the restrictions.
     ring.expect("ioprio, denied", nop.ioprio(1), DENIED)?;
     ring.expect("ioprio, allowed", Sqe::new(op::CLOSE).ioprio(1), INVALID)?;
     let personality = |sqe: Sqe| Sqe {

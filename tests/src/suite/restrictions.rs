@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
-//! D6: which opcodes the restrictions of a ring let through, and which lists of
-//! them are accepted. SQE flags are in `restriction_flags`, the restrictions of
-//! a task in `task_restrictions`.
+//! D6: the opcodes that the restrictions of a ring allow, and the lists of restrictions
+//! that are accepted. SQE flags are in `restriction_flags`, the restrictions of a task
+//! in `task_restrictions`.
 
 use anyhow::ensure;
 
@@ -39,19 +39,19 @@ pub const TESTS: &[Test] = &[
 const DENIED: i32 = -libc::EACCES;
 const INVALID: i32 = -libc::EINVAL;
 
-/// Returns a ring that is still disabled.
+/// Makes a ring that is still disabled.
 pub fn disabled() -> anyhow::Result<Ring> {
     Ring::with(4, IORING_SETUP_R_DISABLED)
 }
 
-/// Restricts a disabled ring, which must be accepted, and enables it.
+/// Restricts a disabled ring, which must succeed, and enables it.
 fn restrict_and_enable(ring: &Ring, entries: &[Restriction]) -> anyhow::Result<()> {
     let got = register::restrict_ring(ring.fd(), entries);
     expect_result("restrictions", got, 0)?;
     expect_result("enabling", register::enable(ring.fd()), 0)
 }
 
-/// Returns a ring that was restricted and enabled.
+/// Makes a ring, restricts it and enables it.
 pub fn restricted(entries: &[Restriction]) -> anyhow::Result<Ring> {
     let ring = disabled()?;
     restrict_and_enable(&ring, entries)?;
@@ -60,18 +60,19 @@ pub fn restricted(entries: &[Restriction]) -> anyhow::Result<Ring> {
 
 /// Returns the result of a zeroed request of each opcode.
 pub fn answers(ring: &mut Ring) -> anyhow::Result<Vec<i32>> {
-    // ASYNC_CANCEL looks for `user_data` 0, which a worker may still have.
+    // ASYNC_CANCEL looks for requests with `user_data` 0, and a worker may still have
+    // one.
     opcodes()
         .map(|opcode| ring.run(Sqe::new(opcode).user_data(7)))
         .collect()
 }
 
-/// Returns what [`answers`] says of a ring where only some opcodes are not denied:
-/// those answer as on a ring without restrictions.
+/// Returns the expected [`answers`] of a ring that denies all but some opcodes. Allowed
+/// opcodes have the same results as on a ring without restrictions.
 pub fn answers_if_allowed(allowed: impl Fn(u8) -> bool) -> anyhow::Result<Vec<i32>> {
     let free = answers(&mut Ring::new(4)?)?;
     let want = opcodes().map(|opcode| match opcode {
-        // These need two slots, which is looked at first.
+        // These need two slots, which the kernel checks first.
         op::NOP128.. => INVALID,
         _ if allowed(opcode) => free[usize::from(opcode)],
         _ => DENIED,
@@ -79,12 +80,12 @@ pub fn answers_if_allowed(allowed: impl Fn(u8) -> bool) -> anyhow::Result<Vec<i3
     Ok(want.collect())
 }
 
-/// Returns the result of `io_uring_register(2)` without an argument.
+/// Calls `io_uring_register(2)` without an argument. Returns its result.
 pub fn bare_register(fd: i32, opcode: u32) -> i32 {
     register::register(fd, opcode, std::ptr::null(), 0)
 }
 
-/// Checks that a ring has no restriction at all.
+/// Checks that a ring has no restrictions.
 pub fn expect_free(what: &str, ring: &mut Ring) -> anyhow::Result<()> {
     expect_eq(what, answers(ring)?, answers_if_allowed(|_| true)?)?;
     let recv = Sqe::new(op::RECV).flags(IOSQE_ASYNC);
@@ -106,7 +107,7 @@ fn rs01() -> TestResult {
             want,
         )?;
     }
-    // Several, in another order and twice.
+    // Several opcodes, out of order, one of them twice.
     let some = [op::SOCKET, op::NOP, op::CLOSE, op::NOP];
     let mut ring = restricted(&some.map(Restriction::sqe_op))?;
     let want = answers_if_allowed(|opcode| some.contains(&opcode))?;
@@ -141,7 +142,7 @@ fn rs04() -> TestResult {
         let got = register::register(ring.fd(), IORING_REGISTER_RESTRICTIONS, null, entries);
         expect_result(&format!("NULL, {entries} entries"), got, INVALID)?;
     }
-    // Nothing is read of an empty list.
+    // The kernel reads nothing of an empty list.
     for address in [std::ptr::dangling::<u64>(), &0u64] {
         let mut ring = disabled()?;
         let got = register::register(ring.fd(), IORING_REGISTER_RESTRICTIONS, address.cast(), 0);
@@ -180,7 +181,7 @@ fn rs06() -> TestResult {
         let what = format!("setup flags {flags:#x}");
         let mut params = RawParams::default();
         params[2] = flags | IORING_SETUP_R_DISABLED;
-        // Whose thread it has, if it has one.
+        // The ring whose SQPOLL thread the new one shares, if it has one.
         params[6] = enabled.fd() as u32;
         let fd = setup(4, &mut params);
         ensure!(fd >= 0, "{what}: {}", describe(fd));
@@ -190,7 +191,8 @@ fn rs06() -> TestResult {
             let got = enter(ring.fd(), submit, wait, with);
             expect_result(&format!("{what}: {submit}, {with}"), got, -libc::EBADFD)?;
         }
-        // Between the two, the thread has looked at each ring that it serves.
+        // By the second of these requests, the thread has looked at each ring that it
+        // serves.
         for _ in 0..2 {
             enabled.expect("the other ring of the thread", Sqe::nop(), 0)?;
         }
@@ -203,7 +205,7 @@ fn rs06() -> TestResult {
 }
 
 fn rs07() -> TestResult {
-    // Of which kind the first list was does not matter.
+    // The kind of the first list does not matter.
     let lists: [&[Restriction]; 4] = [
         &[Restriction::sqe_op(op::NOP)],
         &[Restriction::register_op(IORING_REGISTER_FILES)],
@@ -229,7 +231,8 @@ fn rs07() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-/// Returns the longest list: everything that there is, and no SQE flag left out.
+/// Builds the longest list: every opcode of both kinds, and in the end all SQE flags
+/// allowed.
 pub fn everything() -> Vec<Restriction> {
     let mut entries: Vec<Restriction> = vec![
         Restriction::flags_allowed(0),
@@ -257,14 +260,14 @@ fn rs08() -> TestResult {
     entries.pop();
     restrict_and_enable(&ring, &entries)?;
     expect_free("all 107 entries", &mut ring)?;
-    // All the same one.
+    // The same entry in all places.
     let mut ring = restricted(&vec![Restriction::sqe_op(op::NOP); MAX_RESTRICTIONS])?;
     let want = answers_if_allowed(|opcode| opcode == op::NOP)?;
     expect_eq("107 times NOP", answers(&mut ring)?, want)?;
     Ok(Outcome::Passed)
 }
 
-/// Returns entries that no kernel accepts yet.
+/// Builds entries that the kernel does not know.
 pub fn invalid_entries() -> Vec<Restriction> {
     let entry = |opcode, value| Restriction {
         opcode,
@@ -325,7 +328,7 @@ fn rs09_efault() -> TestResult {
         for i in 0..readable {
             page.write(start + i * size, &invalid_entries()[0]);
         }
-        // SAFETY: an address inside the page.
+        // SAFETY: the address is inside the page.
         let list = unsafe { page.address.add(start) };
         for entries in [readable as u32 + 1, 100] {
             let got = register::register(
@@ -338,8 +341,8 @@ fn rs09_efault() -> TestResult {
             expect_result(&what, got, -libc::EFAULT)?;
         }
     }
-    // Half of an entry is not one either.
-    // SAFETY: an address inside the page.
+    // Half an entry cannot be read either.
+    // SAFETY: the address is inside the page.
     let half = unsafe { page.address.add(PAGE_SIZE - size / 2) };
     let got = register::register(ring.fd(), IORING_REGISTER_RESTRICTIONS, half.cast(), 1);
     expect_result("half an entry", got, -libc::EFAULT)?;
@@ -360,7 +363,7 @@ fn rs10() -> TestResult {
         Restriction::sqe_op(65),
     ];
 
-    // Retried with success: both hold.
+    // After a retry that succeeds, both the filters and the list hold.
     let mut both = disabled()?;
     for _ in 0..3 {
         let got = register::restrict_ring(both.fd(), &refused);
@@ -371,7 +374,8 @@ fn rs10() -> TestResult {
     both.expect("NOP 1", Sqe::nop().user_data(1), DENIED)?;
     both.expect("CLOSE", Sqe::new(op::CLOSE), DENIED)?;
 
-    // Not retried: the filters alone, still shared with the task.
+    // Without a retry, only the filters hold, and the ring still shares them with the
+    // task.
     let mut ring = disabled()?;
     let got = register::restrict_ring(ring.fd(), &refused);
     expect_result("refused list", got, INVALID)?;

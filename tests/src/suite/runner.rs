@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Runs tests, each in a process of its own, one after the other: after each, settings
-//! are put back, and what it left behind is waited for.
+//! Runs tests one after the other, each in a process of its own. After each test,
+//! restores the settings and waits for the end of what the test left behind.
 
 use std::process::Command;
 use std::time::Duration;
@@ -13,11 +13,11 @@ use crate::ktap::{self, Finished, Verdict};
 use crate::leftovers::{Leftovers, Look};
 use crate::settings::Settings;
 
-/// Runs tests, and remembers how long they took.
+/// A runner of tests, which records how long they take.
 pub struct Runner {
-    /// As they were before the first test.
+    /// The settings before the first test.
     settings: Settings,
-    /// What earlier tests have left, for which they have failed.
+    /// The leftovers of earlier tests, which have failed for them.
     known: Leftovers,
     times: Vec<(Duration, &'static str)>,
 }
@@ -31,8 +31,8 @@ impl Runner {
         })
     }
 
-    /// Runs one test, at its full length if `long`, and shows what it had to say. It
-    /// fails also if anything of it is still there after a while.
+    /// Runs one test, at its full length if `long`, and shows its notes. The test also
+    /// fails if it leaves something behind that is not gone in time.
     pub fn run(&mut self, test: &'static Test, seed: u64, long: bool) -> anyhow::Result<Verdict> {
         let mut command = Command::new("/proc/self/exe");
         command.args(["--only", test.id(), "--seed", &seed.to_string()]);
@@ -57,17 +57,17 @@ impl Runner {
         Ok(verdict)
     }
 
-    /// Waits until nothing is left of all tests, whichever it was of.
+    /// Waits until nothing is left of any test.
     pub fn finish(&mut self) -> anyhow::Result<Verdict> {
         let left = Leftovers::wait(Look::Everywhere, &mut self.known)?;
         Ok(if left.is_empty() {
             Verdict::Passed
         } else {
-            Verdict::Failed(format!("left are {left}"))
+            Verdict::Failed(format!("{left} are left"))
         })
     }
 
-    /// Shows which tests took longest.
+    /// Shows the tests that took longest.
     pub fn show_slowest(&mut self) {
         const SHOWN: usize = 30;
         self.times.sort_by(|one, other| other.cmp(one));
@@ -88,7 +88,7 @@ fn in_words(verdict: &Verdict) -> String {
     }
 }
 
-/// Shows a test's notes, and all that it said if it failed.
+/// Shows a test's notes, and all its output if it failed.
 fn say(test: &Test, finished: &Finished, verdict: &Verdict) {
     let failed = matches!(verdict, Verdict::Failed(_));
     for line in finished.output.lines() {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-//! The stress tests over and over, each time with another seed, for as long as
-//! one likes.
+//! Runs the stress tests over and over, each time with another seed, until a given time
+//! has passed.
 
 use std::time::{Duration, Instant};
 
@@ -13,32 +13,34 @@ use crate::kernel;
 use crate::ktap::{self, Verdict};
 use crate::sandbox::meminfo;
 
-/// One round: the random sequences have the most to find.
+/// The tests of one round. The random sequences come most often, because they can find
+/// most.
 const ROUND: [&str; 25] = [
     "ST20", "ST01", "ST06", "ST20", "ST02", "ST07", "ST20", "ST03", "ST08", "ST20", "ST04", "ST12",
     "ST15", "ST20", "ST05", "ST13", "ST16", "ZB05", "ST09", "ST10", "ST11", "ST14", "ST17", "ZN09",
     "ZN40",
 ];
 
-/// Bytes that the kernel may hold more than after the first round.
+/// The number of bytes by which kernel memory may grow after the first round.
 const GROWTH: u64 = 16 << 20;
 
-/// How often each test ran.
+/// The number of runs of a test, and its last verdict.
 struct Tally {
     test: &'static Test,
     runs: u32,
     verdict: Verdict,
 }
 
-/// Returns the kernel memory that is not a cache which gives way.
+/// Returns the size of the kernel memory in bytes, without caches that can be
+/// reclaimed.
 fn kernel_memory() -> anyhow::Result<u64> {
-    // What was freed last gets the time to be so.
+    // This waits for memory that is being freed.
     std::thread::sleep(kernel::limit(1));
     Ok(meminfo("SUnreclaim:")? + meminfo("VmallocUsed:")? + meminfo("Percpu:")?)
 }
 
-/// Runs for so many minutes or until a test fails, and prints KTAP: how many
-/// failed.
+/// Runs rounds for `minutes` minutes or until a test fails, and prints KTAP. Returns
+/// the number of failures.
 pub fn run(minutes: u64, seed: u64) -> anyhow::Result<usize> {
     let mut tallies: Vec<Tally> = Vec::new();
     for id in ROUND {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-//! What restrictions and filters mean, as plain data: the model that random
-//! sequences are held against.
+//! A model of restrictions and filters as plain data, with which the results of random
+//! sequences are compared.
 
 use crate::kernel::{IORING_OP_LAST, IORING_REGISTER_LAST};
 use crate::register::{
@@ -10,17 +10,18 @@ use crate::register::{
 };
 use crate::sqe::{Sqe, op};
 
-/// The opcodes that the sequences use: NOP succeeds, the others find no file.
+/// The opcodes that the sequences use. NOP succeeds; the others fail because they have
+/// no file.
 pub const OPCODES: [u8; 5] = [op::NOP, op::CLOSE, op::FSYNC, op::RECV, op::SHUTDOWN];
 
 const DENIED: i32 = -libc::EACCES;
 
-/// Filters of a task or of a ring, each of which denies one `user_data`.
+/// The filters of a task or a ring, each of which denies one `user_data`.
 #[derive(Clone, Default, Debug)]
 pub struct Filters {
-    /// (opcode, denied `user_data`) of every filter.
+    /// The opcode and the denied `user_data` of each filter.
     denials: Vec<(u8, u32)>,
-    /// Opcodes that had no filter when the rest was denied.
+    /// The opcodes that had no filter when DENY_REST was given.
     rest: Vec<u8>,
 }
 
@@ -39,10 +40,10 @@ impl Filters {
     }
 }
 
-/// What a list of restrictions comes to.
+/// The rules that a list of restrictions makes.
 #[derive(Clone, Default, Debug)]
 pub struct Rules {
-    /// None: everything; also for registering.
+    /// The opcodes allowed, or `None` if all are. The same holds for `register_ops`.
     sqe_ops: Option<Vec<u8>>,
     register_ops: Option<Vec<u32>>,
     flags_allowed: u8,
@@ -50,7 +51,7 @@ pub struct Rules {
 }
 
 impl Rules {
-    /// Parses a list. Returns none if an entry is invalid.
+    /// Parses a list. Returns `None` if an entry is invalid.
     fn parse(list: &[Restriction]) -> Option<Self> {
         let mut rules = Rules::default();
         if list.is_empty() {
@@ -85,7 +86,7 @@ impl Rules {
         })
     }
 
-    /// Returns 0, or why registering is denied.
+    /// Returns 0 if a register opcode is allowed, or else the error.
     fn register(&self, opcode: u32) -> i32 {
         let listed = self.register_ops.as_ref();
         match listed.is_none_or(|listed| listed.contains(&opcode)) {
@@ -99,7 +100,7 @@ impl Rules {
     }
 }
 
-/// What a task or a ring has.
+/// The restrictions and filters of a task or a ring.
 #[derive(Clone, Default, Debug)]
 pub struct Object {
     pub rules: Rules,
@@ -107,13 +108,13 @@ pub struct Object {
 }
 
 impl Object {
-    /// Returns what the task gets that registers a filter.
+    /// Returns the result of registering a filter for a task with this object.
     pub fn may_filter(&self) -> i32 {
         self.rules.register(IORING_REGISTER_BPF_FILTER)
     }
 
-    /// Returns what a task with `before` gets that registers a list, and what it has
-    /// then if that is 0.
+    /// Returns the result of registering a list for a task that has the object
+    /// `before`, and the object that it has then if the result is 0.
     pub fn restrict(before: Option<&Object>, list: &[Restriction]) -> (i32, Option<Object>) {
         if let Some(before) = before {
             return match before.rules.register(IORING_REGISTER_RESTRICTIONS) {
@@ -131,17 +132,18 @@ impl Object {
     }
 }
 
-/// A ring.
+/// The state of a ring.
 #[derive(Clone, Debug)]
 pub struct RingState {
     pub object: Object,
     pub disabled: bool,
-    /// Its list for registering came from the task, and holds at once.
+    /// Whether its list of register opcodes came from the task, and so holds while it
+    /// is disabled.
     inherited: bool,
 }
 
 impl RingState {
-    /// Returns a ring that a task with `object` makes.
+    /// Returns the state of a new ring of a task with `object`.
     pub fn new(object: Option<&Object>, disabled: bool) -> Self {
         let object = object.cloned().unwrap_or_default();
         RingState {
@@ -151,7 +153,7 @@ impl RingState {
         }
     }
 
-    /// Returns 0, or why a register opcode is denied.
+    /// Returns 0 if a register opcode is allowed, or else the error.
     pub fn register(&self, opcode: u32) -> i32 {
         if self.disabled && !self.inherited {
             return 0;
@@ -159,7 +161,7 @@ impl RingState {
         self.object.rules.register(opcode)
     }
 
-    /// Takes a list of restrictions: the result.
+    /// Registers a list of restrictions. Returns the result.
     pub fn restrict(&mut self, list: &[Restriction]) -> i32 {
         let denied = self.register(IORING_REGISTER_RESTRICTIONS);
         if denied != 0 {
@@ -180,7 +182,7 @@ impl RingState {
         }
     }
 
-    /// Starts the ring: the result.
+    /// Enables the ring. Returns the result.
     pub fn enable(&mut self) -> i32 {
         let denied = self.register(IORING_REGISTER_ENABLE_RINGS);
         if denied != 0 {
@@ -193,7 +195,7 @@ impl RingState {
         0
     }
 
-    /// Checks whether a request is allowed.
+    /// Returns whether a request is allowed.
     pub fn verdict(&self, sqe: Sqe) -> bool {
         self.object.rules.allow(sqe.opcode, sqe.flags)
             && self.object.filters.allow(sqe.opcode, sqe.user_data as u32)

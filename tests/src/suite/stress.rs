@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Many chains at the bound, shared by many tasks; and a task that must stay
-//! killable however much its filters have to do.
+//! Stress tests of filters: many chains at the bound that many tasks share, and a task
+//! that must stay killable however long its filters run.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -41,8 +41,8 @@ pub const TESTS: &[Test] = &[
 
 const DENIED: i32 = -libc::EACCES;
 
-/// Runs one thread of ST01: adds filters to itself, one `user_data` after
-/// the other, and sees that rings and children have exactly those.
+/// Runs one thread of ST01. It adds filters that deny one `user_data` after the other,
+/// and checks that new rings and children have exactly those filters.
 fn tighten_and_fork(thread: u64, rounds: u32) -> anyhow::Result<()> {
     let check = |what: &str, denied: u64| -> anyhow::Result<()> {
         let mut ring = Ring::new(2)?;
@@ -81,29 +81,30 @@ fn st01() -> TestResult {
     for thread in threads {
         thread.join().expect("the thread does not panic")?;
     }
-    // None of the threads' filters reached the one that started them.
+    // None of the threads' filters applies to the thread that started them.
     let mut ring = Ring::new(2)?;
     ring.expect("NOP 0", Sqe::nop(), DENIED)?;
     ring.expect("NOP 1", Sqe::nop().user_data(1), 0)?;
     Ok(Outcome::Passed)
 }
 
-/// Tasks that share the chains of each of the two owners.
+/// The number of tasks that share the chains of each of the two owners.
 const TASKS: usize = 500;
 
-/// Returns how many of them are threads of one process: checkers make a process of each
-/// take minutes.
+/// Returns the number of those tasks that are threads of one process. With checkers, a
+/// process for each task would take minutes.
 fn threads() -> usize {
     if kernel::is_debug() { 10 } else { 1 }
 }
 
-/// Processes that each owner makes.
+/// Returns the number of processes that each owner makes.
 fn children() -> usize {
     TASKS / threads()
 }
 
-/// Chains of each owner: one for every opcode, and what is missing to 100, in a soak;
-/// otherwise a third, and with checkers a fifth of that.
+/// Returns the number of chains of each owner. In a soak, the first has one for each
+/// opcode and the second the rest of 100; otherwise they have a third of that, and with
+/// checkers a fifth.
 fn chains() -> [u8; 2] {
     let all = [IORING_OP_LAST as u8, 100 - IORING_OP_LAST as u8];
     let part = match (kernel::is_debug(), is_long()) {
@@ -114,33 +115,34 @@ fn chains() -> [u8; 2] {
     all.map(|chains| chains / part)
 }
 
-/// What the owners, their children and the test share.
+/// The memory that the owners, their children and the test share.
 struct Stage {
     shared: Shared<[AtomicU32; 2 * TASKS + 2]>,
 }
 
 impl Stage {
-    /// Process ids of an owner's children.
+    /// Returns the process ids of an owner's children.
     fn children(&self, owner: usize) -> &[AtomicU32] {
         &self.shared[owner * TASKS..][..children()]
     }
 
-    /// Returns how many tasks of both are in place.
+    /// Returns the number of tasks of both owners that are in place.
     fn ready(&self) -> &AtomicU32 {
         &self.shared[2 * TASKS]
     }
 
-    /// Returns how many owners have all their chains.
+    /// Returns the number of owners that have all their chains.
     fn filled(&self) -> &AtomicU32 {
         &self.shared[2 * TASKS + 1]
     }
 }
 
-/// Gives its chains to itself, makes its children, and waits to be killed.
+/// Runs an owner: it registers its chains, makes its children, and waits to be killed.
 fn owner(number: usize, stage: &Stage, group: &MemoryGroup, seed: u64) -> anyhow::Result<()> {
     group.enter()?;
-    // The kernel reaps the children at once: a zombie would keep its filters.
-    // SAFETY: no handler is installed.
+    // With SIGCHLD ignored, the kernel reaps the children at once; a zombie would keep
+    // its filters.
+    // SAFETY: the call installs no handler.
     unsafe { libc::signal(libc::SIGCHLD, libc::SIG_IGN) };
     for opcode in 0..chains()[number] {
         fill(TASK, opcode)?;
@@ -155,7 +157,7 @@ fn owner(number: usize, stage: &Stage, group: &MemoryGroup, seed: u64) -> anyhow
     wait_for_ever()
 }
 
-/// Runs a process of those who share the chains, one thread for each choice.
+/// Runs a process of tasks that share the chains, with one thread for each choice.
 fn members(number: usize, choices: &[u32], stage: &Stage) -> anyhow::Result<()> {
     let (own, others) = choices.split_first().expect("at least one thread");
     std::thread::scope(|scope| {
@@ -163,7 +165,7 @@ fn members(number: usize, choices: &[u32], stage: &Stage) -> anyhow::Result<()> 
             scope.spawn(move || {
                 if let Err(error) = member(number, choice, stage) {
                     eprintln!("{error:#}");
-                    // SAFETY: leaves at once, with all its threads.
+                    // SAFETY: this leaves at once, with all its threads.
                     unsafe { libc::_exit(1) };
                 }
             });
@@ -172,7 +174,7 @@ fn members(number: usize, choices: &[u32], stage: &Stage) -> anyhow::Result<()> 
     })
 }
 
-/// Runs one of those who share the chains.
+/// Runs a task that shares the chains.
 fn member(number: usize, choice: u32, stage: &Stage) -> anyhow::Result<()> {
     let past_bound = match implementation() {
         Implementation::Rust => -libc::ENOMEM,
@@ -185,7 +187,8 @@ fn member(number: usize, choice: u32, stage: &Stage) -> anyhow::Result<()> {
         rings.push(ring);
     }
     match choice >> 1 & 3 {
-        // A set of one's own: another opcode, or a chain that is full.
+        // A further filter, which gives the task a set of its own: for another opcode,
+        // or for a chain that is full.
         0 => {
             let got = register::filter(TASK, IORING_OP_LAST as u8 - 1, &bpf::allow());
             let full = chains()[number] == IORING_OP_LAST as u8;
@@ -216,7 +219,7 @@ fn wait_for_ever() -> anyhow::Result<()> {
     }
 }
 
-/// Waits until a count is reached; fails if a process fails first.
+/// Waits until `count` reaches `want`. Fails if a process ends first.
 fn wait_until(what: &str, count: &AtomicU32, want: u32, limit: Duration) -> anyhow::Result<()> {
     let start = Instant::now();
     while count.load(SeqCst) < want {
@@ -234,16 +237,13 @@ fn wait_until(what: &str, count: &AtomicU32, want: u32, limit: Duration) -> anyh
     Ok(())
 }
 
-/// Reaps everything that is left; how long that took.
+/// Reaps all children. Returns the time that this took.
 fn reap_all(limit: Duration) -> anyhow::Result<Duration> {
     let start = Instant::now();
     loop {
         match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
             Ok(WaitStatus::StillAlive) => {
-                ensure!(
-                    start.elapsed() < limit,
-                    "still not all gone after {limit:?}"
-                );
+                ensure!(start.elapsed() < limit, "children are left after {limit:?}");
                 std::thread::sleep(Duration::from_millis(5));
             }
             Ok(_) => {}
@@ -253,8 +253,8 @@ fn reap_all(limit: Duration) -> anyhow::Result<Duration> {
     }
 }
 
-/// Uses a little of everything, so that what the kernel keeps for the next time
-/// (memory of the JIT, stacks of ended tasks) is there before it is measured.
+/// Uses each resource a little, so that what the kernel caches for the next use (memory
+/// of the JIT, stacks of ended tasks) is there before memory is measured.
 fn fill_caches() -> anyhow::Result<()> {
     sandbox::in_child(|| {
         for opcode in 0..4 {
@@ -271,10 +271,10 @@ fn fill_caches() -> anyhow::Result<()> {
     })
 }
 
-/// Returns the bytes of vmalloc in use, once what ended tasks held has been freed.
+/// Returns the bytes of vmalloc in use, once the memory of ended tasks has been freed.
 fn settled_vmalloc() -> anyhow::Result<u64> {
     let (start, mut lowest, mut since) = (Instant::now(), u64::MAX, Instant::now());
-    // As long as it falls, there is more to come.
+    // As long as the number falls, memory is still being freed.
     while since.elapsed() < Duration::from_secs(1) && start.elapsed() < kernel::limit(10) {
         let mapped = meminfo("VmallocUsed:")?;
         if mapped < lowest {
@@ -285,13 +285,14 @@ fn settled_vmalloc() -> anyhow::Result<u64> {
     Ok(lowest)
 }
 
-/// Returns the bytes of vmalloc that each caller in the kernel holds.
+/// Returns the bytes of vmalloc memory by the function in the kernel that allocated
+/// them.
 fn vmalloc_by_caller() -> anyhow::Result<BTreeMap<String, u64>> {
     let mut sizes = BTreeMap::new();
     for line in fs::read_to_string("/proc/vmallocinfo")?.lines() {
         let mut words = line.split_whitespace().skip(2);
         let caller = words.next().unwrap_or("nobody").to_string();
-        // What has no pages is not memory.
+        // A mapping without pages is not memory.
         let pages = words.find_map(|word| word.strip_prefix("pages="));
         let pages: u64 = pages.map_or(Ok(0), str::parse)?;
         *sizes.entry(caller).or_default() += pages * PAGE_SIZE as u64;
@@ -299,14 +300,14 @@ fn vmalloc_by_caller() -> anyhow::Result<BTreeMap<String, u64>> {
     Ok(sizes)
 }
 
-/// Waits until memory is back near where it was.
+/// Waits until memory is back near its former size.
 fn memory_returns(
     group: &MemoryGroup,
     vmalloc: u64,
     callers: &BTreeMap<String, u64>,
 ) -> anyhow::Result<()> {
     const SLACK: u64 = 4 << 20;
-    // With checkers, stacks and their shadow stay cached a little longer.
+    // With checkers, the kernel caches stacks and their shadow for longer.
     let kept = if kernel::is_debug() { 2 * SLACK } else { SLACK };
     let (start, limit) = (Instant::now(), kernel::limit(10));
     loop {
@@ -341,13 +342,13 @@ fn memory_returns(
 fn st05() -> TestResult {
     let seed = seed();
     println!("{NOTE}seed {seed}");
-    // Orphans come to us, not to init.
+    // Orphans become children of this process, not of init.
     nix::sys::prctl::set_child_subreaper(true)?;
     let stage = Stage {
         shared: Shared::<[AtomicU32; 2 * TASKS + 2]>::new()?,
     };
     let group = MemoryGroup::new()?;
-    // With checkers, translating 3 million instructions would take minutes.
+    // With checkers, the JIT would take minutes to compile 3 million instructions.
     let jit = if kernel::is_debug() { "0" } else { "1" };
     let _jit = Sysctl::set("net/core/bpf_jit_enable", jit)?;
     fill_caches()?;
@@ -369,7 +370,7 @@ fn st05() -> TestResult {
         charged >> 20,
         mapped.saturating_sub(vmalloc) >> 20
     );
-    // 8 bytes an instruction at the very least, or the chains are not there.
+    // An instruction takes at least 8 bytes, unless the chains are not there.
     let instructions = chains * full_chain().sum::<usize>() as u64;
     ensure!(
         mapped > vmalloc + 8 * instructions,
@@ -384,7 +385,7 @@ fn st05() -> TestResult {
     Rng::with_seed(seed).shuffle(&mut pids);
     for (i, &pid) in pids.iter().enumerate() {
         kill(pid, Signal::SIGKILL).with_context(|| format!("killing {pid}"))?;
-        // Now and then all is given time to be freed.
+        // Pauses let memory be freed in between.
         if i % 100 == 99 {
             std::thread::sleep(Duration::from_millis(20));
         }
@@ -408,7 +409,7 @@ fn bg01() -> TestResult {
         let mut ring = Ring::new(ENTRIES as u32)?;
         fill(ring.fd(), op::NOP)?;
         if implementation() == Implementation::Rust {
-            // 200 filters of 4,096 would be needed for the long stall.
+            // The long stall would need 200 filters of 4,096 instructions.
             let got = ring.filter(op::NOP, &bpf::long(4096, 1));
             expect_result("past the bound", got, -libc::ENOMEM)?;
         }
@@ -430,7 +431,7 @@ fn bg01() -> TestResult {
         }
         std::thread::sleep(Duration::from_millis(5));
     }
-    // It is at the next ones, or at their completions.
+    // The child is submitting the next requests, or taking completions.
     kill(child, Signal::SIGKILL)?;
     let limit = kernel::limit(5);
     match sandbox::wait_within(child, limit)? {

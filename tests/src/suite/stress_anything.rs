@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Anything that can be said to both interfaces: registrations, control operations and
-//! requests that are nearly right, in processes that do them at random. What comes of
-//! one cannot be foretold, but it is an errno that the interface knows, what failed
-//! has written nothing, and in the end nothing is left.
+//! Random input to both interfaces: processes make registrations, control operations
+//! and requests that are almost valid. The result of each is unknown in advance, but it
+//! must be an errno that the interface uses. A call that failed must have written
+//! nothing, and nothing must be left in the end.
 
 use std::io::{ErrorKind, Write};
 use std::net::TcpStream;
@@ -34,7 +34,7 @@ use crate::zcrx::{
 
 pub const TESTS: &[Test] = &[slow("ST15 anything, said to both interfaces", 120, st15)];
 
-/// What may be said of an attempt.
+/// The errors that an attempt may return.
 const ERRNOS: [i32; 22] = [
     libc::E2BIG,
     libc::EACCES,
@@ -60,17 +60,18 @@ const ERRNOS: [i32; 22] = [
     libc::ECANCELED,
 ];
 
-/// Places in the memory of a process where what it says stands, apart from each other.
+/// Offsets in the page of a process at which the structures that it passes to the
+/// kernel begin.
 const REG: usize = 0;
 const REGION: usize = 256;
 const AREA: usize = 512;
 const EVENT: usize = 768;
 const PROGRAM: usize = 1024;
-/// Memory to receive into, and of refill queues, in pages.
+/// The number of pages of memory for areas and refill queues.
 const PAGES: usize = 64;
-/// Where a registration of a filter has the size of what filters see.
+/// The offset at which a registration of a filter has the size of the opcode's data.
 const PDU_SIZE: usize = std::mem::offset_of!(Filter, pdu_size);
-/// Most rings that a process has, and steps after which it ends.
+/// The most rings that a process has, and the number of its steps.
 const RINGS: usize = 6;
 const STEPS: u32 = 250;
 
@@ -79,11 +80,14 @@ fn st15() -> TestResult {
     println!("{NOTE}seed {seed}");
     let processes = if is_long() { 600 } else { 24 };
     let mut rng = Rng::with_seed(seed);
-    wait_until("what others had is not pinned", || Ok(pins()? == 0))?;
+    wait_until("the pages of other tests are no longer pinned", || {
+        Ok(pins()? == 0)
+    })?;
     let counts = Shared::<Counts>::new()?;
     for number in 0..processes {
         let rng = rng.fork();
-        // Queues take a privilege, filters are for those who have none.
+        // Registering queues takes a privilege; filters are for tasks without
+        // privileges.
         let child = || {
             if number % 3 == 0 {
                 sandbox::sandboxed()?;
@@ -97,24 +101,25 @@ fn st15() -> TestResult {
     println!("{NOTE}{done} done, {refused} refused, {requests} requests");
     ensure!(said.iter().all(|&count| count > 100), "{said:?}");
     wait_until("nothing is pinned", || Ok(pins()? == 0))?;
-    // All goes on for others.
+    // The kernel still works for others.
     let mut ring = WideRing::new(8)?;
     let ifq = Ifq::new(ring.fd(), 64, 4)?;
     transfer(&mut ring, &ifq, 9 * PAGE_SIZE)?;
     Ok(Outcome::Passed)
 }
 
-/// How many registrations were done and refused, and how many requests taken.
+/// The numbers of successful calls, of refused calls, and of requests submitted.
 type Counts = [AtomicU32; 3];
 
-/// A process that speaks at random.
+/// A process that makes calls at random.
 struct Speaker {
     rng: Rng,
-    /// What it says, which the kernel is never told to write to otherwise.
+    /// The structures that it passes to the kernel. No other structure tells the kernel
+    /// to write here.
     words: Mapping,
     memory: Mapping,
     rings: Vec<WideRing>,
-    /// Queues that were exported.
+    /// Files of exported queues.
     files: Vec<RawFd>,
     connection: (TcpStream, TcpStream),
     trail: String,
@@ -139,17 +144,17 @@ impl Speaker {
         self.rng.u32(..of) == 0
     }
 
-    /// Returns an address in the memory that is received into.
+    /// Returns an address in the memory for areas and refill queues.
     fn at(&self, offset: usize) -> u64 {
         self.memory.address() as u64 + offset as u64
     }
 
-    /// Returns the address of something that it says.
+    /// Returns the address of a structure in [`Self::words`].
     fn word(&self, offset: usize) -> u64 {
         self.words.address() as u64 + offset as u64
     }
 
-    /// Makes up a number, one that is likely to be special.
+    /// Returns a random number, most often a special one.
     fn number(&mut self) -> u64 {
         match self.rng.u32(..12) {
             0 => 0,
@@ -169,12 +174,13 @@ impl Speaker {
             8 => 0xffff_8880_0000_0000,
             9 => self.rng.u64(..70),
             10 => self.files.last().map_or(3, |&file| file as u64),
-            // No address of anything.
+            // This is not the address of anything.
             _ => self.rng.u64(..) | 1 << 63,
         }
     }
 
-    /// Puts what was to be said where the kernel reads it, with a few fields changed.
+    /// Writes a structure to where the kernel reads it, half the time with one or two
+    /// fields changed.
     fn say<T: Copy>(&mut self, at: usize, what: T) {
         self.words.write(at, what);
         if self.rng.bool() {
@@ -193,7 +199,7 @@ impl Speaker {
         }
     }
 
-    /// Picks a ring, or whatever else a number is.
+    /// Picks a ring, or rarely any other number.
     fn ring(&mut self) -> RawFd {
         if self.chance(12) {
             return self.number() as RawFd;
@@ -204,7 +210,7 @@ impl Speaker {
         }
     }
 
-    /// Makes a ring of a kind that queues, filters and restrictions can be had with.
+    /// Makes a ring of a kind that can have queues, filters and restrictions.
     fn set_up(&mut self) -> anyhow::Result<()> {
         let disabled = if self.chance(4) {
             IORING_SETUP_R_DISABLED
@@ -220,8 +226,8 @@ impl Speaker {
         Ok(())
     }
 
-    /// Says something of `T` at [`REG`]: the result. Where it is `EINVAL`, nothing was
-    /// written there.
+    /// Passes a `T` at [`REG`] to a registration, and returns the result. Checks that a
+    /// call that fails with `EINVAL` has written nothing there.
     fn register<T: Copy>(&mut self, fd: RawFd, opcode: u32, said: T) -> anyhow::Result<i32> {
         self.say(REG, said);
         let count = match opcode {
@@ -244,10 +250,11 @@ impl Speaker {
         if got == -libc::EINVAL {
             let mut after = bytes(&self.words);
             if opcode == IORING_REGISTER_BPF_FILTER {
-                // The size of what filters see is told before the program is looked at.
+                // The kernel writes back the size of the opcode's data before it checks
+                // the program.
                 after[PDU_SIZE] = before[PDU_SIZE];
             }
-            expect_eq("what was said", after, before)?;
+            expect_eq("the structure after EINVAL", after, before)?;
         }
         Ok(got)
     }
@@ -360,13 +367,15 @@ impl Speaker {
         Ok(got)
     }
 
-    /// Writes entries to a refill queue, if it can be mapped.
+    /// Writes entries to the refill queue of a ring, if it has one.
     fn scribble(&mut self) -> anyhow::Result<()> {
-        // Other files might be there to be mapped.
+        // Only rings are mapped, as the number of any other file could map something
+        // else.
         let Some(fd) = self.rng.choice(&self.rings).map(WideRing::fd) else {
             return Ok(());
         };
-        // As long as those that are made here. The first page is there in any case.
+        // The refill queues made here are at least this long. Their first page always
+        // exists.
         let len = region_size(1) + PAGE_SIZE;
         let Ok(refill) = Mapping::new(fd, map_offset(self.rng.u32(..3)), len) else {
             return Ok(());
@@ -382,7 +391,7 @@ impl Speaker {
         Ok(())
     }
 
-    /// Submits requests to a ring, those that receive among them.
+    /// Submits requests, among them receives, to a ring.
     fn submit(&mut self) -> anyhow::Result<u32> {
         if let Err(error) = self.connection.0.write(&[7; 3000]) {
             ensure!(error.kind() == ErrorKind::WouldBlock, "sending: {error}");
@@ -397,11 +406,11 @@ impl Speaker {
             };
             self.say(PROGRAM, sqe);
             let mut said: Sqe = self.words.read(PROGRAM);
-            // Requests of others are not what this is about.
+            // This test is not about requests of other opcodes.
             if ![op::NOP, op::SOCKET, op::RECV_ZC].contains(&said.opcode) {
                 said.opcode = sqe.opcode;
             }
-            // It would end with whatever result it is told to.
+            // With flags, a NOP ends with any result that the SQE gives.
             if said.opcode == op::NOP {
                 said.op_flags = 0;
             }
@@ -418,7 +427,7 @@ impl Speaker {
                 break;
             }
         }
-        // It is not enabled, or something has overflown.
+        // Submitting fails if the ring is disabled or a queue has overflown.
         let Ok(submitted) = ring.submit() else {
             return Ok(0);
         };
@@ -436,11 +445,12 @@ impl Speaker {
         Ok(())
     }
 
-    /// Takes one step, whatever it is.
+    /// Takes one random step.
     fn step(&mut self, counts: &Counts) -> anyhow::Result<()> {
         let got = match self.rng.u32(..16) {
             0 => {
-                // Those who may not have one any more go on without.
+                // A process with restrictions may be unable to make another ring, and
+                // goes on without.
                 let _ = self.set_up();
                 return Ok(());
             }
@@ -464,7 +474,7 @@ impl Speaker {
     }
 }
 
-/// Returns whether making a socket of some kind may fail with this, too.
+/// Returns whether the error is one that only making a socket adds.
 fn is_socket_error(errno: i32) -> bool {
     const MORE: [i32; 4] = [
         libc::EAFNOSUPPORT,

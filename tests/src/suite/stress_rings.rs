@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Rings that are used, filtered and given up at the same time.
+//! Rings that are used, get filters, and are closed at the same time.
 
 use std::os::fd::RawFd;
 use std::sync::Mutex;
@@ -35,8 +35,8 @@ pub const TESTS: &[Test] = &[
 
 const DENIED: i32 = -libc::EACCES;
 
-/// Filters that a ring gets one after the other, where filter N denies NOPs
-/// with N in the low half of `user_data`, and how far that has got.
+/// The filters that a ring gets one after the other, and how many registrations have
+/// begun and are done. Filter N denies NOPs with N in the low half of `user_data`.
 #[derive(Default)]
 struct Progress {
     begun: AtomicU32,
@@ -44,7 +44,7 @@ struct Progress {
 }
 
 impl Progress {
-    /// Registers the next filter: the result.
+    /// Registers the next filter. Returns the result.
     fn register(&self, fd: RawFd, flags: u32) -> i32 {
         let number = self.begun.fetch_add(1, SeqCst) + 1;
         let program = bpf::deny_if(USER_DATA_LO, number);
@@ -55,14 +55,15 @@ impl Progress {
         got
     }
 
-    /// Builds a NOP that filter `number` denies; remembers what has been done.
+    /// Builds a NOP that filter `number` denies. Its `user_data` also records the
+    /// number of filters that are done.
     fn nop(&self, number: u32) -> Sqe {
         let done = self.done.load(SeqCst);
         Sqe::nop().user_data(u64::from(done) << 32 | u64::from(number))
     }
 
-    /// Checks the completion of such a NOP: it is denied if its filter was there
-    /// when it was made, not denied if its filter has not been begun yet.
+    /// Checks the completion of such a NOP. It must be denied if its filter was done
+    /// when the NOP was built, and must not be denied if its filter has not begun yet.
     fn check(&self, cqe: Cqe) -> anyhow::Result<()> {
         let number = cqe.user_data as u32;
         let done = (cqe.user_data >> 32) as u32;
@@ -89,7 +90,7 @@ fn st02() -> TestResult {
     let submitted = AtomicU32::new(0);
     let completed = AtomicU32::new(0);
 
-    // Only filling and emptying the queues is one thread's at a time.
+    // Threads take turns only to fill and empty the queues.
     let reap = |ring: &mut Ring| -> anyhow::Result<()> {
         while let Some(cqe) = ring.try_cqe() {
             progress.check(cqe)?;
@@ -141,8 +142,9 @@ fn st02() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-/// Runs a ring with a thread, NOPs on it, and filters for it, until it is closed
-/// (or the process ends) in the midst of them.
+/// Submits NOPs to a ring with an SQPOLL thread while another thread registers filters
+/// for it. Ends in the middle of that: with the ring closed if `close`, or else with
+/// the process.
 fn end_while_registering(rng: &mut Rng, close: bool) -> anyhow::Result<()> {
     const FILTERS: u32 = 1000;
     let mut ring = Ring::with(64, IORING_SETUP_SQPOLL)?;
@@ -155,7 +157,7 @@ fn end_while_registering(rng: &mut Rng, close: bool) -> anyhow::Result<()> {
                 let flags = if number % 16 == 15 { DENY_REST } else { 0 };
                 match progress.register(fd, flags) {
                     0 => {}
-                    // The ring is gone.
+                    // The ring is closed.
                     error if error == -libc::EBADF => return Ok(()),
                     other => return expect_result("registering", other, 0),
                 }
@@ -169,7 +171,7 @@ fn end_while_registering(rng: &mut Rng, close: bool) -> anyhow::Result<()> {
             ring.push(progress.nop(rng.u32(1..=FILTERS)))?;
         }
         ring.submit()?;
-        // The last ones stay in the queue, to be found by the end.
+        // The last ones stay in the queue, where the end of the ring finds them.
         for _ in 0..if round + 1 == rounds { 4 } else { 16 } {
             progress.check(ring.cqe()?)?;
         }
@@ -200,8 +202,8 @@ fn st03() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-/// Makes rings on one CPU, some of which get a filter of their own, and gives
-/// them up in another order.
+/// Makes rings on one CPU, gives some of them a filter, and closes them in another
+/// order.
 fn come_and_go(cpu: usize, rounds: u32, rng: &mut Rng) -> anyhow::Result<()> {
     sandbox::stay_on_cpu(cpu)?;
     let mut rings: Vec<(Ring, bool)> = Vec::new();
@@ -250,7 +252,7 @@ fn st04() -> TestResult {
         for child in children {
             sandbox::join(child)?;
         }
-        // The filters are still there, and nothing but them.
+        // The filters of the task are still charged, and nothing else.
         const SLACK: u64 = 1 << 20;
         group.falls_to(base + SLACK, kernel::limit(10))?;
         let mut ring = Ring::new(2)?;
@@ -266,7 +268,7 @@ fn st04() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-/// Registers a few megabytes of filters, one of which denies NOP 1.
+/// Registers filters that take a few megabytes, one of which denies NOP 1.
 fn register_heavily() -> anyhow::Result<()> {
     for opcode in (1..50).chain(1..50) {
         let long = bpf::long(BPF_MAXINSNS, 1);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! D4: what a denial does to a submission. Links and their timeouts are in
+//! D4: the effects of a denial on a submission. Links and their timeouts are in
 //! `links`.
 
 use std::net::{TcpListener, TcpStream};
@@ -57,14 +57,14 @@ fn fs01() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-/// Returns a ring that denies NOPs whose `user_data` is 1.
+/// Makes a ring that denies NOPs whose `user_data` is 1.
 fn denies_one(flags: u32) -> anyhow::Result<Ring> {
     let ring = Ring::with(8, flags)?;
     ring.must_filter(op::NOP, &bpf::deny_if(USER_DATA_LO, 1))?;
     Ok(ring)
 }
 
-/// Adds NOPs with these `user_data` to the submission queue.
+/// Adds a NOP for each of these `user_data` to the submission queue.
 fn queue_nops(ring: &mut Ring, user_data: &[u64]) -> anyhow::Result<()> {
     for &value in user_data {
         ring.push(Sqe::nop().user_data(value))?;
@@ -171,7 +171,7 @@ fn fs11() -> TestResult {
 }
 
 fn fs12() -> TestResult {
-    // A path that cannot be read tells whether prep ran.
+    // A path that cannot be read shows whether prep ran.
     let unmapped = Sqe {
         addr: 8,
         ..Sqe::openat(c"/dev/null", libc::O_RDONLY, 0)
@@ -233,10 +233,10 @@ fn fs13() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-/// Returns whether a worker of this process sleeps.
+/// Returns whether one of this process's workers sleeps.
 fn a_worker_sleeps() -> anyhow::Result<bool> {
     for thread in std::fs::read_dir("/proc/self/task")? {
-        // It may end meanwhile.
+        // The thread may end meanwhile.
         let stat = std::fs::read_to_string(thread?.path().join("stat")).unwrap_or_default();
         if stat.contains("(iou-wrk-") && stat.contains(") S ") {
             return Ok(true);
@@ -307,7 +307,7 @@ fn fs15() -> TestResult {
 fn fs16() -> TestResult {
     let mut ring = denies_one(IORING_SETUP_SUBMIT_ALL)?;
     let (reader, writer) = nix::unistd::pipe()?;
-    // Alone, then behind a request that is still pending.
+    // First a denied DRAIN alone, then one behind a request that is still pending.
     ring.push(Sqe::nop().user_data(1).flags(IOSQE_IO_DRAIN))?;
     ring.push(Sqe::nop().user_data(2))?;
     expect_eq("submitted", ring.submit()?, 2)?;
@@ -329,7 +329,7 @@ fn fs16() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-/// Returns a message with `user_data` and `res` for another ring.
+/// Builds a message with `user_data` and `res` for another ring.
 fn message(target: RawFd, user_data: u64, res: u32) -> Sqe {
     let mut sqe = Sqe::new(op::MSG_RING).fd(target).off(user_data);
     sqe.len = res;
@@ -351,8 +351,8 @@ fn fs17() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-/// Registers with a ring the credentials of a child in a user namespace of its own, which is
-/// gone by the time that this returns their id.
+/// Registers the credentials of a child, which is in a user namespace of its own, with
+/// a ring. Returns the id of the credentials after the child has ended.
 fn personality_of_child(fd: RawFd) -> anyhow::Result<i32> {
     let shared = Shared::<[AtomicU32; 1]>::new()?;
     sandbox::in_child(|| {
@@ -384,13 +384,14 @@ fn fs18() -> TestResult {
     const ROUNDS: usize = 300;
     let mut ring = Ring::new(4)?;
     let fd = ring.fd();
-    // Its end shows when the last reference to the file goes.
+    // The pipe shows the end of file once the last reference to its other end is gone.
     let (end, file) = nix::unistd::pipe()?;
     let files = [file.as_raw_fd()];
     let got = register::register(fd, IORING_REGISTER_FILES, files.as_ptr().cast(), 1);
     expect_result("registering a file", got, 0)?;
     drop(file);
-    // There is room for the next one when the last reference to credentials goes.
+    // Another user namespace can be made once the last reference to the credentials is
+    // gone.
     let _one = Sysctl::set("user/max_user_namespaces", "1")?;
     let personality = personality_of_child(fd)?;
 
@@ -443,15 +444,16 @@ fn fs18() -> TestResult {
     }
     expect_eq("open files", sandbox::open_files()?, before)?;
 
-    // The buffer is still there, and so is what was to be received.
+    // The buffer and the data in the socket are still there.
     ring.push(recv.user_data(2))?;
     ring.submit()?;
     let got = ring.cqe()?;
-    // Buffer 0 of the group, in the upper half of the flags.
+    // The upper half of the flags is the number of the buffer.
     expect_eq("received into buffer 0", (got.res, got.flags >> 16), (5, 0))?;
     expect_eq("a buffer was used", got.flags & 1, 1)?;
 
-    // Files and credentials are let go: denied requests hold none.
+    // The file and the credentials can be released, because denied requests hold no
+    // reference.
     expect_eq(
         "room while they are known",
         has_room_for_namespace()?,

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-//! D6: restrictions that a task gives itself: who may, in which order they are
-//! refused, and what they mean for rings and for registering without a ring.
+//! D6: restrictions that a task gives itself: the privilege that this takes, the order
+//! of checks, and their effect on rings and on registering without a ring.
 
 use std::os::fd::RawFd;
 
@@ -53,7 +53,7 @@ pub const TESTS: &[Test] = &[
 const DENIED: i32 = -libc::EACCES;
 const INVALID: i32 = -libc::EINVAL;
 
-/// Restricts the calling task, which must be accepted.
+/// Restricts the calling task, which must succeed.
 fn restrict(entries: &[Restriction]) -> anyhow::Result<()> {
     expect_result("task restrictions", restrict_task(entries), 0)
 }
@@ -72,7 +72,7 @@ fn rs16() -> TestResult {
             let got = register::restrict_ring(ring.fd(), &[enable]);
             expect_result("a list of its own", got, DENIED)?;
         }
-        // Nor can anybody else enable it.
+        // Nobody else can enable the ring either.
         sandbox::in_child(|| expect_result("child", register::enable(ring.fd()), DENIED))?;
         let got = bare_register(ring.fd(), IORING_REGISTER_FILES);
         expect_result("FILES", got, -libc::EFAULT)
@@ -112,10 +112,11 @@ fn rs17() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-/// Returns what a ring of a restricted task answers where only these opcodes are
-/// allowed. Asks a ring without restrictions, so the task must not need one.
+/// Returns the expected [`answers`] of a ring of a restricted task that allows only
+/// `allowed`, which may contain NOP and CLOSE. Unlike [`answers_if_allowed`], this
+/// needs no ring without restrictions.
 fn answers_of_restricted(allowed: &[u8]) -> anyhow::Result<Vec<i32>> {
-    // What NOP and CLOSE answer is known; the others are denied.
+    // The results of NOP and CLOSE are known; the other opcodes are denied.
     let want = crate::register::opcodes().map(|opcode| match opcode {
         op::NOP if allowed.contains(&opcode) => 0,
         op::CLOSE if allowed.contains(&opcode) => -libc::EBADF,
@@ -143,7 +144,8 @@ fn rs17_filter() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-/// Checks that rings made now allow NOP and CLOSE and nothing else, SQPOLL or not.
+/// Checks that new rings, with and without SQPOLL, allow NOP and CLOSE and nothing
+/// else.
 fn only_nop_and_close(what: &str) -> anyhow::Result<()> {
     let want = answers_of_restricted(&[op::NOP, op::CLOSE])?;
     for flags in [0, IORING_SETUP_SQPOLL] {
@@ -174,7 +176,7 @@ fn rs18() -> TestResult {
         only_nop_and_close("child")?;
         expect_result("child's own list", restrict_task(&list), -libc::EPERM)?;
         sandbox::in_child(|| only_nop_and_close("grandchild"))?;
-        // A ring keeps what it was made with, whoever uses it.
+        // A ring keeps the restrictions that it was made with, whichever task uses it.
         expect_eq(
             "ring made before, in a child",
             answers(&mut earlier)?,
@@ -183,7 +185,7 @@ fn rs18() -> TestResult {
     })?;
     let thread = std::thread::spawn(|| only_nop_and_close("thread"));
     thread.join().expect("the thread does not panic")?;
-    // Restrictions of a task do not reach its registrations on a free ring.
+    // The restrictions of a task do not apply to its registrations on a free ring.
     let got = bare_register(earlier.fd(), IORING_REGISTER_PERSONALITY);
     expect_result("registering on the ring made before", got, 1)?;
     Ok(Outcome::Passed)
@@ -199,7 +201,7 @@ fn rs18_register() -> TestResult {
         for opcode in 0..IORING_REGISTER_LAST {
             let want = match opcode {
                 IORING_REGISTER_PERSONALITY => 1,
-                // An empty query.
+                // Without an argument, this is an empty query.
                 IORING_REGISTER_QUERY => 0,
                 _ => DENIED,
             };
@@ -214,7 +216,7 @@ fn rs18_register() -> TestResult {
     let got = bare_register(earlier.fd(), IORING_REGISTER_FILES);
     expect_result("FILES on the ring made before", got, -libc::EFAULT)?;
 
-    // Registering a ring fd is an operation like any other.
+    // Registering a ring's file descriptor is an operation of that ring, which is free.
     let mut update = [u64::from(u32::MAX), earlier.fd() as u64];
     let arg = (&raw mut update).cast();
     let got = raw_register(earlier.fd(), register::IORING_REGISTER_RING_FDS, arg, 1);
@@ -245,7 +247,7 @@ fn rs18_all() -> TestResult {
             if sqe_op && value < op::NOP128 {
                 want[usize::from(value)] = DENIED;
             } else if opcode == 3 && left_out == all.len() - 1 {
-                // The other entry, which requires ASYNC, is the last one now.
+                // The other entry of this kind, which requires ASYNC, comes last now.
                 want = answers_of_restricted(&[])?;
             }
             expect_eq(&what, answers(&mut ring)?, want)?;
@@ -263,7 +265,7 @@ fn rs18_all() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-/// Offers these bytes as the argument of a task's restrictions.
+/// Registers restrictions for the calling task, with these bytes as the argument.
 fn offer(bytes: &[u8], nr_args: u32) -> i32 {
     raw_register(
         TASK,
@@ -273,13 +275,14 @@ fn offer(bytes: &[u8], nr_args: u32) -> i32 {
     )
 }
 
-/// Offers bytes at the end of a page, so that nothing after them can be read.
+/// Does the same with bytes at the end of a page, so that nothing after them can be
+/// read.
 fn offer_at_end(page: &Page, bytes: &[u8]) -> i32 {
     let start = PAGE_SIZE - bytes.len();
     for (i, byte) in bytes.iter().enumerate() {
         page.write(start + i, byte);
     }
-    // SAFETY: an address inside the page.
+    // SAFETY: the address is inside the page.
     let arg = unsafe { page.address.add(start) };
     raw_register(TASK, IORING_REGISTER_RESTRICTIONS, arg.cast(), 1)
 }
@@ -323,7 +326,8 @@ fn rs19() -> TestResult {
     expect_result("entries unreadable", got, fault)?;
     let got = offer_at_end(&page, &good[..good.len() - 1]);
     expect_result("entry cut off", got, fault)?;
-    // The whole list is read before any of it is judged, but after its header.
+    // The kernel checks the header before it reads the list, and reads the whole list
+    // before it checks any entry.
     let mut invalid_first = task_restriction(&[invalid_entries()[0]; 2]);
     invalid_first.truncate(TASK_RESTRICTION_HEADER + 16);
     let got = offer_at_end(&page, &invalid_first);
@@ -341,7 +345,7 @@ fn rs19() -> TestResult {
         expect_result(&format!("{count} entries, unreadable"), got, INVALID)?;
     }
 
-    // None of this left an object behind, and nothing is ever written back.
+    // No failed attempt left an object behind, and the kernel writes nothing back.
     Ring::new(2)?.expect("CLOSE of a new ring", Sqe::new(op::CLOSE), -libc::EBADF)?;
     page.write(0, &<[u8; 32]>::try_from(&good[..])?);
     page.protect(libc::PROT_READ)?;
@@ -351,8 +355,8 @@ fn rs19() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-/// Checks what every way to ask for restrictions answers where the argument is not
-/// even looked at.
+/// Checks that every attempt to register restrictions returns `want`, whatever its
+/// argument.
 fn refused(what: &str, want: i32) -> anyhow::Result<()> {
     let good = task_restriction(&[Restriction::sqe_op(op::NOP)]);
     expect_result(&format!("{what}: valid"), offer(&good, 1), want)?;
@@ -373,7 +377,7 @@ fn rs20() -> TestResult {
         sandbox::no_new_privs()?;
         restrict(&[nop])
     })?;
-    // Root needs no no_new_privs; what it gave itself stays when it is no more.
+    // Root needs no no_new_privs. Its restrictions stay when it becomes another user.
     for (what, list, want) in [
         ("SQE list", vec![nop], -libc::EPERM),
         ("register list", vec![files], DENIED),
@@ -394,7 +398,7 @@ fn rs20() -> TestResult {
         expect_result("task filter", got, 0)?;
         sandbox::drop_privileges()?;
         refused("filter only, unprivileged", -libc::EPERM)?;
-        // The privilege is asked for each time.
+        // The privilege is checked each time.
         let got = register::filter(TASK, op::NOP, &bpf::deny());
         expect_result("another filter", got, DENIED)?;
         Ring::new(2)?.expect("NOP", Sqe::nop(), 0)
@@ -415,8 +419,8 @@ fn rs20_ns() -> TestResult {
         expect_result("filter", got, 0)?;
         refused("once more", -libc::EPERM)
     })?;
-    // Without the capability, being in a namespace of one's own is not enough.
-    // SAFETY: an empty set of the third version, for the calling thread.
+    // Without the capability, a user namespace of one's own is not enough.
+    // SAFETY: the call passes an empty set of version 3, for the calling thread.
     let got = unsafe {
         let header = [0x2008_0522u32, 0];
         let sets = [0u32; 6];
@@ -429,13 +433,13 @@ fn rs20_ns() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-/// Returns the result of a register opcode without a ring, the argument being NULL.
+/// Returns the result of a register opcode without a ring and without an argument.
 fn blind(opcode: u32) -> i32 {
     bare_register(TASK, opcode)
 }
 
-/// Returns what opcodes answer without a ring and without an argument where they are
-/// allowed.
+/// Returns the expected result of an allowed opcode without a ring and without an
+/// argument.
 fn blind_answer(opcode: u32) -> i32 {
     match opcode {
         IORING_REGISTER_QUERY => 0,
@@ -460,7 +464,7 @@ fn rs21() -> TestResult {
         IORING_REGISTER_RESTRICTIONS,
         IORING_REGISTER_BPF_FILTER,
     ];
-    // Known and unknown ones listed, each alone.
+    // Lists of one opcode that works without a ring, or of one that does not.
     for listed in known.into_iter().chain([IORING_REGISTER_FILES, 0]) {
         sandbox::in_child(|| {
             restrict(&[Restriction::register_op(listed)])?;
@@ -493,7 +497,7 @@ fn rs21() -> TestResult {
             expect_eq("pdu size afterwards", registration.pdu_size, written)
         })?;
     }
-    // An SQE list alone leaves all of them free.
+    // A list of SQE opcodes leaves all register opcodes free.
     restrict(&[Restriction::sqe_op(op::NOP)])?;
     for opcode in 0..IORING_REGISTER_LAST {
         let want = match opcode {

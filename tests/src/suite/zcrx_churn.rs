@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
-//! D12: interface queues that come and go: exports that wander from process to
-//! process, refill queues that are mapped while registrations fail and rings
-//! end, and processes that are killed. What goes on in one is in `zcrx_stress`.
+//! D12: interface queues that come and go: exports that are passed from process to
+//! process, refill queues that are mapped while registrations fail and rings end, and
+//! processes that are killed. Stress on a single queue is in `zcrx_stress`.
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -34,13 +34,13 @@ pub const TESTS: &[Test] = &[
     slow("ST16 processes that are killed at any time", 60, st16),
 ];
 
-/// Milliseconds that a process of ST16 lives at most.
+/// Returns the greatest lifetime of a process of ST16 in milliseconds.
 fn life() -> u64 {
     if kernel::is_debug() { 1000 } else { 80 }
 }
 
-/// Returns so many rounds in a soak, half of them otherwise, or a part of them with checkers,
-/// which slow all down.
+/// Returns the number of rounds: `long` in a soak, half of that otherwise, and an
+/// eighth with checkers, which slow everything down.
 fn rounds(long: u32) -> u32 {
     match (kernel::is_debug(), is_long()) {
         (true, _) => long / 8,
@@ -49,7 +49,7 @@ fn rounds(long: u32) -> u32 {
     }
 }
 
-/// Waits until so many pages are pinned in the whole system.
+/// Waits until exactly `want` pages are pinned in the whole system.
 fn pins_return(what: &str, want: i64) -> anyhow::Result<()> {
     let start = Instant::now();
     while pins()? != want && start.elapsed() < kernel::limit(5) {
@@ -58,7 +58,7 @@ fn pins_return(what: &str, want: i64) -> anyhow::Result<()> {
     expect_eq(&format!("pages pinned after {what}"), pins()?, want)
 }
 
-/// Whoever has it fills a refill queue, in any process.
+/// The exclusive right to fill a refill queue, among all processes.
 struct Filling<'a>(&'a AtomicU32);
 
 impl<'a> Filling<'a> {
@@ -76,8 +76,8 @@ impl Drop for Filling<'_> {
     }
 }
 
-/// Runs a process of ST07: imports what comes from one neighbour, uses it, and sends
-/// another export of it to the next.
+/// Runs a process of ST07. It imports each queue that comes from one neighbour, uses
+/// it, and sends the export or another one to the next neighbour.
 fn hand_on(
     from: &UnixStream,
     to: &UnixStream,
@@ -95,7 +95,7 @@ fn hand_on(
         if waits {
             importer.wait_for_data()?;
         }
-        // Now and then one is not given back.
+        // One buffer in a while is not given back.
         if rng.u32(..16) == 0 {
             taken.pop();
         }
@@ -117,13 +117,13 @@ fn hand_on(
     Ok(())
 }
 
-/// Sends one queue of ST07 on its way; who made it keeps it, or not.
+/// Sends one queue of ST07 through the processes. Its maker keeps it open if `keep`.
 fn wander(keep: bool, filling: &AtomicU32, rng: &mut Rng) -> anyhow::Result<()> {
     const PROCESSES: usize = 3;
     let (held, pinned) = (Held::now()?, pins()?);
     let sockets = (0..PROCESSES).map(|_| UnixStream::pair());
     let sockets = sockets.collect::<std::io::Result<Vec<_>>>()?;
-    // Before there is anything that they could have from their parent.
+    // Nothing has been made yet that the children could inherit.
     let children = (0..PROCESSES).map(|number| {
         let (from, to) = (&sockets[number].1, &sockets[(number + 1) % PROCESSES].0);
         let rng = rng.fork();
@@ -141,7 +141,8 @@ fn wander(keep: bool, filling: &AtomicU32, rng: &mut Rng) -> anyhow::Result<()> 
     for child in children {
         sandbox::join(child)?;
     }
-    // Each got one and sent one on: what is still under way is closed here.
+    // Each process got and sent one file per round. This closes those that are still
+    // under way.
     drop(sockets);
     if let Some(mut consumer) = consumer {
         let all: Vec<u64> = (0..PAGES).map(offset).collect();
@@ -165,23 +166,23 @@ fn st07() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-/// How far a ring of ST08 is.
+/// The progress of a ring of ST08.
 #[derive(Default)]
 struct Progress {
-    /// How many queues it has.
+    /// The number of queues that the ring has.
     queues: AtomicU32,
-    /// It gets no more. Until then, one whose registration will fail for want of
-    /// memory to write to is there for a moment.
+    /// Whether the ring gets no more queues. Until then, a queue whose registration is
+    /// about to fail exists for a moment.
     over: AtomicBool,
-    /// It has been closed for a while.
+    /// Whether the ring has been closed for a while.
     stop: AtomicBool,
 }
 
-/// Queues that a ring of ST08 gets at most.
+/// The most queues that a ring of ST08 gets.
 const QUEUES: u32 = 3;
 
-/// Maps refill queues of a ring, and lets go of them, until told to stop: how
-/// often that worked.
+/// Maps refill queues of a ring, and unmaps them, until told to stop. Returns the
+/// number of maps that succeeded.
 fn map_around(ring: OwnedFd, progress: &Progress, mut rng: Rng) -> anyhow::Result<u32> {
     let (mut kept, mut maps): (Vec<Mapping>, u32) = (Vec::new(), 0);
     while !progress.stop.load(SeqCst) {
@@ -207,14 +208,15 @@ fn map_around(ring: OwnedFd, progress: &Progress, mut rng: Rng) -> anyhow::Resul
             kept.swap_remove(rng.usize(..kept.len()));
         }
     }
-    // Either may be the last that is left of the ring.
+    // Either the ring's file or a mapping may be the last reference to the ring.
     if rng.bool() {
         drop(ring);
     }
     Ok(maps)
 }
 
-/// Runs a ring of ST08, which fails to get queues, gets some, and ends.
+/// Runs a ring of ST08: some registrations fail, some succeed, and then the ring ends.
+/// Returns the number of maps of its refill queues.
 fn fail_and_end(rng: &mut Rng) -> anyhow::Result<u32> {
     let progress = Progress::default();
     let maps = AtomicU32::new(0);
@@ -273,8 +275,8 @@ fn st08() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-/// Receives a little, and gives back each buffer at once, while another ring may
-/// flush too.
+/// Receives a little and gives back each buffer at once. Another ring may flush the
+/// queue at the same time.
 fn receive_some(ring: &mut WideRing, ifq: &Ifq) -> anyhow::Result<()> {
     let mut stream = Stream::new()?;
     let sender = stream.send_later(100_000)?;
@@ -297,10 +299,11 @@ fn receive_some(ring: &mut WideRing, ifq: &Ifq) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Runs a process of ST16, which does all there is to do until it is killed, and counts
-/// how often it began and how often it got through.
+/// Runs a process of ST16, which registers, exports, imports and receives until it is
+/// killed. Counts the queues registered and closed.
 fn victim(counts: &[AtomicU32; 2]) -> anyhow::Result<()> {
-    // Room for a few, so that what the killed ones left behind would add up.
+    // The limit has room for a few queues, so that pages still charged to killed
+    // processes would add up and exceed it.
     const LOCKED: u64 = 160 * PAGE_SIZE as u64;
     sandbox::count_locked_memory()?;
     setrlimit(Resource::RLIMIT_MEMLOCK, LOCKED, LOCKED).context("RLIMIT_MEMLOCK")?;
@@ -346,7 +349,7 @@ fn st16() -> TestResult {
     let [began, ended] = [0, 1].map(|count| counts[count].load(SeqCst));
     println!("{NOTE}{began} queues were registered, {ended} closed before the kill");
     ensure!(began > ended, "no process was killed while it had a queue");
-    // What is left works.
+    // The kernel still works.
     let mut ring = WideRing::new(8)?;
     let ifq = Ifq::new(ring.fd(), ENTRIES, PAGES)?;
     transfer(&mut ring, &ifq, 100_000)?;

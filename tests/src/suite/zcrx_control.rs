@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-//! D8: control operations on an interface queue, but for flushing it and for
-//! sharing it: what each refuses, events that are armed again, more areas.
+//! D8: control operations on an interface queue, apart from flush and sharing: the
+//! errors of each, arming events again, and further areas.
 
 use nix::sys::resource::{Resource, setrlimit};
 
@@ -31,7 +31,7 @@ pub const TESTS: &[Test] = &[
 ];
 
 const ENTRIES: u32 = 64;
-/// Most areas that a queue may have.
+/// The most areas that a queue can have.
 const MAX_AREAS: usize = 1024;
 
 fn zx01() -> TestResult {
@@ -109,7 +109,7 @@ fn zx02() -> TestResult {
             expect_result(&format!("{opcode}, {count} times"), got, -libc::EINVAL)?;
         }
     }
-    // The same on a ring.
+    // The same registration works on a ring.
     registration.reg = unregistered;
     expect_result("registering", registration.register(ring.fd()), 0)?;
     expect_eq("id", registration.reg.zcrx_id, 0)?;
@@ -122,7 +122,7 @@ fn zx02() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-/// Returns what an event of zero-copy receive looks like.
+/// Builds the completion of an event.
 fn event(user_data: u64, kind: u32) -> WideCqe {
     WideCqe {
         user_data,
@@ -184,7 +184,7 @@ fn zx22() -> TestResult {
         consumer.take()?;
         let fired = consumer.take_others()?;
         expect_eq(round, fired, vec![event(DATA, ZCRX_EVENT_COPY)])?;
-        // An event that has fired is silent, whatever is refused.
+        // An event that has fired stays silent, whatever other calls are refused.
         refused(&consumer, round)?;
         consumer.take()?;
         expect_eq("until it is armed", consumer.take_others()?, vec![])?;
@@ -195,7 +195,7 @@ fn zx22() -> TestResult {
     }
     held.expect("events")?;
 
-    // Of what other rings receive, the first one hears, and no other.
+    // The first ring gets the event for what other rings receive; they do not.
     let mut importer = import(&export(&consumer)?)?;
     importer.take()?;
     expect_eq("in another ring", importer.take_others()?, vec![])?;
@@ -207,7 +207,7 @@ fn zx22() -> TestResult {
     )?;
     let got = arm(&importer, ZCRX_EVENT_COPY);
     expect_result("arming from another ring", got, 0)?;
-    // Once that is gone, nothing fires.
+    // Once the first ring is gone, no event fires.
     close(consumer)?;
     importer.take()?;
     expect_eq("without the first ring", importer.take_others()?, vec![])?;
@@ -226,7 +226,7 @@ fn zx22() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-/// Adds what is described at an address.
+/// Adds the area that the structure at `address` describes.
 pub(super) fn add_at(consumer: &Consumer, address: u64) -> i32 {
     let mut ctrl = Ctrl {
         zcrx_id: consumer.id,
@@ -242,13 +242,13 @@ pub(super) fn add(consumer: &Consumer, area: &mut AreaReg) -> i32 {
     add_at(consumer, &raw mut *area as u64)
 }
 
-/// Returns the token of the area with this number.
+/// Returns the token of the area with the given number.
 fn token(area: usize) -> u64 {
     (area as u64) << AREA_SHIFT
 }
 
-/// Returns the token that a failed attempt to add this area leaves: C writes it before
-/// the area is made.
+/// Returns the token that a failed attempt to add area `number` leaves. C writes the
+/// token before it makes the area.
 fn token_of_failure(number: usize) -> u64 {
     match zcrx_implementation() {
         Implementation::C => token(number),
@@ -305,7 +305,7 @@ fn zx23() -> TestResult {
         expect_eq("a token", description, copy)?;
     }
 
-    // What nobody can make an area of.
+    // Descriptions from which no area can be made.
     let change = |change: fn(&mut AreaReg)| {
         let mut description = valid;
         change(&mut description);
@@ -366,18 +366,18 @@ fn zx23() -> TestResult {
         held.expect(what)?;
     }
 
-    // None of them has become an area.
+    // No failed attempt has added an area.
     consumer.push_offsets(&[token(1)]);
     consumer.flush_to(1)?;
-    consumer.expect_free("of the first", &[offset(0), offset(1)])?;
+    consumer.expect_free("buffers of the first area", &[offset(0), offset(1)])?;
     let mut description = valid;
-    expect_result("a good one", add(&consumer, &mut description), 0)?;
+    expect_result("a valid one", add(&consumer, &mut description), 0)?;
     let want = AreaReg {
         rq_area_token: token(1),
         ..valid
     };
-    expect_eq("a good one", description, want)?;
-    held.with_pages(2).expect("a good one")?;
+    expect_eq("a valid one", description, want)?;
+    held.with_pages(2).expect("a valid one")?;
     drop((consumer, area, more, fixed, hole, page));
     before.wait("closing")?;
     Ok(Outcome::Passed)
@@ -393,7 +393,7 @@ fn zx24() -> TestResult {
         len: second.len() as u64,
         ..Default::default()
     };
-    // Buffers that are out already have nothing to do with it.
+    // The new area does not affect buffers that are out already.
     let mut taken = consumer.take_some(2)?;
     expect_result("adding", add(&consumer, &mut description), 0)?;
     expect_eq("token", description.rq_area_token, token(1))?;
@@ -405,10 +405,14 @@ fn zx24() -> TestResult {
     for taken in taken.iter().chain(&added) {
         taken.check(&[&first, &second])?;
     }
-    expect_eq("of the first", taken.len(), 3)?;
-    expect_eq("in it", taken.iter().all(|t| t.offset < token(1)), true)?;
+    expect_eq("buffers of the first area", taken.len(), 3)?;
+    expect_eq(
+        "their offsets are in it",
+        taken.iter().all(|t| t.offset < token(1)),
+        true,
+    )?;
 
-    // The end of one area is not that of the other.
+    // The two areas have ends of their own.
     for invalid in [offset(3), token(1) + offset(5), token(2)] {
         consumer.push_offsets(&[invalid]);
         consumer.flush()?;
@@ -429,8 +433,9 @@ fn zx25() -> TestResult {
     let before = Held::now()?;
     let (mut consumer, first) = Consumer::new(ENTRIES, 1)?;
     let rest = memory(MAX_AREAS)?;
-    // Of a huge page, all would count for each page. Not every kernel has them.
-    // SAFETY: our own mapping, of which the contents stay.
+    // For part of a huge page, the kernel would account all of it, once for each area.
+    // Some kernels have no huge pages, so the result is ignored.
+    // SAFETY: the mapping is this function's, and keeps its contents.
     unsafe { libc::madvise(rest.address().cast(), rest.len(), libc::MADV_NOHUGEPAGE) };
     let held = Held::now()?;
     let nth = |number: usize| AreaReg {
@@ -472,7 +477,7 @@ fn zx25() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-/// Limits the memory of rings to so many pages.
+/// Limits the locked memory of this process to `pages` pages.
 pub(super) fn limit_pages(pages: usize) -> anyhow::Result<()> {
     let (bytes, most) = ((pages * PAGE_SIZE) as u64, libc::RLIM_INFINITY);
     Ok(setrlimit(Resource::RLIMIT_MEMLOCK, bytes, most)?)
@@ -496,7 +501,8 @@ fn zx26() -> TestResult {
         let written = token;
         expect_eq("its token", description.rq_area_token, written)
     };
-    // As low as there is no room for a page more: what is charged by now.
+    // The limit is raised until one more page fits, which gives the number of pages
+    // that are charged by now.
     limit_pages(0)?;
     fails(&consumer, token_of_failure(1), 0, 1)?;
     let mut charged = 0;
@@ -511,7 +517,8 @@ fn zx26() -> TestResult {
     expect_eq("the first token", description.rq_area_token, token(1))?;
     held.with_pages(1).expect("the first")?;
 
-    // Nothing stays charged of what failed: there is room to the last page.
+    // A failed attempt leaves nothing charged, so the limit can be reached to the last
+    // page.
     limit_pages(charged + 4)?;
     for _ in 0..10 {
         fails(&consumer, token_of_failure(2), 1, 5)?;
@@ -549,7 +556,7 @@ fn zx29() -> TestResult {
     let mut consumer = Consumer::register(registration)?;
     let fired = || vec![event(DATA, ZCRX_EVENT_COPY)];
 
-    // Whether the event has fired, or is armed again, when another ring closes.
+    // The event has either fired or been armed again when another ring closes.
     for armed in [false, true, false, true] {
         let mut importer = import(&export(&consumer)?)?;
         let mut idle = import(&export(&importer)?)?;
@@ -568,7 +575,7 @@ fn zx29() -> TestResult {
         };
         expect_eq("for a third ring", consumer.take_others()?, after)?;
         expect_result("arming again", arm(&consumer, ZCRX_EVENT_COPY), 0)?;
-        // One that has received nothing closes, too.
+        // A ring that has received nothing closes as well.
         close(idle)?;
         consumer.take()?;
         expect_eq("alone again", consumer.take_others()?, fired())?;
@@ -589,13 +596,15 @@ fn zx32() -> TestResult {
         ..Default::default()
     };
     expect_result("adding", add(&consumer, &mut description), 0)?;
-    // Within an area it is the one that was freed last, at first the last of all.
+    // The next buffer is the one of its area that was freed last, and at first the last
+    // of the area.
     let taken = consumer.take_some(3)?;
     let offsets: Vec<u64> = taken.iter().map(|taken| taken.offset).collect();
     let last = token(1) + offset(1);
     expect_eq("at first", offsets, vec![offset(1), offset(0), last])?;
 
-    // C begins with the first area, Rust with the one that had some last.
+    // C begins with the first area, Rust with the area in which a buffer was freed
+    // last.
     consumer.push_offsets(&[offset(0), offset(1)]);
     consumer.flush_to(2)?;
     let want = match zcrx_implementation() {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
-//! D10: queues of a network device: registering them, and receiving into them
-//! without a copy. How they end is in `zcrx_device_end`, what becomes of single
-//! buffers in `zcrx_device_buffers`.
+//! D10: registering queues of a network device, and receiving into them without a copy.
+//! Their end is in `zcrx_device_end`, tests of single buffers are in
+//! `zcrx_device_buffers`.
 
 use std::path::Path;
 
@@ -31,16 +31,17 @@ pub const TESTS: &[Test] = &[
     test("ZN22 fewer channels than the queue needs", zn22),
 ];
 
-/// How many buffers most tests register.
+/// The number of buffers that most tests register.
 pub const BUFFERS: usize = 512;
-/// How many entries their refill queues have: room for all buffers at once.
+/// The number of entries of their refill queues, which have room for all buffers at
+/// once.
 pub const ENTRIES: u32 = 512;
 
 fn zn01() -> TestResult {
     let len = if kernel::is_debug() { 1 } else { 4 } << 20;
     let nic = Nic::new()?;
     let mut ring = WideRing::with(8, 8192, ZCRX_SETUP)?;
-    // So many that the receiver can be late and no packet is dropped for it.
+    // With this many buffers no packet is dropped when the receiver is late.
     let area = memory(4096)?;
     let mut registration = nic.registration(4096, &area);
     let stats = RQES + 16 * 4096;
@@ -75,8 +76,8 @@ fn zn01() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-/// Checks that a registration of the queue with one change is refused, and leaves nothing
-/// behind.
+/// Checks that a registration of the queue with one change is refused, and leaves
+/// nothing behind.
 pub fn refused(
     nic: &Nic,
     what: &str,
@@ -94,7 +95,7 @@ pub fn refused(
     expect_eq(&what, netdev::provided_pools()?.len(), 0)
 }
 
-/// Checks that the queue can be had, and works.
+/// Checks that the queue can be registered, and works.
 pub fn works(nic: &Nic) -> anyhow::Result<()> {
     let mut ring = roomy_ring()?;
     let ifq = nic.ifq(&ring, ENTRIES, BUFFERS)?;
@@ -128,7 +129,7 @@ fn zn02() -> TestResult {
     expect_result("AF_XDP", socket.bind(nic.index, QUEUE), 0)?;
     refused(&nic, "AF_XDP", libc::EBUSY, |_| {})?;
     drop(socket);
-    // What is left of it goes with its last reader.
+    // The socket is taken down later, when nothing reads its state any more.
     nic::wait_until("the socket's queue is free", || {
         let ring = WideRing::new(2)?;
         let area = memory(8)?;
@@ -175,18 +176,19 @@ fn zn03() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-/// Maps memory of which no two pages that follow each other are neighbours: every
-/// other one of pages that may be.
+/// Maps memory no two successive pages of which are physically adjacent: every other
+/// page of memory that may be adjacent.
 fn scattered(pages: usize) -> anyhow::Result<Mapping> {
     let from = memory(2 * pages)?;
     let to = memory(pages)?;
-    // SAFETY: our own mapping, which loses nothing by it.
+    // SAFETY: the mapping is this function's, and keeps its contents.
     unsafe { libc::madvise(from.address().cast(), from.len(), libc::MADV_NOHUGEPAGE) };
     for page in 0..2 * pages {
         from.write(page * PAGE_SIZE, page);
     }
     for page in 0..pages {
-        // SAFETY: moves a page of one mapping of ours over a page of another.
+        // SAFETY: the call moves a page of one mapping of this function over a page of
+        // another.
         let got = unsafe {
             libc::mremap(
                 from.address().add(2 * page * PAGE_SIZE).cast(),
@@ -210,7 +212,8 @@ fn zn04() -> TestResult {
     refused(&nic, "half a page", libc::EINVAL, |r| {
         r.reg.rx_buf_len = 2048
     })?;
-    // Where pages are all there is, none but the default will do.
+    // A driver without support for other sizes refuses every size that is given, even
+    // that of a page.
     nic.set("large_buffers", 0)?;
     let area = huge()?;
     for size in [PAGE_SIZE as u32, LARGE] {
@@ -228,7 +231,7 @@ fn zn04() -> TestResult {
     let mut registration = nic.registration(64, &area);
     large(&mut registration);
     let got = registration.register(ring.fd());
-    // To a device behind an IOMMU the pieces are one.
+    // An IOMMU maps the pieces to one contiguous range.
     let want = if nic::behind_iommu()? {
         0
     } else {
@@ -251,7 +254,7 @@ fn zn04() -> TestResult {
     let ifq = Ifq::attach(ring.fd(), registration, area)?;
     nic.set_mtu(9000)?;
     let completions = nic.zero_copy(&mut ring, &ifq, 4 << 20)?;
-    // No more than pages would do for.
+    // The buffers must hold more than a page each.
     ensure!(
         completions < (4 << 20) / PAGE_SIZE as u64,
         "{completions} completions"
@@ -336,7 +339,7 @@ fn zn06() -> TestResult {
             expect_eq("device", pools[0].index, Some(nic.index.into()))?;
             ensure!(queue.napi.is_some(), "the queue has no NAPI");
             expect_eq("NAPI", pools[0].napi, queue.napi)?;
-            // What its ring has, and what nobody has asked for yet.
+            // The ring has its buffers, and the pool has some more in its cache.
             ensure!(
                 pools[0].inflight >= nic::RING as u64 && !pools[0].detached,
                 "{:?}",
@@ -344,7 +347,7 @@ fn zn06() -> TestResult {
             );
         }
     }
-    // Down, the device has no queues to tell of and no pools.
+    // A device that is down has neither queues nor pools.
     nic.down()?;
     expect_eq("queues while down", netdev::queues(nic.index)?.len(), 0)?;
     expect_eq("pools while down", netdev::provided_pools()?.len(), 0)?;
@@ -360,13 +363,13 @@ fn zn22() -> TestResult {
     let nic = Nic::new()?;
     let mut ring = roomy_ring()?;
     let ifq = nic.ifq(&ring, ENTRIES, BUFFERS)?;
-    // No rule is to be what stands in the way.
+    // No rule may be the reason for the refusal.
     for line in nic.ethtool("-n zsim0")?.lines() {
         if let Some(rule) = line.strip_prefix("Filter: ") {
             nic.ethtool(&format!("-N zsim0 delete {rule}"))?;
         }
     }
-    // The core refuses one more than it has to.
+    // The core demands one channel more than the queue needs.
     for channels in [1, 2] {
         let setting = format!("-L zsim0 combined {channels}");
         nic.ethtool_fails(&setting, "memory provider")?;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
-//! D10: what becomes of single buffers of a network device's queue: used up,
-//! given back on either way and over a restart of the queue, shared by fragments,
-//! mixed with pages, and in areas that come later.
+//! D10: single buffers of a network device's queue: used up, given back in both ways
+//! and over a restart of the queue, shared by fragments, mixed with pages, and in areas
+//! that were added.
 
 use std::collections::VecDeque;
 use std::io::Write;
@@ -38,7 +38,8 @@ pub const TESTS: &[Test] = &[
     test("ZV27device entries that name nothing", zv27_device),
 ];
 
-/// Takes completions of data until all that was sent is there: their offsets.
+/// Takes completions until all data that was sent has been received. Returns the
+/// offsets of the buffers.
 fn take_all(ring: &mut WideRing, ifq: &Ifq, stream: &mut Stream) -> anyhow::Result<Vec<u64>> {
     let mut offsets = Vec::new();
     while stream.left() != 0 {
@@ -63,8 +64,8 @@ fn zn12() -> TestResult {
         let mut stream = nic.stream(round)?;
         ring.push(stream.recv(&ifq, 0))?;
         let mut events = 0;
-        // One packet, one buffer: it fires when the last one is in the ring and
-        // the device wants another.
+        // Each packet takes one buffer. The event fires when the last buffer is in the
+        // ring and the device asks for another.
         while offsets.len() < FEW {
             if stream.left() == 0 {
                 stream.send_some(100)?;
@@ -83,7 +84,7 @@ fn zn12() -> TestResult {
             events += 1;
         }
         expect_eq("events", events, 1)?;
-        // It fails time and again, and tells no more of it.
+        // Further failures are silent until the event is armed again.
         let before = nic.counts()?;
         stream.send_some(100)?;
         nic::wait_until("a packet is dropped", || {
@@ -96,7 +97,7 @@ fn zn12() -> TestResult {
         expect_result("armed", got, 0)?;
         let got = arm(&ring, &ifq, ZCRX_EVENT_ALLOC_FAIL);
         expect_result("armed twice", got, refused)?;
-        // TCP sends the packet again, which finds no buffer once more.
+        // TCP sends the packet again, which again finds no buffer.
         expect_eq("armed again", ring.cqe()?, event)?;
         let got = arm(&ring, &ifq, ZCRX_EVENT_ALLOC_FAIL);
         expect_result("armed for the next round", got, 0)?;
@@ -104,7 +105,8 @@ fn zn12() -> TestResult {
         for offset in offsets.drain(..) {
             ifq.give_back(offset);
         }
-        // Now it finds one; or NAPI was faster than we, and complains again.
+        // The packet finds a buffer now, unless NAPI came first and the event fires
+        // again.
         while stream.left() != 0 {
             let cqe = ring.cqe()?;
             if cqe.user_data == EVENT {
@@ -138,7 +140,8 @@ fn zn13() -> TestResult {
         held.push(take_all(&mut ring, &ifq, &mut stream)?);
         nic.set_ring(size)?;
         nic.provided()?.context("the provider is gone")?;
-        // A pool waits for what is out, and a new one has taken its place.
+        // The old pool waits for the buffers that are out, and a new pool has taken its
+        // place.
         nic::wait_until("only what is out is missing", || {
             nic::receive_on_all_cpus()?;
             let pools = netdev::provided_pools()?;
@@ -148,10 +151,11 @@ fn zn13() -> TestResult {
             Ok(pools.len() == held.len() + 1 && missing == out as u64)
         })?;
     }
-    // The rest of the area does for new packets.
+    // New packets use the rest of the area.
     nic.zero_copy(&mut ring, &ifq, 200 * PAGE_SIZE)?;
 
-    // On either way, in any order, they find the way to their pools.
+    // Buffers that are given back, in either way and in any order, return to the pools
+    // that they came from.
     for (number, offsets) in held.into_iter().enumerate().rev() {
         for offset in offsets {
             ifq.give_back(offset);
@@ -180,7 +184,7 @@ fn zn14() -> TestResult {
     let mut ring = roomy_ring()?;
     let ifq = nic.ifq(&ring, ENTRIES, FEW)?;
     let _room = nic::limit_sockets(FEW / 4)?;
-    // Many times as much as there is room for, without a flush.
+    // This is many times as much data as there is room for, without a flush.
     for _ in 0..4 {
         let head = ifq.head();
         let tally = nic.transfer(&mut ring, &ifq, 8 * FEW * PAGE_SIZE)?;
@@ -188,7 +192,7 @@ fn zn14() -> TestResult {
         let read = ifq.head().wrapping_sub(head);
         ensure!(read as usize > 4 * FEW, "NAPI has read {read} entries");
     }
-    // As much, each flushed at once.
+    // The same amount again, with a flush for each buffer.
     let mut stream = nic.stream(1)?;
     let thread = stream.send_later(8 * FEW * PAGE_SIZE)?;
     ring.push(stream.recv(&ifq, 0))?;
@@ -222,7 +226,7 @@ fn zn15() -> TestResult {
     let copied = || -> Stats { ifq.refill.memory.read(at) };
     for lists in [0, 1] {
         nic.set("frag_list", lists)?;
-        // Some packets in pages, then all of them, then none.
+        // Some packets are in pages, then all of them, then none.
         for pages in [10, -1, 0] {
             let what = format!("lists {lists}, pages {pages}");
             nic.set("page_frags", pages)?;
@@ -244,7 +248,7 @@ fn zn15() -> TestResult {
             let delivered = tally.niov_frags + tally.page_frags;
             expect_eq(&what, tally.completions, delivered)?;
             expect_eq(&what, count, tally.page_frags)?;
-            // What was copied comes back by a flush only.
+            // Buffers with copied data come back only by a flush.
             ifq.flush_all(ring.fd())?;
         }
     }
@@ -252,7 +256,8 @@ fn zn15() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-/// Receives four fragments of one buffer. Returns its offset, as all of them name it.
+/// Receives four fragments of one buffer. Checks their offsets and returns that of the
+/// buffer.
 fn four(ring: &mut WideRing, ifq: &Ifq, stream: &mut Stream) -> anyhow::Result<u64> {
     stream.send(PAGE_SIZE)?;
     let offsets = take_all(ring, ifq, stream)?;
@@ -263,8 +268,8 @@ fn four(ring: &mut WideRing, ifq: &Ifq, stream: &mut Stream) -> anyhow::Result<u
     Ok(first)
 }
 
-/// Sends packets until NAPI has read the refill queue. Their buffers are put on
-/// a list, and given back later.
+/// Sends packets until NAPI has consumed the refill queue. Adds their buffers to
+/// `held`, to be given back later.
 fn until_read(
     ring: &mut WideRing,
     ifq: &Ifq,
@@ -284,7 +289,7 @@ fn zn16() -> TestResult {
     let nic = Nic::new()?;
     nic.set_mtu(9000)?;
     nic.set("pack", 1024)?;
-    // What a run of five entries gives back of a buffer with four references.
+    // The number of references that a run of five entries drops of a buffer with four.
     let over = match zcrx_implementation() {
         Implementation::C => 0,
         Implementation::Rust => 4,
@@ -321,7 +326,7 @@ fn zn16() -> TestResult {
             let missing: u64 = pools.iter().map(|pool| pool.inflight).sum();
             Ok(missing == 1 - back as u64)
         })?;
-        // The rest of them, if there is one, completes it.
+        // These entries drop the remaining references, if there are any.
         for _ in given..4 {
             ifq.give_back(first);
         }
@@ -366,13 +371,13 @@ fn zn20() -> TestResult {
         let at = (offset & ((1 << AREA_SHIFT) - 1)) as usize;
         let len = cqe.res as usize;
         ensure!(at + len <= pages * PAGE_SIZE, "{cqe:x?} is behind its area");
-        // SAFETY: inside memory that stays mapped, and the kernel writes to no
-        // buffer that it has handed out.
+        // SAFETY: the data is inside memory that stays mapped, and the kernel writes to
+        // no buffer that it has handed out.
         let data = unsafe { std::slice::from_raw_parts((address + at) as *const u8, len) };
         ensure!(data == pattern(taken, len), "other bytes, from {taken} on");
         taken += len;
         of_area[number] += 1;
-        // So many are kept for a while that no area is of no use.
+        // So many buffers are kept for a while that every area gets used.
         held.push_back(offset);
         while held.len() > FEW * areas.len() - 150 {
             ifq.give_back(held.pop_front().context("none held")?);
@@ -404,7 +409,8 @@ fn zn20() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-/// Checks how far the pool reads at once when it looks for buffers.
+/// Checks the number of entries that the pool consumes at once when it looks for
+/// buffers.
 fn zv27_device() -> TestResult {
     const NOTHING: u32 = 1000;
     let nic = Nic::new()?;
@@ -416,7 +422,8 @@ fn zv27_device() -> TestResult {
     let mut stream = nic.stream(1)?;
     ring.push(stream.recv(&ifq, 0))?;
     let (mut steps, mut head) = (Vec::new(), ifq.head());
-    // The driver wants another buffer for each packet, the pool some for many.
+    // The driver asks for a buffer for each packet; the pool asks for several at once,
+    // but less often.
     while head != NOTHING {
         stream.send_some(100)?;
         stream.take(&ifq, &ring.cqe()?)?;
@@ -435,14 +442,14 @@ fn zv27_device() -> TestResult {
 }
 
 fn zn41() -> TestResult {
-    // The ring and the pool have most of them.
+    // The ring and the pool hold most of these.
     const FEW: usize = 160;
     let nic = Nic::new()?;
     let mut ring = roomy_ring()?;
     let ifq = nic.ifq(&ring, ENTRIES, FEW)?;
     nic.transfer(&mut ring, &ifq, 10 * PAGE_SIZE)?;
     ensure!(ifq.unread() != 0, "the pool has its buffers back already");
-    // It comes over loopback, so that the device does not look.
+    // This data comes over loopback, so the device does not consume the refill queue.
     let pages = give_back_only(&mut ring, &ifq, &mut Stream::new()?, 4)?;
     if zcrx_implementation() == Implementation::C {
         ensure!(pages < FEW, "{pages} pages were copied");

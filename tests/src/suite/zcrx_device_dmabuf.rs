@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-//! D10: areas of a network device's queue that are dma-bufs, which the kernel
-//! cannot read and does not copy into, and areas that the device cannot reach.
+//! D10: areas of a network device's queue that are dma-bufs, which the kernel cannot
+//! access and does not copy into, and areas that the device cannot reach.
 
 use std::fs::File;
 use std::os::fd::{AsRawFd, RawFd};
@@ -26,7 +26,7 @@ pub const TESTS: &[Test] = &[
     slow("ZN23 through bounce buffers", 60, zn23),
 ];
 
-/// Returns a registration of the queue with a dma-buf.
+/// Builds a registration of the queue with a dma-buf as its area.
 fn with_dmabuf(nic: &Nic, fd: RawFd, memory: &Mapping) -> Registration {
     let mut registration = nic.registration(ENTRIES, memory);
     registration.area = AreaReg {
@@ -45,14 +45,14 @@ fn zn17() -> TestResult {
     let (buffer, area) = dmabuf::new(BUFFERS * PAGE_SIZE)?;
     let mut registration = with_dmabuf(&nic, buffer.as_raw_fd(), &area);
     expect_result("registering", registration.register(ring.fd()), 0)?;
-    // The queue has it now.
+    // The queue holds a reference of its own.
     drop(buffer);
     expect_eq("pinned", pinned()?, 0)?;
     expect_eq("of the queue", nic.provided()?, Some(PAGE_SIZE as u64))?;
     let ifq = Ifq::attach(ring.fd(), registration, area)?;
     nic.zero_copy(&mut ring, &ifq, 2 << 20)?;
 
-    // What is not there cannot be got there, though buffers are free.
+    // Data in other memory cannot be copied to the dma-buf, although buffers are free.
     let mut stream = nic.stream(1)?;
     ring.push(stream.recv(&ifq, 0))?;
     stream.send(PAGE_SIZE)?;
@@ -61,24 +61,24 @@ fn zn17() -> TestResult {
     stream.send(PAGE_SIZE)?;
     let refused = ended(1, -libc::ENOMEM);
     expect_eq("a page", ring.cqe()?, refused)?;
-    // It stays in the socket, where it can be read.
+    // The data stays in the socket, from which it can be read.
     stream.read(&mut [0; PAGE_SIZE])?;
     ring.push(stream.recv(&ifq, 0))?;
     stream.send(PAGE_SIZE)?;
     stream.take_all(&mut ring, &ifq)?;
     stream.end(&mut ring)?;
-    // Nor can what comes over loopback.
+    // The same holds for data that comes over loopback.
     let mut stream = Stream::starting_at(0, 1)?;
     ring.push(stream.recv(&ifq, 0))?;
     stream.send(100)?;
     expect_eq("over loopback", ring.cqe()?, refused)?;
     stream.read_left()?;
 
-    // Areas of a queue are of one kind.
+    // All areas of a queue are of the same kind.
     let (got, _) = add_area(&ring, &ifq, &memory(8)?);
     expect_result("an area of memory", got, -libc::EINVAL)?;
 
-    // Each buffer is still there, once.
+    // Each buffer is free, once.
     ifq.flush_all(ring.fd())?;
     let mut stream = nic.stream(1)?;
     let mut offsets = keep_all(&mut ring, &ifq, &mut stream, BUFFERS)?;
@@ -122,7 +122,7 @@ fn zn18() -> TestResult {
         expect_eq(what, nic.provided()?, None)?;
         expect_eq(what, netdev::provided_pools()?.len(), 0)?;
     }
-    // To a queue of memory none can be added.
+    // A dma-buf cannot be added to a queue of memory.
     let mut roomy = roomy_ring()?;
     let ifq = nic.ifq(&roomy, ENTRIES, BUFFERS)?;
     let mut description = AreaReg {
@@ -145,10 +145,10 @@ fn zn18() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-/// Checks that where the device cannot reach memory, all goes through buffers that it can
-/// reach, which are to be brought in line each time.
+/// Checks that a device that cannot reach the memory of an area receives through bounce
+/// buffers, which the kernel syncs for each access.
 fn zn23() -> TestResult {
-    /// In one piece there is no more of it.
+    /// The bounce buffers have no more contiguous memory.
     const FEW: usize = 32;
     let command_line = std::fs::read_to_string("/proc/cmdline")?;
     if !command_line.contains("swiotlb=force") {
@@ -184,7 +184,8 @@ fn zn23() -> TestResult {
         nic::wait_pinned(0)?;
     }
 
-    // Mapping what there is no room for fails, and leaves nothing behind.
+    // Mapping more memory than the bounce buffers have room for fails, and leaves
+    // nothing behind.
     let ring = WideRing::new(2)?;
     let area = memory(128 << 20 >> 12)?;
     let got = nic.registration(ENTRIES, &area).register(ring.fd());

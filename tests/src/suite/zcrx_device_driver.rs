@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! D10: queues of a network device whose driver does what few drivers do: it cannot
-//! give a queue its own memory back, uses fewer queues than before, has another pool
-//! for headers, asks again and again for buffers that there are not.
+//! give a queue its own memory back, uses fewer queues than before, has a second pool
+//! for headers, or asks again and again for buffers when there are none.
 
 use std::io::Write;
 use std::os::fd::AsRawFd;
@@ -42,28 +42,28 @@ pub const TESTS: &[Test] = &[
     slow("ZN34 a buffer comes back in one of many areas", 40, zn34),
 ];
 
-/// What the core says when a driver cannot give a queue its own memory back.
+/// The core's warning when a driver cannot give a queue its own memory back.
 pub const CLOSE_FAILED: &str = "at __netif_mp_close_rxq";
-/// What the software NIC says of an address that it cannot write to.
+/// The software NIC's report of an address that it cannot write to.
 pub const FAULT: &str = "zcrx_sim: DMA fault";
 
-/// What there is of the area outside of the ring and the device when the ring goes.
+/// The buffers of the area that neither ring nor device has when the ring is closed.
 #[derive(Clone, Copy, Debug)]
 enum Out {
     Nothing,
-    /// Packets that nobody has read.
+    /// Buffers of packets that nobody has read.
     Packets,
-    /// All buffers: user space has them.
+    /// All buffers, which user space has.
     All,
 }
 
-/// Returns whether memory stays mapped until the driver has let go of it, which is so
-/// in Rust. In C, it is unmapped, and what the device is given has no address.
+/// Returns whether memory stays mapped until the driver releases it, as in Rust. C
+/// unmaps it before, and then gives the device buffers without an address.
 pub fn stays_mapped() -> bool {
     zcrx_implementation() == Implementation::Rust
 }
 
-/// Returns why a test is skipped in which C does what the DMA debugger reports.
+/// Returns the reason for skipping a test where C does what the DMA debugger reports.
 pub fn debugger_complains() -> Option<Outcome> {
     let complains = !stays_mapped() && Path::new("/sys/kernel/debug/dma-api").exists();
     complains.then(|| Outcome::Skipped("the DMA debugger complains of what C does".to_string()))
@@ -73,12 +73,13 @@ pub fn debugger_complains() -> Option<Outcome> {
 fn recv_byte(stream: &Stream) -> i32 {
     let mut byte = 0u8;
     let fd = stream.receiver.as_raw_fd();
-    // SAFETY: one byte.
+    // SAFETY: the buffer is one byte.
     let got = unsafe { libc::recv(fd, (&raw mut byte).cast(), 1, libc::MSG_DONTWAIT) };
     result(got as libc::c_long)
 }
 
-/// Sends to a queue that was closed and goes on with the pool that it had.
+/// Sends to a queue that was closed but still has its old pool, because the driver
+/// failed to replace it.
 fn send_to_old_pool(nic: &Nic) -> anyhow::Result<()> {
     if !stays_mapped() {
         announce_report(FAULT)?;
@@ -107,14 +108,14 @@ fn send_to_old_pool(nic: &Nic) -> anyhow::Result<()> {
     expect_eq("pages", nic.counts()?.page_frags, before.page_frags)
 }
 
-/// Waits until a close has been tried in vain.
+/// Waits until an attempt to close the queue has failed.
 pub fn close_failed(nic: &Nic) -> anyhow::Result<()> {
-    // This takes the device's lock, which a close has to its end.
+    // This takes the device's lock, which a close holds until its end.
     nic::wait_until("the queue is closed", || Ok(nic.provided()?.is_none()))
 }
 
-/// Makes the driver restart the queue, by itself or as the device goes down and up, which
-/// ends the old pool.
+/// Makes the driver restart the queue, either by itself or because the device goes down
+/// and up. This ends the old pool.
 fn restart(nic: &Nic, by_itself: bool) -> anyhow::Result<()> {
     if by_itself {
         nic.set("reset", QUEUE.into())?;
@@ -125,8 +126,8 @@ fn restart(nic: &Nic, by_itself: bool) -> anyhow::Result<()> {
     nic.released()
 }
 
-/// Registers a queue that has been used, of which so much is out: in packets of the
-/// stream, or with user space.
+/// Registers a queue, uses it, and leaves the buffers of `out` in packets of the stream
+/// or with user space.
 fn used_queue(nic: &Nic, out: Out) -> anyhow::Result<(WideRing, Ifq, Stream)> {
     let mut ring = roomy_ring()?;
     let ifq = nic.ifq(&ring, ENTRIES, BUFFERS)?;
@@ -140,7 +141,8 @@ fn used_queue(nic: &Nic, out: Out) -> anyhow::Result<(WideRing, Ifq, Stream)> {
     Ok((ring, ifq, stream))
 }
 
-/// Closes a queue while a knob makes the driver fail, and sees that it does no harm.
+/// Closes a queue while a knob makes the driver fail, and checks that this does no
+/// harm.
 fn failing_close(nic: &Nic, (knob, value): (&str, i32), out: Out) -> anyhow::Result<()> {
     let (ring, ifq, stream) = used_queue(nic, out)?;
     nic.set(knob, value.into())?;
@@ -173,7 +175,7 @@ fn zn27() -> TestResult {
         (("fail_close", libc::EOPNOTSUPP), Out::Packets),
         (("fail_close", libc::ENOMEM), Out::All),
         (("fail_mem_alloc", 1), Out::Packets),
-        // The queue is stopped, and started again as it was.
+        // The driver stops the queue and starts it again as it was.
         (("fail_start", 1), Out::All),
         (("fail_stop", 1), Out::Nothing),
     ] {
@@ -182,7 +184,7 @@ fn zn27() -> TestResult {
     }
     works(&nic)?;
 
-    // It cannot be started again either, and has no pool any more.
+    // The old queue cannot be started again either, and has no pool any more.
     let mut ring = roomy_ring()?;
     let ifq = nic.ifq(&ring, ENTRIES, BUFFERS)?;
     nic.transfer(&mut ring, &ifq, 100 * PAGE_SIZE)?;
@@ -195,7 +197,7 @@ fn zn27() -> TestResult {
     restart(&nic, true)?;
     works(&nic)?;
 
-    // Another ring has the queue next.
+    // Another ring gets the queue next.
     let ring = roomy_ring()?;
     let ifq = nic.ifq(&ring, ENTRIES, BUFFERS)?;
     nic.set("fail_close", libc::ENOMEM.into())?;
@@ -205,7 +207,7 @@ fn zn27() -> TestResult {
     nic.set("fail_close", 0)?;
     works(&nic)?;
 
-    // The device goes.
+    // The device is unplugged.
     let ring = roomy_ring()?;
     let ifq = nic.ifq(&ring, ENTRIES, BUFFERS)?;
     nic.set("fail_close", libc::ENOMEM.into())?;
@@ -257,13 +259,13 @@ fn zn28() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-/// Makes the driver use no more queues than those before [`QUEUE`], without asking.
+/// Makes the driver use only the queues before [`QUEUE`], without asking the core.
 fn hide(nic: &Nic) -> anyhow::Result<()> {
     nic.set("queues", QUEUE.into())?;
     expect_eq("queues", netdev::queues(nic.index)?.len(), QUEUE as usize)
 }
 
-/// Makes it use all queues again.
+/// Makes the driver use all queues again.
 fn show(nic: &Nic) -> anyhow::Result<()> {
     nic.set("queues", QUEUES.into())?;
     expect_eq("queues", netdev::queues(nic.index)?.len(), QUEUES as usize)
@@ -308,7 +310,7 @@ fn zn30() -> TestResult {
     let unplugging = std::thread::spawn(|| nic::unplug(PORT));
     let gone = nic::wait_until("the device is gone", || Ok(unplugging.is_finished()));
     if gone.is_err() {
-        // Or nobody would ever end.
+        // Unplugging waits for the queue, so the ring must be closed for it to end.
         drop((ifq, ring));
         unplugging.join().ok().context("unplugging panicked")??;
         return gone.map(|()| Outcome::Passed);
@@ -336,7 +338,7 @@ fn zn31() -> TestResult {
     let mut held = Vec::new();
     for round in 0..3 {
         hide(&nic)?;
-        // What a provider does not go with is refused nevertheless.
+        // The core still refuses settings that a memory provider does not allow.
         nic.ethtool_fails("-G zsim0 tcp-data-split off", "memory provider")?;
         nic::wait_until("the pool waits for what is out", || {
             nic::receive_on_all_cpus()?;
@@ -368,7 +370,7 @@ fn zn31() -> TestResult {
 
 fn zn32() -> TestResult {
     const LARGE: usize = 64 << 10;
-    // A packet takes a whole buffer, however small it is.
+    // A packet takes a whole buffer, however small the packet is.
     const LEN: usize = 8 << 20;
     let rust = zcrx_implementation() == Implementation::Rust;
     let nic = Nic::new()?;
@@ -376,19 +378,20 @@ fn zn32() -> TestResult {
     let _pages = Sysctl::set("vm/nr_hugepages", "8")?;
     for beside in [PAGE_SIZE, LARGE / 2, 0] {
         let what = format!("{beside} bytes beside");
-        // A small area has few buffers; a transfer is to lose nothing for want of any.
+        // A small area has few buffers, and a transfer must lose nothing for want of
+        // one.
         nic.set_ring(if beside == 0 { RING } else { 8 })?;
         let area = Mapping::anonymous(LEN, libc::MAP_HUGETLB).context("huge pages")?;
         let mut ring = roomy_ring()?;
         let mut registration = nic.registration(ENTRIES, &area);
         registration.area.addr += beside as u64;
         if beside != 0 {
-            // In the first huge page, so that it is in one piece.
+            // The area lies in the first huge page, so it is contiguous.
             registration.area.len = 1 << 20;
         }
         registration.reg.rx_buf_len = LARGE as u32;
         let got = registration.register(ring.fd());
-        // An IOMMU has addresses of its own, which are aligned.
+        // An IOMMU maps the area to addresses of its own, which are aligned.
         let aligned = beside == 0 || nic::behind_iommu()?;
         if !aligned && rust {
             expect_result(&what, got, -libc::ERANGE)?;
@@ -430,11 +433,11 @@ fn zn33() -> TestResult {
     nic.set_mtu(9000)?;
     let mut ring = roomy_ring()?;
     let ifq = nic.ifq(&ring, ENTRIES, BUFFERS)?;
-    // One pool of the queue is provided for, the other is none of io_uring's.
+    // io_uring provides one pool of the queue; the other has ordinary pages.
     expect_eq("pools", netdev::provided_pools()?.len(), 1)?;
     nic.zero_copy(&mut ring, &ifq, 300 * PAGE_SIZE)?;
     nic.zero_copy_to("fd09::1", &mut ring, &ifq, 300 * PAGE_SIZE)?;
-    // Packets whose headers are in one pool, and the rest in the other.
+    // These packets have their headers in one pool and the rest in the other.
     let mut stream = nic.stream(1)?;
     stream.send(16 * PAGE_SIZE)?;
     nic.set_ring(32)?;
@@ -453,7 +456,7 @@ fn zn33() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-/// Receives packet by packet until user space has so many buffers.
+/// Receives packet by packet until user space has `buffers` buffers.
 fn exhaust(
     ring: &mut WideRing,
     stream: &mut Stream,
@@ -496,7 +499,7 @@ fn zn34() -> TestResult {
         // The driver asks once for each packet, or several times.
         let retries = [0, 8, 0][round % 3];
         nic.set("retry", retries)?;
-        // One packet is dropped, and sent again and again.
+        // One packet is dropped, and TCP sends it again and again.
         let before = nic.counts()?;
         stream.sender.write_all(&[0; 100])?;
         nic::wait_until("a packet is dropped", || {
@@ -521,7 +524,7 @@ fn zn34() -> TestResult {
         expect_eq(&what, cqe.offset()?, back)?;
         held.push(back);
     }
-    // All of them can be had a second time.
+    // All buffers can be received a second time.
     for offset in held.drain(..) {
         ifq.give_back(offset);
     }

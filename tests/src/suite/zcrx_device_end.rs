@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-//! D10: how a queue of a network device ends: the ring goes first, or the device,
-//! or both at once, while packets and user space still have buffers.
+//! D10: the end of a network device's queue: the ring ends first, or the device, or
+//! both at once, while packets and user space still have buffers.
 
 use std::net::Shutdown;
 use std::os::fd::AsRawFd;
@@ -35,7 +35,7 @@ pub const TESTS: &[Test] = &[
     test("ZN24 packets that the device has not told of", zn24),
 ];
 
-/// Adds an area to a queue: the result.
+/// Adds an area to a queue. Returns the result.
 pub fn add(ring: &WideRing, ifq: &Ifq, area: &mut AreaReg) -> i32 {
     let mut ctrl = Ctrl {
         zcrx_id: ifq.id,
@@ -46,7 +46,8 @@ pub fn add(ring: &WideRing, ifq: &Ifq, area: &mut AreaReg) -> i32 {
     control(ring.fd(), &mut ctrl)
 }
 
-/// Adds memory to it: the result, and what the kernel made of the description.
+/// Adds memory to a queue as an area. Returns the result, and the description as the
+/// kernel left it.
 pub fn add_area(ring: &WideRing, ifq: &Ifq, area: &Mapping) -> (i32, AreaReg) {
     let mut description = AreaReg {
         addr: area.address() as u64,
@@ -57,7 +58,7 @@ pub fn add_area(ring: &WideRing, ifq: &Ifq, area: &Mapping) -> (i32, AreaReg) {
     (got, description)
 }
 
-/// Receives and keeps every buffer until none is left: their offsets.
+/// Receives `buffers` buffers and keeps them. Returns their offsets.
 pub fn keep_all(
     ring: &mut WideRing,
     ifq: &Ifq,
@@ -77,7 +78,7 @@ pub fn keep_all(
     Ok(offsets)
 }
 
-/// Makes a plain transfer over the queue, without zero-copy receive.
+/// Makes a transfer over the queue without zero-copy receive.
 pub fn plain(nic: &Nic) -> anyhow::Result<()> {
     let mut stream = nic.stream(1)?;
     let thread = stream.send_later(100 * PAGE_SIZE)?;
@@ -108,13 +109,13 @@ fn zn07() -> TestResult {
     }
     works(&nic)?;
 
-    // The same while the device is down.
+    // The same works while the device is down.
     let ring = roomy_ring()?;
     let ifq = nic.ifq(&ring, ENTRIES, BUFFERS)?;
     nic.down()?;
     drop((ifq, ring));
     nic::wait_pinned(0)?;
-    // And a queue that is registered while it is down.
+    // A queue can also be registered while the device is down.
     let mut ring = roomy_ring()?;
     let ifq = nic.ifq(&ring, ENTRIES, BUFFERS)?;
     nic.up()?;
@@ -128,7 +129,7 @@ fn zn08() -> TestResult {
     let mut ring = roomy_ring()?;
     let ifq = nic.ifq(&ring, ENTRIES, BUFFERS)?;
     nic.transfer(&mut ring, &ifq, 200 * PAGE_SIZE)?;
-    // What user space holds stays as it is.
+    // The data that user space holds stays intact.
     let mut stream = nic.stream(7)?;
     ring.push(stream.recv(&ifq, 0))?;
     stream.send(8 * PAGE_SIZE)?;
@@ -144,11 +145,11 @@ fn zn08() -> TestResult {
     let (got, _) = add_area(&ring, &ifq, &memory(8)?);
     expect_result("an area for no device", got, -libc::EFAULT)?;
 
-    // What comes on other ways is copied.
+    // Data that arrives in other ways is copied.
     drop(stream);
     ring.submit()?;
     while let Some(cqe) = ring.try_cqe() {
-        expect_eq("of the old receive", cqe.user_data, 7)?;
+        expect_eq("the old receive", cqe.user_data, 7)?;
     }
     transfer(&mut ring, &ifq, 50 * PAGE_SIZE)?;
     for (offset, _, _) in held {
@@ -166,8 +167,8 @@ fn zn08() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-/// Pulls the card out and has `ring_ends` end a ring at the same time, or up to
-/// 0.6 ms later, other times in other rounds.
+/// Unplugs the device while `ring_ends` ends a ring: at the same time, or up to 0.6 ms
+/// later, depending on `round`.
 fn race(round: u32, ring_ends: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<()> {
     let barrier = Barrier::new(2);
     std::thread::scope(|scope| {
@@ -183,7 +184,7 @@ fn race(round: u32, ring_ends: impl FnOnce() -> anyhow::Result<()>) -> anyhow::R
 }
 
 fn zn09() -> TestResult {
-    // With all checkers a round takes a second.
+    // With checkers a round takes a second.
     let rounds = match is_long() {
         true => 1000,
         false if is_debug() => 30,
@@ -191,7 +192,7 @@ fn zn09() -> TestResult {
     };
     let mut nic = Nic::new()?;
     let before = pins()?;
-    // The last round whose child had a queue.
+    // The last round whose child has registered a queue.
     let last = Shared::<[AtomicU32; 1]>::new()?;
     for round in 1..=rounds {
         let what = format!("round {round}");
@@ -243,7 +244,7 @@ fn zn10() -> TestResult {
     stream.send(16 * PAGE_SIZE)?;
     drop((ifq, ring));
     nic::wait_until("the queue is released", || Ok(nic.provided()?.is_none()))?;
-    // Its pool waits for them, and so does the area.
+    // Its pool waits for these packets, and so does the area.
     for _ in 0..20 {
         let pools = netdev::provided_pools()?;
         expect_eq("pools", pools.len(), 1)?;
@@ -252,9 +253,9 @@ fn zn10() -> TestResult {
         expect_eq("pinned", pinned()?, BUFFERS)?;
         std::thread::sleep(std::time::Duration::from_millis(10));
     }
-    // They cannot be read, which is no harm.
+    // The packets cannot be read, and trying to do so does no harm.
     let mut byte = 0u8;
-    // SAFETY: one byte.
+    // SAFETY: the buffer is one byte.
     let got = unsafe {
         libc::recv(
             stream.receiver.as_raw_fd(),
@@ -264,7 +265,7 @@ fn zn10() -> TestResult {
         )
     };
     expect_result("reading them", result(got as libc::c_long), -libc::EFAULT)?;
-    // The queue works for others meanwhile.
+    // The queue works for other rings meanwhile.
     works_beside(&nic)?;
     drop(stream);
     nic.released()?;
@@ -273,7 +274,7 @@ fn zn10() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-/// Checks that the queue can be had again while pools of others wait.
+/// Checks that the queue can be registered again while the pools of others still wait.
 fn works_beside(nic: &Nic) -> anyhow::Result<()> {
     let mut ring = roomy_ring()?;
     let ifq = nic.ifq(&ring, ENTRIES, BUFFERS)?;
@@ -293,13 +294,13 @@ fn zn11() -> TestResult {
     offsets.dedup();
     expect_eq("different buffers", offsets.len(), FEW)?;
     ring.submit()?;
-    expect_eq("with no buffer left", ring.try_cqe(), None)?;
+    expect_eq("a completion without a buffer", ring.try_cqe(), None)?;
     drop((ifq, ring));
     nic.released()?;
     drop(stream);
     nic::wait_pinned(0)?;
 
-    // The same, and the connection ends before.
+    // The same, but the connection ends first.
     let mut ring = roomy_ring()?;
     let ifq = nic.ifq(&ring, ENTRIES, FEW)?;
     let mut stream = nic.stream(1)?;
@@ -321,9 +322,10 @@ fn zn11() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-/// Checks what the device still has to itself when its queue restarts or ends.
+/// Checks the packets that the device has received but not yet reported when its queue
+/// restarts or ends.
 fn zn24() -> TestResult {
-    /// Microseconds: longer than the test.
+    /// A time in microseconds that is longer than the test.
     const LATE: i64 = 3_600_000_000;
     let nic = Nic::new()?;
     let mut ring = roomy_ring()?;
@@ -335,9 +337,13 @@ fn zn24() -> TestResult {
     nic.set("delay", LATE)?;
     let before = nic.counts()?;
     stream.send_some(16 * PAGE_SIZE)?;
-    expect_eq("of which nothing is told", nic.counts()?, before)?;
+    expect_eq(
+        "counters before any packet is reported",
+        nic.counts()?,
+        before,
+    )?;
     nic.set_ring(128)?;
-    // They are lost, and TCP sends them again, if to the same end at first.
+    // The packets are lost, and TCP sends them again.
     nic::wait_until("they are sent again", || Ok(stream.sent_again()? > 0))?;
     expect_eq("after a restart", nic.counts()?, before)?;
     nic.set("delay", 0)?;
@@ -368,7 +374,7 @@ fn zn24() -> TestResult {
     nic::wait_pinned(0)?;
     drop((stream, nic));
 
-    // Late is not lost.
+    // Packets that are merely late are not lost.
     let nic = Nic::new()?;
     nic.set("delay", 1000)?;
     works(&nic)?;
@@ -388,7 +394,7 @@ fn zn19() -> TestResult {
         let queue = netdev::lease(leasee, nic.index, QUEUE)?;
         let mut ring = roomy_ring()?;
         let area = memory(BUFFERS)?;
-        // It is for whoever has the virtual device.
+        // The queue belongs to the namespace that has the virtual device.
         let mut registration = nic.registration(ENTRIES, &area);
         let got = registration.register(ring.fd());
         expect_result("on the physical device", got, -libc::EOPNOTSUPP)?;
@@ -419,7 +425,7 @@ fn zn19() -> TestResult {
         expect_eq("provided", nic.provided()?, None)?;
         let (got, _) = add_area(&ring, &ifq, &memory(8)?);
         expect_result("an area for no device", got, -libc::EFAULT)?;
-        // What comes over the device now comes in pages, and is copied.
+        // Data that comes over the device now is in pages, and is copied.
         stream.send(10 * PAGE_SIZE)?;
         while stream.left() != 0 {
             let cqe = ring.cqe()?;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! D11: queues of a network device while its driver, or memory, fails.
+//! D11: queues of a network device while its driver or memory allocation fails.
 
 use std::fs;
 use std::path::Path;
@@ -32,11 +32,11 @@ fn fi13() -> TestResult {
     for (knob, errno) in failures {
         nic.set(knob, 1)?;
         refused(&nic, knob, errno, |_| {})?;
-        // The queue is what it was.
+        // The queue is as it was.
         super::zcrx_device_end::plain(&nic)?;
         works(&nic)?;
     }
-    // The same while it is bound, for another reason to change all queues.
+    // The same, while the queue is bound and another setting restarts all queues.
     let mut ring = roomy_ring()?;
     let ifq = nic.ifq(&ring, ENTRIES, BUFFERS)?;
     nic.set("spared", !(1 << QUEUE) & 0xf)?;
@@ -52,10 +52,10 @@ fn fi13() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-/// What fault injection makes fail, until dropped: a folder of debugfs.
+/// A directory of fault injection in debugfs. Its faults end when this is dropped.
 pub(super) struct Faults {
     folder: &'static str,
-    /// Files, and what is written to them in the end.
+    /// Files, and the values to write to them in the end.
     undo: Vec<(String, String)>,
 }
 
@@ -76,7 +76,7 @@ impl Faults {
         Ok(faults)
     }
 
-    /// Allocations of requests that must not wait.
+    /// Makes allocations of requests that must not wait fail.
     fn requests() -> anyhow::Result<Self> {
         let mut faults = Self::new("/sys/kernel/debug/failslab")?;
         faults.write(Self::REQUESTS.to_string(), "1", "0")?;
@@ -85,12 +85,12 @@ impl Faults {
         Ok(faults)
     }
 
-    /// Calls of a function that returns 0 when it fails.
+    /// Makes calls of a function fail that returns 0 on failure.
     fn function(name: &str) -> anyhow::Result<Self> {
         Self::function_with(name, "0")
     }
 
-    /// Calls of a function that returns `value` when it fails.
+    /// Makes calls of a function fail that returns `value` on failure.
     pub(super) fn function_with(name: &str, value: &str) -> anyhow::Result<Self> {
         let mut faults = Self::new(Self::FUNCTIONS)?;
         let folder = faults.folder;
@@ -110,12 +110,12 @@ impl Faults {
         fs::write(&path, value.to_string()).context(path)
     }
 
-    /// Makes the next `times` fail; below 0, all do.
+    /// Makes the next `times` calls fail, or all of them if `times` is negative.
     pub(super) fn fail(&self, times: i64) -> anyhow::Result<()> {
         self.set("times", times)
     }
 
-    /// Returns how many are still to fail.
+    /// Returns the number of calls that are still to fail.
     pub(super) fn left(&self) -> anyhow::Result<i64> {
         let text = fs::read_to_string(format!("{}/times", self.folder))?;
         Ok(text.trim().parse()?)
@@ -134,7 +134,7 @@ fn fi18() -> TestResult {
     const FEW: usize = 96;
     if !has_fault_injection() || !Path::new(Faults::REQUESTS).exists() {
         return Ok(Outcome::Skipped(
-            "the kernel lets no allocation of a request fail".to_string(),
+            "the kernel cannot make the allocation of a request fail".to_string(),
         ));
     }
     let nic = Nic::new()?;
@@ -147,9 +147,9 @@ fn fi18() -> TestResult {
     let requests = Faults::requests()?;
     requests.fail(3)?;
     let mut taken = 0;
-    // As many packets as it takes for the ring not to be filled.
+    // This takes packets until the ring cannot be filled any more.
     while requests.left()? == 3 {
-        ensure!(taken < FEW, "no event was to be told of");
+        ensure!(taken < FEW, "no event occurred");
         stream.send(100)?;
         let cqe = ring.cqe()?;
         ensure!(cqe.user_data != EVENT, "an event without a request");
@@ -161,7 +161,7 @@ fn fi18() -> TestResult {
     if before > 0 {
         expect_eq("an event that is lost", ring.try_cqe(), None)?;
     }
-    // It counts as not fired: the next failure tells of it.
+    // The event counts as not fired, so the next failure reports it.
     let mut event = None;
     while event.is_none() && taken < FEW {
         stream.send_some(100)?;
@@ -189,13 +189,13 @@ fn fi21() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-/// Receives while allocations of buffers fail: `fail` has the next ones fail, or
-/// all.
+/// Receives while allocations of buffers fail. `fail` makes the given number of the
+/// next ones fail, or all if that is negative.
 fn starved(nic: &Nic, fail: &dyn Fn(i64) -> anyhow::Result<()>) -> anyhow::Result<()> {
     nic.set_mtu(9000)?;
     let mut ring = roomy_ring()?;
     let ifq = nic.ifq(&ring, ENTRIES, BUFFERS)?;
-    // Now and then, and for a while.
+    // First a few allocations fail, then more in a row.
     for failures in [1, 4, 16] {
         let before = nic.counts()?;
         fail(failures)?;
@@ -209,7 +209,7 @@ fn starved(nic: &Nic, fail: &dyn Fn(i64) -> anyhow::Result<()>) -> anyhow::Resul
     let mut stream = nic.stream(1)?;
     ring.push(stream.recv(&ifq, 0))?;
     ring.submit()?;
-    // What is in the ring is used up, then packets are dropped.
+    // The buffers in the ring are used up, and then packets are dropped.
     let dropped = nic.counts()?.no_buffer;
     while nic.counts()?.no_buffer == dropped {
         stream.send_some(16 * PAGE_SIZE)?;
@@ -226,7 +226,7 @@ fn starved(nic: &Nic, fail: &dyn Fn(i64) -> anyhow::Result<()>) -> anyhow::Resul
     stream.end(&mut ring)?;
     nic.zero_copy(&mut ring, &ifq, 1 << 20)?;
     nic.conserved(&mut ring, &ifq, BUFFERS)?;
-    // A queue that begins without a buffer.
+    // This queue begins without a buffer.
     fail(8)?;
     nic.set_ring(128)?;
     nic.transfer(&mut ring, &ifq, 1 << 20)?;

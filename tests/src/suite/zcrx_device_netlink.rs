@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-//! D10: netlink messages that are nearly full when it comes to what a provider tells of
-//! its queue.
+//! D10: netlink messages that are nearly full when a provider adds what it reports
+//! about its queue.
 
 use anyhow::{Context, ensure};
 
@@ -21,10 +21,11 @@ const NETDEV_A_QUEUE_TYPE: u16 = 3;
 const NETDEV_A_QUEUE_IO_URING: u16 = 6;
 const NETDEV_A_IO_URING_PROVIDER_INFO_RX_BUF_LEN: u16 = 1;
 
-/// Queues of a device that is told of before, so many that a page does not do.
+/// The number of queues of a device that comes first in the dump. Their messages need
+/// more than a page.
 const QUEUES: usize = 70;
 
-/// A device that is there for the number of its queues, until dropped.
+/// A device that only adds messages to the dump. Dropping it removes the device.
 struct Filler;
 
 impl Filler {
@@ -45,12 +46,12 @@ impl Drop for Filler {
     }
 }
 
-/// Returns the size of buffers that a queue has from io_uring, which is all that its nest
-/// tells.
+/// Returns the size of the buffers that io_uring provides to a queue. Its nested
+/// attribute must hold nothing else.
 fn buffer(message: &Message) -> Option<&[u8]> {
     let nest = message.attribute(NETDEV_A_QUEUE_IO_URING)?;
     let size = attribute(nest, NETDEV_A_IO_URING_PROVIDER_INFO_RX_BUF_LEN)?;
-    // An attribute of four bytes, and nothing else.
+    // The nested attribute takes eight bytes: a header and four bytes of value.
     (nest.len() == 8).then_some(size)
 }
 
@@ -61,7 +62,7 @@ fn zn48() -> TestResult {
     let _ifq = nic.ifq(&ring, ENTRIES, BUFFERS)?;
     let dump = |size| netlink::dump("netdev", NETDEV_CMD_QUEUE_GET, size);
 
-    // All at once.
+    // This reads everything at once.
     let reads = dump(30_000)?;
     let all = reads.first().context("no messages")?;
     let is_ours = |message: &&Message| {
@@ -71,16 +72,17 @@ fn zn48() -> TestResult {
             && is(NETDEV_A_QUEUE_TYPE, 0)
     };
     let at = all.iter().position(|message| is_ours(&message));
-    let at = at.context("the queue is not told of")?;
+    let at = at.context("the queue is not in the dump")?;
     let size = (PAGE_SIZE as u32).to_ne_bytes();
-    expect_eq("of the queue", buffer(&all[at]), Some(&size[..]))?;
+    expect_eq("the queue's buffer size", buffer(&all[at]), Some(&size[..]))?;
     let told: Vec<&Message> = all.iter().filter(|m| buffer(m).is_some()).collect();
     expect_eq("queues with a provider", told.len(), 1)?;
     let before: usize = all.iter().take(at).map(Message::len).sum();
     let len = all[at].len();
     ensure!(before > PAGE_SIZE, "{before} bytes before it");
 
-    // In what is left of a message, from nothing to more than it takes.
+    // The room that is left in the message goes from nothing to more than the queue's
+    // message takes.
     for room in 0..len + 8 {
         let what = format!("{room} bytes of {len}");
         let reads = dump(before + room)?;

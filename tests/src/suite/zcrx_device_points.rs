@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-//! D11: queues of a network device at every point where memory may be short, or a
-//! user copy may fail. Without a device that is in `zcrx_fault`.
+//! D11: queues of a network device at every point where an allocation or a user copy
+//! can fail. Queues without a device are in `zcrx_fault`.
 
 use std::sync::OnceLock;
 
@@ -25,27 +25,28 @@ pub const TESTS: &[Test] = &[
 ];
 
 const ENTRIES: u32 = 256;
-/// More than a ring of the device has.
+/// More pages than a ring of the device holds.
 const PAGES: usize = 160;
-/// Those of the area that is added.
+/// The number of pages of the area that is added.
 const MORE: usize = 16;
-/// Bytes that show that a queue works.
+/// The number of bytes that are received to show that a queue works.
 const SOME: usize = 6 * PAGE_SIZE;
 
-/// The software NIC of all attempts, which are children of who made it.
+/// The software NIC of all attempts, which are made by children of the process that
+/// made it.
 static NIC: OnceLock<Nic> = OnceLock::new();
 
 fn nic() -> anyhow::Result<&'static Nic> {
     NIC.get().context("no NIC")
 }
 
-/// Checks that nothing is provided to the device.
+/// Checks that no queue of the device has a provider.
 fn unbound() -> anyhow::Result<()> {
     expect_eq("provided", nic()?.provided()?, None)?;
     expect_eq("pools", netdev::provided_pools()?.len(), 0)
 }
 
-/// Checks that a queue receives, and into buffers of its own.
+/// Checks that a queue receives into its own buffers.
 fn works(ring: &mut WideRing, ifq: &Ifq) -> anyhow::Result<()> {
     let mut stream = nic()?.stream(1)?;
     stream.send(SOME)?;
@@ -58,7 +59,7 @@ fn works(ring: &mut WideRing, ifq: &Ifq) -> anyhow::Result<()> {
     expect_eq("the end", ring.cqe()?.res, 0)
 }
 
-/// The first queue of a ring.
+/// Registering the first queue of a ring.
 struct Bind {
     begin: Held,
     ring: Option<WideRing>,
@@ -105,7 +106,7 @@ impl Scenario for Bind {
     }
 }
 
-/// One more area of a queue.
+/// Adding an area to a queue.
 struct AddArea {
     begin: Held,
     queue: Option<(WideRing, Ifq)>,
@@ -138,7 +139,7 @@ impl Scenario for AddArea {
     }
     fn unchanged(&mut self) -> anyhow::Result<()> {
         let copied = self.got == -libc::ENOMEM;
-        // C has written the token by then, unless that is what failed.
+        // C has written the token by then, unless writing it is what failed.
         let token = if copied { either(1, 0) } else { 0 };
         let want = u64::from(token) << AREA_SHIFT;
         expect_eq("the token", self.description.rq_area_token, want)?;
@@ -156,13 +157,14 @@ impl Scenario for AddArea {
     }
 }
 
-/// Sweeps a scenario, which has so many user copies: all points, then these alone. Only
-/// their number is certain, as allocations may find objects that were freed.
+/// Sweeps all fault points of a scenario, and then its user copies, of which there are
+/// exactly `copies`. The number of allocations is not certain, as they may find objects
+/// that were freed.
 fn swept<S: Scenario>(what: &str, copies: u32) -> TestResult {
     if let Some(skipped) = prepare(Points::All)? {
         return Ok(skipped);
     }
-    ensure!(NIC.set(Nic::new()?).is_ok(), "there is a NIC");
+    ensure!(NIC.set(Nic::new()?).is_ok(), "the NIC was made twice");
     let met = sweep::<S>(what)?;
     ensure!(met.no_memory > 0, "no allocation failed: {met:?}");
     prepare(Points::UserCopies)?;
@@ -173,11 +175,12 @@ fn swept<S: Scenario>(what: &str, copies: u32) -> TestResult {
 }
 
 fn fi10device() -> TestResult {
-    // In: the queue, the region, the area; out: the same.
+    // The kernel reads the queue, the region and the area, and writes the same back.
     swept::<Bind>("a queue of a device", 6)
 }
 
 fn fi11device() -> TestResult {
-    // In: the operation, the description. Out: the description, in Rust twice.
+    // The kernel reads the operation and the description, and writes the description,
+    // in Rust twice.
     swept::<AddArea>("one more area of a device", either(3, 4))
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
-//! D10: what a driver can do and makes of its pools, where it says so itself: the size
-//! of buffers is left to it, it has none above a page, its pools map memory for another
-//! device or for none.
+//! D10: what a driver supports and how it sets up its pools: the size of buffers is
+//! left to the driver, the driver supports nothing but pages, or its pools map memory
+//! for another device or not at all.
 
 use std::fs;
 
@@ -34,7 +34,8 @@ fn zn45() -> TestResult {
         registration.reg.rx_buf_len = asked as u32;
         let got = registration.register(ring.fd());
         if large_buffers == 0 && asked != 0 {
-            // One that has pages only cannot be asked, be it for pages.
+            // A driver that supports only pages cannot be asked for a size, not even
+            // for that of a page.
             expect_result(&what, got, -libc::EOPNOTSUPP)?;
             expect_eq(&what, registration.reg.rx_buf_len, asked as u32)?;
             expect_eq(&what, nic.provided()?, None)?;
@@ -46,7 +47,7 @@ fn zn45() -> TestResult {
         expect_eq(&what, nic.provided()?, Some(PAGE_SIZE as u64))?;
         let ifq = Ifq::attach(ring.fd(), registration, area)?;
         nic.zero_copy(&mut ring, &ifq, 50 * PAGE_SIZE)?;
-        // The queue restarts, and is asked for the same.
+        // The queue restarts, and is configured the same way.
         nic.set_ring(RING / 2)?;
         nic.zero_copy(&mut ring, &ifq, 50 * PAGE_SIZE)?;
         nic.conserved(&mut ring, &ifq, BUFFERS)?;
@@ -57,7 +58,7 @@ fn zn45() -> TestResult {
         nic.released()?;
         nic::wait_pinned(0)?;
     }
-    // One that takes larger ones by itself takes none of these.
+    // A driver whose pools have larger buffers by default cannot take these.
     nic.set("pool_order", 1)?;
     refused(&nic, "larger by itself", libc::EINVAL, |_| {})?;
     nic.set("pool_order", 0)?;
@@ -65,8 +66,8 @@ fn zn45() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-/// Lets warnings that come once per boot come again, and announces the one of a pool of
-/// another device.
+/// Makes warnings that come once per boot come again, and announces the one about a
+/// pool of another device.
 fn expect_warning() -> anyhow::Result<()> {
     fs::write("/sys/kernel/debug/clear_warn_once", "1").context("clear_warn_once")?;
     announce_report(match zcrx_implementation() {
@@ -91,8 +92,8 @@ fn zn46() -> TestResult {
         nic.set(knob, 0)?;
         works(&nic)?;
 
-        // The driver changes its mind while the queue is bound, which goes on with the
-        // pool that it has.
+        // The driver changes its pools while the queue is bound, which keeps the pool
+        // that it has.
         let mut ring = roomy_ring()?;
         let ifq = nic.ifq(&ring, ENTRIES, BUFFERS)?;
         nic.transfer(&mut ring, &ifq, 50 * PAGE_SIZE)?;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-//! D10: a network device that gives way to another one, of the same index, while memory
-//! is pinned for it.
+//! D10: a network device that is replaced by another one with the same index while
+//! memory is being pinned for it.
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
@@ -21,22 +21,22 @@ pub const TESTS: &[Test] = &[slow(
     zn47,
 )];
 
-/// Buffers: more than a ring of the device has.
+/// The number of buffers: more than a ring of the device has.
 const PAGES: usize = 96;
 
-/// What takes the device's place.
+/// The device that takes the first one's place.
 #[derive(Clone, Copy, Debug)]
 enum Successor {
-    /// The other port, which transfers by another device.
+    /// The other port, which does DMA with another device.
     Other,
-    /// The same port, put in again.
+    /// The same port, plugged in again.
     Same,
-    /// A device that transfers nothing.
+    /// A device that does no DMA.
     Dummy,
 }
 
 impl Successor {
-    /// Puts it into the place of the port, which is pulled out.
+    /// Unplugs the port and puts the successor in its place.
     fn replace(self, nic: &Nic, here: &File) -> anyhow::Result<()> {
         let to = |port: &str| {
             let index = nix::net::if_::if_nametoindex(port)?;
@@ -50,7 +50,7 @@ impl Successor {
                 nic.move_to_peer(PORT)?;
                 nic.at_peer(|| to(PORT))?;
                 nic.ethtool("-G zsim0 tcp-data-split on")?;
-                // Or it would tell of no queues.
+                // A device that is down reports no queues.
                 nic.up()
             }
             Successor::Dummy => nic
@@ -69,7 +69,7 @@ fn zn47() -> TestResult {
     ] {
         let what = format!("{successor:?}");
         let nic = Nic::new()?;
-        // Nothing but the device itself is to be wrong with it.
+        // The other port must be valid in every other respect.
         nic.peer_ethtool("-G zsim1 tcp-data-split on")?;
         let here = File::open("/proc/self/ns/net")?;
         let withheld = Withheld::new(PAGES)?;
@@ -81,7 +81,7 @@ fn zn47() -> TestResult {
             anyhow::Ok((got, held))
         };
         let (got, held) = meanwhile(&withheld, act, || successor.replace(&nic, &here))??;
-        // C has the device locked until it has the memory, and the queue.
+        // C holds the device's lock until it has the memory and the queue.
         expect_result(&what, got, if in_c { 0 } else { want })?;
         if !in_c {
             let (pages, buffer) = match want {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-//! D10: the kernel's own test of zero-copy receive over a device, iou-zcrx, as it
-//! is: a server here and a client where the peer is.
+//! D10: the kernel's own test of zero-copy receive over a device, iou-zcrx, unchanged:
+//! a server in this namespace and a client in the peer's.
 
 use std::process::Stdio;
 use std::{fs, thread, time::Duration};
@@ -14,10 +14,10 @@ use crate::sandbox::Sysctl;
 
 pub const TESTS: &[Test] = &[slow("ZN26 the kernel's iou-zcrx", 60, zn26)];
 
-/// The TCP port of the server, which the tests' other connections do not take.
+/// The server's TCP port, which no other connection of the tests uses.
 const PORT: u16 = 9100;
 
-/// Checks whether somebody listens on [`PORT`].
+/// Checks whether a server listens on [`PORT`].
 fn is_served() -> anyhow::Result<bool> {
     let listening = format!(":{PORT:04X} {:032X}:0000 0A ", 0);
     Ok(fs::read_to_string("/proc/net/tcp6")?.contains(&listening))
@@ -29,7 +29,8 @@ fn zn26() -> TestResult {
         "-N zsim0 flow-type tcp6 dst-port {PORT} action {QUEUE}"
     ))?;
     let _pages = Sysctl::set("vm/nr_hugepages", "16")?;
-    // The server waits for five seconds, in which all has to arrive.
+    // The server waits for five seconds, by the end of which all data must have
+    // arrived.
     let size = if kernel::is_debug() { 1 << 16 } else { 1 << 20 };
     for (what, serve, send, size) in [
         ("all that there is", "", "-l 12840", size),

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-//! D12: queues of a network device under traffic while all around them changes:
-//! areas, rings, processes, the queue, the device itself.
+//! D12: queues of a network device under traffic while everything around them changes:
+//! areas, rings, processes, the queue, and the device itself.
 
 use std::io::{ErrorKind, Write};
 use std::net::{Shutdown, TcpStream};
@@ -38,7 +38,8 @@ pub const TESTS: &[Test] = &[
     slow("ST17 a long stream, compared", 1800, st17),
 ];
 
-/// What streams here repeat: of no length that anything else has.
+/// The length of the block that the streams repeat. Nothing else has a size that
+/// divides it.
 const BLOCK: usize = 1_000_003;
 
 fn block() -> Vec<u8> {
@@ -46,8 +47,8 @@ fn block() -> Vec<u8> {
     (0..BLOCK).map(|_| rng.u8(..)).collect()
 }
 
-/// Sends so many bytes of blocks, and shuts down. That the connection ends is no
-/// failure.
+/// Starts a thread that sends `len` bytes of repeated blocks and then shuts the sender
+/// down. It is no failure if the connection ends early.
 fn send_blocks(mut sender: TcpStream, len: usize) -> JoinHandle<anyhow::Result<()>> {
     thread::spawn(move || {
         let block = block();
@@ -66,11 +67,11 @@ fn send_blocks(mut sender: TcpStream, len: usize) -> JoinHandle<anyhow::Result<(
     })
 }
 
-/// Compares what comes with blocks, in however many areas.
+/// Compares received data with the repeated block, in any number of areas.
 struct Receiver {
     block: Vec<u8>,
     taken: usize,
-    /// Where each area is mapped, and its pages.
+    /// The address of each area, and its size in bytes.
     areas: Vec<(usize, usize)>,
 }
 
@@ -83,7 +84,7 @@ impl Receiver {
         }
     }
 
-    /// Compares the data of a completion: its offset.
+    /// Compares the data of a completion with the block. Returns its offset.
     fn take(&mut self, cqe: &WideCqe) -> anyhow::Result<u64> {
         let offset = cqe.offset()?;
         let number = (offset >> AREA_SHIFT) as usize;
@@ -95,8 +96,8 @@ impl Receiver {
         while len != 0 {
             let from = self.taken % BLOCK;
             let part = len.min(BLOCK - from);
-            // SAFETY: inside memory that stays mapped, and the kernel writes to
-            // no buffer that it has handed out.
+            // SAFETY: the data is inside memory that stays mapped, and the kernel
+            // writes to no buffer that it has handed out.
             let data = unsafe { std::slice::from_raw_parts(address as *const u8, part) };
             ensure!(
                 data == &self.block[from..from + part],
@@ -111,7 +112,7 @@ impl Receiver {
     }
 }
 
-/// Returns so many bytes, or a part of them with checkers, which slow all down.
+/// Returns `plain`, or an eighth of it with checkers, which slow everything down.
 fn bytes(plain: usize) -> usize {
     if is_debug() { plain / 8 } else { plain }
 }
@@ -128,7 +129,7 @@ fn st09() -> TestResult {
     let sending = send_blocks(sender, len);
     let over = AtomicBool::new(false);
     let (mut added, mut events) = (Vec::new(), 0);
-    // Until there is no buffer left for once.
+    // Buffers are kept until none is left for the first time.
     let mut kept = Some(Vec::new());
     let dumps = thread::scope(|scope| {
         let dumping = scope.spawn(|| {
@@ -191,7 +192,7 @@ fn st09() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-/// Receives until it is killed, all bytes compared.
+/// Receives until the process is killed, and compares all bytes.
 fn receive_for_ever(nic: &Nic, socket: &TcpStream) -> anyhow::Result<()> {
     let mut ring = roomy_ring()?;
     let ifq = nic.ifq(&ring, ENTRIES, BUFFERS)?;
@@ -232,7 +233,7 @@ fn st10() -> TestResult {
         let took = start.elapsed();
         ensure!(took < Duration::from_secs(10), "unplugging took {took:?}");
         killed(child)?;
-        // It may have found out by itself.
+        // The connection may have been closed already.
         let _ = ending.shutdown(Shutdown::Both);
         sending.join().ok().context("sending panicked")??;
     }
@@ -293,8 +294,8 @@ fn st11() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-/// Registers the queue, imports it into a second ring, has a receive wait on
-/// both, and hands the file to the parent by leaving it open until it ends.
+/// Registers the queue, imports it into a second ring, and starts a receive on each.
+/// Sends the exported file to the parent, and runs until it is killed.
 fn hold_two_rings(
     nic: &Nic,
     sockets: &[TcpStream; 2],
@@ -313,7 +314,7 @@ fn hold_two_rings(
     }
     send_file(ready, &file)?;
     loop {
-        // Data comes and is not given back.
+        // The process takes data and never gives buffers back.
         master.submit_and_wait(1)?;
         while master.try_cqe().is_some() {}
         importer.submit()?;
@@ -327,7 +328,7 @@ fn st14() -> TestResult {
     let nic = Nic::new()?;
     nic.set_mtu(9000)?;
     for round in 0..if is_long() { 50 } else { 4 } {
-        // The memory is shared, so that this process sees what is in it.
+        // The area is shared memory, so that this process can read it, too.
         let area = memfd_create(c"area", MFdFlags::empty())?;
         nix::unistd::ftruncate(&area, (BUFFERS * PAGE_SIZE) as i64)?;
         let area = Mapping::new(area.as_raw_fd(), 0, BUFFERS * PAGE_SIZE)?;
@@ -351,7 +352,7 @@ fn st14() -> TestResult {
         let sending = send_blocks(sender, LEN);
         let request = recv_zc(socket.as_raw_fd(), 0, 0);
         ring.push(request)?;
-        // The child's receives are busy, too, or wait.
+        // The receives of the child are either busy or waiting.
         if round % 2 == 0 {
             (&first).write_all(&[1; 20 * PAGE_SIZE])?;
             (&second).write_all(&[2; 20 * PAGE_SIZE])?;
@@ -375,7 +376,7 @@ fn st14() -> TestResult {
         expect_eq("bytes", receiver.taken, LEN)?;
         sending.join().ok().context("sending panicked")??;
         killed(child)?;
-        // The queue is still ours, and goes with us.
+        // This process still has the queue, which ends with it.
         expect_eq("of the queue", nic.provided()?, Some(PAGE_SIZE as u64))?;
         drop((socket, first, second, refill, ring));
         nic.released()?;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! D10: network devices whose parent loses its driver, or has none.
+//! D10: network devices whose parent device loses its driver, or has none.
 
 use std::ffi::OsString;
 use std::fs;
@@ -26,16 +26,16 @@ pub const TESTS: &[Test] = &[
     slow("ZN36 a device whose parent has no driver", 30, zn36),
 ];
 
-/// The driver of the device that a port is in.
+/// The driver of the parent device of a port.
 struct Driver {
-    /// Its folder in sysfs.
+    /// The driver's directory in sysfs.
     folder: PathBuf,
-    /// The name of the device there.
+    /// The name of the parent device in that directory.
     device: OsString,
 }
 
 impl Driver {
-    /// Finds the driver of a port that is plugged in.
+    /// Finds the driver of a port, which must be plugged in.
     fn of(port: &str) -> anyhow::Result<Self> {
         let device = Path::new("/sys/class/net").join(port).join("device");
         let folder = fs::canonicalize(device.join("driver")).context("its driver")?;
@@ -44,14 +44,14 @@ impl Driver {
         Ok(Self { folder, device })
     }
 
-    /// Writes the device's name to a file of the driver.
+    /// Writes the device's name to a file of the driver, `bind` or `unbind`.
     fn tell(&self, what: &str) -> anyhow::Result<()> {
         let path = self.folder.join(what);
         fs::write(&path, self.device.as_encoded_bytes())
             .with_context(|| format!("{:?} > {}", self.device, path.display()))
     }
 
-    /// Takes the driver away, and with it the network device.
+    /// Unbinds the driver, which removes the network device.
     fn unbind(&self) -> anyhow::Result<()> {
         self.tell("unbind")
     }
@@ -63,7 +63,7 @@ impl Driver {
 }
 
 impl Drop for Driver {
-    /// Gives the device its driver back, which other tests need.
+    /// Binds the driver again, which other tests need.
     fn drop(&mut self) {
         if !self.is_bound() {
             self.tell("bind").expect("binding the driver again");
@@ -98,8 +98,8 @@ fn zn35() -> TestResult {
         nic::wait_until("the device has faulted", || Ok(nic.dma_faults()? > 0))?;
     }
 
-    // The unread packets keep the pool. What is still mapped when the driver is gone,
-    // the DMA debugger reports, which knows the mappings of PCI devices.
+    // The unread packets keep the pool. The DMA debugger, which tracks mappings of PCI
+    // devices, reports what is still mapped when the driver is gone.
     driver.unbind()?;
     ensure!(!driver.is_bound(), "the driver is still there");
     let pools = netdev::provided_pools()?;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
-//! D10: whose memory a packet is in. A queue hands out what a device has received into
-//! its own buffers, and nothing that lies in the memory of another provider, be that
-//! a queue of the same device, one of another device, or a dma-buf.
+//! D10: the provider in whose memory a packet lies. A queue hands out what a device
+//! received into the queue's own buffers, and nothing in the memory of another
+//! provider, be that a queue of the same device, one of another device, or a dma-buf.
 
 use std::fs;
 use std::net::TcpStream;
@@ -27,11 +27,11 @@ pub const TESTS: &[Test] = &[
     test("ZN44 packets in a dma-buf that no queue has", zn44),
 ];
 
-/// The queue beside [`QUEUE`].
+/// The queue next to [`QUEUE`].
 const OTHER: u32 = QUEUE + 1;
-/// What is sent at once: a few fragments, so that several packets become one.
+/// The number of bytes sent at once: a few fragments, so that TCP can merge packets.
 const SOME: usize = 2 * PAGE_SIZE;
-/// Of the streams here.
+/// The `user_data` of requests for the streams.
 const STREAM: u64 = 0x5eed;
 
 /// A queue and the ring that it is registered with.
@@ -41,15 +41,15 @@ struct Receiver {
 }
 
 impl Receiver {
-    /// Registers a queue of the first port with a ring of its own.
+    /// Registers a queue of the first port with a new ring.
     fn of(nic: &Nic, queue: u32) -> anyhow::Result<Self> {
         let ring = roomy_ring()?;
         let ifq = nic.ifq_of(queue, &ring, ENTRIES, BUFFERS)?;
         Ok(Receiver { ring, ifq })
     }
 
-    /// Receives without a limit: takes just so many bytes, compared, and then gets
-    /// an error for what comes next.
+    /// Receives without a limit. Checks that this takes exactly `bytes` bytes, which
+    /// are compared, and ends with `errno` for what comes next.
     fn stops_after(&mut self, stream: &mut Stream, bytes: usize, errno: i32) -> anyhow::Result<()> {
         let left = stream.left();
         self.ring.push(stream.recv(&self.ifq, 0))?;
@@ -58,7 +58,7 @@ impl Receiver {
         expect_eq("bytes taken", left - stream.left(), bytes)
     }
 
-    /// Gets nothing of a stream.
+    /// Checks that receives of a stream get nothing but an error.
     fn gets_nothing(&mut self, stream: &mut Stream) -> anyhow::Result<()> {
         for len in [0, 1, SOME] {
             self.ring.push(stream.recv(&self.ifq, len))?;
@@ -71,7 +71,7 @@ impl Receiver {
         stream.arrives()
     }
 
-    /// Takes all that is left of a stream.
+    /// Receives all that is left of a stream.
     fn takes_all(&mut self, stream: &mut Stream) -> anyhow::Result<()> {
         let left = stream.left();
         self.ring.push(stream.recv(&self.ifq, left))?;
@@ -81,7 +81,8 @@ impl Receiver {
     }
 }
 
-/// Returns the number of times that TCP has made one packet of two that waited to be read.
+/// Returns the number of times that TCP has merged a packet into one that waited to be
+/// read.
 fn coalesced() -> anyhow::Result<u64> {
     let text = fs::read_to_string("/proc/net/netstat")?;
     let mut lines = text.lines().filter(|line| line.starts_with("TcpExt:"));
@@ -94,7 +95,7 @@ fn coalesced() -> anyhow::Result<u64> {
     Ok(value.parse()?)
 }
 
-/// Sends by a queue, which must get it in memory of its provider.
+/// Sends over a queue, which must receive the data in memory of its provider.
 fn send_by(nic: &Nic, queue: u32, stream: &mut Stream) -> anyhow::Result<()> {
     nic.steer(queue)?;
     let before = nic.counts_of(queue)?;
@@ -107,7 +108,8 @@ fn send_by(nic: &Nic, queue: u32, stream: &mut Stream) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Checks that all buffers of two queues of the first port are free once it is down.
+/// Checks that all buffers of two queues of the first port are free once the port is
+/// down.
 fn conserved(nic: &Nic, receivers: [&mut Receiver; 2]) -> anyhow::Result<()> {
     for receiver in &receivers {
         receiver.ifq.flush_all(receiver.ring.fd())?;
@@ -128,13 +130,13 @@ fn zn42() -> TestResult {
     let ifq = Ifq::new(ring.fd(), ENTRIES, BUFFERS)?;
     let mut without_device = Receiver { ring, ifq };
 
-    // All of it is one queue's.
+    // All the data is in the memory of one queue.
     let mut stream = nic.stream(STREAM)?;
     send_by(&nic, QUEUE, &mut stream)?;
     other.gets_nothing(&mut stream)?;
     without_device.gets_nothing(&mut stream)?;
     own.takes_all(&mut stream)?;
-    // Asked for before it is there.
+    // Here the receive is waiting before the data arrives.
     other.ring.push(stream.recv(&other.ifq, 0))?;
     other.ring.submit()?;
     expect_eq("before", other.ring.try_cqe(), None)?;
@@ -143,7 +145,7 @@ fn zn42() -> TestResult {
     expect_eq("as it arrives", got, ended(STREAM, -libc::EFAULT))?;
     own.takes_all(&mut stream)?;
 
-    // Some is one's, and some the other's, in one packet as far as they fit.
+    // The queues' data alternates, and TCP merges as many packets as it can.
     let before = coalesced()?;
     for queue in [QUEUE, OTHER, QUEUE, OTHER, OTHER] {
         send_by(&nic, queue, &mut stream)?;
@@ -158,7 +160,7 @@ fn zn42() -> TestResult {
     without_device.gets_nothing(&mut stream)?;
     other.takes_all(&mut stream)?;
 
-    // What is copied first stays taken.
+    // Data that was copied before an error stays received.
     nic.steer(QUEUE)?;
     nic.set("page_frags", -1)?;
     stream.send(SOME)?;
@@ -167,7 +169,7 @@ fn zn42() -> TestResult {
     without_device.stops_after(&mut stream, SOME, libc::EFAULT)?;
     own.takes_all(&mut stream)?;
 
-    // Who has the queue by another ring gets it.
+    // A ring that imports the queue receives its data.
     send_by(&nic, QUEUE, &mut stream)?;
     let file = export_of(&own.ring, own.ifq.id)?;
     import_into(&without_device.ring, &file, 1)?;
@@ -195,7 +197,7 @@ fn zn42() -> TestResult {
 fn zn43() -> TestResult {
     let nic = Nic::new()?;
     let mut here = Receiver::of(&nic, QUEUE)?;
-    // All that the other device gets comes by its queue.
+    // Everything that the other device receives comes over its queue.
     nic.peer_ip("link set lo up")?;
     nic.peer_ethtool("-G zsim1 tcp-data-split on")?;
     nic.peer_ethtool("-X zsim1 weight 0 1 0 0")?;
@@ -216,13 +218,13 @@ fn zn43() -> TestResult {
     there.gets_nothing(&mut stream)?;
     here.takes_all(&mut stream)?;
 
-    // The same the other way round.
+    // The same holds in the other direction.
     let mut back = Stream::over(back, STREAM);
     back.send(SOME)?;
     here.gets_nothing(&mut back)?;
     there.takes_all(&mut back)?;
 
-    // Packets that are left in it do no harm to the other one.
+    // Unread packets in the memory of the other queue do not harm this one.
     back.send(SOME)?;
     drop(there);
     here.gets_nothing(&mut back)?;
@@ -251,10 +253,11 @@ fn zn44() -> TestResult {
     let mut stream = nic.stream(STREAM)?;
     send_by(&nic, OTHER, &mut stream)?;
     own.gets_nothing(&mut stream)?;
-    // It is where it belongs, for those who ask for it in another way.
+    // The data can be received in the way that fits its memory.
     foreign.take(&mut stream, SOME)?;
 
-    // Some of it is ours. Of the last one, the kernel finds what is ours before it.
+    // The data of this queue is in the middle. The kernel finds it merged with the last
+    // packet's.
     let before = coalesced()?;
     for queue in [OTHER, QUEUE, OTHER] {
         send_by(&nic, queue, &mut stream)?;
@@ -269,7 +272,7 @@ fn zn44() -> TestResult {
 
     drop((stream, foreign));
     nic.conserved(&mut own.ring, &own.ifq, BUFFERS)?;
-    // The queue that had the dma-buf can be had.
+    // The queue that had the dma-buf can be registered.
     let mut other = Receiver::of(&nic, OTHER)?;
     let mut stream = nic.stream(STREAM)?;
     send_by(&nic, OTHER, &mut stream)?;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-//! D8: what is wrong in more than one way, or only when most is done already: which
-//! error it is, and what is left of what user space has handed in.
+//! D8: registrations that are wrong in more than one way, or whose error shows only
+//! late: which error is returned, and what of user space's structures has been written.
 
 use anyhow::Context;
 
@@ -51,7 +51,7 @@ fn zx33() -> TestResult {
         expect_result(what, got, -error)?;
         expect_eq(what, registration.region, described)?;
         held.expect(what)?;
-        // C clears the header before it looks where the statistics are to be.
+        // C clears the header before it checks the place of the statistics.
         let in_c = zcrx_implementation() == Implementation::C;
         for at in (0..PAGE_SIZE).step_by(8) {
             let want = if in_c && at < RQES { 0 } else { fill(at) };
@@ -72,7 +72,7 @@ fn zx33_device() -> TestResult {
     let ring = roomy_ring()?;
     let all = Mapping::anonymous(10 << 20, libc::MAP_HUGETLB).context("huge pages")?;
     let start = all.address() as u64;
-    // Apart from each other, as nothing may be mapped for the device twice.
+    // The areas do not overlap, as no memory may be mapped for the device twice.
     let nth = |number: usize| AreaReg {
         addr: start + (number * LARGE) as u64,
         len: LARGE as u64,
@@ -86,7 +86,7 @@ fn zx33_device() -> TestResult {
     let ifq = Ifq::attach(ring.fd(), registration, all)?;
     let in_c = zcrx_implementation() == Implementation::C;
 
-    // That of which no buffer can be made to the end, which mapping finds out.
+    // An area whose last buffer would be incomplete, which mapping finds out.
     let odd = AreaReg {
         len: (LARGE + PAGE_SIZE) as u64,
         ..nth(MAX_AREAS)
@@ -111,7 +111,7 @@ fn zx33_device() -> TestResult {
         expect_eq(&what, description.rq_area_token, token(number))?;
     }
     fails("one more", nth(MAX_AREAS), libc::EINVAL, MAX_AREAS)?;
-    // In C, mapping comes before the number is looked at.
+    // C maps the area before it checks the number of areas.
     let error = if in_c { libc::ERANGE } else { libc::EINVAL };
     fails("an odd one more", odd, error, MAX_AREAS)?;
     drop((ifq, ring));

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! D9: events that tell of copying, and statistics of it.
+//! D9: events that report copying, and statistics about it.
 
 use anyhow::ensure;
 
@@ -23,11 +23,11 @@ pub const TESTS: &[Test] = &[
     test("ZV24 statistics that user space overwrites", zv24),
 ];
 
-/// Of the events.
+/// The `user_data` of the events.
 pub const EVENT: u64 = 0xe7e27;
 
-/// Registers a queue of 64 buffers that tells of events in `type_mask` and keeps
-/// statistics. Returns it, and where they are in its region.
+/// Registers a queue of 64 buffers that reports the events in `type_mask` and keeps
+/// statistics. Returns the queue, and the offset of the statistics in its region.
 pub fn with_events(ring: &WideRing, type_mask: u32) -> anyhow::Result<(Ifq, usize)> {
     const ENTRIES: u32 = 64;
     let stats = RQES + 16 * ENTRIES as usize;
@@ -45,7 +45,7 @@ pub fn with_events(ring: &WideRing, type_mask: u32) -> anyhow::Result<(Ifq, usiz
     Ok((Ifq::attach(ring.fd(), registration, area)?, stats))
 }
 
-/// Asks for the next event of a type.
+/// Arms an event. Returns the result.
 pub fn arm(ring: &WideRing, ifq: &Ifq, event: u32) -> i32 {
     let mut ctrl = Ctrl {
         zcrx_id: ifq.id,
@@ -56,7 +56,7 @@ pub fn arm(ring: &WideRing, ifq: &Ifq, event: u32) -> i32 {
     control(ring.fd(), &mut ctrl)
 }
 
-/// Receives all that was sent: how many completions it takes, and the events
+/// Receives all that was sent. Returns the number of completions, and the events
 /// between them.
 fn receive(
     ring: &mut WideRing,
@@ -77,7 +77,7 @@ fn receive(
     }
     ring.submit()?;
     while let Some(cqe) = ring.try_cqe() {
-        // Of a request for just so many bytes, this is the end.
+        // A request for an exact number of bytes ends with this.
         if cqe != ended(stream.user_data, 0) {
             events.push(cqe);
         }
@@ -109,12 +109,13 @@ fn zv22() -> TestResult {
             expect_result(&what, arm(&ring, &ifq, ZCRX_EVENT_COPY), 0)?;
             let got = arm(&ring, &ifq, ZCRX_EVENT_COPY);
             expect_result("arming twice", got, refused)?;
-            // It is of what comes, not of what was.
+            // An event reports what comes after it was armed.
             ring.submit()?;
             expect_eq("events without data", ring.try_cqe(), None)?;
         }
     }
-    // Without a device no allocation fails, not even when all is used up.
+    // Without a device no allocation for it can fail, not even when all buffers are
+    // used up.
     let mut ring = WideRing::with(8, 256, ZCRX_SETUP)?;
     let (ifq, _) = with_events(&ring, 1 << ZCRX_EVENT_ALLOC_FAIL)?;
     expect_free(&mut ring, &ifq, 64)?;
@@ -128,7 +129,7 @@ fn zv22() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-/// Checks whether the head of a packet counts as copied. In C only fragments do.
+/// Checks whether the linear head of a packet counts as copied. In C only fragments do.
 fn linear_event() -> anyhow::Result<()> {
     let mut ring = WideRing::with(8, 256, ZCRX_SETUP)?;
     let (ifq, stats) = with_events(&ring, 1 << ZCRX_EVENT_COPY)?;
@@ -147,7 +148,7 @@ fn linear_event() -> anyhow::Result<()> {
         anyhow::Ok((completions, events, stats))
     };
     let heads = received(&[3000, 3000])?;
-    // 904 bytes in the head, and one fragment of two pages.
+    // The head holds 904 bytes, and one fragment has two pages.
     const FRAGMENT: u64 = 2 * PAGE_SIZE as u64;
     let both = received(&[FRAGMENT as usize + 904])?;
     let (want_heads, want_both) = match zcrx_implementation() {
@@ -166,8 +167,8 @@ fn linear_event() -> anyhow::Result<()> {
     expect_eq(what, both, want_both)
 }
 
-/// Checks a ring that is disabled, which has no task to be told: C keeps an event for it, and
-/// may follow a null pointer; Rust drops it.
+/// Checks a disabled ring, which has no task yet that could get an event. C keeps an
+/// event for it and may follow a null pointer; Rust drops the event.
 fn zv22disabled() -> TestResult {
     let mut ring = WideRing::with(8, 256, ZCRX_SETUP | IORING_SETUP_R_DISABLED)?;
     let (ifq, _) = with_events(&ring, 1 << ZCRX_EVENT_COPY)?;
@@ -190,7 +191,7 @@ fn zv22disabled() -> TestResult {
     let got = arm(&ring, &ifq, ZCRX_EVENT_COPY);
     expect_result("arming what fired before", got, armed)?;
 
-    // From now on all is as with any ring.
+    // From now on the ring works like any other.
     stream.send(20_000)?;
     let (_, events) = receive(&mut other, &ifq, &mut stream)?;
     expect_eq("events of the other ring", events, vec![])?;
@@ -212,7 +213,7 @@ fn zv23() -> TestResult {
     compare(&ifq, want)?;
     ring.push(stream.recv(&ifq, 0))?;
 
-    // Pieces shorter than a buffer, each with a completion of its own.
+    // Pieces shorter than a buffer have a completion each.
     for len in [1, 100, 1000, 2000] {
         for _ in 0..5 {
             stream.send(len)?;
@@ -223,8 +224,8 @@ fn zv23() -> TestResult {
             compare(&ifq, want)?;
         }
     }
-    // Fragments of eight pages each: C counts them, not their completions,
-    // which the uapi speaks of.
+    // Fragments have eight pages each. C counts fragments, although the uapi speaks of
+    // completions.
     const FRAGMENT: usize = 8 * PAGE_SIZE;
     for fragments in [1, 2, 1] {
         let mut stream = Stream::new()?;
@@ -262,7 +263,7 @@ fn zv24() -> TestResult {
         let got: Stats = ifq.memory.read(stats);
         ensure!(got == added, "{scribbled:x?} became {got:x?}");
     }
-    // Nothing else depends on it.
+    // Nothing else depends on the statistics.
     let (_, events) = receive(&mut ring, &ifq, &mut stream)?;
     expect_eq("events", events, vec![])?;
     expect_result("arming", arm(&ring, &ifq, ZCRX_EVENT_COPY), 0)?;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-//! D8: what exporting an interface queue refuses and makes, and what importing
-//! refuses. What can be done with an import is in `zcrx_sharing`.
+//! D8: exporting an interface queue, its errors and the file that it makes, and the
+//! errors of importing. What an import can do is in `zcrx_sharing`.
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
@@ -46,7 +46,7 @@ fn zx03() -> TestResult {
         let copy = ctrl;
         let got = control(consumer.ring.fd(), &mut ctrl);
         expect_result(&format!("bit {bit}"), got, -libc::EINVAL)?;
-        expect_eq("what is written", ctrl, copy)?;
+        expect_eq("the structure afterwards", ctrl, copy)?;
     }
     held.expect("errors")?;
     drop(export(&consumer)?);
@@ -66,7 +66,7 @@ fn zx04() -> TestResult {
     expect_eq("descriptor flags", flags, FdFlag::FD_CLOEXEC.bits())?;
     let link = fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()))?;
     expect_eq("name", link.to_str(), Some("anon_inode:[zcrx]"))?;
-    // Nothing can be done with it but to import it.
+    // The file can be imported, but not read or written.
     let file = File::from(file);
     let error = (&file).read(&mut [0]).err();
     let error = error.and_then(|error| error.raw_os_error());
@@ -74,7 +74,7 @@ fn zx04() -> TestResult {
     let error = (&file).write(&[0]).err();
     let error = error.and_then(|error| error.raw_os_error());
     expect_eq("writing", error, Some(libc::EBADF))?;
-    // Another export is another file.
+    // Another export makes another file.
     let file = OwnedFd::from(file);
     let other = export(&consumer)?;
     held.with_files(2).expect("two exports")?;
@@ -104,9 +104,9 @@ fn zx05() -> TestResult {
         expect_result("a read-only page", got, -libc::EFAULT)?;
         held.expect("an error")?;
     }
-    // Not even a number is taken.
+    // Not even a descriptor's number is used up.
     expect_eq("file", export(&consumer)?.as_raw_fd(), lowest)?;
-    // No reference is, or the memory stayed.
+    // No reference is leaked, or the memory would stay pinned.
     drop(consumer);
     before.wait("closing")?;
     Ok(Outcome::Passed)
@@ -123,7 +123,7 @@ fn zx06() -> TestResult {
         let got = control(consumer.ring.fd(), &mut ctrl);
         setrlimit(Resource::RLIMIT_NOFILE, soft, hard)?;
         expect_result("without a descriptor", got, -libc::EMFILE)?;
-        expect_eq("what is written", ctrl, export_ctrl(0))?;
+        expect_eq("the structure afterwards", ctrl, export_ctrl(0))?;
         held.expect("an error")?;
     }
     drop(export(&consumer)?);
@@ -133,12 +133,12 @@ fn zx06() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-/// Returns a file that stands for this process.
+/// Returns a pidfd of this process.
 fn pidfd() -> anyhow::Result<OwnedFd> {
-    // SAFETY: plain numbers.
+    // SAFETY: the call takes no pointers.
     let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, std::process::id(), 0) };
     ensure!(fd >= 0, "pidfd_open: {}", std::io::Error::last_os_error());
-    // SAFETY: just made, and nobody else has it.
+    // SAFETY: the descriptor is new, and nothing else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
 }
 
@@ -148,7 +148,7 @@ fn zx07() -> TestResult {
     let file = export(&consumer)?;
     let ring = WideRing::new(8)?;
     let null = File::open("/dev/null")?;
-    // Of the same folder of nameless files, too: of each kind that is at hand.
+    // Other files on the same pseudo file system, of each kind that is available.
     let event = EventFd::new()?;
     let poll = Epoll::new(EpollCreateFlags::empty())?;
     let process = pidfd()?;
@@ -156,7 +156,7 @@ fn zx07() -> TestResult {
     let closed = null.try_clone()?.as_raw_fd();
     let held = Held::now()?;
     let valid = import_reg(file.as_raw_fd());
-    // What another registration would have.
+    // The fields that a registration without import has.
     let mut like = Registration::new(ENTRIES, &area);
     let mut change = |change: &dyn Fn(&mut IfqReg, &mut Registration)| {
         let mut reg = valid;
@@ -207,7 +207,7 @@ fn zx07() -> TestResult {
         ("an id", change(&|reg, _| reg.zcrx_id = 1), libc::EINVAL),
         ("reserved", change(&|reg, _| reg.resv[0] = 1), libc::EINVAL),
         ("and more", change(&|reg, _| reg.resv[1] = 1), libc::EINVAL),
-        // All of it is looked at before the file is.
+        // The kernel checks all fields before it looks up the file.
         (
             "a queue of a closed file",
             IfqReg {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! D11: interface queues while memory runs out and user memory goes away:
+//! D11: interface queues while memory runs out and user memory is unreadable:
 //! registering them, and adding areas. Sharing them is in `zcrx_fault_sharing`,
 //! publishing them in `zcrx_fault_publish`.
 
@@ -32,12 +32,12 @@ pub const TESTS: &[Test] = &[
 
 pub(super) const ENTRIES: u32 = 64;
 pub(super) const PAGES: usize = 8;
-/// Entries, statistics, and room for more.
+/// The region has entries, statistics, and unused pages.
 const REGION_PAGES: usize = 3;
-/// Where the statistics are in it.
+/// The offset of the statistics in the region.
 const STATS: usize = RQES + 16 * ENTRIES as usize;
 
-/// Checks that a ring has no queue: nothing to control, nothing to map.
+/// Checks that a ring has no queue, which could be controlled or mapped.
 pub(super) fn none(ring: &WideRing) -> anyhow::Result<()> {
     let mut ctrl = Ctrl {
         op: ZCRX_CTRL_FLUSH_RQ,
@@ -48,10 +48,9 @@ pub(super) fn none(ring: &WideRing) -> anyhow::Result<()> {
     expect_eq("mapping no queue", error, Some(libc::EINVAL))
 }
 
-/// Counts the descriptions that were written back, of the queue and of the region, in
-/// this order; that of the first area looks the same before and after. There is
-/// no other difference to what was offered, but for the pointers, which are not
-/// the kernel's.
+/// Counts the structures that were written back, that of the queue and that of the
+/// region, in this order. The first area's is the same before and after. Checks that
+/// nothing else has changed, apart from the pointers, which the kernel does not write.
 fn written(now: &Registration, before: &Registration) -> anyhow::Result<usize> {
     let before_reg = IfqReg {
         area_ptr: now.reg.area_ptr,
@@ -85,8 +84,8 @@ fn written(now: &Registration, before: &Registration) -> anyhow::Result<usize> {
     Ok(2)
 }
 
-/// The first queue of a ring, its refill queue in memory of the user's own or
-/// not. The user may not have locked more than it takes.
+/// Registering the first queue of a ring, with the refill queue in user memory if
+/// `OWN`. The limit of locked memory is exactly what this takes.
 struct Register<const OWN: bool> {
     begin: Held,
     ring: Option<WideRing>,
@@ -110,7 +109,7 @@ impl<const OWN: bool> Register<OWN> {
             registration.region.size = own.len() as u64;
             registration.with_event = true;
             registration.event = EventDesc {
-                // Without a device, it never happens.
+                // Without a device, this event never occurs.
                 type_mask: 1 << ZCRX_EVENT_ALLOC_FAIL,
                 flags: ZCRX_EVENT_DESC_FLAG_STATS,
                 stats_offset: STATS as u64,
@@ -124,8 +123,8 @@ impl<const OWN: bool> Register<OWN> {
         self.ring.as_ref().map_or(-1, WideRing::fd)
     }
 
-    /// Checks that of the user's own memory only what the kernel shares may be zeroed, and
-    /// must be if `zeroed`: all of that, or nothing.
+    /// Checks that only the shared part of the user's memory may have been zeroed:
+    /// either all of that part, as it must be if `zeroed`, or nothing.
     fn expect_own(&self, zeroed: bool) -> anyhow::Result<()> {
         let own = self.own.as_ref().context("no memory")?;
         let zeroed = zeroed || own.read::<u64>(0) == 0;
@@ -137,12 +136,14 @@ impl<const OWN: bool> Register<OWN> {
         Ok(())
     }
 
-    /// Checks that the same can be done again, as soon as the user has nothing locked.
+    /// Checks that a queue of the same size can be registered once nothing is charged
+    /// to the user.
     fn again(&self) -> anyhow::Result<()> {
         let (area, own) = (memory(PAGES)?, memory(REGION_PAGES)?);
         let start = Instant::now();
         loop {
-            // Keeps what it has until it is known that this is all.
+            // Rings take locked memory, too, so that making one can fail until the old
+            // one is taken down.
             if let Ok(ring) = WideRing::new(8) {
                 let got = Self::offer(&area, &own).register(ring.fd());
                 if got == 0 {
@@ -189,7 +190,7 @@ impl<const OWN: bool> Scenario for Register<OWN> {
         none(self.ring.as_ref().context("no ring")?)?;
         self.held.expect("failing")?;
         let written = written(&self.registration, &self.offered)?;
-        // Which copy leaves what is for FI15.
+        // Which structures are written at which failing copy is for FI15.
         ensure!(
             written == 0 || self.got == -libc::EFAULT,
             "{written} descriptions were written before memory was short"
@@ -198,11 +199,11 @@ impl<const OWN: bool> Scenario for Register<OWN> {
     }
     fn done(&mut self) -> anyhow::Result<()> {
         let written = written(&self.registration, &self.offered)?;
-        // That of the user's own region looks the same, too.
+        // The structure of a region in user memory is the same before and after.
         expect_eq("descriptions written", written, if OWN { 1 } else { 2 })?;
         self.expect_own(OWN)?;
         self.held.with_pages(PAGES).expect("registering")?;
-        // All of it is charged: there is no room for a page more.
+        // The memory is charged in full: there is no room for another page.
         let more = memory(1)?;
         let got = Registration::new(1, &more).register(self.fd());
         expect_result("one more", got, -libc::ENOMEM)?;
@@ -232,17 +233,17 @@ impl<const OWN: bool> Scenario for Register<OWN> {
     }
 }
 
-/// Returns the token of the area with this number.
+/// Returns the token of the area with the given number.
 fn token(area: usize) -> u64 {
     (area as u64) << AREA_SHIFT
 }
 
-/// One area more than there are in the first part of the table that Rust has of
-/// them. The user may not have locked more than it takes.
+/// Adding one area more than fit into the first part of Rust's table of areas. The
+/// limit of locked memory is exactly what this takes.
 struct AddArea {
     begin: Held,
     consumer: Option<Consumer>,
-    /// Those that are there, a page each.
+    /// The memory of the earlier areas, a page each.
     first: Mapping,
     second: Mapping,
     description: AreaReg,
@@ -263,7 +264,7 @@ impl AddArea {
     }
 }
 
-/// Adds an area to a queue.
+/// Adds an area to a queue. Returns the result.
 fn add(consumer: &Consumer, area: &mut AreaReg) -> i32 {
     let mut ctrl = Ctrl {
         zcrx_id: consumer.id,
@@ -274,8 +275,8 @@ fn add(consumer: &Consumer, area: &mut AreaReg) -> i32 {
     control(consumer.ring.fd(), &mut ctrl)
 }
 
-/// Returns what a description that was offered has become when adding it failed: C has
-/// written the token by then, unless that is what failed.
+/// Returns the description after adding it has failed. C has written the token by then,
+/// unless writing it is what failed.
 fn after_failure(offered: AreaReg, number: usize, copied: bool) -> AreaReg {
     let written = copied && zcrx_implementation() == Implementation::C;
     AreaReg {
@@ -326,7 +327,7 @@ impl Scenario for AddArea {
         let copied = self.got == -libc::ENOMEM;
         let want = after_failure(offered, Self::EARLIER, copied);
         expect_eq("description", self.description, want)?;
-        // The others are still received into.
+        // The queue still receives into the other areas.
         let consumer = self.consumer.as_mut().context("no queue")?;
         let taken = consumer.take()?;
         taken.check(&[&self.first])?;
@@ -342,7 +343,7 @@ impl Scenario for AddArea {
         expect_eq("description", self.description, want)?;
         self.held.with_pages(PAGES).expect("adding")?;
         let mut consumer = self.consumer.take().context("no queue")?;
-        // All of it is charged: there is no room for a page more.
+        // The memory is charged in full: there is no room for another page.
         let more = memory(1)?;
         let got = add(&consumer, &mut Self::offer(&more));
         expect_result("one more", got, -libc::ENOMEM)?;
@@ -365,8 +366,8 @@ impl Scenario for AddArea {
     }
 }
 
-/// Waits until there are as many pins as there were: rings are taken down later
-/// than their processes.
+/// Waits until the number of pins is `before` again, as rings are taken down after
+/// their processes.
 fn expect_pins(before: i64, what: &str) -> anyhow::Result<()> {
     let start = Instant::now();
     while pins()? != before && start.elapsed() < limit(3) {
@@ -375,7 +376,7 @@ fn expect_pins(before: i64, what: &str) -> anyhow::Result<()> {
     expect_eq(&format!("pins after {what}"), pins()?, before)
 }
 
-/// Returns one number for each implementation.
+/// Returns the number for the implementation that runs.
 pub(super) fn either(c: u32, rust: u32) -> u32 {
     match zcrx_implementation() {
         Implementation::C => c,
@@ -383,10 +384,11 @@ pub(super) fn either(c: u32, rust: u32) -> u32 {
     }
 }
 
-/// Sweeps the fault points of a scenario: so many allocations at least that are
-/// not tried again, and just so many user copies, if that can be told. Then has
-/// memory run out for good, which those meet that are tried again. Returns what single
-/// failures met, and at how many points memory had run out.
+/// Sweeps the fault points of a scenario, of which there must be at least `allocations`
+/// allocations that are not retried and exactly `copies` user copies, if that number is
+/// certain. Then makes memory run out for good, which also fails the allocations that
+/// are retried. Returns the outcomes of single failures, and the number of points at
+/// which memory had run out.
 pub(super) fn swept<S: Scenario>(
     what: &str,
     allocations: u32,
@@ -415,10 +417,10 @@ fn fi10() -> TestResult {
     if let Some(skipped) = prepare(Points::All)? {
         return Ok(skipped);
     }
-    // In: the queue, the region, the area; out: the same.
+    // The kernel reads the queue, the region and the area, and writes the same back.
     swept::<Register<false>>("a queue", either(9, 5), Some(6))?;
-    // Pages that are not in a row are mapped, for which the kernel keeps objects
-    // that were freed: the points are not always the same. FI15 counts copies.
+    // Mapping pages that are not contiguous takes objects that the kernel may have
+    // cached, so the number of points varies. FI15 counts the copies.
     swept::<Register<true>>("a queue in own memory", either(9, 5), None)?;
     without_pages::<Register<false>>("a queue")?;
     Ok(Outcome::Passed)
@@ -428,7 +430,8 @@ fn fi11() -> TestResult {
     if let Some(skipped) = prepare(Points::All)? {
         return Ok(skipped);
     }
-    // In: the operation, the description. Out: the description, in Rust twice.
+    // The kernel reads the operation and the description, and writes the description,
+    // in Rust twice.
     swept::<AddArea>("one more area", either(9, 5), Some(either(3, 4)))?;
     Ok(Outcome::Passed)
 }
@@ -446,7 +449,7 @@ fn fi12() -> TestResult {
             holed.write(page * PAGE_SIZE, page as u8 + 1);
         }
         let at = holed.address().wrapping_add(hole * PAGE_SIZE);
-        // SAFETY: our own mapping; nobody touches the page.
+        // SAFETY: the mapping is this function's, and nothing writes to the page.
         let got = unsafe { libc::mprotect(at.cast(), PAGE_SIZE, libc::PROT_READ) };
         ensure!(got == 0, "mprotect: {}", std::io::Error::last_os_error());
         let unchanged = |what: &str| -> anyhow::Result<()> {
@@ -486,7 +489,7 @@ fn fi12() -> TestResult {
         expect_eq("description", description, want)?;
         unchanged("one more area")?;
     }
-    consumer.expect_free("of the first area", &[0])?;
+    consumer.expect_free("buffers of the first area", &[0])?;
     Ok(Outcome::Passed)
 }
 
@@ -495,7 +498,8 @@ fn fi15() -> TestResult {
         return Ok(skipped);
     }
     let fail = FailNth::open()?;
-    // Queue, region, area, events are read; queue, region, area are written.
+    // The kernel reads the queue, the region, the area and the events, and writes the
+    // queue, the region and the area.
     const COPIES: usize = 7;
     let offer = |ring: &WideRing, area: &Mapping, copy| {
         let mut registration = Registration::new(ENTRIES, area);
@@ -517,7 +521,7 @@ fn fi15() -> TestResult {
         none(&ring)?;
         held.expect(&what)?;
 
-        // There is no copy more than these.
+        // There are no more user copies than these.
         let got = offer(&ring, &area, COPIES + 1)?;
         expect_eq("result, failure, written", got, (0, false, 2))?;
         held.with_pages(PAGES).expect("registering")?;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-//! D11: interface queues that are exported and imported while memory runs out and
-//! user memory goes away. That there is no descriptor left is ZX06.
+//! D11: interface queues that are exported and imported while memory runs out and user
+//! memory is unreadable. An export without a free descriptor is ZX06.
 
 use std::fs::File;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
@@ -21,7 +21,7 @@ pub const TESTS: &[Test] = &[
     slow("FI17 an import", 60, fi17),
 ];
 
-/// A file of a queue, for which the table of files must grow.
+/// Exporting a queue when the table of files must grow for it.
 struct Export {
     begin: Held,
     consumer: Option<Consumer>,
@@ -34,7 +34,7 @@ impl Scenario for Export {
     fn setup() -> anyhow::Result<Self> {
         const TABLE: RawFd = 64;
         let begin = Held::now()?;
-        // The area is kept by the queue alone.
+        // Only the queue keeps the area.
         let (consumer, _) = Consumer::new(ENTRIES, PAGES)?;
         let mut files = vec![File::open("/dev/null")?];
         while files
@@ -60,7 +60,11 @@ impl Scenario for Export {
     }
     fn unchanged(&mut self) -> anyhow::Result<()> {
         let consumer = self.consumer.as_ref().context("no queue")?;
-        expect_eq("what is written", self.ctrl, export_ctrl(consumer.id))?;
+        expect_eq(
+            "the structure afterwards",
+            self.ctrl,
+            export_ctrl(consumer.id),
+        )?;
         self.held.expect("failing")
     }
     fn done(&mut self) -> anyhow::Result<()> {
@@ -69,9 +73,9 @@ impl Scenario for Export {
         let fd = self.ctrl.union[0] as RawFd;
         let mut want = export_ctrl(consumer.id);
         want.union[0] = fd as u64;
-        expect_eq("what is written", self.ctrl, want)?;
+        expect_eq("the structure afterwards", self.ctrl, want)?;
         ensure!(fd > 2, "the file is {fd}");
-        // SAFETY: the kernel has just made it, and nobody else has it.
+        // SAFETY: the kernel has just made the descriptor, and nothing else owns it.
         let file = unsafe { OwnedFd::from_raw_fd(fd) };
         let taken = consumer.take()?;
         drop(consumer);
@@ -80,7 +84,7 @@ impl Scenario for Export {
         let mut reg = import_reg(file.as_raw_fd());
         expect_result("importing", register_ifq(ring.fd(), &mut reg), 0)?;
         let mut importer = Consumer::attach(ring, reg.zcrx_id, ENTRIES)?;
-        // What is taken stays so, as the file has kept the queue.
+        // Buffers that were taken stay so, because the file kept the queue.
         let free = (0..PAGES).map(offset).filter(|at| *at != taken.offset);
         importer.expect_free("free ones", &free.collect::<Vec<u64>>())?;
         drop((importer, file));
@@ -89,7 +93,7 @@ impl Scenario for Export {
     }
 }
 
-/// Another ring's queue.
+/// Importing a queue of another ring.
 struct Import {
     begin: Held,
     consumer: Option<Consumer>,
@@ -124,7 +128,11 @@ impl Scenario for Import {
     }
     fn unchanged(&mut self) -> anyhow::Result<()> {
         let file = self.file.as_ref().context("no file")?;
-        expect_eq("what is written", self.reg, import_reg(file.as_raw_fd()))?;
+        expect_eq(
+            "the structure afterwards",
+            self.reg,
+            import_reg(file.as_raw_fd()),
+        )?;
         none(self.ring.as_ref().context("no ring")?)?;
         self.held.expect("failing")
     }
@@ -134,8 +142,8 @@ impl Scenario for Import {
         let mut consumer = self.consumer.take().context("no queue")?;
         let ring = self.ring.take().context("no ring")?;
         let mut importer = Consumer::attach(ring, 0, ENTRIES)?;
-        // What one takes is not there for the other, and no failure was the end
-        // of the queue's last user, which would have taken all back.
+        // A buffer that one ring takes is not free for the other. No failure ended the
+        // queue's last user, which would have taken all buffers back.
         let mut taken = vec![self.taken, importer.take()?.offset];
         taken.push(consumer.take()?.offset);
         drop((consumer, self.file.take()));
@@ -158,8 +166,8 @@ fn fi17() -> TestResult {
     if let Some(skipped) = prepare(Points::All)? {
         return Ok(skipped);
     }
-    // Only the node of the array of queues is allocated, and tried again: one failure
-    // does no harm, and where there is no memory it is the only point.
+    // An import allocates only a node of the array of queues, and retries that. A
+    // single failure does no harm, and without memory this is the only point.
     let (met, refused) = swept::<Import>("an import", 0, Some(2))?;
     expect_eq("imports that failed", met.no_memory, 0)?;
     ensure!(met.absorbed > 0, "no allocation failed: {met:?}");

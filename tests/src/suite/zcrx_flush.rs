@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-//! D8: flushing the refill queue of an interface queue: which entries give a
-//! buffer back, and which only pass.
+//! D8: flushing the refill queue of an interface queue: the entries that give a buffer
+//! back, and those that are only passed over.
 
 use std::sync::atomic::Ordering;
 
@@ -28,16 +28,17 @@ pub const TESTS: &[Test] = &[
     slow("ZX31 a kill in the middle of a flush", 60, zx31),
 ];
 
-/// Entries of the refill queue, and buffers, where nothing else is said.
+/// The number of entries of the refill queue and of buffers, unless a test says
+/// otherwise.
 const ENTRIES: u32 = 64;
 const PAGES: usize = 8;
 
-/// Returns where all buffers are.
+/// Returns the offsets of `pages` buffers.
 fn all(pages: usize) -> Vec<u64> {
     (0..pages).map(offset).collect()
 }
 
-/// Makes a queue of which every buffer has been handed out.
+/// Makes a queue all of whose buffers have been handed out.
 fn exhausted() -> anyhow::Result<Consumer> {
     let (mut consumer, area) = Consumer::new(ENTRIES, PAGES)?;
     for taken in consumer.expect_free("at first", &all(PAGES))? {
@@ -76,14 +77,15 @@ fn zx14() -> TestResult {
     }
     held.expect("errors")?;
     if zcrx_implementation() == Implementation::C {
-        // Where there is none, Rust looks into the queue itself.
+        // Without a free buffer, Rust consumes the refill queue itself when it needs
+        // one.
         consumer.expect_free("after errors", &[])?;
     }
     consumer.flush_to(1)?;
     consumer.expect_free("after a flush", &[offset(3)])?;
     consumer.flush_to(1)?;
     consumer.expect_free("after an empty flush", &[])?;
-    // A ring that has none.
+    // A ring without a queue.
     let other = WideRing::new(2)?;
     let got = control(other.fd(), &mut { valid });
     expect_result("a ring without a queue", got, -libc::ENXIO)?;
@@ -94,12 +96,12 @@ fn zx14() -> TestResult {
 
 fn zx15() -> TestResult {
     let (mut consumer, _area) = Consumer::new(ENTRIES, PAGES)?;
-    // Two rounds over the area, so that each buffer is there twice.
+    // Each buffer is in the refill queue twice.
     consumer.push_offsets(&all(PAGES));
     consumer.push_offsets(&all(PAGES));
     consumer.flush_to(16)?;
     consumer.expect_free("each once", &all(PAGES))?;
-    // Those that are free beside those that are not.
+    // Now some of the entries are for buffers that are free.
     consumer.push_offsets(&[offset(1), offset(5)]);
     consumer.flush_to(18)?;
     let all = all(PAGES);
@@ -133,7 +135,7 @@ fn zx16() -> TestResult {
         consumer.flush_to(number as u32 + 1)?;
         consumer.expect_free(what, &[])?;
     }
-    // The length is the user's own, and so is where in the buffer it is.
+    // The length is user space's own, and an offset may point anywhere into a buffer.
     consumer.push(Rqe {
         off: offset(5) + 4095,
         len: u32::MAX,
@@ -153,12 +155,12 @@ fn zx17() -> TestResult {
         consumer.flush_to(head)?;
         let what = format!("bit {bit} at buffer 0");
         match zcrx_implementation() {
-            // Such bits go lost.
+            // C loses these bits.
             Implementation::C => consumer.expect_free(&what, &[0])?,
             Implementation::Rust => consumer.expect_free(&what, &[])?,
         };
     }
-    // One that fits into 32 bits is too high for everybody.
+    // An offset that fits into 32 bits is too high in both.
     consumer.push_offsets(&[1 << 43]);
     consumer.flush_to(head + 1)?;
     consumer.expect_free("bit 43 at buffer 0", &[])?;
@@ -185,7 +187,7 @@ fn zx18() -> TestResult {
         consumer.push_offsets(&valid[1..]);
         match zcrx_implementation() {
             Implementation::C => {
-                // The invalid one ends it.
+                // The invalid entry ends the flush.
                 consumer.flush_to(start + 2)?;
                 consumer.expect_free("up to the invalid one", &valid[..1])?;
                 consumer.flush_to(start + 3)?;
@@ -197,15 +199,15 @@ fn zx18() -> TestResult {
             }
         }
     }
-    // A valid entry of a buffer that nobody has stops nothing.
+    // A valid entry for a buffer that nobody has stops nothing.
     consumer.push_offsets(&[valid[0], valid[0], valid[1]]);
     consumer.flush_to(9)?;
-    consumer.expect_free("around one too many", &valid)?;
+    consumer.expect_free("around an entry for a free buffer", &valid)?;
     Ok(Outcome::Passed)
 }
 
-/// Checks as [`Consumer::expect_free`], with nothing left in the refill queue that a copy
-/// could find there.
+/// Does what [`Consumer::expect_free`] does, with an empty refill queue, so that the
+/// copy of a receive finds no entries there.
 fn only_free(consumer: &mut Consumer, what: &str, want: &[u64]) -> anyhow::Result<()> {
     consumer.set_tail(consumer.head());
     consumer.expect_free(what, want).map(drop)
@@ -213,11 +215,12 @@ fn only_free(consumer: &mut Consumer, what: &str, want: &[u64]) -> anyhow::Resul
 
 fn zx19() -> TestResult {
     let mut consumer = exhausted()?;
-    // The kernel does not read where it is: it only writes that.
+    // The kernel keeps its own head, and only writes it here.
     consumer.memory.word(0).store(1, Ordering::Release);
     consumer.flush_to(0)?;
     consumer.expect_free("head ahead of tail", &[])?;
-    // Too far: a whole queue in one go, all of its entries for buffer 0.
+    // Tail too far: the kernel consumes a whole queue at once. All its entries are for
+    // buffer 0.
     consumer.set_tail(2 * ENTRIES);
     consumer.flush_to(ENTRIES)?;
     only_free(&mut consumer, "tail too far", &[0])?;
@@ -226,18 +229,19 @@ fn zx19() -> TestResult {
     consumer.expect_free("the rest of that", &[0])?;
     consumer.flush_to(2 * ENTRIES)?;
     consumer.expect_free("nothing more", &[])?;
-    // Backwards: what is there is read again, a whole queue each time.
+    // Tail backwards: the kernel consumes the old entries again, a whole queue each
+    // time.
     consumer.set_tail(ENTRIES);
     consumer.flush_to(3 * ENTRIES)?;
     only_free(&mut consumer, "tail backwards", &[0])?;
     consumer.set_tail(3 * ENTRIES - 1);
     consumer.flush_to(4 * ENTRIES)?;
     only_free(&mut consumer, "tail one back", &[0])?;
-    // The farthest.
+    // This is the farthest tail.
     consumer.set_tail(4 * ENTRIES + (1 << 31));
     consumer.flush_to(5 * ENTRIES)?;
     only_free(&mut consumer, "tail half around", &[0])?;
-    // And all goes on once it makes sense.
+    // With a valid tail everything works again.
     consumer.set_tail(5 * ENTRIES);
     consumer.flush_to(5 * ENTRIES)?;
     consumer.expect_free("tail at head", &[])?;
@@ -258,7 +262,7 @@ fn zx20() -> TestResult {
     consumer.push_offsets(&[twice]);
     consumer.flush_to(4)?;
     consumer.expect_free("in two flushes", &[twice])?;
-    // With another between the two, of which no run is made.
+    // Another entry between the two keeps them from being one run.
     consumer.push_offsets(&[twice, offset(0), twice]);
     consumer.flush_to(7)?;
     consumer.expect_free("with another between", &[offset(0), twice])?;
@@ -273,7 +277,7 @@ fn zx21() -> TestResult {
     consumer.push_offsets(&all[..33]);
     consumer.flush_to(33)?;
     consumer.expect_free("33", &all[..33])?;
-    // The queue is full, and goes around its end.
+    // The queue is full, and its entries wrap around the end.
     consumer.push_offsets(&all);
     consumer.flush_to(33 + ENTRIES)?;
     for taken in consumer.expect_free("a full queue", &all)? {
@@ -284,16 +288,18 @@ fn zx21() -> TestResult {
 
 fn zx31() -> TestResult {
     const BUFFERS: usize = 512;
-    /// Entries in a row that name the same buffer.
+    /// The number of successive entries that name the same buffer.
     const EACH: u32 = MAX_ENTRIES / BUFFERS as u32;
-    /// As many are given back before the kernel looks whether it is to end.
+    /// The number of buffers that the kernel gives back before it checks for a fatal
+    /// signal.
     const BATCH: u32 = 32;
     let before = Held::now()?;
     let (mut consumer, area) = Consumer::new(MAX_ENTRIES, BUFFERS)?;
     let all = all(BUFFERS);
     consumer.expect_free("at first", &all)?;
     let file = export(&consumer)?;
-    // The other process has no more than a moment, and this one may lose the CPU.
+    // The other process runs for a moment only, and this one may lose the CPU in it, so
+    // this takes several rounds.
     for round in 0..50 {
         let (begin, end) = (round * MAX_ENTRIES, (round + 1) * MAX_ENTRIES);
         for offset in all.iter().flat_map(|&at| [at; EACH as usize]) {
@@ -315,15 +321,15 @@ fn zx31() -> TestResult {
 
         let head = consumer.head();
         let read = head.wrapping_sub(begin);
-        expect_eq("a part of a batch", read % BATCH, 0)?;
+        expect_eq("entries beyond whole batches", read % BATCH, 0)?;
         ensure!((BATCH..=MAX_ENTRIES).contains(&read), "{read} entries");
-        // What was read is given back, and nothing else.
+        // The entries that were consumed gave their buffers back, and no others did.
         let (named, left) = (read.div_ceil(EACH) as usize, (read / EACH) as usize);
         consumer.set_tail(head);
-        consumer.expect_free("what it has read", &all[..named])?;
+        consumer.expect_free("buffers of the entries consumed", &all[..named])?;
         consumer.set_tail(end);
         consumer.flush_to(end)?;
-        consumer.expect_free("what it has not read", &all[left..])?;
+        consumer.expect_free("buffers of the other entries", &all[left..])?;
         if read < MAX_ENTRIES {
             println!("{NOTE}killed after {read} entries, in round {round}");
             drop((consumer, file, area));
@@ -331,5 +337,5 @@ fn zx31() -> TestResult {
             return Ok(Outcome::Passed);
         }
     }
-    bail!("each flush went on to its end")
+    bail!("every flush ended before its process was killed")
 }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-//! D9: an area that is much larger than memory: others run while it comes and goes.
+//! D9: an area that is much larger than memory. Other tasks must run while it is made
+//! and destroyed.
 
 use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,19 +19,20 @@ use crate::zcrx::Registration;
 
 pub const TESTS: &[Test] = &[slow("BG09 others run while a large area goes", 60, bg09)];
 
-/// Bytes of the area, in buffers of a page: four million.
+/// The size of the area in bytes, which makes four million buffers of a page.
 const AREA: usize = 16 << 30;
-/// Bytes of the one page that is behind all of it.
+/// The size in bytes of the one huge page behind the whole area.
 const HUGE: usize = 2 << 20;
 
-/// Maps one huge page over and over. Returns the mapping, and where in it that begins.
+/// Maps one huge page over and over. Returns the mapping, and the address in it where
+/// the pages begin.
 fn repeated() -> anyhow::Result<(Mapping, usize)> {
     let file = memfd_create(c"huge", MFdFlags::MFD_HUGETLB | MFdFlags::MFD_HUGE_2MB)?;
     nix::unistd::ftruncate(&file, HUGE as i64)?;
     let whole = Mapping::anonymous(AREA + HUGE, libc::MAP_NORESERVE)?;
     let first = (whole.address() as usize).next_multiple_of(HUGE);
     for at in (first..first + AREA).step_by(HUGE) {
-        // SAFETY: in our own mapping, which nobody refers to.
+        // SAFETY: the range is in a mapping of this function, to which nothing refers.
         let got = unsafe {
             libc::mmap(
                 at as *mut _,
@@ -50,10 +52,11 @@ fn repeated() -> anyhow::Result<(Mapping, usize)> {
     Ok((whole, first))
 }
 
-/// Notes when it gets the CPU, each time that it wants it, before all others.
+/// Sleeps for a millisecond again and again, with real-time priority, and records each
+/// time that it runs.
 fn watch(stop: &AtomicBool) -> anyhow::Result<Vec<Instant>> {
     let parameters = libc::sched_param { sched_priority: 50 };
-    // SAFETY: a valid structure, for the calling thread.
+    // SAFETY: the structure is valid, and the call is for this thread.
     let got = unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &parameters) };
     expect_eq("SCHED_FIFO", got, 0)?;
     let mut times = Vec::new();
@@ -65,12 +68,12 @@ fn watch(stop: &AtomicBool) -> anyhow::Result<Vec<Instant>> {
 }
 
 fn bg09() -> TestResult {
-    /// A single time may be that at the end of a call.
+    /// A single run may be the one at the end of a call.
     const FEW: usize = 5;
     let _pages = Sysctl::set("vm/nr_hugepages", "1")?;
     let (memory, first) = repeated()?;
     let before = Held::now()?;
-    // The watcher, too.
+    // The watcher inherits this CPU.
     sandbox::stay_on_cpu(0)?;
     let stop = AtomicBool::new(false);
     let (times, calls) = thread::scope(|scope| -> anyhow::Result<_> {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-//! D7: the memory of interface queues: areas that are received into, regions that
-//! refill queues are in, and who pays for both.
+//! D7: the memory of interface queues: areas, regions of refill queues, and the
+//! accounting of both.
 
 use std::fs;
 use std::os::fd::AsRawFd;
@@ -41,7 +41,7 @@ pub const TESTS: &[Test] = &[
 const PAGE: u64 = PAGE_SIZE as u64;
 const HUGE: usize = 2 << 20;
 
-/// Checks that the next queue of a ring is its first, and works.
+/// Checks that the next queue of a ring is its first and works.
 fn none_so_far(ring: &mut WideRing) -> anyhow::Result<()> {
     let ifq = Ifq::new(ring.fd(), 64, 4)?;
     expect_eq("the id of the first queue", ifq.id, 0)?;
@@ -51,7 +51,7 @@ fn none_so_far(ring: &mut WideRing) -> anyhow::Result<()> {
 fn zr13() -> TestResult {
     let mut ring = WideRing::new(8)?;
     for entries in [253, 256, 32768] {
-        // Rounded up, entries and header are a page and 128 bytes, or more.
+        // Entries and header, rounded up, take a page and 128 bytes or more.
         refused(&ring, "one page", -libc::EINVAL, |r| {
             r.reg.rq_entries = entries;
             r.region.size = PAGE;
@@ -119,7 +119,7 @@ fn zr15() -> TestResult {
         kept.iter().any(|&b| b != 0),
         false,
     )?;
-    // A second map shows the same.
+    // A second mapping shows the same memory.
     let again = Mapping::new(ring.fd(), IORING_MAP_OFF_ZCRX, bytes)?;
     ifq.memory.write(RQES + 8, 0x1234_5678u32);
     expect_eq(
@@ -154,7 +154,7 @@ fn zr16() -> TestResult {
     }
     drop(ifq);
 
-    // What is the user's already is not mapped again.
+    // A region in user memory cannot be mapped through the ring.
     let (area, region) = (memory(4)?, memory(1)?);
     let mut registration = Registration::new(64, &area);
     registration.region.flags = IORING_MEM_REGION_TYPE_USER;
@@ -185,7 +185,7 @@ fn zr17() -> TestResult {
             expect_result("a region past the limit", got, -libc::ENOMEM)?;
             held.expect("a region past the limit")?;
         }
-        // Nothing of these stayed charged.
+        // None of the failed registrations left anything charged.
         let ifq = Ifq::new(ring.fd(), 64, 16)?;
         expect_eq("id", ifq.id, 0)?;
         expect_eq("pinned", pinned()?, 16)?;
@@ -253,7 +253,7 @@ fn zr19() -> TestResult {
 
     let area = memory(4)?;
     let protect = |protection| {
-        // SAFETY: the last page of our own mapping.
+        // SAFETY: the range is the last page of this function's own mapping.
         let got = unsafe {
             let page = area.address().add(3 * PAGE_SIZE);
             libc::mprotect(page.cast(), PAGE_SIZE, protection)
@@ -294,7 +294,7 @@ fn zr23() -> TestResult {
 }
 
 fn zr33() -> TestResult {
-    /// Makes huge pages of what is there.
+    /// Makes huge pages of existing memory.
     const MADV_COLLAPSE: i32 = 25;
     if fs::metadata("/sys/kernel/mm/transparent_hugepage").is_err() {
         return Ok(Outcome::Skipped("no transparent huge pages".to_string()));
@@ -303,7 +303,7 @@ fn zr33() -> TestResult {
     let first = (both.address() as usize).next_multiple_of(HUGE);
     let inside = first - both.address() as usize;
     both.write(inside, 1u8);
-    // SAFETY: inside the mapping, whatever the kernel does with its pages.
+    // SAFETY: the range is inside the mapping, and may change its pages.
     let got = unsafe { libc::madvise(first as *mut _, HUGE, MADV_COLLAPSE) };
     expect_eq("making a huge page", got, 0)?;
 
@@ -312,7 +312,7 @@ fn zr33() -> TestResult {
     registration.area.addr = (first + 5 * PAGE_SIZE) as u64;
     registration.area.len = PAGE;
     expect_result("registering", registration.register(ring.fd()), 0)?;
-    // The whole of it cannot be used otherwise.
+    // Pinning one page keeps all of the huge page.
     expect_eq("pinned", pinned()?, HUGE / PAGE_SIZE)?;
     Ok(Outcome::Passed)
 }
@@ -336,7 +336,7 @@ fn zr31() -> TestResult {
     let (got, offset) = add(IDS - 1)?;
     expect_result("the last that can be mapped", got, 0)?;
     Mapping::new(ring.fd(), offset, PAGE_SIZE)?;
-    // Of another ring.
+    // This queue belongs to another ring.
     let other = WideRing::new(2)?;
     let more = memory(3)?;
     let got = Registration::new(1, &more).register(other.fd());
@@ -347,7 +347,7 @@ fn zr31() -> TestResult {
         Implementation::C => {
             let (got, offset) = add(IDS)?;
             expect_result("one more", got, 0)?;
-            // Its offset is that of nothing.
+            // No offset maps this one.
             let error = map_error(&ring, 0, offset, PAGE_SIZE);
             expect_eq("mapping it", error, Some(libc::EINVAL))?;
             import_into(&ring, &file, IDS + 1)?;
@@ -368,13 +368,13 @@ fn zr31() -> TestResult {
                 let got = register_ifq(ring.fd(), &mut reg);
                 expect_result("an import past the last", got, -libc::EBUSY)?;
                 let asked = import_reg(file.as_raw_fd());
-                expect_eq("what it writes", reg, asked)?;
+                expect_eq("the structure afterwards", reg, asked)?;
             }
-            // Another ring has room for it.
+            // Another ring has room for the queue.
             import_into(&WideRing::new(2)?, &file, 0)?;
         }
     }
-    // Nothing keeps what was not imported.
+    // Nothing keeps the queues that could not be imported.
     drop((ring, other, area));
     let alone = before.with_files(1).with_pages(3);
     match zcrx_implementation() {

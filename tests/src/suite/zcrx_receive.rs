@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-//! D9: receiving into an interface queue without a device: what a request may
-//! say, which sockets it takes, and how it ends. Areas that are used up are in
+//! D9: receiving into an interface queue without a device: the fields of a request, the
+//! sockets that it accepts, and its end. Areas without free buffers are in
 //! `zcrx_returns`, the completion queue in `zcrx_stream`, events in `zcrx_events`.
 
 use std::io::{Read, Write};
@@ -36,7 +36,7 @@ pub const TESTS: &[Test] = &[
     test("ZV30 what is linked behind a receive", zv30),
 ];
 
-/// Returns a ring with room for so many completions that no test here fills it.
+/// Makes a ring with so many completions that no test here fills it.
 pub fn roomy_ring() -> anyhow::Result<WideRing> {
     WideRing::with(8, 1024, ZCRX_SETUP)
 }
@@ -45,16 +45,16 @@ pub fn roomy_ring() -> anyhow::Result<WideRing> {
 fn set_option<T>(fd: RawFd, level: i32, name: i32, value: &T) -> anyhow::Result<()> {
     let size = size_of::<T>() as libc::socklen_t;
     let value = std::ptr::from_ref(value);
-    // SAFETY: a value and its size.
+    // SAFETY: the call passes a value and its size.
     let ret = result(unsafe { libc::setsockopt(fd, level, name, value.cast(), size) }.into());
     ensure!(ret == 0, "option {name} of {level}: {}", describe(ret));
     Ok(())
 }
 
-/// Puts packets of given lengths into the receive queue itself, as a process
-/// that is restored does. Up to a page each has one piece, which is no fragment;
-/// of a longer one whole pages are fragments of up to 32 KiB. Whoever polls is
-/// not woken: the request comes after.
+/// Puts packets of the given lengths directly into the socket's receive queue, as a
+/// process that restores a checkpoint does. A packet of up to a page is all linear
+/// data; longer ones have whole pages in fragments of up to 32 KiB. Pollers are not
+/// woken, so the request must come afterwards.
 pub fn restore(stream: &mut Stream, lengths: &[usize]) -> anyhow::Result<()> {
     const TCP_RECV_QUEUE: i32 = 1;
     const TCP_REPAIR_OFF_NO_WP: i32 = -1;
@@ -83,14 +83,14 @@ pub fn restore(stream: &mut Stream, lengths: &[usize]) -> anyhow::Result<()> {
 
 /// Calls socket(2).
 fn socket(family: i32, kind: i32, protocol: i32) -> anyhow::Result<OwnedFd> {
-    // SAFETY: plain numbers.
+    // SAFETY: the call takes no pointers.
     let fd = result(unsafe { libc::socket(family, kind, protocol) }.into());
     ensure!(fd >= 0, "socket: {}", describe(fd));
-    // SAFETY: just made, and nobody else has it.
+    // SAFETY: the descriptor is new, and nothing else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Checks that a request ends at once, with `res` and nothing else.
+/// Checks that a request ends at once with `res`, and posts nothing else.
 pub fn expect_end(ring: &mut WideRing, what: &str, sqe: Sqe, res: i32) -> anyhow::Result<()> {
     ring.push(sqe)?;
     expect_eq(what, ring.cqe()?, ended(sqe.user_data, res))?;
@@ -101,7 +101,7 @@ fn zv01() -> TestResult {
     let mut ring = roomy_ring()?;
     let ifq = Ifq::new(ring.fd(), 8, 4)?;
     let mut stream = Stream::new()?;
-    // Data is there: only a request that is refused leaves it alone.
+    // Data is there, which a refused request must leave alone.
     stream.send(100)?;
     let valid = stream.recv(&ifq, 0);
     let with = |change: &dyn Fn(&mut Sqe)| {
@@ -171,7 +171,7 @@ fn zv03() -> TestResult {
 
     let datagrams = UdpSocket::bind("127.0.0.1:0")?;
     let (unix, mut unix_sender) = UnixStream::pair()?;
-    // Data is there, which stays.
+    // Data is there, which must stay.
     datagrams.send_to(b"data", datagrams.local_addr()?)?;
     unix_sender.write_all(b"data")?;
     for (what, fd) in [
@@ -181,8 +181,8 @@ fn zv03() -> TestResult {
         expect_end(&mut ring, what, recv_zc(fd, ifq.id, 0), refused)?;
     }
     let mut data = [0; 8];
-    expect_eq("of UDP", datagrams.recv(&mut data)?, 4)?;
-    expect_eq("of AF_UNIX", (&unix).read(&mut data)?, 4)?;
+    expect_eq("bytes left on UDP", datagrams.recv(&mut data)?, 4)?;
+    expect_eq("bytes left on AF_UNIX", (&unix).read(&mut data)?, 4)?;
 
     let missing: Vec<_> = ["CONFIG_MPTCP", "CONFIG_TLS"]
         .into_iter()
@@ -198,7 +198,8 @@ fn zv03() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-/// Checks that TLS in the kernel takes a socket away only when it is to decrypt.
+/// Checks that kernel TLS keeps a socket from zero-copy receive only once it has keys
+/// to decrypt with.
 fn kernel_tls(ring: &mut WideRing, ifq: &Ifq) -> anyhow::Result<()> {
     let mut stream = Stream::new()?;
     let fd = stream.receiver.as_raw_fd();
@@ -258,7 +259,7 @@ fn zv06() -> TestResult {
     let mut stream = Stream::new()?;
     let last = ended(stream.user_data, 0);
 
-    // All is there: the request takes its part and leaves the rest.
+    // All data is there: each request takes its part and leaves the rest.
     stream.send(LENGTHS.iter().sum::<usize>() + 77)?;
     for len in LENGTHS {
         let before = stream.left();
@@ -268,7 +269,7 @@ fn zv06() -> TestResult {
     }
     expect_eq("bytes left", stream.left(), 77)?;
 
-    // The request has to wait for its last byte.
+    // The request must wait for its last byte.
     ring.push(stream.recv(&ifq, 100))?;
     stream.take_all(&mut ring, &ifq)?;
     stream.send(22)?;
@@ -297,13 +298,13 @@ fn zv07() -> TestResult {
     stream.sender.shutdown(std::net::Shutdown::Write)?;
     expect_eq("the end", ring.cqe()?, last)?;
 
-    // It stays the end, with and without a length.
+    // The stream has ended for later requests, too, with and without a length.
     for len in [0, 100] {
         let sqe = stream.recv(&ifq, len);
         expect_end(&mut ring, "after the end", sqe, 0)?;
     }
 
-    // The end comes behind data that is there already.
+    // The end comes after data that is there already.
     let mut stream = Stream::new()?;
     let thread = stream.send_later(30_000)?;
     thread.join().ok().context("the sender panicked")??;
@@ -314,14 +315,14 @@ fn zv07() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-/// Resets a connection: what connecting to no address does.
+/// Resets a connection, which connecting to AF_UNSPEC does.
 fn reset(stream: &Stream) -> anyhow::Result<()> {
     let nowhere = libc::sockaddr {
         sa_family: libc::AF_UNSPEC as libc::sa_family_t,
         sa_data: [0; 14],
     };
     let size = size_of_val(&nowhere) as libc::socklen_t;
-    // SAFETY: an address and its size.
+    // SAFETY: the call passes an address and its size.
     let ret = unsafe { libc::connect(stream.sender.as_raw_fd(), &nowhere, size) };
     expect_result("disconnecting", result(ret.into()), 0)
 }
@@ -337,7 +338,7 @@ fn zv08() -> TestResult {
         reset(&stream)?;
         let last = ended(stream.user_data, -libc::ECONNRESET);
         expect_eq("the end", ring.cqe()?, last)?;
-        // An error is told once, then the stream is just over.
+        // The error is reported once; after that the stream has just ended.
         let sqe = stream.recv(&ifq, len);
         expect_end(&mut ring, "after the reset", sqe, 0)?;
     }
@@ -364,14 +365,14 @@ fn zv11() -> TestResult {
         stream.send(20_000)?;
         ring.push(sqe)?;
         stream.take_all(&mut ring, &ifq)?;
-        // It goes on with what comes later.
+        // The request goes on with data that comes later.
         stream.send(20_000)?;
         stream.take_all(&mut ring, &ifq)?;
         stream.sender.shutdown(std::net::Shutdown::Write)?;
         let last = ended(stream.user_data, 0);
         expect_eq("the end", ring.cqe()?, last)?;
 
-        // Nor does it end when there is nothing at first.
+        // It does not end either when there is no data at first.
         let mut stream = Stream::new()?;
         let mut sqe = stream.recv(&ifq, 5000);
         sqe.ioprio |= flags;
@@ -432,7 +433,7 @@ fn zv16() -> TestResult {
     expect_eq("the ends", ends, want)?;
     expect_end(&mut ring, "cancelled twice", cancel, -libc::ENOENT)?;
 
-    // What is sent now waits in the socket, and no buffer is written to.
+    // Data that is sent now waits in the socket, and the kernel writes to no buffer.
     stream.send(10_000)?;
     ring.submit()?;
     expect_eq("after the end", ring.try_cqe(), None)?;
@@ -469,7 +470,7 @@ fn zv17() -> TestResult {
             continue;
         }
         let stream = streams.get_mut(cqe.user_data as usize);
-        let offset = stream.context("nobody's data")?.take(&ifq, &cqe)?;
+        let offset = stream.context("data of no stream")?.take(&ifq, &cqe)?;
         ifq.give_back(offset);
         ifq.flush_all(ring.fd())?;
     }
@@ -489,7 +490,7 @@ fn zv17() -> TestResult {
 fn send_urgent(stream: &mut Stream) -> anyhow::Result<()> {
     let byte = stream.next(1);
     let fd = stream.sender.as_raw_fd();
-    // SAFETY: one byte of our own.
+    // SAFETY: the pointer is to one byte of `byte`.
     let sent = unsafe { libc::send(fd, byte.as_ptr().cast(), 1, libc::MSG_OOB) };
     expect_result("an urgent byte", result(sent as libc::c_long), 1)
 }
@@ -498,7 +499,7 @@ fn zv18() -> TestResult {
     let mut ring = roomy_ring()?;
     let ifq = Ifq::new(ring.fd(), 64, 64)?;
     let mut stream = Stream::new()?;
-    // As part of the stream the urgent byte is there to be compared too.
+    // With this option the urgent byte is part of the stream and is compared, too.
     let receiver = stream.receiver.as_raw_fd();
     set_option(receiver, libc::SOL_SOCKET, libc::SO_OOBINLINE, &1)?;
     stream.send(5000)?;
@@ -506,7 +507,7 @@ fn zv18() -> TestResult {
     stream.arrives()?;
     stream.send(3000)?;
 
-    // Up to the mark, and no further.
+    // The request receives up to the mark, and no further.
     ring.push(stream.recv(&ifq, 0))?;
     while stream.left() > 3001 {
         let cqe = ring.cqe()?;
@@ -520,7 +521,7 @@ fn zv18() -> TestResult {
     ring.submit()?;
     expect_eq("with more data behind it", ring.try_cqe(), None)?;
 
-    // Whoever reads past the mark lets the request go on.
+    // Reading past the mark lets the request go on.
     stream.read(&mut [0; 10])?;
     stream.send(1000)?;
     stream.take_all(&mut ring, &ifq)?;
@@ -536,7 +537,7 @@ fn zv30() -> TestResult {
     const NOP: u64 = 50;
     let mut ring = roomy_ring()?;
     let ifq = Ifq::new(ring.fd(), 64, 16)?;
-    // The end of the stream is a failure, the last byte asked for is not.
+    // The end of the stream is a failure; receiving the last byte asked for is not.
     for (len, nop) in [(0, -libc::ECANCELED), (5000, 0), (5001, -libc::ECANCELED)] {
         let mut stream = Stream::new()?;
         ring.push(stream.recv(&ifq, len).flags(IOSQE_IO_LINK))?;
@@ -550,7 +551,7 @@ fn zv30() -> TestResult {
         expect_eq("bytes left", stream.left(), 0)?;
         expect_eq("the NOP", ring.cqe()?, ended(NOP, nop))?;
     }
-    // So is an area that is used up.
+    // Running out of buffers is a failure as well.
     let mut stream = Stream::new()?;
     let small = Ifq::new(ring.fd(), 8, 1)?;
     stream.send(5000)?;

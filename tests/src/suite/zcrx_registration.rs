@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-//! D7: registering interface queues, field by field. What becomes of memory that
-//! is handed in is in zcrx_memory.rs.
+//! D7: registering interface queues, field by field. Areas and regions are in
+//! `zcrx_memory`.
 
 use std::os::fd::RawFd;
 
@@ -53,10 +53,10 @@ pub const TESTS: &[Test] = &[
     test("ZR36 a ring that may not register queues", zr36),
 ];
 
-/// An address that nothing is at.
+/// An address where nothing is mapped.
 const NOWHERE: u64 = 16;
 
-/// Offers a registration that is valid but for one change: its result.
+/// Registers a queue that is valid except for one change. Returns the result.
 fn offer(fd: RawFd, change: impl FnOnce(&mut Registration)) -> anyhow::Result<i32> {
     let area = memory(4)?;
     let mut registration = Registration::new(64, &area);
@@ -75,9 +75,10 @@ pub(super) fn refused(
     expect_eq(&format!("pinned after {what}"), pinned()?, 0)
 }
 
-/// Returns the errno of mapping `len` bytes at `offset` of a ring, wherever or at `hint`.
+/// Returns the errno of mapping `len` bytes at `offset` of a ring, or `None` if that
+/// succeeds. `hint` is the address to map at, or 0 for any.
 pub(super) fn map_error(ring: &WideRing, hint: usize, offset: i64, len: usize) -> Option<i32> {
-    // SAFETY: without MAP_FIXED nothing that is mapped is touched.
+    // SAFETY: without MAP_FIXED the call leaves existing mappings alone.
     let got = unsafe {
         libc::mmap(
             hint as *mut _,
@@ -100,7 +101,7 @@ fn none_so_far(ring: &WideRing) -> anyhow::Result<()> {
     expect_eq("the id of the first queue", ifq.id, 0)
 }
 
-/// A change to something valid, and what it is called.
+/// The name of a change to something valid, and the change.
 type Change<T> = (&'static str, fn(&mut T));
 
 /// Checks that each change is refused with EINVAL.
@@ -123,7 +124,7 @@ fn zr01() -> TestResult {
         }
         Ok(())
     })?;
-    // In a namespace of one's own one has it, which does not help.
+    // The capability in one's own user namespace is not enough.
     sandbox::in_child(|| {
         let ring = WideRing::new(2)?;
         sandbox::user_namespace()?;
@@ -146,7 +147,7 @@ fn zr02() -> TestResult {
         ),
     ] {
         let ring = WideRing::with(2, 0, flags)?;
-        // Before the argument is looked at.
+        // The kernel checks the ring before it looks at the argument.
         let got = register(ring.fd(), IORING_REGISTER_ZCRX_IFQ, NOWHERE as *const _, 1);
         expect_result(what, got, -libc::EINVAL)?;
         refused(&ring, what, -libc::EINVAL, |_| {})?;
@@ -175,7 +176,7 @@ fn zr03() -> TestResult {
 fn zr04() -> TestResult {
     let ring = WideRing::new(2)?;
     let page = Page::new()?;
-    // All but its last bytes can be read.
+    // All but the last bytes of the structure can be read.
     let at = page
         .address
         .wrapping_add(PAGE_SIZE - size_of::<IfqReg>() + 8);
@@ -204,7 +205,7 @@ fn zr06() -> TestResult {
         let mut valid = Registration::new(64, &area);
         valid.reg.area_ptr = &raw mut valid.area as u64;
         valid.reg.region_ptr = region;
-        // It comes before what is wrong in the rest.
+        // The error of the region comes before that of other fields.
         valid.reg.rq_entries = 0;
         let got = register_ifq(ring.fd(), &mut valid.reg);
         expect_result("region descriptor", got, -libc::EFAULT)?;
@@ -374,12 +375,12 @@ fn zr22() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-/// Where the descriptors of [`read_only`] are in its pages.
+/// The offsets of the descriptors of [`read_only`] in its pages.
 const AREA_AT: usize = 512;
 const REGION_AT: usize = 1024;
 
-/// Registers with descriptors that cannot be written: only that of the area, or
-/// all.
+/// Registers a queue with descriptors that cannot be written back: all of them if
+/// `all`, or else only that of the area.
 pub(super) fn read_only(fd: RawFd, all: bool) -> anyhow::Result<i32> {
     let memory = memory(4)?;
     let mut registration = Registration::new(64, &memory);
@@ -452,7 +453,7 @@ fn zr26() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-/// Turns a registration into one for a device.
+/// Turns a registration into one for the device with this index.
 fn on_device(index: u32) -> impl FnOnce(&mut Registration) {
     move |r| {
         r.reg.flags = 0;
@@ -460,7 +461,7 @@ fn on_device(index: u32) -> impl FnOnce(&mut Registration) {
     }
 }
 
-/// Returns the index of a network device that there is.
+/// Returns the index of an existing network device.
 fn device(name: &str) -> anyhow::Result<u32> {
     Ok(nix::net::if_::if_nametoindex(name)?)
 }
@@ -512,10 +513,10 @@ fn zr30() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-/// Asks the kernel what it can: the answer, `size` bytes, as words.
+/// Queries the kernel. Returns the answer, which must have `size` bytes, as words.
 fn query(fd: RawFd, number: u32, size: u32) -> anyhow::Result<[u32; 12]> {
     let mut answer = [0u32; 12];
-    // `struct io_uring_query_hdr`.
+    // This is `struct io_uring_query_hdr`.
     let mut header = [0u32; 10];
     let to = &raw mut answer as u64;
     header[2] = to as u32;

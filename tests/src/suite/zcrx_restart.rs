@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-//! D10: a process that has a queue of a network device is killed, and the next one
-//! registers that queue: as soon as the first was reaped, or closed its ring.
+//! D10: a process that has a queue of a network device is killed, and the next process
+//! registers that queue as soon as the first has been reaped or has closed its ring.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -28,11 +28,11 @@ use crate::zcrx::{Ifq, memory, recv_zc};
 
 pub const TESTS: &[Test] = &[slow("ZN40 killed, and started anew at once", 600, zn40)];
 
-/// How many other rings the process has that is killed, each of which takes its
-/// time to end.
+/// The number of other rings of the process that is killed, each of which takes time to
+/// end.
 const OTHERS: usize = 100;
 
-/// Processes that keep the CPUs busy until this is dropped.
+/// Processes that keep the CPUs busy. Dropping this kills them.
 struct Load(Vec<Pid>);
 
 impl Load {
@@ -58,8 +58,8 @@ impl Drop for Load {
     }
 }
 
-/// Registers the queue, again and again as long as somebody else has it. Returns the
-/// queue, and how long somebody else had it.
+/// Registers the queue, and tries again as long as another process has it. Returns the
+/// queue, and the time until it was free if it was not free at once.
 fn register(nic: &Nic, ring: &WideRing) -> anyhow::Result<(Ifq, Option<Duration>)> {
     let area = memory(BUFFERS)?;
     let start = Instant::now();
@@ -77,7 +77,7 @@ fn register(nic: &Nic, ring: &WideRing) -> anyhow::Result<(Ifq, Option<Duration>
     }
 }
 
-/// Makes rings with a poll in flight each.
+/// Makes rings with a pending poll each.
 fn other_rings(idle: &UnixStream) -> anyhow::Result<Vec<Ring>> {
     let mut rings = Vec::new();
     for _ in 0..OTHERS {
@@ -89,8 +89,8 @@ fn other_rings(idle: &UnixStream) -> anyhow::Result<Vec<Ring>> {
     Ok(rings)
 }
 
-/// Holds the queue until it is killed, and receives: on two rings if `shared`. Tells
-/// through `ready` whether it had to wait for the queue.
+/// Holds the queue and receives until the process is killed, on two rings if `shared`.
+/// Writes to `ready` whether it had to wait for the queue.
 fn have_queue(
     nic: &Nic,
     sockets: &[TcpStream; 2],
@@ -109,7 +109,8 @@ fn have_queue(
         importer.push(recv_zc(sockets[1].as_raw_fd(), 0, 0))?;
         importer.submit()?;
     }
-    // What was opened last ends first, and keeps what was opened before waiting.
+    // Files that were opened last are closed first, and keep those opened before
+    // waiting.
     let (idle, _end) = UnixStream::pair()?;
     let _others = other_rings(&idle)?;
     { ready }.write_all(&[waited.is_some().into()])?;
@@ -138,7 +139,7 @@ fn zn40() -> TestResult {
     let nic = Nic::new()?;
     let start = Instant::now();
     let load = Load::new()?;
-    // How often the queue was not to be had, after a process was reaped, and after
+    // The rounds in which the queue was not free after a process was reaped, and after
     // a ring was closed.
     let (mut reaped, mut closed) = (0, 0);
     let mut longest = Duration::ZERO;
@@ -153,7 +154,7 @@ fn zn40() -> TestResult {
         let mut waited = [0];
         ours.read_exact(&mut waited).context("the child failed")?;
         closed += u32::from(waited[0]);
-        // It receives, or waits for something to come.
+        // The child either receives or waits for data.
         let sender = first.try_clone()?;
         let sending = (round % 4 < 2).then(|| thread::spawn(|| send(sender)));
         thread::sleep(Duration::from_millis([0, 2, 10][round % 3]));

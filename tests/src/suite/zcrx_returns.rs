@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-//! D9: more data than there are buffers, which come back through a refill queue
-//! that is smaller still, in every order and among entries that must not count.
+//! D9: more data than there are buffers. The buffers come back through an even smaller
+//! refill queue, in any order, and among entries that must have no effect.
 
 use std::net::Shutdown;
 
@@ -41,7 +41,7 @@ fn zv09() -> TestResult {
         offsets.push(stream.take(&ifq, &cqe)?);
     }
     expect_eq("the end", ring.cqe()?, last)?;
-    // Nothing changes until a buffer comes back, in C: and is flushed.
+    // Nothing changes until a buffer comes back, and in C, until that is flushed.
     for len in [0, 10] {
         let sqe = stream.recv(&ifq, len);
         expect_end(&mut ring, "without a buffer", sqe, -libc::ENOMEM)?;
@@ -53,7 +53,7 @@ fn zv09() -> TestResult {
         ifq.flush_all(ring.fd())?;
     }
 
-    // One buffer that comes back is worth one completion, in that very buffer.
+    // One buffer that comes back allows for one completion, in that very buffer.
     ring.push(stream.recv(&ifq, 0))?;
     let cqe = ring.cqe()?;
     expect_eq("the buffer", stream.take(&ifq, &cqe)?, offsets[2])?;
@@ -66,7 +66,7 @@ fn zv09() -> TestResult {
     ring.push(stream.recv(&ifq, stream.left()))?;
     let last = ended(stream.user_data, 0);
     loop {
-        // It may be used up again before the first buffer is back.
+        // The area may be used up again before the first buffer is back.
         let end = stream.take_until_end(&mut ring, &ifq)?;
         if end == last {
             break;
@@ -94,9 +94,13 @@ fn zv29() -> TestResult {
                 "{} bytes in one completion",
                 cqe.res
             );
-            // Checks that they are in one buffer.
+            // This checks that the bytes are in one buffer.
             let offset = stream.take(&ifq, &cqe)?;
-            expect_eq("where a copy begins", offset as usize % PAGE_SIZE, 0)?;
+            expect_eq(
+                "offset in a buffer at which a copy begins",
+                offset as usize % PAGE_SIZE,
+                0,
+            )?;
             ensure!(!used.contains(&offset), "a buffer is used twice");
             used.push(offset);
         }
@@ -106,7 +110,7 @@ fn zv29() -> TestResult {
             used.len()
         );
         for offset in used {
-            // Any place in the buffer stands for it.
+            // Any offset in a buffer stands for that buffer.
             ifq.give_back(offset + len as u64 % PAGE_SIZE as u64);
         }
         ifq.flush_all(ring.fd())?;
@@ -117,9 +121,9 @@ fn zv29() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-/// Takes a page at a time, `rounds` times what the area holds, and gives each buffer
-/// back for the kernel to find. Returns how many it took before it was out of buffers,
-/// as C is, which does not look for them.
+/// Receives a page at a time, `rounds` times as many as the area holds, and gives each
+/// buffer back without a flush. Returns the number of pages received until no buffer
+/// was left. That happens in C, which does not consume the refill queue here.
 pub(super) fn give_back_only(
     ring: &mut WideRing,
     ifq: &Ifq,
@@ -168,7 +172,7 @@ fn zv31() -> TestResult {
     ifq.flush_all(ring.fd())?;
     expect_free(&mut ring, &ifq, PAGES)?;
 
-    // Entries that name nothing are passed over, a whole queue of them in one call.
+    // Entries that name no buffer are passed over, a whole queue of them in one call.
     let mut stream = Stream::starting_at(0, 2)?;
     ring.push(stream.recv(&ifq, 0))?;
     let mut offsets = Vec::new();
@@ -178,7 +182,7 @@ fn zv31() -> TestResult {
     }
     stream.send(PAGE_SIZE)?;
     let last = ended(2, -libc::ENOMEM);
-    expect_eq("with no buffer left", ring.cqe()?, last)?;
+    expect_eq("the completion without a buffer", ring.cqe()?, last)?;
     for _ in 1..PAGES {
         ifq.push(Rqe {
             off: u64::MAX,
@@ -198,35 +202,36 @@ fn zv31() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-/// When and how buffers come back.
+/// When and in which way a test gives buffers back.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Returns {
-    /// Each as soon as its completion is seen.
+    /// Gives each back as soon as its completion is seen.
     Eager,
-    /// All, when a request ends for want of buffers.
+    /// Gives all back when a request ends because there is no buffer.
     Lazy,
-    /// Some, any of them, whenever.
+    /// Gives random ones back at random times.
     Random,
-    /// The same among doubles, buffers that are free, and garbage.
+    /// Does the same, among entries for the same buffer again, for free buffers, and
+    /// garbage.
     Adversarial,
 }
 
-/// Buffers in the area.
+/// The number of buffers in the area.
 const PAGES: usize = 16;
 
-/// A transfer that goes on.
+/// A transfer that is under way.
 struct Transfer {
     ring: WideRing,
     ifq: Ifq,
     stream: Stream,
-    /// Completions whose buffers have not been given back, and what they held.
+    /// Completions whose buffers have not been given back, and the data in them.
     held: Vec<(WideCqe, Vec<u8>)>,
     rng: fastrand::Rng,
 }
 
 impl Transfer {
-    /// Takes `len` bytes through [`PAGES`] buffers and a refill queue of so many
-    /// entries: how often the request had to be made.
+    /// Receives `len` bytes through [`PAGES`] buffers and a refill queue of `entries`
+    /// entries. Returns the number of requests that this took.
     fn run(entries: u32, len: usize, returns: Returns) -> anyhow::Result<usize> {
         let ring = WideRing::with(8, 64, ZCRX_SETUP)?;
         let ifq = Ifq::new(ring.fd(), entries, PAGES)?;
@@ -241,7 +246,7 @@ impl Transfer {
         let requests = transfer.take(returns)?;
         thread.join().ok().context("the sender panicked")??;
         expect_eq("bytes left", transfer.stream.left(), 0)?;
-        // No buffer was lost, none is there twice.
+        // No buffer was lost, and none is free twice.
         transfer.give_back_all()?;
         expect_free(&mut transfer.ring, &transfer.ifq, PAGES)?;
         Ok(requests)
@@ -264,7 +269,7 @@ impl Transfer {
                     expect_eq("buffers in use", self.held.len(), PAGES)?;
                     self.give_back_all()?;
                 }
-                // At least one, or the next request ends the same way.
+                // At least one must come back, or the next request ends the same way.
                 Returns::Random | Returns::Adversarial => {
                     for _ in 0..self.held.len().div_ceil(2) {
                         self.give_back_any()?;
@@ -275,11 +280,11 @@ impl Transfer {
         }
     }
 
-    /// Takes what one request brings: its last completion.
+    /// Takes the completions of one request. Returns the last one.
     fn take_request(&mut self, returns: Returns) -> anyhow::Result<WideCqe> {
         loop {
             let mut next = Some(self.ring.cqe()?);
-            // All there is: a buffer that is not held is a free one then.
+            // With all completions taken, a buffer that is not held is free.
             while let Some(cqe) = next {
                 if cqe.flags & IORING_CQE_F_MORE == 0 {
                     return Ok(cqe);
@@ -305,7 +310,7 @@ impl Transfer {
         }
     }
 
-    /// Compares data, whose buffer is in use from now on.
+    /// Compares the data of a completion, whose buffer is in use from now on.
     fn hold(&mut self, cqe: WideCqe) -> anyhow::Result<()> {
         let offset = self.stream.take(&self.ifq, &cqe)?;
         for (other, _) in &self.held {
@@ -316,7 +321,7 @@ impl Transfer {
         Ok(())
     }
 
-    /// Puts an entry into the refill queue, which may have to be read first.
+    /// Puts an entry into the refill queue, after a flush if the queue is full.
     fn put(&mut self, rqe: Rqe) -> anyhow::Result<()> {
         if self.ifq.unread() == self.ifq.entries {
             self.ifq.flush_all(self.ring.fd())?;
@@ -325,14 +330,14 @@ impl Transfer {
         Ok(())
     }
 
-    /// Gives one buffer back, in which nothing may have changed meanwhile.
+    /// Gives one buffer back, whose data must be unchanged. Returns the entry.
     fn give_back(&mut self, index: usize) -> anyhow::Result<Rqe> {
         let (cqe, bytes) = self.held.swap_remove(index);
         ensure!(
             self.ifq.data(&cqe)? == bytes,
             "a buffer changed while it was in use"
         );
-        // Neither the length counts nor where in the buffer it points to.
+        // The length does not count, nor does the offset within the buffer.
         let rqe = Rqe {
             off: cqe.offset()? + self.rng.u64(..PAGE_SIZE as u64),
             len: self.rng.u32(..),
@@ -357,8 +362,8 @@ impl Transfer {
         self.ifq.flush_all(self.ring.fd())
     }
 
-    /// Gives some buffers back among entries that must have no effect. All of
-    /// it is read before another buffer is handed out.
+    /// Gives some buffers back among entries that must have no effect. The kernel
+    /// consumes all these before it hands out another buffer.
     fn attack(&mut self) -> anyhow::Result<()> {
         let mut returned = Vec::new();
         for _ in 0..self.rng.usize(..12) {
@@ -387,7 +392,7 @@ impl Transfer {
         self.ifq.flush_all(self.ring.fd())
     }
 
-    /// Returns an entry for a buffer that is not in use, if there is one.
+    /// Builds an entry for a buffer that is free, or an invalid one if none is.
     fn free(&mut self) -> anyhow::Result<Rqe> {
         let mut free: Vec<u64> = (0..PAGES).map(|page| (page * PAGE_SIZE) as u64).collect();
         for (cqe, _) in &self.held {
@@ -403,7 +408,7 @@ impl Transfer {
         }
     }
 
-    /// Returns an entry that is not valid, though it may seem to be for a buffer in use.
+    /// Builds an entry that is not valid, but may look like one for a buffer in use.
     fn garbage(&mut self) -> anyhow::Result<Rqe> {
         let held = match self.rng.choice(&self.held) {
             Some((cqe, _)) => cqe.offset()?,
@@ -434,9 +439,9 @@ fn zv10() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-/// Entries in the refill queue of a large transfer.
+/// The number of entries in the refill queue of a large transfer.
 const ENTRIES: u32 = 8;
-/// Bytes in a large transfer.
+/// The number of bytes of a large transfer.
 const LARGE: usize = 64 << 20;
 
 fn zb01() -> TestResult {
@@ -446,7 +451,7 @@ fn zb01() -> TestResult {
 
 fn zb02() -> TestResult {
     let requests = Transfer::run(ENTRIES, LARGE, Returns::Lazy)?;
-    // Each takes no more than the area holds.
+    // Each request takes no more than the area holds.
     let least = LARGE / (PAGES * PAGE_SIZE);
     ensure!(requests >= least, "{requests} requests took it all");
     Ok(Outcome::Passed)
@@ -463,7 +468,7 @@ fn zb04() -> TestResult {
 }
 
 fn zb05() -> TestResult {
-    // A quarter of it each way. An eighth of it takes 5 s in an emulator.
+    // Each way gets a quarter of it. An eighth of a GiB takes 5 s in an emulator.
     let each = match (is_long(), kernel::is_debug()) {
         (true, false) => 256 << 20,
         (false, false) => 32 << 20,

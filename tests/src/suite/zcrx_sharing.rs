@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-//! D8: interface queues that leave their ring in a file, and come into other
-//! rings, and other processes, from there.
+//! D8: interface queues that are exported from a ring as a file, and imported from
+//! there into other rings and processes.
 
 use std::io::{IoSlice, IoSliceMut, Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
@@ -36,14 +36,14 @@ fn all() -> Vec<u64> {
     (0..PAGES).map(offset).collect()
 }
 
-/// Returns all buffers but these.
+/// Returns the offsets of all buffers but these.
 fn without(taken: &[Taken]) -> Vec<u64> {
     let mut left = all();
     left.retain(|offset| taken.iter().all(|taken| taken.offset != *offset));
     left
 }
 
-/// Returns a valid export.
+/// Builds a valid export operation.
 pub(super) fn export_ctrl(id: u32) -> Ctrl {
     Ctrl {
         zcrx_id: id,
@@ -52,26 +52,26 @@ pub(super) fn export_ctrl(id: u32) -> Ctrl {
     }
 }
 
-/// Exports a queue.
+/// Exports a queue. Returns the file.
 pub(super) fn export(consumer: &Consumer) -> anyhow::Result<OwnedFd> {
     export_of(&consumer.ring, consumer.id)
 }
 
-/// Exports the queue that a ring has under an id.
+/// Exports the queue that a ring has under an id. Returns the file.
 pub(super) fn export_of(ring: &WideRing, id: u32) -> anyhow::Result<OwnedFd> {
     let mut ctrl = export_ctrl(id);
     expect_result("export", control(ring.fd(), &mut ctrl), 0)?;
     let fd = ctrl.union[0] as RawFd;
     ensure!(fd > 2, "the file is {fd}");
-    // SAFETY: just made, and nobody else has it.
+    // SAFETY: the descriptor is new, and nothing else owns it.
     let file = unsafe { OwnedFd::from_raw_fd(fd) };
     let mut want = export_ctrl(id);
     want.union[0] = fd as u64;
-    expect_eq("what an export writes", ctrl, want)?;
+    expect_eq("the structure after an export", ctrl, want)?;
     Ok(file)
 }
 
-/// Returns a valid import of a file.
+/// Builds a valid import of a file.
 pub(super) fn import_reg(file: RawFd) -> IfqReg {
     IfqReg {
         if_idx: file as u32,
@@ -80,7 +80,7 @@ pub(super) fn import_reg(file: RawFd) -> IfqReg {
     }
 }
 
-/// Imports into a ring, which gives the queue this id.
+/// Imports a file into a ring, which must give the queue this id.
 pub(super) fn import_into(ring: &WideRing, file: &OwnedFd, id: u32) -> anyhow::Result<()> {
     let mut reg = import_reg(file.as_raw_fd());
     expect_result("import", register_ifq(ring.fd(), &mut reg), 0)?;
@@ -93,17 +93,17 @@ pub(super) fn import_into(ring: &WideRing, file: &OwnedFd, id: u32) -> anyhow::R
         },
         ..import_reg(file.as_raw_fd())
     };
-    expect_eq("what an import writes", reg, want)
+    expect_eq("the structure after an import", reg, want)
 }
 
-/// Imports into a new ring.
+/// Imports a file into a new ring.
 pub(super) fn import(file: &OwnedFd) -> anyhow::Result<Consumer> {
     let ring = WideRing::new(8)?;
     import_into(&ring, file, 0)?;
     Consumer::attach(ring, 0, ENTRIES)
 }
 
-/// Closes a ring and waits until it is taken down.
+/// Closes a ring and waits until it has been taken down.
 pub(super) fn close(consumer: Consumer) -> anyhow::Result<()> {
     let gone = Gone::watch(consumer.ring.fd())?;
     drop(consumer);
@@ -119,7 +119,7 @@ fn zx08() -> TestResult {
     import_into(&consumer.ring, &file, 2)?;
     drop(file);
     held.expect("imports, without the file")?;
-    // It is one queue under every id.
+    // It is the same queue under every id.
     let mut taken = Vec::new();
     for id in [1, 0, 2, 1] {
         consumer.refill.id = id;
@@ -158,15 +158,15 @@ fn zx09() -> TestResult {
         Held::now()?.pinned,
         before.with_pages(PAGES).pinned,
     )?;
-    // What was handed out stays so, and comes back through the other ring.
+    // Buffers that were handed out stay so, and come back through the other ring.
     for taken in importer.expect_free("the rest", &without(&taken))? {
         taken.check(&[&area])?;
     }
     taken[0].check(&[&area])?;
     importer.push_offsets(&[taken[1].offset]);
     importer.flush_to(1)?;
-    importer.expect_free("of the closed ring", &[taken[1].offset])?;
-    // It can be handed on too.
+    importer.expect_free("the buffer of the closed ring", &[taken[1].offset])?;
+    // An importing ring can export the queue, too.
     let mut next = import(&export(&importer)?)?;
     close(importer)?;
     next.push_offsets(&all());
@@ -177,17 +177,17 @@ fn zx09() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-/// Checks that a ring can get these buffers and no others; they are given back.
+/// Checks that a ring can get exactly the buffers in `free`, and gives them back.
 fn works(consumer: &mut Consumer, area: &Mapping, free: &[u64]) -> anyhow::Result<()> {
     consumer.flush()?;
-    for taken in consumer.expect_free("of a ring that is left", free)? {
+    for taken in consumer.expect_free("buffers for a ring that is left", free)? {
         taken.check(&[area])?;
     }
     consumer.push_offsets(free);
     consumer.flush()
 }
 
-/// Closes a ring while a receive of it has just got data.
+/// Closes a ring just after one of its receives got data.
 fn close_busy(mut consumer: Consumer) -> anyhow::Result<()> {
     consumer.send_data()?;
     close(consumer)
@@ -216,7 +216,7 @@ fn zx10() -> TestResult {
             taken.extend(ring.take_some(2)?);
             ring.wait_for_data()?;
         }
-        // One is on its way back.
+        // One buffer is in the refill queue.
         let back = taken.remove(0).offset;
         if let Some(ring) = &rings[EXPORTER] {
             ring.push_offsets(&[back]);
@@ -227,7 +227,8 @@ fn zx10() -> TestResult {
             let what = format!("{order:?}, step {step}");
             match rings[closed].take() {
                 None => drop(file.take()),
-                // Data would take a buffer, which those that are left miss.
+                // With data, the closing ring would take a buffer that the others then
+                // miss.
                 Some(ring) if step < 2 => close(ring)?,
                 Some(ring) => close_busy(ring)?,
             }
@@ -251,7 +252,7 @@ fn zx11() -> TestResult {
     close(consumer)?;
     let alone = before.with_files(1).with_pages(PAGES);
     alone.wait("closing the ring")?;
-    // Everything is as it was left, for whoever imports it.
+    // The queue is as it was left, for any ring that imports it.
     let mut importer = import(&file)?;
     for taken in importer.expect_free("the rest", &without(&taken))? {
         taken.check(&[&area])?;
@@ -264,7 +265,7 @@ fn zx11() -> TestResult {
     importer.expect_free("in another ring", &[taken[0].offset])?;
     close(importer)?;
     alone.wait("closing the last ring")?;
-    // A copy is the same file.
+    // A copy of the descriptor is the same file.
     let copy = file.try_clone()?;
     drop(file);
     alone.expect("closing one of two")?;
@@ -281,12 +282,12 @@ fn zx12() -> TestResult {
     for taken in of_importer.iter().chain(&of_exporter) {
         taken.check(&[&area])?;
     }
-    // Each ring gives back what the other got, by its mapping and its flush.
+    // Each ring gives back a buffer of the other, through its own mapping and flush.
     exporter.push_offsets(&[of_importer[0].offset]);
     exporter.flush_to(1)?;
     importer.push_offsets(&[of_exporter[0].offset]);
     importer.flush_to(2)?;
-    // And one where the other looks for it.
+    // Each ring adds an entry that the other ring then flushes.
     exporter.push_offsets(&[of_importer[1].offset]);
     importer.flush_to(3)?;
     importer.push_offsets(&[of_exporter[1].offset]);
@@ -308,7 +309,7 @@ fn zx13() -> TestResult {
     let (mut exporter, _area) = Consumer::new(ENTRIES, PAGES)?;
     let file = export(&exporter)?;
     let ring = WideRing::new(8)?;
-    // The first id goes to a queue of the ring's own.
+    // The first id goes to a queue of this ring.
     let area = memory(1)?;
     let got = Registration::new(ENTRIES, &area).register(ring.fd());
     expect_result("registering", got, 0)?;
@@ -325,10 +326,10 @@ fn zx13() -> TestResult {
     for at in (RQES..exporter.memory.len()).step_by(8) {
         exporter.memory.write(at, !(at as u64));
         let seen: u64 = importer.memory.read(at);
-        expect_eq("what is written there", seen, !(at as u64))?;
+        expect_eq("a word that the exporter wrote", seen, !(at as u64))?;
         importer.memory.write(at, at as u64);
         let seen: u64 = exporter.memory.read(at);
-        expect_eq("what is written here", seen, at as u64)?;
+        expect_eq("a word that the importer wrote", seen, at as u64)?;
         expect_eq("another queue", own.read::<u64>(at), 0)?;
     }
     exporter.expect_free("at first", &all())?;
@@ -344,7 +345,7 @@ fn zx13() -> TestResult {
     let error = error.and_then(|error| error.raw_os_error());
     expect_eq("mapping an unknown id", error, Some(libc::EINVAL))?;
 
-    // The memory outlives what it was shared by.
+    // The memory outlives the rings that shared it.
     drop(own);
     let kept = map(1)?;
     drop((exporter, importer));
@@ -364,7 +365,7 @@ pub(super) fn send_file(socket: &UnixStream, file: &OwnedFd) -> anyhow::Result<(
     expect_eq("bytes sent with a file", sent?, 1)
 }
 
-/// Takes a file that another process sent.
+/// Receives a file from another process.
 pub(super) fn receive_file(socket: &UnixStream) -> anyhow::Result<OwnedFd> {
     let (mut byte, mut space) = ([0], nix::cmsg_space!(RawFd));
     let mut bytes = [IoSliceMut::new(&mut byte)];
@@ -374,15 +375,15 @@ pub(super) fn receive_file(socket: &UnixStream) -> anyhow::Result<OwnedFd> {
     for part in message.cmsgs()? {
         if let ControlMessageOwned::ScmRights(files) = part {
             let file = *files.first().context("no file in the message")?;
-            // SAFETY: just received, and nobody else has it.
+            // SAFETY: the descriptor was just received, and nothing else owns it.
             return Ok(unsafe { OwnedFd::from_raw_fd(file) });
         }
     }
     anyhow::bail!("a message without a file")
 }
 
-/// Runs the other process of ZX27: takes three buffers, and the rest once it
-/// is told to, and tells where each is.
+/// Runs the other process of ZX27. It takes three buffers, then the rest once it is
+/// told to, and reports the offset and byte of each.
 fn importing_process(mut socket: UnixStream) -> anyhow::Result<()> {
     let file = receive_file(&socket)?;
     let mut importer = import(&file)?;
@@ -409,13 +410,13 @@ fn importing_process(mut socket: UnixStream) -> anyhow::Result<()> {
     expect_result("import without CAP_NET_ADMIN", got, -libc::EPERM)?;
     importer.push_offsets(&[rest[0].offset]);
     importer.flush_to(2)?;
-    importer.expect_free("for the ring that has it", &[rest[0].offset])?;
+    importer.expect_free("the ring that has the queue", &[rest[0].offset])?;
     Ok(())
 }
 
 fn zx27() -> TestResult {
     let (mut socket, other) = UnixStream::pair()?;
-    // Before there is anything that it could have from its parent.
+    // Nothing has been made yet that the child could inherit.
     let child = sandbox::spawn(|| importing_process(other.try_clone()?))?;
     drop(other);
     let before = Held::now()?;
@@ -433,7 +434,8 @@ fn zx27() -> TestResult {
         Ok(())
     };
     told(3, &mut socket)?;
-    // From now on the other process is alone with it, and with our memory.
+    // From now on only the other process has the queue, whose area is this process's
+    // memory.
     close(consumer)?;
     drop(file);
     socket.write_all(&[0])?;

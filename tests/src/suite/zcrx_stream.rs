@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-//! D9: what goes on beside the data that is received: long queues of packets, a
-//! full completion queue, completions of two sizes, and rings that go away.
+//! D9: what can happen beside the receiving of data: long queues of packets, a full
+//! completion queue, completions of two sizes, and rings that are closed.
 
 use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
@@ -39,7 +39,7 @@ fn zv12() -> TestResult {
     let mut ring = WideRing::with(8, 4096, ZCRX_SETUP)?;
     let ifq = Ifq::new(ring.fd(), 64, 2 * PACKETS)?;
 
-    // So many that none of them can be taken in one go, on two sockets.
+    // Two sockets have so many packets that none can be emptied at once.
     let mut streams = [Stream::starting_at(0, 0)?, Stream::starting_at(70_000, 1)?];
     for stream in &mut streams {
         restore(stream, &[3000; PACKETS])?;
@@ -59,7 +59,7 @@ fn zv12() -> TestResult {
             continue;
         }
         let stream = streams.get_mut(cqe.user_data as usize);
-        let offset = stream.context("nobody's data")?.take(&ifq, &cqe)?;
+        let offset = stream.context("data of no stream")?.take(&ifq, &cqe)?;
         expect_eq("a packet", cqe.res, 3000)?;
         ifq.give_back(offset);
         ifq.flush_all(ring.fd())?;
@@ -70,7 +70,7 @@ fn zv12() -> TestResult {
     ends.sort_by_key(|cqe| cqe.user_data);
     let polled = ended(POLL, libc::POLLIN.into());
     expect_eq("the ends", ends, vec![ended(0, 0), ended(1, 0), polled])?;
-    // 21 packets, then it is the next one's turn.
+    // A receive takes 21 packets at once before another one gets its turn.
     for run in order.chunk_by(|one, next| one == next) {
         ensure!(
             run.len() <= 21,
@@ -79,13 +79,13 @@ fn zv12() -> TestResult {
             run[0]
         );
     }
-    // What is neither socket's business comes in between too.
+    // Completions of other requests also come in between.
     let at = order.iter().position(|&user_data| user_data == POLL);
     let after = at.map_or(0, |at| order.len() - at);
     ensure!(after > 100, "{after} completions after another request's");
     expect_free(&mut ring, &ifq, 2 * PACKETS)?;
 
-    // As many short ones, which the socket puts together.
+    // As many short packets, which the socket merges.
     let mut stream = Stream::new()?;
     for _ in 0..PACKETS {
         let bytes = stream.next(11);
@@ -118,8 +118,9 @@ fn zv13() -> TestResult {
             let offset = stream.take(&ifq, &cqe)?;
             ifq.give_back(offset);
         }
-        expect_eq("more in the queue", ring.try_cqe(), None)?;
-        // An end for which there is no room waits for it, and is not lost.
+        expect_eq("a further completion in the queue", ring.try_cqe(), None)?;
+        // If there is no room for the last completion, it waits for room and is not
+        // lost.
         expect_eq("lost completions", ring.overflow(), 0)?;
         if stream.left() != 0 {
             expect_eq("the end", last, None)?;
@@ -161,7 +162,7 @@ fn zv14() -> TestResult {
             expect_eq("flags of data", cqe.flags, flags)?;
             let offset = stream.take(&ifq, &cqe)?;
             ifq.give_back(offset);
-            // A completion of two slots is in one piece.
+            // A completion of two slots does not wrap around the end.
             let slots = if at % ENTRIES == ENTRIES - 1 {
                 expect_eq("the last slot", ring.slot(at), filler)?;
                 3
@@ -187,7 +188,7 @@ fn zv14() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-/// Fills a mixed queue, from every position on.
+/// Fills a mixed queue, starting from every position.
 fn mixed_full(entries: u32) -> anyhow::Result<()> {
     for nops in 0..entries {
         let mut ring = WideRing::with(entries, entries, MIXED_SETUP)?;
@@ -244,7 +245,7 @@ fn mixed_event(entries: u32) -> anyhow::Result<()> {
     expect_eq("slots of the event", ring.position() - at, 1)
 }
 
-/// Returns bytes of this process's memory that are pinned.
+/// Returns the number of bytes of this process's memory that are pinned.
 fn pinned() -> anyhow::Result<usize> {
     let text = std::fs::read_to_string("/proc/self/status")?;
     let line = text.lines().find_map(|line| line.strip_prefix("VmPin:"));
@@ -252,12 +253,12 @@ fn pinned() -> anyhow::Result<usize> {
     Ok(number.context("no VmPin")?.parse::<usize>()? << 10)
 }
 
-/// A ring with something going on when it is closed.
+/// A ring with something under way when it is closed.
 struct Busy {
     ring: WideRing,
     ifq: Ifq,
     streams: Vec<Stream>,
-    /// What buffers hold, by their offsets.
+    /// The offsets of buffers, and the data in them.
     granted: Vec<(u64, Vec<u8>)>,
 }
 
@@ -293,14 +294,15 @@ impl Busy {
         Ok(busy)
     }
 
-    /// Compares data of a completion, whose buffer is not given back.
+    /// Compares the data of a completion, and keeps its buffer.
     fn take(&mut self, stream: &mut Stream, cqe: &WideCqe) -> anyhow::Result<()> {
         let bytes = self.ifq.data(cqe)?.to_vec();
         self.granted.push((stream.take(&self.ifq, cqe)?, bytes));
         Ok(())
     }
 
-    /// Fills the queue, the end of the request waiting for room.
+    /// Fills the completion queue, so that the last completion of the request waits for
+    /// room.
     fn fill(&mut self) -> anyhow::Result<Stream> {
         let mut stream = Stream::new()?;
         stream.send(60_000)?;
@@ -314,13 +316,13 @@ impl Busy {
         Ok(stream)
     }
 
-    /// Receives until buffers are handed out, and arms the event again.
+    /// Receives and keeps the buffers, and arms the event again.
     fn hold(&mut self) -> anyhow::Result<Stream> {
         let mut stream = Stream::starting_at(0, 2)?;
         stream.send(10_000)?;
         self.ring.push(stream.recv(&self.ifq, 10_000))?;
         let mut ended = 0;
-        // The request and the event.
+        // Both the request and the event must end.
         while ended < 2 {
             let cqe = self.ring.cqe()?;
             if cqe.flags & IORING_CQE_F_MORE == 0 {
@@ -343,8 +345,8 @@ impl Busy {
         Ok(stream)
     }
 
-    /// Copies when the request is submitted, so that the event waits for someone
-    /// to ask for it.
+    /// Copies data while the request is submitted, so that the event waits until the
+    /// task asks for completions.
     fn fire(&mut self) -> anyhow::Result<Stream> {
         let mut stream = Stream::starting_at(0, 4)?;
         stream.send(100)?;
@@ -358,7 +360,7 @@ impl Busy {
 }
 
 fn zv25() -> TestResult {
-    // Closed while the process goes on.
+    // The ring is closed while the process goes on.
     for what in Busy::KINDS {
         let before = pinned()?;
         let Busy {
@@ -385,13 +387,13 @@ fn zv25() -> TestResult {
                 ensure!(got == byte, "{what}: a buffer changed");
             }
         }
-        // The connections are still there, and have what nobody took.
+        // The connections still exist, and hold the data that nobody took.
         for stream in &mut streams {
             stream.send(1000)?;
             stream.read_left()?;
         }
     }
-    // Closed because the process ends: what its requests hold goes with it.
+    // The ring is closed because the process ends. Its requests' references go with it.
     for what in Busy::KINDS {
         let Stream {
             mut sender,

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
-//! D12: threads that use one interface queue at the same time: buffers that are
-//! handed out and given back, a refill queue that is overwritten, and events
-//! that never stop. What comes and goes is in `zcrx_churn`.
+//! D12: threads that use one interface queue at the same time: buffers that are handed
+//! out and given back, a refill queue that is overwritten, and events that never stop.
+//! Queues that come and go are in `zcrx_churn`.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::Ordering::SeqCst;
@@ -40,8 +40,8 @@ pub const TESTS: &[Test] = &[
     slow("ST13 events that are asked for at once", 30, st13),
 ];
 
-/// Runs a thread's part. Should it fail, that ends the test: the others
-/// would wait for it for ever.
+/// Runs the part of a thread. A failure ends the test, as the other threads would wait
+/// for ever.
 pub(super) fn part(what: &str, body: impl FnOnce() -> anyhow::Result<()>) {
     if let Err(error) = body() {
         println!("{what}: {error:#}");
@@ -49,19 +49,19 @@ pub(super) fn part(what: &str, body: impl FnOnce() -> anyhow::Result<()>) {
     }
 }
 
-/// Returns so many bytes, or a part of them with checkers, which slow all down.
+/// Returns `plain`, or an eighth of it with checkers, which slow everything down.
 fn bytes(plain: usize) -> usize {
     if kernel::is_debug() { plain / 8 } else { plain }
 }
 
-/// Returns a ring of the calling thread that takes part in a queue.
+/// Makes a ring for the calling thread and imports the queue into it.
 pub(super) fn importing_ring(file: &OwnedFd) -> anyhow::Result<WideRing> {
     let ring = WideRing::with(8, 64, ZCRX_SETUP)?;
     import_into(&ring, file, 0)?;
     Ok(ring)
 }
 
-/// Which buffers are with user space.
+/// The buffers that user space has.
 struct Owned(Vec<AtomicBool>);
 
 impl Owned {
@@ -73,14 +73,14 @@ impl Owned {
         &self.0[offset as usize / PAGE_SIZE]
     }
 
-    /// Notes that it was handed out.
+    /// Records that a buffer was handed out, which must have been free.
     fn take(&self, offset: u64) -> anyhow::Result<()> {
         let had = self.of(offset).swap(true, SeqCst);
         ensure!(!had, "{offset:#x} is handed out a second time");
         Ok(())
     }
 
-    /// Notes that it will be given back.
+    /// Records that a buffer is about to be given back, which must be in use.
     fn give(&self, offset: u64) -> anyhow::Result<()> {
         let had = self.of(offset).swap(false, SeqCst);
         ensure!(had, "{offset:#x} is given back a second time");
@@ -88,8 +88,8 @@ impl Owned {
     }
 }
 
-/// Receives all of a stream, and keeps each buffer for a while. Returns how often
-/// it had to ask because there was none.
+/// Receives all of a stream, and keeps each buffer for a while. Returns the number of
+/// times that a request ended because no buffer was free.
 fn receive(
     ring: &mut WideRing,
     ifq: &Ifq,
@@ -157,7 +157,7 @@ fn st06() -> TestResult {
             while ifq.unread() == ENTRIES {
                 thread::yield_now();
             }
-            // From now on it may be handed out again.
+            // From now on the buffer may be handed out again.
             owned.give(offset)?;
             ifq.give_back(offset);
         }
@@ -188,7 +188,7 @@ fn st06() -> TestResult {
         finished.store(true, SeqCst);
     });
     println!("{NOTE}{} flushes", flushes.load(SeqCst));
-    // No buffer was lost, none is there twice.
+    // No buffer was lost, and none is free twice.
     ifq.flush_all(ring.fd())?;
     expect_free(&mut ring, &ifq, PAGES)?;
     drop((ring, ifq, file));
@@ -196,12 +196,12 @@ fn st06() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-/// Buffers of ST12.
+/// The number of buffers of ST12.
 const PAGES: usize = 16;
-/// Entries in its refill queue.
+/// The number of entries in its refill queue.
 const ENTRIES: u32 = 256;
 
-/// Writes whatever into a refill queue.
+/// Writes random data to a refill queue until told to stop.
 fn scribble(refill: &RefillQueue, seed: u64, stop: &AtomicBool) {
     let mut rng = Rng::with_seed(seed);
     while !stop.load(SeqCst) {
@@ -215,7 +215,7 @@ fn scribble(refill: &RefillQueue, seed: u64, stop: &AtomicBool) {
             3 => refill.set_tail(refill.head().wrapping_add(rng.u32(..64))),
             _ => {
                 let rqe = Rqe {
-                    // Mostly such as may be in use.
+                    // Most offsets may be those of buffers in use.
                     off: match rng.u32(..8) {
                         0 => rng.u64(..),
                         _ => rng.u64(..(PAGES * PAGE_SIZE) as u64),
@@ -230,8 +230,8 @@ fn scribble(refill: &RefillQueue, seed: u64, stop: &AtomicBool) {
     }
 }
 
-/// Flushes until told to stop; `longest` is how many microseconds that took at
-/// most.
+/// Flushes until told to stop. `longest` gets the longest time of a flush in
+/// microseconds.
 fn flush_until(
     ifq: &Ifq,
     ring: &WideRing,
@@ -248,8 +248,8 @@ fn flush_until(
     Ok(())
 }
 
-/// Receives `len` bytes. What they are is not looked at, as a buffer may be given
-/// back, and used again, at any time.
+/// Receives `len` bytes. Does not compare them, as any buffer may be given back and
+/// used again at any time.
 fn receive_any(ring: &mut WideRing, ifq: &Ifq, stream: &Stream, len: usize) -> anyhow::Result<()> {
     let mut taken = 0;
     ring.push(stream.recv(ifq, len))?;
@@ -259,8 +259,8 @@ fn receive_any(ring: &mut WideRing, ifq: &Ifq, stream: &Stream, len: usize) -> a
             taken += ifq.data(&cqe)?.len();
         } else {
             let what = format!("the end, {}", describe(cqe.res));
-            // There is room for as many completions as there are buffers, but
-            // these may be given back before their completion is seen.
+            // There are as many completions as buffers, but a buffer may be given back
+            // before its completion is seen.
             let enospc = cqe == ended(stream.user_data, -libc::ENOSPC);
             let used_up = cqe == ended(stream.user_data, -libc::ENOMEM);
             ensure!(enospc || used_up, "{what}, after {taken} bytes");
@@ -272,7 +272,7 @@ fn receive_any(ring: &mut WideRing, ifq: &Ifq, stream: &Stream, len: usize) -> a
     expect_eq("the end", ring.cqe()?, ended(stream.user_data, 0))
 }
 
-/// Registers a queue, its refill queue in memory of ours if `user`.
+/// Registers a queue, with its refill queue in user memory if `user`.
 fn queue(ring: &WideRing, user: bool) -> anyhow::Result<Ifq> {
     let area = memory(PAGES)?;
     let mut registration = Registration::new(ENTRIES, &area);
@@ -297,11 +297,11 @@ fn queue(ring: &WideRing, user: bool) -> anyhow::Result<Ifq> {
     })
 }
 
-/// Runs one round of ST12: receives all, or closes in the midst of it.
+/// Runs one round of ST12: receives everything, or closes the ring in the middle.
 fn overwritten(round: u64, close: bool, longest: &AtomicU32) -> anyhow::Result<()> {
     let before = Held::now()?;
     let mut ring = WideRing::with(8, 64, ZCRX_SETUP)?;
-    // Memory that is mapped from a ring would keep that from being closed.
+    // A mapping of the ring would keep the ring from being closed.
     let ifq = queue(&ring, close)?;
     let (flushed, scribbled) = (AtomicBool::new(false), AtomicBool::new(false));
     let file = export_of(&ring, ifq.id)?;
@@ -322,7 +322,8 @@ fn overwritten(round: u64, close: bool, longest: &AtomicU32) -> anyhow::Result<(
             flushed.store(true, SeqCst);
             flusher.join().expect("a thread that fails ends the test");
         };
-        // Before buffers are counted: what it writes may give back what is in use.
+        // This must come before buffers are counted, as the scribbler may give back
+        // buffers that are in use.
         let stop_scribbling = || {
             scribbled.store(true, SeqCst);
             scribbler.join().expect("it does not fail");
@@ -333,7 +334,7 @@ fn overwritten(round: u64, close: bool, longest: &AtomicU32) -> anyhow::Result<(
                 ring.push(stream.recv(&ifq, 0))?;
                 ring.submit()?;
                 drop((ring, stream));
-                // It cannot send what nobody takes.
+                // The sender fails when nobody receives any more.
                 let _ = sender.join();
                 stop_flushing();
                 before.wait("closing")?;
@@ -350,10 +351,11 @@ fn overwritten(round: u64, close: bool, longest: &AtomicU32) -> anyhow::Result<(
     Ok(())
 }
 
-/// Checks that every buffer comes back, once, when nobody interferes any more.
+/// Checks that every buffer comes back once when nobody interferes any more.
 fn everything_is_there(ring: &mut WideRing, ifq: &Ifq) -> anyhow::Result<()> {
-    // The first may find nothing to read, and leave the position as it is; the
-    // second goes by that, and tells the right one if it was wrong.
+    // The first flush may find nothing to consume and then leave a wrong head as it is.
+    // With the tail set from that head, the second flush consumes entries and writes
+    // the right head.
     for _ in 0..2 {
         expect_result("flush", ifq.flush(ring.fd()), 0)?;
         ifq.set_tail(ifq.head());
@@ -378,15 +380,15 @@ fn st12() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-/// Of requests that wait for a file.
+/// The `user_data` of polls.
 const POLL: u64 = 0x706f_6c6c;
 
-/// What the rings of ST13 have in common.
+/// The state that the rings of ST13 share.
 struct Storm {
     ifq: Ifq,
-    /// Which ring fills the refill queue.
+    /// The right to fill the refill queue.
     filling: Mutex<()>,
-    /// How often the event happened, and how often it was asked for again.
+    /// The number of events, and the number of times that the event was armed.
     fired: AtomicU32,
     armed: AtomicU32,
 }
@@ -398,13 +400,13 @@ impl Storm {
                 self.armed.fetch_add(1, SeqCst);
                 Ok(true)
             }
-            // It has not happened since.
+            // The event has not fired since it was armed.
             error => expect_result("arming", error, -libc::EINVAL).map(|()| false),
         }
     }
 
-    /// Takes all of a stream, asks for the next event after each completion, and
-    /// has the ring wait for `polled` again and again.
+    /// Takes all of a stream, arms the event after each completion, and polls `polled`
+    /// again and again.
     fn take(
         &self,
         ring: &mut WideRing,
@@ -449,7 +451,7 @@ impl Storm {
     }
 }
 
-/// Waits for two rings and the eventfd of one of them, as an event loop does.
+/// Waits for two rings and for the eventfd of one of them, as an event loop does.
 fn watch(rings: [OwnedFd; 2], events: &EventFd, stop: &AtomicBool) -> anyhow::Result<()> {
     let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
     let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLET;
@@ -512,8 +514,8 @@ fn st13() -> TestResult {
         stop.store(true, SeqCst);
     });
 
-    // What is left to be posted. After that, the event happened as often as it
-    // was asked for, or once more.
+    // Some events may still have to be posted. After that, the number of events is the
+    // number of times that the event was armed, or one more.
     let (mut fired, armed) = (storm.fired.load(SeqCst), storm.armed.load(SeqCst));
     for _ in 0..2 {
         ring.submit()?;
@@ -529,7 +531,7 @@ fn st13() -> TestResult {
     let happened = storm.arm(&ring)?;
     expect_eq("events", fired, armed + u32::from(happened))?;
 
-    // Where no event comes in between.
+    // No event comes in between here.
     let mut other = WideRing::with(8, 256, ZCRX_SETUP)?;
     import_into(&other, &file, 0)?;
     expect_free(&mut other, &storm.ifq, 64)?;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-//! D9: events and statistics of a queue that several tasks have: one whose ring is
-//! not enabled when that task becomes another program, and tasks that copy at once.
+//! D9: events and statistics of a queue that several tasks share: a disabled ring whose
+//! task runs another program, and tasks that copy at the same time.
 
 use std::io::{Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
@@ -36,9 +36,9 @@ pub const TESTS: &[Test] = &[
 
 const ENTRIES: u32 = 64;
 
-/// Makes a ring that is not enabled, with a queue that tells of events, gives both
-/// away, and runs another program while a request is in flight: the first process of
-/// BG02.
+/// Runs the first process of BG02. It makes a disabled ring with a queue that reports
+/// events, sends both to the parent, and runs another program while a request is
+/// pending.
 fn run_a_program(mut socket: UnixStream, area: &Mapping) -> anyhow::Result<()> {
     let ring = WideRing::with(8, 256, ZCRX_SETUP | IORING_SETUP_R_DISABLED)?;
     let mut registration = Registration::new(ENTRIES, area);
@@ -54,7 +54,8 @@ fn run_a_program(mut socket: UnixStream, area: &Mapping) -> anyhow::Result<()> {
     socket.write_all(&words)?;
     socket.write_all(&ring.fd().to_ne_bytes())?;
     send_file(&socket, &file)?;
-    // Until the ring was taken, which no message can have in it.
+    // This waits until the parent has taken the ring's file, which no message can
+    // carry.
     socket.read_exact(&mut [0])?;
 
     let (reader, _writer) = nix::unistd::pipe()?;
@@ -62,13 +63,13 @@ fn run_a_program(mut socket: UnixStream, area: &Mapping) -> anyhow::Result<()> {
     other.push(Sqe::read(reader.as_raw_fd(), &mut byte))?;
     expect_eq("reads submitted", other.submit()?, 1)?;
     expect_eq("a read without data", other.try_cqe(), None)?;
-    // What is in flight is cancelled, at all rings that this task has made.
+    // The kernel now cancels pending requests on all rings that this task has made.
     Err(sandbox::nop_probe().exec()).context("exec")
 }
 
 fn bg02() -> TestResult {
     const PAGES: usize = 16;
-    // Where both processes see what is received.
+    // Both processes see the memory of the area.
     let shared = memfd_create(c"area", MFdFlags::empty())?;
     nix::unistd::ftruncate(&shared, (PAGES * PAGE_SIZE) as i64)?;
     let area = Mapping::new(shared.as_raw_fd(), 0, PAGES * PAGE_SIZE)?;
@@ -84,7 +85,7 @@ fn bg02() -> TestResult {
     let mut number = [0; 4];
     socket.read_exact(&mut number)?;
     let ring = sandbox::fd_of(child, RawFd::from_ne_bytes(number))?;
-    // SAFETY: just taken, and nobody else has it.
+    // SAFETY: the descriptor is new, and nothing else owns it.
     let ring = unsafe { OwnedFd::from_raw_fd(ring) };
     let file = receive_file(&socket)?;
     socket.write_all(&[0])?;
@@ -108,7 +109,7 @@ fn bg02() -> TestResult {
         let last = importer.cqe()?;
         expect_eq("the end", last, ended(stream.user_data, 0))
     };
-    // In C this is the end of the machine: nobody is there to be woken.
+    // In C this would crash the machine: there is no task to wake.
     if zcrx_implementation() == Implementation::Rust {
         receive()?;
         receive()?;
@@ -128,15 +129,15 @@ fn bg02() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-/// What each of the two tasks of BG10 receives: so often so many packets, each with
-/// a completion of its own.
+/// The number of batches that each of the two tasks of BG10 receives, and of packets in
+/// each. Each packet gets a completion of its own.
 const BATCHES: usize = 24;
 const PACKETS: usize = 900;
-/// Bytes of each: the memory that it is in has no room for the next one.
+/// The bytes of a packet. The memory that holds one has no room for the next one.
 const LEN: usize = 190;
 
-/// Lets two tasks, each on a CPU of its own, go on at once: when `ready` was counted
-/// up by both, which has happened `times` times before.
+/// Makes two tasks, each on a CPU of its own, go on at the same time: when both have
+/// incremented `ready`, which has happened `times` times before.
 fn meet(ready: &AtomicU32, times: u32) {
     ready.fetch_add(1, Ordering::AcqRel);
     while ready.load(Ordering::Acquire) < 2 * (times + 1) {
@@ -144,7 +145,7 @@ fn meet(ready: &AtomicU32, times: u32) {
     }
 }
 
-/// Receives into the queue that `file` is, at the same time as the other task.
+/// Receives into the exported queue at the same time as the other task.
 fn copy(
     cpu: usize,
     file: &OwnedFd,
@@ -171,7 +172,7 @@ fn copy(
             offsets.push(cqe.offset()?);
         }
         expect_eq("packets", offsets.len(), PACKETS)?;
-        // Entries have one producer at a time.
+        // The refill queue may have one producer at a time.
         let refill = refill.lock().unwrap_or_else(PoisonError::into_inner);
         for offset in offsets {
             refill.give_back(offset);
@@ -204,7 +205,7 @@ fn bg10() -> TestResult {
     })?;
     let packets = (2 * BATCHES * PACKETS) as u64;
     let want = match zcrx_implementation() {
-        // It does not count what stands in a packet's own memory.
+        // C does not count data in a packet's linear part.
         Implementation::C => Stats::default(),
         Implementation::Rust => Stats {
             copy_count: packets,

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-//! D8: memory that takes as long as user space likes to be pinned, and who has to
-//! wait for it.
+//! D8: memory whose pinning takes as long as user space likes, and the tasks that have
+//! to wait for it.
 
 use std::fs;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
@@ -29,7 +29,7 @@ pub const TESTS: &[Test] = &[
     test("BG03 a device goes while memory is withheld", bg03),
 ];
 
-/// Asks for the interface that there is: `struct uffdio_api`.
+/// The handshake of userfaultfd: `struct uffdio_api`.
 #[repr(C)]
 struct Api {
     api: u64,
@@ -37,7 +37,8 @@ struct Api {
     ioctls: u64,
 }
 
-/// A range and how to treat it: `struct uffdio_register`, `struct uffdio_zeropage`.
+/// A range, and what to do with it: `struct uffdio_register` or `struct
+/// uffdio_zeropage`.
 #[repr(C)]
 struct Range {
     start: u64,
@@ -55,11 +56,11 @@ struct Protection {
 }
 
 const UFFD: u64 = 0xaa;
-/// In [`Range::mode`]: tell of pages that are not there.
+/// Reports accesses to missing pages. A flag in [`Range::mode`].
 const MISSING: u64 = 1;
-/// In [`Range::mode`]: tell of pages that are protected from being written to.
+/// Reports writes to protected pages. A flag in [`Range::mode`].
 const PROTECTED: u64 = 2;
-/// In [`Protection::mode`]: do protect.
+/// Protects the range. A flag in [`Protection::mode`].
 const PROTECT: u64 = 1;
 
 nix::ioctl_readwrite!(uffdio_api, UFFD, 0x3f, Api);
@@ -68,39 +69,40 @@ nix::ioctl_read!(uffdio_wake, UFFD, 0x02, [u64; 2]);
 nix::ioctl_readwrite!(uffdio_zeropage, UFFD, 0x04, Range);
 nix::ioctl_readwrite!(uffdio_writeprotect, UFFD, 0x06, Protection);
 
-/// Memory that others can get at only when it is served: pages are not there, or
-/// cannot be written to.
+/// Memory that can be accessed only once this process serves it: its pages are missing,
+/// or protected from being written to.
 pub(super) struct Withheld {
     file: OwnedFd,
     pub(super) memory: Mapping,
 }
 
 impl Withheld {
-    /// Makes memory of which no page is there.
+    /// Makes memory all of whose pages are missing.
     pub(super) fn new(pages: usize) -> anyhow::Result<Self> {
         Self::with(pages, MISSING)
     }
 
-    /// Makes memory that is withheld in one of two ways.
+    /// Makes memory that is withheld as `mode` says.
     fn with(pages: usize, mode: u64) -> anyhow::Result<Self> {
         let memory = memory(pages)?;
-        // Without the second, it cannot be waited for.
+        // Without O_NONBLOCK, the file cannot be polled.
         let flags = libc::O_CLOEXEC | libc::O_NONBLOCK;
-        // SAFETY: takes nothing but flags.
+        // SAFETY: the call takes nothing but flags.
         let fd = result(unsafe { libc::syscall(libc::SYS_userfaultfd, flags) });
         ensure!(fd >= 0, "userfaultfd: {fd}");
-        // SAFETY: just made, and nobody else has it.
+        // SAFETY: the descriptor is new, and nothing else owns it.
         let file = unsafe { OwnedFd::from_raw_fd(fd) };
         let mut api = Api {
             api: UFFD,
             features: 0,
             ioctls: 0,
         };
-        // SAFETY: the structure is what the kernel takes.
+        // SAFETY: the structure is laid out as the kernel's.
         unsafe { uffdio_api(fd, &mut api) }.context("UFFDIO_API")?;
         let withheld = Withheld { file, memory };
         let mut range = withheld.range(mode);
-        // SAFETY: likewise, and the memory is ours.
+        // SAFETY: the structure is laid out as the kernel's, and `withheld` owns the
+        // memory.
         unsafe { uffdio_register(fd, &mut range) }.context("UFFDIO_REGISTER")?;
         Ok(withheld)
     }
@@ -114,14 +116,14 @@ impl Withheld {
         }
     }
 
-    /// Waits until somebody waits for a page.
+    /// Waits until a task waits for a page.
     pub(super) fn wait(&self) -> anyhow::Result<()> {
         let mut files = [PollFd::new(self.file.as_fd(), PollFlags::POLLIN)];
         poll(&mut files, PollTimeout::NONE)?;
         expect_eq("events", files[0].revents(), Some(PollFlags::POLLIN))
     }
 
-    /// Protects all pages, which are there, from being written to.
+    /// Protects all pages, which must exist, from being written to.
     fn protect(&self) -> anyhow::Result<()> {
         let Range { start, len, .. } = self.range(0);
         let mut protection = Protection {
@@ -129,41 +131,44 @@ impl Withheld {
             len,
             mode: PROTECT,
         };
-        // SAFETY: the structure is what the kernel takes, and the memory is ours.
+        // SAFETY: the structure is laid out as the kernel's, and `self` owns the
+        // memory.
         unsafe { uffdio_writeprotect(self.file.as_raw_fd(), &mut protection) }
             .context("UFFDIO_WRITEPROTECT")?;
         Ok(())
     }
 
-    /// Makes whoever waits for a page find that it must not have it.
+    /// Changes the protection of all pages and wakes the tasks that wait for one, so
+    /// that their accesses fail.
     fn deny(&self, protection: i32) -> anyhow::Result<()> {
         let Range { start, len, .. } = self.range(0);
-        // SAFETY: our own mapping, which nobody refers to.
+        // SAFETY: `self` owns the mapping, and nothing refers to it.
         let got = unsafe { libc::mprotect(start as *mut _, len as usize, protection) };
         expect_eq("mprotect", got, 0)?;
-        // SAFETY: the structure is what the kernel takes.
+        // SAFETY: the structure is laid out as the kernel's.
         unsafe { uffdio_wake(self.file.as_raw_fd(), &mut [start, len]) }.context("UFFDIO_WAKE")?;
         Ok(())
     }
 
-    /// Makes all pages be there.
+    /// Provides all pages.
     pub(super) fn serve(&self) -> anyhow::Result<()> {
-        // SAFETY: the structure is what the kernel takes, and the memory is ours.
+        // SAFETY: the structure is laid out as the kernel's, and `self` owns the
+        // memory.
         unsafe { uffdio_zeropage(self.file.as_raw_fd(), &mut self.range(0)) }
             .context("UFFDIO_ZEROPAGE")?;
         Ok(())
     }
 }
 
-/// Checks whether a thread of this process sleeps so that no signal can wake it.
+/// Checks whether a thread of this process is in an uninterruptible sleep.
 fn is_uninterruptible(thread: Pid) -> anyhow::Result<bool> {
     let stat = fs::read_to_string(format!("/proc/self/task/{thread}/stat"))?;
-    // What follows the name, which is in brackets.
+    // The state follows the name, which is in parentheses.
     let state = stat.rsplit(") ").next().context("no state")?;
     Ok(state.starts_with('D'))
 }
 
-/// Describes memory that is to be an area.
+/// Describes memory as an area.
 fn description(memory: &Mapping) -> AreaReg {
     AreaReg {
         addr: memory.address() as u64,
@@ -182,7 +187,7 @@ fn zx28() -> TestResult {
     let (main, served, added) = (gettid(), AtomicBool::new(false), AtomicBool::new(false));
 
     thread::scope(|scope| -> anyhow::Result<()> {
-        // Another ring of the same queue adds memory that is not there.
+        // Another ring of the same queue adds memory whose pages are missing.
         let other = scope.spawn(|| -> anyhow::Result<AreaReg> {
             let importer = import(&file)?;
             let mut slow = description(&withheld.memory);
@@ -191,7 +196,8 @@ fn zx28() -> TestResult {
         });
         withheld.wait()?;
         let server = scope.spawn(|| -> anyhow::Result<()> {
-            // As soon as the main thread is through, or waits for the page, too.
+            // This waits until the main thread either has added its area or waits as
+            // well.
             while !added.load(Ordering::Acquire) && !is_uninterruptible(main)? {
                 thread::sleep(Duration::from_millis(5));
             }
@@ -221,7 +227,7 @@ fn zx28() -> TestResult {
     })?;
     drop(file);
 
-    // All of it can be received into.
+    // All areas can be received into.
     let mut consumer = consumer;
     let count = PAGES + (withheld.memory.len() + more.len()) / PAGE_SIZE;
     let taken = consumer.take_some(count)?;
@@ -231,7 +237,7 @@ fn zx28() -> TestResult {
         }
     }
     let firsts = taken.iter().filter(|taken| taken.offset < offset(PAGES));
-    expect_eq("in the first area", firsts.count(), PAGES)?;
+    expect_eq("buffers in the first area", firsts.count(), PAGES)?;
     consumer.expect_free("more", &[])?;
     drop((consumer, area, withheld, more));
     before.wait("closing")?;
@@ -244,7 +250,7 @@ fn zx30() -> TestResult {
     let (mut consumer, area) = Consumer::new(ENTRIES, PAGES)?;
     let file = export(&consumer)?;
     let withheld = Withheld::new(2)?;
-    // What the kernel writes to when nothing else can fail.
+    // The kernel writes to this page when nothing else can fail.
     let page = Withheld::with(1, PROTECTED)?;
     let failing = description(&withheld.memory);
     page.memory.write(0, failing);
@@ -259,7 +265,8 @@ fn zx30() -> TestResult {
         });
         withheld.wait()?;
         match zcrx_implementation() {
-            // The second waits until the first, which has a number, has failed.
+            // In C, the second waits until the first, which has a number already, has
+            // failed.
             Implementation::C => {
                 let denier = scope.spawn(|| -> anyhow::Result<()> {
                     while !is_uninterruptible(main)? {
@@ -270,7 +277,7 @@ fn zx30() -> TestResult {
                 expect_result("adding meanwhile", add(&consumer, &mut quick), 0)?;
                 denier.join().ok().context("the denier panicked")??;
             }
-            // The first has its number once it waits to write it down.
+            // In Rust, the first has a number once it waits to write its description.
             Implementation::Rust => {
                 page.protect()?;
                 withheld.serve()?;
@@ -295,20 +302,20 @@ fn zx30() -> TestResult {
     held.with_pages(3).wait("failing")?;
     drop(file);
 
-    // The next one gets the next number, and all but the failed one are areas.
+    // The next area gets the next number, and all but the failed one are areas.
     let mut next = description(&third);
     expect_result("the next", add(&consumer, &mut next), 0)?;
     expect_eq("the next", next.rq_area_token, (mine + 1) << AREA_SHIFT)?;
     let mut free: Vec<u64> = (0..PAGES).map(offset).collect();
     free.extend((0..3).map(|index| quick.rq_area_token + offset(index)));
     free.push(next.rq_area_token);
-    consumer.expect_free("of three areas", &free)?;
+    consumer.expect_free("buffers of three areas", &free)?;
     if mine == 2 {
         consumer.push_offsets(&[1 << AREA_SHIFT]);
         consumer.flush_to(1)?;
-        consumer.expect_free("of the one that failed", &[])?;
+        consumer.expect_free("buffers of the failed area", &[])?;
     }
-    // A number that is not used counts.
+    // A number that stays unused counts towards the limit.
     for number in mine + 2..MAX_AREAS {
         let mut last = description(&third);
         expect_result("another", add(&consumer, &mut last), 0)?;
@@ -321,14 +328,14 @@ fn zx30() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-/// Pulls the device out while the kernel waits for memory on behalf of `act`, which
-/// is done after that, or in C, before: its result.
+/// Unplugs the device while the kernel waits for memory in `act`. `act` ends after
+/// that, or in C, before. Returns the result of `act`.
 fn unplugged<R: Send>(withheld: &Withheld, act: impl FnOnce() -> R + Send) -> anyhow::Result<R> {
     meanwhile(withheld, act, || nic::unplug(PORT))
 }
 
-/// Changes the device while the kernel waits for memory on behalf of `act`, which is
-/// done after that, or in C, before. Returns the result of `act`.
+/// Changes the device while the kernel waits for memory in `act`. `act` ends after
+/// that, or in C, before. Returns the result of `act`.
 pub(super) fn meanwhile<R: Send>(
     withheld: &Withheld,
     act: impl FnOnce() -> R + Send,
@@ -363,7 +370,7 @@ pub(super) fn meanwhile<R: Send>(
 
 fn bg03() -> TestResult {
     let in_c = zcrx_implementation() == Implementation::C;
-    // One more area of a queue.
+    // A further area of a queue.
     let nic = Nic::new()?;
     let withheld = Withheld::new(4)?;
     let (got, written, pinned) = unplugged(&withheld, || {
@@ -373,7 +380,7 @@ fn bg03() -> TestResult {
         anyhow::Ok((got, written, pinned()?))
     })??;
     expect_result("adding", got, if in_c { 0 } else { -libc::EFAULT })?;
-    // The token that was there for a moment is taken back.
+    // The token that was written before is taken back.
     let want = AreaReg {
         rq_area_token: u64::from(in_c) << AREA_SHIFT,
         ..description(&withheld.memory)
@@ -385,7 +392,7 @@ fn bg03() -> TestResult {
     nic::wait_pinned(0)?;
     drop(nic);
 
-    // The first one.
+    // The first area of a queue.
     let nic = Nic::new()?;
     let withheld = Withheld::new(4)?;
     let got = unplugged(&withheld, || {

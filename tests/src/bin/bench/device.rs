@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-//! What zero-copy receive costs that does not copy, over the software NIC:
-//! receiving, giving buffers back, and filling the device's page pool with them.
+//! Measures zero-copy receive that does not copy, over the software NIC: receiving,
+//! giving buffers back, and refilling the device's page pool.
 
 use std::io::Write;
 
@@ -17,12 +17,12 @@ use io_uring_rs_tests::zcrx::Ifq;
 
 use crate::{WARM_UP, median, timed};
 
-/// Packets of which each has a page of payload.
+/// The MTU at which each packet has a page of payload.
 const MTU: u32 = 4148;
-/// Pages that are received at once.
+/// The number of pages that are received at once.
 const PAGES: usize = 32;
 const ROUNDS: usize = 200;
-/// Buffers, and entries of the refill queue.
+/// The number of buffers, and of entries of the refill queue.
 const BUFFERS: usize = 512;
 
 /// A connection over the NIC, and a ring to receive from it.
@@ -51,7 +51,8 @@ impl Link {
         })
     }
 
-    /// Nanoseconds for sending so many pages, until they are there to be received.
+    /// Sends `pages` pages and waits until they can be received. Returns the
+    /// nanoseconds that sending took.
     fn send(&mut self, pages: usize) -> anyhow::Result<f64> {
         let bytes = self.stream.next(pages * PAGE_SIZE);
         let mut sent = Ok(());
@@ -61,7 +62,8 @@ impl Link {
         Ok(took)
     }
 
-    /// Nanoseconds for receiving so many pages, and where they are.
+    /// Receives `pages` pages. Returns the nanoseconds that this took, and the offsets
+    /// of the buffers.
     fn receive(&mut self, pages: usize) -> anyhow::Result<(f64, Vec<u64>)> {
         let request = self.stream.recv(&self.ifq, pages * PAGE_SIZE);
         self.ring.push(request)?;
@@ -97,8 +99,8 @@ impl Link {
     }
 }
 
-/// Nanoseconds per 4 KiB: receiving alone, and sending and receiving, with buffers
-/// given back by way of the device.
+/// Measures the nanoseconds per 4 KiB of receiving alone, and of sending and receiving.
+/// The device consumes the refill queue.
 fn transfer() -> anyhow::Result<(f64, f64)> {
     let mut link = Link::new(BUFFERS)?;
     let (mut receiver, mut system) = (Vec::new(), Vec::new());
@@ -114,17 +116,17 @@ fn transfer() -> anyhow::Result<(f64, f64)> {
     Ok((per_page(&mut receiver), per_page(&mut system)))
 }
 
-/// Nanoseconds per 4 KiB received.
+/// Measures the nanoseconds per 4 KiB received.
 pub fn receiving() -> anyhow::Result<f64> {
     Ok(transfer()?.0)
 }
 
-/// Nanoseconds per 4 KiB sent and received.
+/// Measures the nanoseconds per 4 KiB sent and received.
 pub fn whole_system() -> anyhow::Result<f64> {
     Ok(transfer()?.1)
 }
 
-/// Nanoseconds per buffer given back by a system call.
+/// Measures the nanoseconds per buffer given back by a system call.
 pub fn giving_back() -> anyhow::Result<f64> {
     let mut link = Link::new(BUFFERS)?;
     let mut samples = Vec::new();
@@ -141,12 +143,13 @@ pub fn giving_back() -> anyhow::Result<f64> {
     Ok(median(samples.split_off(WARM_UP)) / PAGES as f64)
 }
 
-/// Nanoseconds per buffer that the device gets from the refill queue: what a packet
-/// takes longer where 33 come back than where one does.
+/// Measures the nanoseconds per buffer that the device gets from the refill queue: the
+/// difference between a packet for which 33 buffers come back and one for which a
+/// single buffer does, per buffer.
 pub fn refilling() -> anyhow::Result<f64> {
     const RING: usize = 64;
     const MANY: usize = 33;
-    // All are in the device's ring at first, and there are no others.
+    // The device's ring holds all buffers at first.
     let mut link = Link::new(RING)?;
     let mut held = Vec::new();
     let take = |link: &mut Link, held: &mut Vec<u64>, pages: usize| -> anyhow::Result<f64> {

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
-//! What filters and zero-copy receive cost, case by case, in nanoseconds of this machine's clock.
-//! Under QEMU with `-icount shift=0` that is the number of instructions executed.
+//! Measures the cost of filters and zero-copy receive, case by case, in nanoseconds of
+//! this machine's clock. Under QEMU with `-icount shift=0` that is the number of
+//! instructions executed.
 //!
-//! Prints a line of JSON for each case. The exit status is 1 if a request did not
-//! come to what it should, so that no kernel looks fast that lets all pass.
+//! Prints a line of JSON for each case. The exit status is 1 if a request did not have
+//! the expected result, so that a kernel that allows everything does not look fast.
 
 use std::io::{Read, Write};
 use std::process::ExitCode;
@@ -30,47 +31,48 @@ const CHILDREN: usize = 50;
 const GROUPS: usize = 25;
 const GROUP: usize = 20;
 
-/// A value of `user_data` that filters deny.
+/// A `user_data` that filters deny.
 const DENIED: u32 = 0xdead;
 
-/// An address family that exists, and a type of socket that does not.
+/// An address family that exists, and a socket type that does not.
 const FAMILY: i32 = 45;
 const NO_TYPE: i32 = 15;
 
-/// Needs no lookup that could sleep: a program is no folder.
+/// A path whose lookup cannot sleep, as a program is not a directory.
 const ABSENT: &std::ffi::CStr = c"/init/absent";
 
 /// One number to measure.
 struct Case {
     name: &'static str,
-    /// The case that is to be subtracted: what remains is what filters add.
+    /// The case whose value is subtracted, so that the cost of filters remains.
     base: Option<&'static str>,
-    /// The most that Rust may take, C being 1. None where it is only watched.
+    /// The most that Rust may take relative to C, or `None` if the case is only
+    /// watched.
     target: Option<f64>,
     work: Work,
 }
 
-/// What is measured: the time of ...
+/// The work that is measured.
 enum Work {
-    /// each request among many, on one ring.
+    /// Each request among many on one ring.
     Requests(Requests),
-    /// registering one more filter than so many on a ring.
+    /// Registering one filter on a ring that has `before` filters.
     Register { before: usize },
-    /// registering the first filter of a task.
+    /// Registering the first filter of a task.
     RegisterTask,
-    /// setting up and closing a ring, in a task with or without a filter.
+    /// Setting up and closing a ring, in a task with or without a filter.
     Ring { filtered: bool },
-    /// fork, exit and wait, in a task with or without a filter.
+    /// Fork, exit and wait, in a task with or without a filter.
     Fork { filtered: bool },
-    /// what it says itself.
+    /// Work that measures itself.
     Zcrx(fn() -> anyhow::Result<f64>),
 }
 
 struct Requests {
     sqe: Sqe,
-    /// The result of each.
+    /// The result that each request must have.
     want: i32,
-    /// Filters, and what opcode each is for.
+    /// The filters, with the opcode of each.
     filters: Vec<(u8, Program)>,
     /// Requests that the same filters must deny.
     denied: Vec<Sqe>,
@@ -134,7 +136,8 @@ fn openat(filtered: bool) -> Work {
     })
 }
 
-/// Tests one byte of the word that is the same in all requests of an opcode.
+/// Builds a program that tests one byte of the word that is the same in all requests of
+/// an opcode.
 fn test_byte(mask: u32, value: u32) -> Program {
     vec![
         bpf::ld(OPCODE_WORD),
@@ -149,7 +152,7 @@ fn deny_value(value: u32) -> Program {
     bpf::deny_if(USER_DATA_LO, value)
 }
 
-/// Returns every case, after its base if it has one.
+/// Returns all cases, each after its base if it has one.
 fn cases() -> Vec<Case> {
     const NOP: Option<&str> = Some("NOP, no filter");
     const SOCKET: Option<&str> = Some("SOCKET, no filter");
@@ -203,9 +206,11 @@ fn cases() -> Vec<Case> {
 fn main() -> ExitCode {
     let mut status = ExitCode::SUCCESS;
     for case in cases() {
-        // What closed rings leave to workers and RCU is not the next one's.
+        // The work that closed rings leave to workers and RCU must not be measured in
+        // the next case.
         std::thread::sleep(Duration::from_millis(200));
-        // A child each: filters of a task stay, and so does what a ring leaves.
+        // Each case runs in a child, as the filters of a task and the remains of rings
+        // would stay.
         if let Err(error) = sandbox::in_child(|| case.run()) {
             println!("bench: {}: {error:#}", case.name);
             status = ExitCode::FAILURE;
@@ -235,7 +240,7 @@ impl Case {
 }
 
 impl Requests {
-    /// Nanoseconds per request, from submission to completion.
+    /// Measures the nanoseconds per request, from submission to completion.
     fn time(&self) -> anyhow::Result<f64> {
         let mut ring = Ring::with(ENTRIES, IORING_SETUP_SUBMIT_ALL)?;
         for (opcode, program) in &self.filters {
@@ -263,7 +268,7 @@ impl Requests {
     }
 }
 
-/// Nanoseconds for registering a filter on a fresh ring.
+/// Measures the nanoseconds of registering a filter on a new ring.
 fn registering(before: usize) -> anyhow::Result<f64> {
     let program = deny_value(DENIED);
     let mut samples = Vec::new();
@@ -280,7 +285,7 @@ fn registering(before: usize) -> anyhow::Result<f64> {
     Ok(median(samples.split_off(WARM_UP)))
 }
 
-/// Nanoseconds for registering a filter for a fresh task.
+/// Measures the nanoseconds of registering a filter for a new task.
 fn registering_task() -> anyhow::Result<f64> {
     let program = deny_value(DENIED);
     let mut samples = Vec::new();
@@ -300,26 +305,26 @@ fn registering_task() -> anyhow::Result<f64> {
     Ok(median(samples.split_off(WARM_UP)))
 }
 
-/// Nanoseconds for a ring from its setup to its close.
+/// Measures the nanoseconds of a ring from its setup to its close.
 fn ring_life(filtered: bool) -> anyhow::Result<f64> {
     filter_task(filtered)?;
     let life = || -> anyhow::Result<()> {
         let fd = ring::setup(ENTRIES, &mut Default::default());
         ensure!(fd >= 0, "io_uring_setup: {fd}");
-        // SAFETY: nobody else has this one.
+        // SAFETY: nothing else owns the descriptor.
         ensure!(unsafe { libc::close(fd) } == 0, "close failed");
         Ok(())
     };
     together(life)
 }
 
-/// Nanoseconds for a child from its fork until it has been waited for.
+/// Measures the nanoseconds of a child from its fork until it has been waited for.
 fn child_life(filtered: bool) -> anyhow::Result<f64> {
     filter_task(filtered)?;
     together(|| sandbox::in_child(|| Ok(())))
 }
 
-/// Gives the calling task a filter if it shall have one.
+/// Registers a filter for the calling task if `filtered`.
 fn filter_task(filtered: bool) -> anyhow::Result<()> {
     if filtered {
         let result = register::filter(TASK, op::NOP, &deny_value(DENIED));
@@ -336,7 +341,7 @@ fn expect_filtered(ring: &mut Ring) -> anyhow::Result<()> {
     ring.expect("a NOP to be allowed", Sqe::nop(), 0)
 }
 
-/// Measures how many nanoseconds something takes.
+/// Measures the nanoseconds that `work` takes.
 fn timed(work: impl FnOnce()) -> anyhow::Result<f64> {
     let begin = now()?;
     work();
@@ -347,14 +352,14 @@ fn now() -> anyhow::Result<Duration> {
     Ok(clock_gettime(ClockId::CLOCK_MONOTONIC_RAW)?.into())
 }
 
-/// Leaves out what a timer tick or the like fell into.
+/// Returns the median, which leaves out samples with a timer tick in them.
 fn median(mut samples: Vec<f64>) -> f64 {
     samples.sort_by(f64::total_cmp);
     samples[samples.len() / 2]
 }
 
-/// Measures work that continues in the kernel after the call: takes many together, as
-/// workers and RCU come to it when they like.
+/// Measures work that continues in the kernel after the call, many calls together, as
+/// workers and RCU run at any time.
 fn together(mut work: impl FnMut() -> anyhow::Result<()>) -> anyhow::Result<f64> {
     let mut samples = Vec::new();
     for _ in 0..WARM_UP + GROUPS {

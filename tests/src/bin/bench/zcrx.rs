@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! What zero-copy receive costs that copies: receiving, giving buffers back, and
+//! Measures zero-copy receive that copies: receiving, giving buffers back, and
 //! registering memory.
 
 use anyhow::ensure;
@@ -14,20 +14,20 @@ use io_uring_rs_tests::zcrx::{Ifq, Registration, memory};
 
 use crate::{WARM_UP, median, timed};
 
-/// Pages that are received at once.
+/// The number of pages that are received at once.
 const PAGES: usize = 32;
 const ROUNDS: usize = 200;
-/// Buffers, and entries of the refill queue: as many as completions can be, each
-/// with less than a page.
+/// The number of buffers, and of entries of the refill queue: the greatest number of
+/// completions, which may have less than a page each.
 const BUFFERS: usize = 128;
 
-/// Bytes of the memory that is registered, and how often it is.
+/// The size of the memory that is registered in bytes, and the number of registrations.
 const REGISTERED: usize = 64 << 20;
 const REGISTRATIONS: usize = 20;
 
-/// Nanoseconds per 4 KiB received, and per buffer given back.
+/// Measures the nanoseconds per 4 KiB received, and per buffer given back.
 fn transfer() -> anyhow::Result<(f64, f64)> {
-    // A place for each completion, so that the request is not put off.
+    // Every completion has room, so that the request is not deferred.
     let mut ring = WideRing::with(8, 2 * BUFFERS as u32, ZCRX_SETUP)?;
     let ifq = Ifq::new(ring.fd(), BUFFERS as u32, BUFFERS)?;
     let mut stream = Stream::new()?;
@@ -65,17 +65,17 @@ fn transfer() -> anyhow::Result<(f64, f64)> {
     Ok((received, median(returned.split_off(WARM_UP))))
 }
 
-/// Nanoseconds per 4 KiB received.
+/// Measures the nanoseconds per 4 KiB received.
 pub fn receiving() -> anyhow::Result<f64> {
     Ok(transfer()?.0)
 }
 
-/// Nanoseconds per buffer given back.
+/// Measures the nanoseconds per buffer given back.
 pub fn giving_back() -> anyhow::Result<f64> {
     Ok(transfer()?.1)
 }
 
-/// Nanoseconds for registering a queue with much memory.
+/// Measures the nanoseconds of registering a queue with a large area.
 pub fn registering() -> anyhow::Result<f64> {
     let area: Mapping = memory(REGISTERED / PAGE_SIZE)?;
     for page in 0..REGISTERED / PAGE_SIZE {
