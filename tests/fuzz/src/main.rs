@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Gives libFuzzer what the host's tests also have, of filters and of refill
-//! queues: `judge`. `make fuzz` builds this with the instrumentation that shows
-//! libFuzzer where it has been.
+//! Runs the checks of the host's property tests, for filters and refill queues, on
+//! input from libFuzzer: see `judge` in each. `make fuzz` builds this with the
+//! instrumentation that shows libFuzzer which code it has reached.
 
 #![no_main]
 

@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0
-//! What filters are shown of the address of a CONNECT, by the same file that the
-//! kernel is built from, held against a naive reading of the sockaddr structs.
+//! The part of a CONNECT's address that filters see, computed by the file that the
+//! kernel is built from, and compared with a naive reading of the sockaddr structures.
 
 use crate::address::Address;
 use proptest::prelude::*;
 
-/// Families as Linux numbers them.
+/// The families' numbers in Linux.
 const AF_INET: u16 = 2;
 const AF_INET6: u16 = 10;
 
-/// Where each struct ends: sockaddr_in, and sockaddr_in6 before it had a scope.
+/// The ends of the structures: sockaddr_in, and sockaddr_in6 before it had a scope.
 const IN: usize = 16;
 const IN6: usize = 24;
 /// The longest address that the kernel takes.
@@ -19,7 +19,8 @@ fn parse(bytes: &[u8]) -> Address {
     Address::from_bytes(bytes)
 }
 
-/// Returns what is shown of an address, and which of its bytes that depends on.
+/// Returns the part of an address that filters see, and the indices of the bytes that
+/// it depends on.
 fn model(bytes: &[u8]) -> (Address, Vec<usize>) {
     let mut shown = Address::default();
     if bytes.len() < 2 {
@@ -36,7 +37,7 @@ fn model(bytes: &[u8]) -> (Address, Vec<usize>) {
     (shown, (0..4).chain(place).collect())
 }
 
-/// Generates any address, but often of a family that shows more than itself.
+/// Generates any address, most often of a family that shows more than the family.
 fn sockaddr() -> impl Strategy<Value = Vec<u8>> {
     let family = prop_oneof![Just(AF_INET), Just(AF_INET6), any::<u16>()];
     let rest = prop::collection::vec(any::<u8>(), STORAGE - 2);
@@ -54,7 +55,7 @@ proptest! {
         prop_assert_eq!(parse(&bytes), model(&bytes).0);
     }
 
-    /// Bytes that are not shown make no difference.
+    /// Bytes that are not shown have no effect.
     #[test]
     fn shows_nothing_else(bytes in sockaddr(), noise: [u8; STORAGE / 4]) {
         let (shown, used) = model(&bytes);
@@ -67,7 +68,7 @@ proptest! {
         prop_assert_eq!(parse(&changed), shown);
     }
 
-    /// Neither does what follows the complete struct.
+    /// Bytes after the complete structure have no effect.
     #[test]
     fn longer_shows_the_same(bytes in sockaddr(), more: [u8; 8]) {
         let complete = match model(&bytes).0.family {
@@ -81,7 +82,7 @@ proptest! {
     }
 }
 
-/// Every length of one address of each family.
+/// Checks every length of one address of each family.
 #[test]
 fn every_length() {
     for family in [0, 1, AF_INET, AF_INET6, 0x0200, 0x0a00, u16::MAX] {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
-//! What is done with filter programs before they run, by the same files that the
-//! kernel is built from: finding verdicts that no request can change, and making
-//! one program of two. Both are held against an interpreter of classic BPF.
+//! The handling of filter programs before they run, by the files that the kernel is
+//! built from: finding verdicts that no request can change, and fusing two programs
+//! into one. Both are compared with an interpreter of classic BPF.
 
 use crate::classic::bpf::Action;
 use crate::classic::verdict::{Verdict, WORDS};
@@ -13,7 +13,7 @@ const SOCKET: (u8, u16) = (45, 12);
 const OPENAT: (u8, u16) = (18, 24);
 const NOP: (u8, u16) = (0, 0);
 
-/// Returns a number that has a chance to matter.
+/// Generates a number that is likely to matter.
 fn number() -> impl Strategy<Value = u32> {
     prop_oneof![
         4 => 0u32..4,
@@ -41,7 +41,7 @@ fn any_end() -> impl Strategy<Value = Insn> {
     ]
 }
 
-/// Generates any instruction; what it skips is cut to what there is later.
+/// Generates any instruction. The caller limits its jumps to the program.
 fn any_insn() -> impl Strategy<Value = Insn> {
     let alu = prop_oneof![
         Just(ADD),
@@ -79,7 +79,8 @@ fn any_insn() -> impl Strategy<Value = Insn> {
     ]
 }
 
-/// Returns a program that the kernel takes, of up to `longest` instructions and a few.
+/// Generates a program that the kernel accepts, of up to `longest` instructions plus a
+/// few.
 fn program(longest: usize) -> impl Strategy<Value = Vec<Insn>> {
     let body = prop::collection::vec(any_insn(), 0..longest);
     (any::<bool>(), body, any_end()).prop_map(|(scratch, body, end)| {
@@ -110,7 +111,7 @@ fn keep_jumps_inside(program: &mut [Insn]) {
     }
 }
 
-/// Returns a filter that loads one word and tests it, as most do.
+/// Generates a filter that loads one word and tests it, as most filters do.
 fn word_test() -> impl Strategy<Value = Vec<Insn>> {
     let word = prop_oneof![Just(0u32), Just(8), Just(16)];
     let insn = prop_oneof![
@@ -136,7 +137,7 @@ fn opcode() -> impl Strategy<Value = (u8, u16)> {
     ]
 }
 
-/// Returns a context as requests of an opcode have it.
+/// Generates a context that a request of the given opcode can have.
 fn context(of: (u8, u16)) -> impl Strategy<Value = Context> {
     let words = prop::collection::vec(number(), WORDS);
     words.prop_map(move |words| {
@@ -149,12 +150,12 @@ fn context(of: (u8, u16)) -> impl Strategy<Value = Context> {
     })
 }
 
-/// Returns a request of an opcode and contexts of it.
+/// Generates an opcode with its pdu size, and contexts of its requests.
 fn requests() -> impl Strategy<Value = ((u8, u16), Vec<Context>)> {
     opcode().prop_flat_map(|of| (Just(of), prop::collection::vec(context(of), 8)))
 }
 
-/// Failures are not written down: `judge` has a corpus.
+/// Failures are not stored, as `judge` has a corpus.
 fn cases(cases: u32) -> ProptestConfig {
     ProptestConfig {
         cases,
@@ -166,7 +167,8 @@ fn cases(cases: u32) -> ProptestConfig {
 proptest! {
     #![proptest_config(cases(20_000))]
 
-    /// Never "allow" for what can deny, nor "deny" for what can allow.
+    /// A verdict is never "allow" for a program that can deny, nor "deny" for one that
+    /// can allow.
     #[test]
     fn verdicts_hold(program in program(30), (of, contexts) in requests()) {
         let verdict = evaluate(&program, of);
@@ -179,7 +181,7 @@ proptest! {
         }
     }
 
-    /// A chain made one program decides as its filters do.
+    /// A fused chain decides as its filters do one by one.
     #[test]
     fn fused_chains_decide_alike(
         chain in prop::collection::vec(prop_oneof![program(30), word_test()], 1..6),
@@ -200,7 +202,7 @@ proptest! {
 proptest! {
     #![proptest_config(cases(300))]
 
-    /// Jumps that no longer fit their eight bits.
+    /// The fused programs have jumps that no longer fit their eight bits.
     #[test]
     fn long_programs_fuse(
         newer in program(1200), older in program(600), (_, contexts) in requests(),
@@ -214,7 +216,7 @@ proptest! {
     }
 }
 
-/// What stands in for each kind of filter that people write.
+/// Checks an example of each kind of filter that people write.
 #[test]
 fn verdicts_are_found() {
     let ret = |k| Insn::new(RET_K, k);
@@ -234,7 +236,7 @@ fn verdicts_are_found() {
         (size_is(12), SOCKET, Verdict::Allow),
         (size_is(0), SOCKET, Verdict::Deny),
         (size_is(0), NOP, Verdict::Allow),
-        // Padding, and what is behind the arguments.
+        // Padding, and what follows the opcode's data.
         (
             vec![ld(12), jeq(0, 0, 1), ret(1), ret(0)],
             OPENAT,
@@ -260,7 +262,7 @@ fn verdicts_are_found() {
             NOP,
             Verdict::Deny,
         ),
-        // `user_data` and the flags.
+        // `user_data` and the SQE flags.
         (
             vec![ld(0), jeq(0, 0, 1), ret(1), ret(0)],
             NOP,
@@ -276,13 +278,13 @@ fn verdicts_are_found() {
             NOP,
             Verdict::Depends,
         ),
-        // Both arms of an open branch allow.
+        // Both arms of a branch that depends on the request allow.
         (
             vec![ld(0), jeq(7, 0, 1), ret(1), ret(2)],
             NOP,
             Verdict::Allow,
         ),
-        // Divided by what may be zero, and by what is.
+        // The divisor may be zero, or is zero.
         (
             vec![
                 ld(0),
@@ -303,7 +305,7 @@ fn verdicts_are_found() {
             NOP,
             Verdict::Deny,
         ),
-        // What is not known here could do anything.
+        // An unknown instruction could do anything.
         (
             vec![Insn::new(ALU | 0x90 | X, 0), ret(1)],
             NOP,
@@ -314,7 +316,7 @@ fn verdicts_are_found() {
     }
 }
 
-/// What a filter costs that tests the same word as the one before it: one instruction.
+/// A filter that tests the same word as the one before it costs one instruction.
 #[test]
 fn fused_tests_are_short() {
     let test = |k| {
@@ -338,7 +340,7 @@ fn fused_tests_are_short() {
     );
 }
 
-/// A and X are zero again where the older program begins, if it reads them.
+/// A and X are zero again at the start of the older program, if it reads them.
 #[test]
 fn registers_start_at_zero() {
     let newer = [
@@ -361,8 +363,8 @@ fn registers_start_at_zero() {
     }
 }
 
-/// A program that the kernel refuses is never taken to have a certain verdict: its
-/// codes may be unknown, its jumps and its end may lead out of it.
+/// A program that the kernel refuses never gets a constant verdict. Its codes may be
+/// unknown, and its jumps or its end may lead out of it.
 #[test]
 fn refused_programs_are_undecided() {
     let judge = |program: &[Insn], room: usize| {
@@ -370,12 +372,12 @@ fn refused_programs_are_undecided() {
         classic::verdict::evaluate(program, &context, &mut vec![None; room])
     };
     let allow = Insn::new(RET_K, 1);
-    // A = user_data, of which nothing is known.
+    // A = `user_data`, which is unknown.
     let load = Insn::new(LD_ABS, 0);
 
     assert_eq!(judge(&[load, allow], 2), Verdict::Allow);
     for program in [
-        // ALU | MOD, LD | B | ABS and JMP with an operation that there is not.
+        // ALU | MOD, LD | B | ABS, and JMP with an operation that does not exist.
         vec![load, Insn::new(ALU | 0x90, 1), allow],
         vec![Insn::new(0x30, 0), allow],
         vec![
@@ -399,8 +401,8 @@ fn refused_programs_are_undecided() {
     assert_eq!(judge(&[load, allow], 1), Verdict::Depends);
 }
 
-/// The only codes that a filter may have are those that the interpreter knows, and
-/// of the context it can only load aligned words.
+/// A filter may have only the codes that the interpreter knows, and may load only
+/// aligned words of the context.
 #[test]
 fn codes_are_checked() {
     for code in 0..=u16::MAX {
@@ -431,7 +433,7 @@ fn codes_are_checked() {
     }
 }
 
-/// What `make fuzz` found worth keeping.
+/// Checks the inputs that `make fuzz` found worth keeping.
 #[test]
 fn corpus_holds() {
     let corpus = concat!(env!("CARGO_MANIFEST_DIR"), "/../fuzz/corpus");

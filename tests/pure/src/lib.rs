@@ -1,27 +1,27 @@
 // SPDX-License-Identifier: GPL-2.0
-//! The files of the kernel code that need nothing but `core`, the same that the
-//! kernel is built from, with models to hold them against: [`classic`] for
-//! filter programs, [`refill`] for refill queues. Property tests of them are in a
-//! module for each topic; what fuzzers ask is `judge` in either model.
+//! The files of the kernel code that need only `core`, the same that the kernel is
+//! built from, with models to compare them with: [`classic`] for filter programs,
+//! [`refill`] for refill queues. There is a module of property tests for each topic.
+//! Fuzzers run `judge` of either model.
 
-// What only the kernel and the tests use.
+// Only the kernel and the tests use some of this.
 #![cfg_attr(not(test), allow(dead_code))]
 
 extern crate self as kernel;
 
-/// Where the kernel's files look for what they use.
+/// The kernel's files look for `bpf` at the root.
 pub use classic::bpf;
 pub mod classic;
 pub mod refill;
 
 pub mod io_uring;
 
-// Formatted as the kernel is.
+// This is formatted as the kernel is.
 #[rustfmt::skip]
 #[path = "../../../io_uring_rs/restriction/parse.rs"]
 mod parse;
 
-// Formatted as the kernel is.
+// This is formatted as the kernel is.
 #[rustfmt::skip]
 #[path = "../../../io_uring_rs/filter/payload/address.rs"]
 mod address;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Property tests of positions in a refill queue and of its entries.
+//! Property tests of positions in a refill queue and of the decoding of its entries.
 
 use crate::refill::cursor::{AREA_SHIFT, Cursor};
 use crate::refill::{check_entry, judge};
@@ -16,26 +16,26 @@ fn cases(cases: u32) -> ProptestConfig {
 proptest! {
     #![proptest_config(cases(20_000))]
 
-    /// Any moves of user space.
+    /// Positions hold for any moves of user space.
     #[test]
     fn positions_hold(data in prop::collection::vec(any::<u8>(), 0..400)) {
         judge(&data);
     }
 
-    /// Any entry, for buffers of any size.
+    /// Entries are decoded correctly for buffers of any size.
     #[test]
     fn entries_hold(offset: u64, padding in prop_oneof![4 => Just(0), 1 => any::<u32>()], shift in 12..31u32) {
         check_entry(offset, padding, shift);
     }
 
-    /// Offsets of which few bits are set.
+    /// Entries are decoded correctly if few bits of their offset are set.
     #[test]
     fn single_bits_hold(bits in prop::collection::vec(0..64u32, 0..4), shift in 12..31u32) {
         check_entry(bits.iter().fold(0, |offset, bit| offset | 1 << bit), 0, shift);
     }
 }
 
-/// Round and round a queue of each size, always full.
+/// Goes around a queue of each size several times, with the queue always full.
 #[test]
 fn full_queues() {
     for bits in 0..16 {
@@ -48,7 +48,7 @@ fn full_queues() {
             assert_eq!(cursor.available(head + entries), entries);
             assert_eq!(cursor.available(head + entries + 1), entries);
             assert_eq!(cursor.available(head.wrapping_sub(1)), entries);
-            // In two goes.
+            // The entries are taken in two parts.
             assert!(cursor.take(entries / 2).eq(0..entries / 2));
             assert!(cursor.take(entries - entries / 2).eq(entries / 2..entries));
             assert_eq!(cursor.head(), head + entries);
@@ -57,7 +57,7 @@ fn full_queues() {
     assert_eq!(AREA_SHIFT, 48);
 }
 
-/// What `make fuzz` found worth keeping.
+/// Checks the inputs that `make fuzz` found worth keeping.
 #[test]
 fn corpus_holds() {
     let corpus = concat!(env!("CARGO_MANIFEST_DIR"), "/../fuzz/corpus");

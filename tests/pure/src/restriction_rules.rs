@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-//! The parser of restriction lists, the same file that the kernel is built from,
-//! held against a naive reading of what such lists mean.
+//! The parser of restriction lists, by the file that the kernel is built from, compared
+//! with a naive reading of such lists.
 
 use std::collections::BTreeSet;
 
@@ -17,11 +17,11 @@ const SQE_OP: u16 = 1;
 const FLAGS_ALLOWED: u16 = 2;
 const FLAGS_REQUIRED: u16 = 3;
 
-/// How many register and SQE opcodes the uapi of Linux 7.3 has.
+/// The numbers of register and SQE opcodes in the uapi of Linux 7.3.
 const REGISTER_OPCODES: u8 = 38;
 const SQE_OPCODES: u8 = 65;
 
-/// What a list means, as sets of numbers.
+/// The meaning of a list, as sets of numbers.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 struct Meaning {
     register_ops: BTreeSet<u8>,
@@ -32,7 +32,7 @@ struct Meaning {
     registers_restricted: bool,
 }
 
-/// Returns the members of a bitmap, of all that one could ask for.
+/// Returns the members of a bitmap among all numbers of eight bits.
 fn members<const WORDS: usize>(set: &OpSet<WORDS>) -> BTreeSet<u8> {
     (0..=u8::MAX)
         .filter(|&op| set.contains(op.into()))
@@ -58,7 +58,7 @@ fn parse(entries: &[Entry]) -> Option<Meaning> {
     parser.finish().map(meaning)
 }
 
-/// Values of the entries of one kind, in order.
+/// Returns the values of the entries of one kind, in order.
 fn of_kind(entries: &[Entry], wanted: u16) -> impl DoubleEndedIterator<Item = u8> {
     entries
         .iter()
@@ -66,7 +66,8 @@ fn of_kind(entries: &[Entry], wanted: u16) -> impl DoubleEndedIterator<Item = u8
         .map(|&(_, value)| value)
 }
 
-/// Returns what a list means, one question after the other.
+/// Computes the meaning of a list, or `None` if it is invalid, one field after the
+/// other.
 fn model(entries: &[Entry]) -> Option<Meaning> {
     let known = |&(kind, value): &Entry| match kind {
         REGISTER_OP => value < REGISTER_OPCODES,
@@ -88,7 +89,7 @@ fn model(entries: &[Entry]) -> Option<Meaning> {
     })
 }
 
-/// Returns an entry that is valid.
+/// Generates a valid entry.
 fn valid() -> impl Strategy<Value = Entry> {
     prop_oneof![
         (Just(REGISTER_OP), 0..REGISTER_OPCODES),
@@ -98,7 +99,7 @@ fn valid() -> impl Strategy<Value = Entry> {
     ]
 }
 
-/// Returns an entry that is not.
+/// Generates an invalid entry.
 fn invalid() -> impl Strategy<Value = Entry> {
     prop_oneof![
         (Just(REGISTER_OP), REGISTER_OPCODES..),
@@ -107,13 +108,13 @@ fn invalid() -> impl Strategy<Value = Entry> {
     ]
 }
 
-/// Returns a list of valid entries up to the longest.
+/// Generates a list of valid entries, up to the greatest length.
 fn list() -> impl Strategy<Value = Vec<Entry>> {
     prop::collection::vec(valid(), 0..=MAX_ENTRIES)
 }
 
 proptest! {
-    /// Whatever the entries are.
+    /// The entries may be any.
     #[test]
     fn agrees_with_the_model(entries in prop::collection::vec(any::<Entry>(), 0..8)) {
         prop_assert_eq!(parse(&entries), model(&entries));
@@ -126,7 +127,7 @@ proptest! {
         prop_assert_eq!(rules, model(&entries));
     }
 
-    /// Wherever it stands.
+    /// The position of the invalid entry does not matter.
     #[test]
     fn one_invalid_entry_spoils_the_list(
         mut entries in list(),
@@ -137,7 +138,7 @@ proptest! {
         prop_assert_eq!(parse(&entries), None);
     }
 
-    /// Only entries of flags can overrule each other.
+    /// Only flag entries can override each other.
     #[test]
     fn order_of_opcodes_does_not_matter(
         entries in list(),
@@ -161,7 +162,7 @@ proptest! {
         prop_assert_eq!(parse(&twice), parse(&entries));
     }
 
-    /// Each kind of flags has the value that was given last.
+    /// The last entry of each kind of flags counts.
     #[test]
     fn last_flags_win(entries in list(), allowed: u8, required: u8) {
         let mut entries = entries;
@@ -219,7 +220,7 @@ fn opcodes_at_the_edges() {
     assert_eq!(parse(&list), Some(want));
 }
 
-/// What the kernel asks the rules themselves.
+/// Checks the answers that the kernel gets from the rules.
 #[test]
 fn questions() {
     for (list, anything) in [
@@ -243,8 +244,7 @@ fn questions() {
     assert!((0..300).all(|op| Rules::default().allows_register(op)));
 }
 
-/// Nothing beyond a bitmap is ever a member, and no attempt to make it one does
-/// harm to the others.
+/// A number beyond the bitmap is never a member, and inserting one changes nothing.
 #[test]
 fn beyond_the_bitmap() {
     let mut set = OpSet::<2>::EMPTY;

@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0
-//! What a fuzzer asks: whether a chain of programs, made from the bytes that it
-//! gives, is treated as the interpreter says. Any bytes make valid programs, so
-//! that none are given in vain.
+//! The checks that a fuzzer runs: whether verdicts on a chain of programs, and the
+//! fused chain, agree with the interpreter. The fuzzer's bytes are turned into the
+//! chain, and any bytes give valid programs, so that no input is wasted.
 
 use super::insn::*;
 use super::verdict::Verdict;
 use super::{CODES, Context, as_requests_have_it, evaluate, fused, run, valid};
 
-/// Constants that are likely to matter: words of the context are made of them too.
+/// Constants that are likely to matter. Words of contexts are made of them, too.
 const NUMBERS: [u32; 8] = [0, 1, 2, 12, 45, 0xff, 0x000c_002d, 0x8000_0000];
 
-/// Bytes to be taken one by one, zeroes at the end.
+/// Bytes that are taken one by one, followed by zeroes without end.
 struct Bytes<'a>(&'a [u8]);
 
 impl Bytes<'_> {
@@ -42,7 +42,7 @@ impl Bytes<'_> {
         context
     }
 
-    /// Returns an instruction with so many behind it.
+    /// Makes an instruction that has `behind` others after it.
     fn insn(&mut self, behind: usize) -> Insn {
         let code = match self.below(CODES.len() + 10) {
             usual if usual < CODES.len() => CODES[usual],
@@ -74,7 +74,8 @@ impl Bytes<'_> {
             0 => Insn::new(RET_A, 0),
             _ => Insn::new(RET_K, self.number()),
         });
-        // Reading what is not written is refused before any of this gets it.
+        // The kernel refuses programs that read unwritten scratch words before it
+        // evaluates or fuses them.
         if valid(&program).is_err() {
             for insn in &mut program {
                 insn.code = match insn.code {
@@ -89,8 +90,8 @@ impl Bytes<'_> {
     }
 }
 
-/// Panics if a verdict does not hold, or if programs that were made one decide
-/// otherwise than one by one.
+/// Panics if a verdict is wrong for some context, or if the fused chain decides
+/// differently from its programs one by one.
 pub fn judge(data: &[u8]) {
     let mut bytes = Bytes(data);
     let of = (bytes.below(65) as u8, [0, 12, 16, 24][bytes.below(4)]);

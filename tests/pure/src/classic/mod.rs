@@ -1,20 +1,20 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Classic BPF outside the kernel: the files of the kernel that need nothing but
-//! `core`, and an interpreter to hold them against. Whoever uses this names its
-//! `bpf` at the root of the crate, and the crate `kernel`.
+//! Classic BPF outside the kernel: the files of the kernel that need only `core`, and
+//! an interpreter to compare them with. A crate that uses this module must name its
+//! `bpf` at the root, and must be known as `kernel`.
 
 pub mod judge;
 
-// Formatted as the kernel is.
+// This is formatted as the kernel is.
 #[rustfmt::skip]
 #[path = "../../../../rust/kernel/bpf/insn.rs"]
 pub mod insn;
 
-/// Where the kernel's files look for their neighbours.
+/// The module in which the kernel's files look for their neighbours.
 pub mod bpf {
     pub use super::insn::{self, Insn};
 
-    /// What becomes of an instruction, as the kernel crate has it.
+    /// What the kernel does with an instruction, as in the kernel crate.
     #[derive(Debug, PartialEq)]
     pub enum Action {
         Keep,
@@ -23,17 +23,17 @@ pub mod bpf {
     }
 }
 
-// Formatted as the kernel is.
+// This is formatted as the kernel is.
 #[rustfmt::skip]
 #[path = "../../../../io_uring_rs/filter/check.rs"]
 pub mod check;
 
-// Formatted as the kernel is.
+// This is formatted as the kernel is.
 #[rustfmt::skip]
 #[path = "../../../../io_uring_rs/filter/verdict.rs"]
 pub mod verdict;
 
-// Formatted as the kernel is.
+// This is formatted as the kernel is.
 #[rustfmt::skip]
 #[path = "../../../../io_uring_rs/filter/fuse.rs"]
 pub mod fuse;
@@ -43,8 +43,8 @@ use verdict::Verdict;
 
 pub type Context = [u8; 40];
 
-/// What a filter may contain but for loads of the context and of lengths, in the
-/// numbers of the uapi.
+/// The codes that a filter may contain, except for loads of the context and of lengths,
+/// as the numbers of the uapi.
 #[rustfmt::skip]
 pub const CODES: [u16; 38] = [
     0x00, 0x01, 0x60, 0x61, 0x02, 0x03, 0x07, 0x87,
@@ -54,7 +54,7 @@ pub const CODES: [u16; 38] = [
     0x06, 0x16,
 ];
 
-/// Runs a program as the kernel's documentation of classic BPF has it.
+/// Runs a program according to the kernel's documentation of classic BPF.
 pub fn run(program: &[Insn], context: &Context) -> u32 {
     let (mut a, mut x, mut m) = (0u32, 0u32, [None; 16]);
     let mut pc = 0;
@@ -98,9 +98,9 @@ pub fn run(program: &[Insn], context: &Context) -> u32 {
     }
 }
 
-/// Checks what the kernel asks for beyond what [`run`] would trip over: jumps that
-/// stay inside, a `ret` at the end, and scratch words that are written before they
-/// are read, also on ways that it only believes in: past a `ret`.
+/// Checks what the kernel requires beyond what makes [`run`] panic: jumps that stay
+/// inside, a `ret` at the end, and scratch words that are written before they are read.
+/// Like the kernel, this treats the code after a `ret` as reachable.
 pub fn valid(program: &[Insn]) -> Result<(), String> {
     let mut written = vec![u16::MAX; program.len()];
     let mut here = 0u16;
@@ -130,7 +130,7 @@ pub fn valid(program: &[Insn]) -> Result<(), String> {
     }
 }
 
-/// Makes `context` one of a request with this opcode and size of its arguments.
+/// Turns `context` into one that a request with this opcode and pdu size can have.
 pub fn as_requests_have_it(context: &mut Context, (opcode, pdu_size): (u8, u16)) {
     context[8] = opcode;
     context[9] &= 0x7f;

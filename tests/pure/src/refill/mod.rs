@@ -1,18 +1,19 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Positions in a refill queue and what its entries mean, the same file that the
-//! kernel is built from, held against a naive reading: `judge`.
+//! Positions in a refill queue and the decoding of its entries, by the file that the
+//! kernel is built from, compared with a naive reading in `judge`.
 
-// Formatted as the kernel is.
+// This is formatted as the kernel is.
 #[rustfmt::skip]
 #[path = "../../../../io_uring_rs/zcrx/cursor.rs"]
 pub mod cursor;
 
 use cursor::{Cursor, Place};
 
-/// The bit of an offset from which on it names the area.
+/// The lowest bit of the area's number in an offset.
 const AREA_BIT: u32 = 48;
 
-/// Returns what an entry means, in arithmetic of unlimited width.
+/// Decodes an entry in arithmetic of unlimited width. Returns the numbers of the area
+/// and of the buffer in it.
 fn meaning(offset: u64, padding: u32, shift: u32) -> Option<(u32, u64)> {
     let size = 1u128 << shift;
     let (area, within) = (
@@ -28,22 +29,22 @@ pub fn check_entry(offset: u64, padding: u32, shift: u32) {
     let got = place.map(|place| (place.area, place.buffer));
     assert_eq!(got, meaning(offset, padding, shift));
 
-    // The buffer's first byte, if the offset is in it.
+    // The offset of the buffer's first byte, if the entry names a buffer.
     if let Some(place) = place {
         assert_eq!(place.offset(shift), offset >> shift << shift);
     }
 }
 
-/// Takes bytes as a user's moves: where it says that it is, and how many of the
-/// entries the kernel takes. The kernel never takes more than the queue has, nor
-/// loses its own place.
+/// Turns bytes into moves of user space: a tail, and the number of entries that the
+/// kernel takes. Checks that the kernel never takes more than the queue has, and never
+/// loses its own position.
 pub fn judge(data: &[u8]) {
     let Some((&first, moves)) = data.split_first() else {
         return;
     };
     let entries = 1u32 << (first % 16);
     let mut cursor = Cursor::new(entries);
-    // Counts on where the kernel's wraps around.
+    // This count goes on where the kernel's wraps around.
     let mut head = 0u64;
 
     for chunk in moves.chunks_exact(13) {
@@ -51,10 +52,10 @@ pub fn judge(data: &[u8]) {
         let tail = if chunk[12] & 1 == 0 {
             word(0)
         } else {
-            // Near where the kernel is.
+            // A position near the kernel's.
             (head as u32).wrapping_add(word(0) % (2 * entries))
         };
-        // As far ahead as it can be, for numbers of 32 bits.
+        // The distance between the two in numbers of 32 bits.
         let ahead = (u64::from(tail) + (1 << 32) - head % (1 << 32)) % (1 << 32);
         let available = cursor.available(tail);
         assert_eq!(u64::from(available), ahead.min(entries.into()));
