@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Asks the generic netlink family `netdev` about receive queues and page pools and who
 //! provides their memory, leases queues, and binds dma-bufs to them. Also changes ring
-//! settings over the family `ethtool`, of which Debian's `ethtool` does not know all.
+//! settings over the family `ethtool`, as Debian's `ethtool` does not know all of them.
 
 use std::os::fd::RawFd;
 

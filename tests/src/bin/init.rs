@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
-//! PID 1 of the guest: sets the machine up, does the one thing that the kernel
-//! command line asks for after `--`, says how it ended, and powers off.
+//! PID 1 of the guest. It sets the machine up, runs the one job that the kernel command
+//! line names after `--`, prints the job's exit status, and powers off.
 //!
 //! - `suite [PREFIX…]`: the user-space suite
-//! - `soak MINUTES [SEED]`: its stress tests for so long
+//! - `soak MINUTES [SEED]`: the suite's stress tests for a number of minutes
 //! - `demo`: the demonstration
 //! - `bench`: the measurements
-//! - `external SECONDS NAME…`: programs from /external, as KTAP
+//! - `external SECONDS NAME…`: programs in /external, reported as KTAP
 //! - `shell`: an interactive shell on the console
 
 use std::fs::{self, File};
@@ -27,7 +27,7 @@ use nix::unistd::Pid;
 
 use io_uring_rs_tests::ktap::{self, Verdict};
 
-/// Where programs come from; glibc programs find their libraries by themselves.
+/// The directories of programs. Programs with glibc find their libraries without help.
 const PATH: &str = "/bin:/sbin:/usr/bin:/usr/sbin";
 
 fn main() {
@@ -40,13 +40,13 @@ fn main() {
     };
     println!("# exit {status}");
     flush();
-    // Gives an emulated serial line the time to get its last bytes out.
+    // An emulated serial line needs the time to send its last bytes.
     std::thread::sleep(Duration::from_millis(50));
     let _ = reboot(RebootMode::RB_POWER_OFF);
-    // Without power-off, ending PID 1 stops the machine.
+    // If power-off fails, the end of PID 1 stops the machine.
 }
 
-/// Mounts, network, limits, and where the output goes.
+/// Mounts file systems, brings up the network, sets limits, and directs the output.
 fn set_up() -> anyhow::Result<()> {
     for (kind, target) in [
         ("proc", "/proc"),
@@ -69,7 +69,7 @@ fn set_up() -> anyhow::Result<()> {
     for (name, target) in [("pts", "devpts"), ("shm", "tmpfs")] {
         let path = format!("/dev/{name}");
         fs::create_dir_all(&path)?;
-        // Not every kernel has pseudo-terminals.
+        // Some kernels have no pseudo-terminals.
         let _ = mount(
             Some(target),
             path.as_str(),
@@ -88,7 +88,7 @@ fn set_up() -> anyhow::Result<()> {
     ] {
         setrlimit(resource, limit, limit).with_context(|| format!("{resource:?}"))?;
     }
-    // SAFETY: PID 1 has a single thread here.
+    // SAFETY: PID 1 has a single thread at this point.
     unsafe {
         std::env::set_var("PATH", PATH);
         std::env::set_var("HOME", "/root");
@@ -97,9 +97,9 @@ fn set_up() -> anyhow::Result<()> {
     std::env::set_current_dir("/tmp").context("/tmp")
 }
 
-/// Sends standard output to the second serial line where there is one.
+/// Directs standard output to the second serial line if there is one.
 fn direct_output() -> anyhow::Result<()> {
-    // Type 0 is a port that no hardware answers to.
+    // Type 0 is a port without hardware.
     let port = fs::read_to_string("/sys/class/tty/ttyS1/type").unwrap_or_default();
     let device = match port.trim() {
         "" | "0" => "/dev/console",
@@ -112,7 +112,7 @@ fn direct_output() -> anyhow::Result<()> {
         .open(device)
         .with_context(|| device.to_string())?;
     for stream in 0..3 {
-        // SAFETY: replaces the standard streams, which nobody borrows.
+        // SAFETY: the call replaces the standard streams, which nothing borrows.
         if unsafe { libc::dup2(output.as_raw_fd(), stream) } < 0 {
             bail!("{device}: {}", std::io::Error::last_os_error());
         }
@@ -125,13 +125,13 @@ fn direct_output() -> anyhow::Result<()> {
 
 fn loopback_up() -> anyhow::Result<()> {
     let socket = std::net::UdpSocket::bind("0.0.0.0:0")?;
-    // SAFETY: all zeroes is a valid ifreq; name and flags are filled in below.
+    // SAFETY: all zeroes is a valid `ifreq`; name and flags are filled in below.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     for (to, from) in request.ifr_name.iter_mut().zip(b"lo") {
         *to = *from as libc::c_char;
     }
     request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
-    // SAFETY: the request is as SIOCSIFFLAGS wants it.
+    // SAFETY: the request is laid out as SIOCSIFFLAGS expects it.
     let ret = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS as _, &request) };
     if ret < 0 {
         return Err(std::io::Error::last_os_error().into());
@@ -139,12 +139,12 @@ fn loopback_up() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Runs the job that the command line names. Returns its exit status.
+/// Runs the job that the command line names. Returns the job's exit status.
 fn work() -> anyhow::Result<i32> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let (job, rest) = arguments
         .split_first()
-        .context("no job after -- on the command line")?;
+        .context("no job on the kernel command line; add one after --, such as `-- suite`")?;
     match job.as_str() {
         "suite" => suite(rest),
         "soak" => soak(rest),
@@ -156,14 +156,15 @@ fn work() -> anyhow::Result<i32> {
     }
 }
 
-/// Runs a program to its end; what it leaves behind is reaped on the way.
+/// Runs a program to its end, and reaps orphans meanwhile. Returns its exit status.
 fn run(program: &str, arguments: &[String]) -> anyhow::Result<i32> {
     let mut command = Command::new(program);
     command.args(arguments);
     spawn_and_reap(command).with_context(|| program.to_string())
 }
 
-/// Runs a program. As PID 1 we are handed every orphan: waits for all until it ends.
+/// Runs a program. Reaps every child until it ends, as PID 1 becomes the parent of all
+/// orphans.
 fn spawn_and_reap(mut command: Command) -> anyhow::Result<i32> {
     let child = Pid::from_raw(command.spawn()?.id() as i32);
     loop {
@@ -178,7 +179,7 @@ fn spawn_and_reap(mut command: Command) -> anyhow::Result<i32> {
     }
 }
 
-/// Runs the suite, and looks for memory that it leaked where the kernel can.
+/// Runs the suite, and searches for memory leaks if the kernel has kmemleak.
 fn suite(prefixes: &[String]) -> anyhow::Result<i32> {
     let leaks = Path::new("/sys/kernel/debug/kmemleak");
     let searching = leaks.exists() && fs::write(leaks, "clear").is_ok();
@@ -186,7 +187,7 @@ fn suite(prefixes: &[String]) -> anyhow::Result<i32> {
     if !searching {
         return Ok(status);
     }
-    // A block counts as leaked if it is old enough and two scans agree.
+    // kmemleak reports a block only if it is old enough and two scans agree.
     for _ in 0..2 {
         std::thread::sleep(Duration::from_secs(6));
         fs::write(leaks, "scan").context("kmemleak scan")?;
@@ -196,17 +197,17 @@ fn suite(prefixes: &[String]) -> anyhow::Result<i32> {
         println!("# kmemleak found nothing");
         return Ok(status);
     }
-    // On the console it stands with the other reports of the kernel.
+    // The console has the kernel's other reports, too.
     fs::write("/dev/console", &found).context("/dev/console")?;
     println!("# kmemleak found leaks, see the console");
     Ok(if status == 0 { 1 } else { status })
 }
 
-/// Runs the suite's stress tests, for minutes or hours.
+/// Runs the suite's stress tests for minutes or hours.
 fn soak(arguments: &[String]) -> anyhow::Result<i32> {
     let (minutes, seed) = arguments
         .split_first()
-        .context("soak needs MINUTES [SEED]")?;
+        .context("soak without a time; give MINUTES [SEED]")?;
     let mut options = vec!["--soak".to_string(), minutes.clone()];
     if let Some(seed) = seed.first() {
         options.extend(["--seed".to_string(), seed.clone()]);
@@ -214,14 +215,14 @@ fn soak(arguments: &[String]) -> anyhow::Result<i32> {
     suite(&options)
 }
 
-/// Runs programs that others built, one KTAP line each.
+/// Runs programs that were built elsewhere, and prints a KTAP line for each.
 fn external(arguments: &[String]) -> anyhow::Result<i32> {
     let (seconds, names) = arguments
         .split_first()
-        .context("external needs SECONDS NAME…")?;
+        .context("external without a time limit; give SECONDS NAME…")?;
     let seconds = seconds
         .parse()
-        .with_context(|| format!("{seconds} is no number of seconds"))?;
+        .with_context(|| format!("the time limit is {seconds}; give a number of seconds"))?;
     let limit = Duration::from_secs(seconds);
     ktap::plan(0, names.len());
     let mut failures = 0;
@@ -235,7 +236,7 @@ fn external(arguments: &[String]) -> anyhow::Result<i32> {
     Ok(i32::from(failures != 0))
 }
 
-/// Runs one program, in a folder of its own.
+/// Runs one program in a directory of its own.
 fn run_external(name: &str, limit: Duration) -> anyhow::Result<Verdict> {
     let folder = format!("/tmp/{name}");
     fs::create_dir_all(&folder).with_context(|| folder.clone())?;
@@ -255,7 +256,7 @@ fn run_external(name: &str, limit: Duration) -> anyhow::Result<Verdict> {
     Ok(verdict)
 }
 
-/// Collects what the programs left to PID 1.
+/// Reaps the orphans that programs left to PID 1.
 fn reap_orphans() {
     let options = nix::sys::wait::WaitPidFlag::WNOHANG;
     while let Ok(status) = nix::sys::wait::waitpid(None, Some(options)) {
@@ -267,7 +268,7 @@ fn reap_orphans() {
 
 /// Runs a shell with job control on the console.
 fn shell() -> anyhow::Result<i32> {
-    // /dev/console cannot be a controlling terminal: open what stands behind it.
+    // /dev/console cannot be a controlling terminal, so the device behind it is opened.
     let active = fs::read_to_string("/sys/class/tty/console/active").context("the console")?;
     let name = active
         .split_whitespace()
@@ -287,7 +288,7 @@ fn shell() -> anyhow::Result<i32> {
         .stdin(terminal.try_clone()?)
         .stdout(terminal.try_clone()?)
         .stderr(terminal.try_clone()?);
-    // SAFETY: only system calls between fork and exec.
+    // SAFETY: the closure makes only system calls between fork and exec.
     unsafe {
         command.pre_exec(|| {
             if libc::setsid() < 0 || libc::ioctl(0, libc::TIOCSCTTY, 0) < 0 {
@@ -297,12 +298,12 @@ fn shell() -> anyhow::Result<i32> {
         });
     }
     let status = spawn_and_reap(command).context("/bin/sh")?;
-    // What the shell left running would keep the terminal.
+    // A program that the shell left running would keep the terminal.
     let _ = kill(Pid::from_raw(-1), Signal::SIGKILL);
     Ok(status)
 }
 
-/// Waits until the line has sent everything.
+/// Waits until the serial line has sent everything.
 fn flush() {
     use std::io::Write;
     let _ = std::io::stdout().flush();

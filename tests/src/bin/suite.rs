@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! The user-space suite: prints KTAP, exits with 1 if a test failed.
+//! The user-space suite. Prints KTAP, and exits with 1 if a test failed.
 
 use std::process::ExitCode;
 
@@ -10,30 +10,30 @@ use io_uring_rs_tests::ring::Ring;
 use io_uring_rs_tests::sqe::Sqe;
 use io_uring_rs_tests::suite;
 
-/// Tests io_uring's filters from user space.
+/// Tests io_uring's filters and zero-copy receive from user space.
 #[derive(Parser)]
 struct Arguments {
-    /// Runs only tests that start with one of these, or whose group does.
+    /// Runs only tests whose names, or whose groups' names, start with one of these.
     prefixes: Vec<String>,
-    /// Leaves out a group that starts with this.
+    /// Leaves out the groups whose names start with this.
     #[arg(long, value_name = "PREFIX")]
     but: Vec<String>,
-    /// Makes the random choices of an earlier run again.
+    /// Repeats the random choices of an earlier run.
     #[arg(long)]
     seed: Option<u64>,
-    /// Runs the stress tests for so many minutes instead.
+    /// Runs the stress tests for this number of minutes instead.
     #[arg(long, value_name = "MINUTES")]
     soak: Option<u64>,
-    /// Names the tests and does not run them.
+    /// Lists the tests and does not run them.
     #[arg(long)]
     list: bool,
     /// Runs one test in this process, as the runner does.
     #[arg(long, hide = true)]
     only: Option<String>,
-    /// Has that test be as thorough as it can, as in a soak.
+    /// Makes that test as thorough as in a soak.
     #[arg(long, hide = true)]
     long: bool,
-    /// Does one NOP and exits with its negated result.
+    /// Makes one NOP and exits with its negated result.
     #[arg(long, hide = true)]
     nop_probe: bool,
 }

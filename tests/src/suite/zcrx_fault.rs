@@ -190,7 +190,7 @@ impl<const OWN: bool> Scenario for Register<OWN> {
         none(self.ring.as_ref().context("no ring")?)?;
         self.held.expect("failing")?;
         let written = written(&self.registration, &self.offered)?;
-        // Which structures are written at which failing copy is for FI15.
+        // FI15 checks which structures are written before each failing copy.
         ensure!(
             written == 0 || self.got == -libc::EFAULT,
             "{written} descriptions were written before memory was short"

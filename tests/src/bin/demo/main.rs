@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
-//! The demonstration: a task gives itself filters and starts programs, whose
-//! requests are then allowed or refused; and a file is received into memory that
-//! was lent. Every line says what was asked, what decided, and what came of it;
-//! the exit status is 1 if any line is not as it should be.
+//! The demonstration. A task gives itself filters and starts programs, whose requests
+//! are then allowed or refused; and a file is received into memory that a program has
+//! lent to the kernel. Every line shows the request, what decided on it, and the
+//! result. The exit status is 1 if any line is not as expected.
 
 use std::io::Write;
 use std::net::TcpListener;
@@ -30,7 +30,7 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Job {
-    /// The helper: does requests through io_uring and prints a result for each.
+    /// Makes requests through io_uring and prints the result of each.
     Ask { requests: Vec<String> },
 }
 
@@ -49,7 +49,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// What should come of a request.
+/// The expected result of a request.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Expected {
     Allowed,
@@ -72,10 +72,10 @@ fn filter(opcode: u8, program: Program) -> Filter {
     }
 }
 
-/// What a request should come to, and who decides it.
+/// A request, what decides on it, and the expected result.
 type Line = (&'static str, &'static str, Expected);
 
-/// Keeps count of what went as it should.
+/// The number of lines shown so far, and of those that were not as expected.
 #[derive(Default)]
 struct Story {
     lines: usize,
@@ -93,11 +93,11 @@ impl Story {
         self.wrong += usize::from(!right);
         let mark = if right { "ok" } else { "WRONG" };
         println!("    {asked:<44} {decider:<34} {result:<20} {mark}");
-        // A line that cannot be written is a story that cannot be told.
+        // Without output the demonstration is useless, so a failure may panic.
         std::io::stdout().flush().expect("standard output");
     }
 
-    /// Starts the helper under filters and tells what its requests came to.
+    /// Starts the helper under filters and shows the results of its requests.
     fn helper(&mut self, filters: Vec<Filter>, lines: &[Line]) -> anyhow::Result<()> {
         let mut command = Command::new("/proc/self/exe");
         command
@@ -129,7 +129,7 @@ impl Story {
         Ok(())
     }
 
-    /// Starts fio under filters and tells how its reads went.
+    /// Starts fio under filters and shows the result of its reads.
     fn fio(
         &mut self,
         filters: Vec<Filter>,
@@ -180,7 +180,7 @@ impl Story {
     }
 }
 
-/// Returns the part of a line that fits.
+/// Returns the beginning of a line, as far as it fits on the screen.
 fn shortened(line: &str) -> String {
     line.chars().take(110).collect()
 }
@@ -194,7 +194,7 @@ fn in_words(result: i32) -> String {
     }
 }
 
-/// Makes a command start without privileges, with no_new_privs, under filters.
+/// Makes a command start without privileges, with no_new_privs, and under filters.
 fn confine(command: &mut Command, filters: Vec<Filter>) {
     let confine = move || {
         sandbox::sandboxed().map_err(std::io::Error::other)?;
@@ -208,11 +208,11 @@ fn confine(command: &mut Command, filters: Vec<Filter>) {
         }
         Ok(())
     };
-    // SAFETY: this process has one thread, so that the child may do anything.
+    // SAFETY: this process has one thread, so that the child may call anything.
     unsafe { command.pre_exec(confine) };
 }
 
-/// Tells the whole story. Returns whether every line was as it should be.
+/// Runs the whole demonstration. Returns whether every line was as expected.
 fn tell() -> anyhow::Result<bool> {
     let release = nix::sys::utsname::uname()?
         .release()
@@ -267,12 +267,12 @@ fn no_filter(story: &mut Story) -> anyhow::Result<()> {
     )
 }
 
-/// Allows SOCKET for IPv4 only.
+/// Builds a filter that allows SOCKET for IPv4 only.
 fn inet_only() -> Filter {
     filter(op::SOCKET, bpf::allow_if(bpf::PDU, libc::AF_INET as u32))
 }
 
-/// Allows CONNECT to the subnet 127.0.0.0/24 only.
+/// Builds a filter that allows CONNECT to the subnet 127.0.0.0/24 only.
 fn subnet_only() -> Filter {
     const ADDRESS: u32 = bpf::PDU + 8;
     let subnet = u32::from_ne_bytes([127, 0, 0, 0]);
@@ -305,7 +305,8 @@ fn network(story: &mut Story) -> anyhow::Result<()> {
     )
 }
 
-/// Allows OPENAT2 below the starting folder only.
+/// Builds a filter that allows OPENAT2 only for paths that cannot leave the starting
+/// directory.
 fn resolved_only() -> Filter {
     const RESOLVE: u32 = bpf::PDU + 16;
     let either = (libc::RESOLVE_IN_ROOT | libc::RESOLVE_BENEATH) as u32;
@@ -332,7 +333,7 @@ fn files(story: &mut Story) -> anyhow::Result<()> {
     )
 }
 
-/// Allows one opcode, and denies every other one for good.
+/// Builds a filter that allows one opcode and denies all others for good.
 fn only(opcode: u8) -> Filter {
     Filter {
         opcode,

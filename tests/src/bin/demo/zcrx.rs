@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-//! The part of the demonstration that is about zero-copy receive: a file that a
-//! web server sends arrives in memory that this program has lent to the kernel.
+//! The part of the demonstration that shows zero-copy receive: a file that a web server
+//! sends arrives in memory that this program has lent to the kernel.
 
 use std::io::Write;
 use std::net::TcpStream;
@@ -19,16 +19,16 @@ use crate::Story;
 
 const SIZE: usize = 4 << 20;
 const FOLDER: &str = "www";
-/// Where the server is on this machine, and where on the other end of the wire.
+/// The server's address on this machine, and at the other end of the wire.
 const HERE: &str = "127.0.0.1:8080";
 const THERE: &str = "10.9.0.2:8080";
 
-/// Buffers that are lent, and entries of the refill queue. A device takes some of
-/// them for its ring.
+/// The number of buffers that are lent, and of entries of the refill queue. A device
+/// takes some of the buffers for its ring.
 const BUFFERS: usize = 64;
 const DEVICE_BUFFERS: usize = 256;
 
-/// A web server that ends with this.
+/// A web server. Dropping it ends the server.
 struct Server(Child);
 
 impl Drop for Server {
@@ -38,12 +38,13 @@ impl Drop for Server {
     }
 }
 
-/// Starts busybox's web server, which knows nothing of io_uring.
+/// Returns the command line of busybox's web server, which knows nothing of io_uring.
 fn httpd(address: &str) -> String {
     format!("/bin/httpd -f -p {address} -h {FOLDER}")
 }
 
-/// Starts a server and asks it for the file, once it listens.
+/// Starts a server and requests the file from it once it listens. Returns both the
+/// server and the connection.
 fn ask(mut server: Command, address: &str) -> anyhow::Result<(Server, TcpStream)> {
     let server = Server(server.spawn().context("starting busybox httpd")?);
     let start = Instant::now();
@@ -61,18 +62,18 @@ fn ask(mut server: Command, address: &str) -> anyhow::Result<(Server, TcpStream)
     }
 }
 
-/// What was received, and how.
+/// The data received, and counts of how it arrived.
 #[derive(Default)]
 struct Received {
     bytes: Vec<u8>,
     completions: usize,
-    /// How often each buffer was handed out.
+    /// The number of times that each buffer was handed out.
     used: Vec<usize>,
     requests: usize,
 }
 
-/// Receives to the end of the stream. The bytes are looked at where the kernel
-/// put them, and the buffer goes back by an entry of the refill queue.
+/// Receives to the end of the stream. Reads the bytes where the kernel put them, and
+/// gives each buffer back with an entry of the refill queue.
 fn receive(stream: &TcpStream, ring: &mut WideRing, ifq: &Ifq) -> anyhow::Result<Received> {
     let mut received = Received {
         used: vec![0; ifq.entries as usize],
@@ -99,7 +100,7 @@ fn receive(stream: &TcpStream, ring: &mut WideRing, ifq: &Ifq) -> anyhow::Result
         };
         match last {
             0 => return Ok(received),
-            // All buffers were out, or all places of completions: go on.
+            // No buffer or no completion was free: go on with another request.
             _ if last == -libc::ENOMEM || last == -libc::ENOSPC => ifq.flush_all(ring.fd())?,
             _ => anyhow::bail!("receiving: {}", describe(last)),
         }
@@ -107,13 +108,13 @@ fn receive(stream: &TcpStream, ring: &mut WideRing, ifq: &Ifq) -> anyhow::Result
 }
 
 impl Received {
-    /// Tells whether it is the file, and how it came.
+    /// Shows whether the data is the file, and how it arrived.
     fn tell(&self, story: &mut Story, asked: &str, content: &[u8]) -> anyhow::Result<()> {
         let end = self.bytes.windows(4).position(|end| end == b"\r\n\r\n");
         let (header, body) = self.bytes.split_at(end.context("no HTTP header")? + 4);
         ensure!(
             header.starts_with(b"HTTP/1.") && header.windows(5).any(|word| word == b" 200 "),
-            "the server refuses: {}",
+            "the server answered with an error: {}",
             String::from_utf8_lossy(header)
         );
         let right = body == content;
@@ -155,7 +156,7 @@ pub fn tell(story: &mut Story) -> anyhow::Result<()> {
     over_a_device(story, &content)
 }
 
-/// Receives over a network device that writes to the lent memory itself.
+/// Receives over a network device, which writes to the lent memory itself.
 fn over_a_device(story: &mut Story, content: &[u8]) -> anyhow::Result<()> {
     story.scene("The same from another machine, by a network device that writes there itself.");
     let nic = Nic::new()?;
@@ -167,7 +168,7 @@ fn over_a_device(story: &mut Story, content: &[u8]) -> anyhow::Result<()> {
     received.tell(story, "GET /file over zsim0, 4 MiB", content)?;
 
     let counts = nic.counts()?;
-    // What TCP sends twice is delivered twice, and received once.
+    // A segment that TCP sends twice is delivered twice and received once.
     let right = counts.page_frags == 0 && received.completions as u64 <= counts.niov_frags;
     let result = match right {
         true => "none",
