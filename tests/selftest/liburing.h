@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * For the kernel's iou-zcrx.c, which wants a newer liburing than Debian has: the
- * kernel's own description of the interface takes the place of the library's, and
- * what the library did not know yet of zero-copy receive is added.
+ * For the kernel's iou-zcrx.c, which needs a newer liburing than Debian has:
+ * includes the kernel's uapi header instead of the library's, and adds the parts
+ * of zero-copy receive that the library lacks.
  */
 #ifndef _SELFTEST_LIBURING_H
 #define _SELFTEST_LIBURING_H
@@ -10,7 +10,7 @@
 #include <linux/io_uring.h>
 #include_next <liburing.h>
 
-/* A refill queue, as the program has mapped it. */
+/* A refill queue in the mapping of the program. */
 struct io_uring_zcrx_rq {
 	__u32 *khead;
 	__u32 *ktail;
