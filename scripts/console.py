@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0
-"""What the kernel says on its console when something is wrong with it, and what
-tests say beforehand of what it is going to say."""
+"""The reports of errors that the kernel prints on its console, and the announcements
+of tests that such a report is about to come."""
 
 import re
 
-# Each starts a report by a checker of the kernel. They are looked for after
-# the time stamp, at the start of the message where they could otherwise be
-# part of a harmless one.
+# Each of these starts a report by a checker of the kernel. They are searched for after
+# the time stamp, and only at the start of the message if they could be part of a
+# harmless one.
 REPORT = re.compile(
     r"^(?:rcu: )?(?:WARNING|BUG|INFO): (?!lockdep: fixing up alternatives)"
     r"|^-+\[ cut here \]-+"
@@ -23,20 +23,20 @@ REPORT = re.compile(
     r"|^zcrx_sim: DMA fault"
     r"|rust_kernel: panicked|panicked at|stack overflow|Bad page|Bad rss|slab.*(?:corrupt|overwritten|still in use)")
 PANIC = re.compile(r"Kernel panic|\bOops\b")
-# Such a report is one line, and what comes next is none of it.
+# Such a report is one line, and the next line is not part of it.
 LINE = re.compile(r"^zcrx_sim: |unregister_netdevice: waiting for|stalled pool shutdown")
 CUT = re.compile(r"^-+\[ cut here \]-+")
-# A test announces in /dev/kmsg that one report is to come in which these words are.
+# A test announces in /dev/kmsg that one report with these words is about to come.
 EXPECTED = re.compile(r"^expected report: (.+)$")
 INIT_STARTS = re.compile(r"^Run /init as init process")
 STAMP = re.compile(r"^(?:<\d+>)?\[ *\d+\.\d+\](?:\[ *[TC]\d+\])? ?")
-# A report goes on for about a screenful, and a report within it is the same.
+# A report takes about a screenful of lines, and a report within it belongs to it.
 REPORT_LINES = 40
 
 
 class Watch:
-    """Takes the console's lines one by one and gathers the reports in them. Those
-    that a test has announced are none; those that did not come are left over."""
+    """A reader of the console's lines that collects the reports in them. It leaves out
+    reports that a test has announced; announcements without a report stay in `expected`."""
 
     def __init__(self):
         self.reports = []
@@ -63,7 +63,8 @@ class Watch:
             self._left = 0
 
     def _begun(self, message):
-        """Takes the first line of a report that says what it is about."""
+        """Handles the first line of a report that says what the report is about: drops
+        the report if it was announced, and prints the line otherwise."""
         for words in self.expected:
             if words in message:
                 self.expected.remove(words)

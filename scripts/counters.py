@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0
-"""The counters of an instrumented kernel (`scripts/kernel coverage`): where they
-are in the guest's memory, and how LLVM's tools are to be given what was saved
-of it. A program's own runtime would write them; the kernel has none."""
+"""The counters of an instrumented kernel (`scripts/kernel coverage`): their place in
+the guest's memory, and the conversion of saved counters to a file for LLVM's tools.
+In a program, LLVM's runtime writes that file; the kernel has no such runtime."""
 
 import functools
 import struct
@@ -12,9 +12,9 @@ import machine
 
 KERNEL = "kernel-coverage"
 FOLDER = machine.BUILD / "coverage"
-# The kernel's first byte of physical memory has this virtual address.
+# The virtual address of the kernel's first byte of physical memory.
 MAPPED_AT = 0xFFFF_FFFF_8000_0000
-# Of LLVM's raw profiles for 64-bit programs.
+# The format of LLVM's raw profiles for 64-bit programs.
 MAGIC = 0xFF6C_7072_6F66_7281
 VERSION = 10
 RECORD_BYTES = 64
@@ -23,7 +23,8 @@ LAST_VALUE_KIND = 2
 
 @functools.cache
 def sections():
-    """The address and the content, as built, of what LLVM keeps of our code."""
+    """Returns the address and the content, as built, of each section that LLVM keeps
+    for our code, by name."""
     found = {}
     with open(machine.BUILD / KERNEL / "vmlinux", "rb") as file:
         elf = ELFFile(file)
@@ -38,18 +39,18 @@ def sections():
 
 
 def saved(name):
-    """What has the counters of the guest `name` saved when it ends."""
+    """Returns the object that saves the counters of the guest `name` when it ends."""
     FOLDER.mkdir(parents=True, exist_ok=True)
     address, content = sections()["cnts"]
     return machine.Saved(address - MAPPED_AT, len(content), FOLDER / f"{name}.counters")
 
 
 def raw_profile(counters):
-    """A raw profile, as `llvm-profdata merge` takes it, of these counters."""
+    """Builds a raw profile, as `llvm-profdata merge` takes it, from these counters."""
     (data_at, data), (counters_at, as_built), (names_at, names) = (
         sections()[name] for name in ("data", "cnts", "names"))
     if len(counters) != len(as_built):
-        machine.die(f"{len(counters)} bytes of counters were saved and {KERNEL} has {len(as_built)}; run it again")
+        machine.die(f"{len(counters)} bytes of counters were saved, but {KERNEL} has {len(as_built)}; run 'make coverage' again")
     names += bytes(-len(names) % 8)
     header = struct.pack("<16Q", MAGIC, VERSION, 0, len(data) // RECORD_BYTES, 0, len(counters) // 8, 0, 0, 0,
                          len(names), (counters_at - data_at) % 2**64, 0, names_at, 0, 0, LAST_VALUE_KIND)

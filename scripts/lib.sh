@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0
 # shellcheck shell=bash
 #
-# What the shell scripts share: where things are, one way to fail, one way to
-# show a long step and the time it has taken, and locks.
+# Shared by the shell scripts: paths, one way to fail, one way to show a long step and
+# its duration, and locks.
 
 top=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 build=$top/build
@@ -14,7 +14,7 @@ say() {
 	printf '%s\n' "$*"
 }
 
-# die CAUSE-AND-REMEDY: the one line that a failing command ends with.
+# die CAUSE-AND-REMEDY: ends a failing command with one line that says both.
 die() {
 	printf 'error: %s\n' "$*" >&2
 	exit 1
@@ -24,13 +24,13 @@ clock() {
 	printf '%d:%02d' $(($1 / 60)) $(($1 % 60))
 }
 
-# What tick() shows beside the clock; a script may put its own in its place.
+# Prints what tick() shows beside the clock. A script may define its own.
 progress() {
 	tail -c 300 "$1" | tr '\r' '\n' | grep . | tail -n 1 | cut -c -60
 }
 
-# Shows LABEL and the time since the start, until the script is gone: on a
-# terminal in place, elsewhere as a line every half minute.
+# Shows LABEL and the time since the start until the script ends: on a terminal in
+# place, elsewhere as a line every half minute.
 tick() {
 	local label=$1 log=$2 begin=$SECONDS
 	trap - INT TERM
@@ -44,9 +44,9 @@ tick() {
 	done
 }
 
-# step LABEL LOG COMMAND…: runs COMMAND with its output in LOG and shows for
-# how long it has been running. Gives back the status of COMMAND. Bash ignores
-# `set -e` in a COMMAND that is a function: it must return each failure itself.
+# step LABEL LOG COMMAND…: runs COMMAND with its output in LOG and shows how long it has
+# been running. Returns the status of COMMAND. Bash ignores `set -e` in a COMMAND that
+# is a function: it must return each failure itself.
 step() {
 	local label=$1 log=$2 begin=$SECONDS status=0 ticker
 	shift 2
@@ -67,7 +67,7 @@ step() {
 	return "$status"
 }
 
-# fail WHAT LOG: ends the script with the cause that LOG tells and its remedy.
+# fail WHAT LOG: ends the script with the cause that LOG shows, and its remedy.
 fail() {
 	local what=$1 log=$2
 	if grep -qi 'no space left on device\|ENOSPC\|not enough free space' "$log"; then
@@ -78,20 +78,22 @@ fail() {
 		die "$what: this machine lacks the archive's keys; run 'apt-get install debian-archive-keyring' and try again"
 	fi
 	tail -n 15 "$log" | sed 's/^/    | /' >&2
-	die "$what; the whole log is $log"
+	die "$what; fix the error above and run it again (whole log: $log)"
 }
 
-# lock NAME: keeps a second run out until this one, and all it started, ended.
+# lock NAME: keeps other runs waiting until this one, and all processes that it started,
+# have ended.
 lock() {
 	mkdir -p "$build"
 	exec {lockfd}>"$build/.lock-$1"
 	if ! flock --nonblock "$lockfd"; then
-		say "waiting for another run that is at work on $1 in $build"
+		say "waiting for another run that uses $1 in $build"
 		flock "$lockfd"
 	fi
 }
 
-# need_space GIGABYTES DIRECTORY WHAT
+# need_space GIGABYTES DIRECTORY WHAT: fails unless DIRECTORY has that much space for
+# WHAT.
 need_space() {
 	local free
 	free=$(df --output=avail --block-size=1M "$2" | tail -n 1)
@@ -99,9 +101,9 @@ need_space() {
 		die "$3 needs $1 GB in $2 and $((free / 1024)) GB are free; free some space and run it again"
 }
 
-# Sets isolate to what makes bubblewrap work here; fails if nothing does. Root
-# needs no user namespace, and often may have none; users always need one, and
-# so does root without its rights, as in some containers.
+# Sets `isolate` to the options with which bubblewrap works here; fails if none do. Root
+# needs no user namespace, and often may not create one. Users always need one, and so
+# does root without its capabilities, as in some containers.
 find_isolation() {
 	local user=(--unshare-user --uid 0 --gid 0)
 	isolate=(--unshare-pid --die-with-parent)

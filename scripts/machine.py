@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0
-"""QEMU: the command line of the guest, whether KVM is of use here, and a guest
-whose two serial lines are read while it runs."""
+"""QEMU: the command line of the guest, a test whether KVM works here, and a guest whose
+two serial lines are read while it runs."""
 
 import os
 import pathlib
@@ -21,8 +21,8 @@ TOP = pathlib.Path(__file__).resolve().parent.parent
 BUILD = TOP / "build"
 LOGS = BUILD / "log"
 QEMU = "qemu-system-x86_64"
-# Not with five-level page tables: while the kernel identifies the processor it
-# forgets that it has them, and KASAN takes an interrupt just then for a bug.
+# Without five-level page tables: while the kernel identifies the processor it forgets
+# that it uses them, and KASAN then takes an interrupt for a bug.
 CPU = "max,la57=off"
 PROBE_SECONDS = 8
 EXIT = re.compile(r"^# exit (\d+)$")
@@ -46,11 +46,12 @@ def kernel_image(name):
 
 
 def command(image, initrd, append, *, kvm=False, icount=False, iommu=False, serial):
-    """The QEMU command line; `append` ends with what init gets after `--`. With
-    `iommu`, two devices that serve no purpose of their own stand behind one."""
+    """Returns the QEMU command line. `append` ends with the arguments of init after
+    `--`. With `iommu`, two devices that have no other purpose are behind an IOMMU."""
     if not shutil.which(QEMU):
         die(f"{QEMU} is not in the build root; remove build/root and run 'make toolchain'")
-    # Counting instructions takes one CPU; then a guest nanosecond is one of them.
+    # Counting instructions takes a single CPU; a guest nanosecond then is one
+    # instruction.
     machine = ["-icount", "shift=0,sleep=off", "-smp", "1"] if icount else ["-smp", "2"]
     if iommu:
         machine += ["-machine", "q35", "-device", "intel-iommu", *["-device", "pci-testdev"] * 2]
@@ -65,7 +66,7 @@ def command(image, initrd, append, *, kvm=False, icount=False, iommu=False, seri
 
 
 def use_kvm(image):
-    """Whether a guest under KVM gets as far as a program within seconds.
+    """Returns whether a guest under KVM starts a program within seconds.
 
     /dev/kvm proves nothing: on some hosts it is there and the guest hangs
     before its first message. The answer is kept for this host's kernel.
@@ -94,13 +95,13 @@ def use_kvm(image):
     initrd.unlink()
     script.unlink()
     if not answer:
-        print(f"        KVM is there but no guest comes up under it in {PROBE_SECONDS} s: using QEMU's TCG")
+        print(f"        KVM is present, but no guest boots under it in {PROBE_SECONDS} s: using QEMU's TCG")
     return answer
 
 
 class Saved(threading.Thread):
-    """Saves `length` bytes of the guest's memory from the physical address
-    `start` on in the file `path`, once the guest has powered off."""
+    """Saves `length` bytes of the guest's memory, from the physical address `start` on,
+    in the file `path` once the guest has powered off."""
 
     def __init__(self, start, length, path):
         super().__init__(daemon=True)
@@ -125,12 +126,12 @@ class Saved(threading.Thread):
             qmp.cmd("pmemsave", val=self.start_address, size=self.length, filename=str(self.path))
             qmp.cmd("quit")
         except (OSError, EOFError, QMPError):
-            pass  # The guest was killed, and whoever did that says why.
+            pass  # The guest was killed, and the code that did so reports why.
 
 
 class Guest:
-    """A running guest: ttyS0 is its console, ttyS1 what its programs report.
-    What it is to have `saved` of its memory is there when its problems are."""
+    """A running guest. Its console is ttyS0, the output of its programs ttyS1. The
+    memory that `saved` saves is complete when problems() has returned."""
 
     def __init__(self, image, initrd, append, *, limit, log, watch, icount=False, iommu=False, saved=None):
         self.limit = limit
@@ -188,12 +189,13 @@ class Guest:
         self.qemu.kill()
 
     def console_lines(self):
-        """The console's lines as they come, until the guest is gone."""
+        """Yields the console's lines as they come, until the guest has ended."""
         while (line := self.console.get()) is not None:
             yield line
 
     def report_lines(self):
-        """What init reports; its last line, kept aside, is the status of the work."""
+        """Yields the lines of the programs. The last line, which is not yielded, is the
+        exit status."""
         while (line := self.report.get()) is not None:
             if match := EXIT.match(line):
                 self.status = int(match[1])
@@ -201,7 +203,7 @@ class Guest:
                 yield line
 
     def problems(self):
-        """Waits for the end and says what was wrong with it, in one line each."""
+        """Waits for the end of the guest. Returns its problems, one line each."""
         _, status, usage = os.wait4(self.qemu.pid, 0)
         status = self.qemu.returncode = os.waitstatus_to_exitcode(status)
         self.cpu_seconds = usage.ru_utime + usage.ru_stime
@@ -215,7 +217,7 @@ class Guest:
         elif status:
             found.append(f"QEMU ended with status {status}; its message is above")
         elif self.status is None:
-            found.append(f"the guest died before its work was done; see the end of {self.console_log}")
+            found.append(f"the guest ended before its job did; see the end of {self.console_log}")
         for words in self.watch.expected:
             found.append(f"the kernel did not report '{words}', which a test had announced; see {self.console_log}")
         for report in self.watch.reports:
@@ -228,7 +230,7 @@ class Guest:
 
 
 def interruptible(main):
-    """Runs main and exits with its status; Ctrl-C and TERM end the guest too."""
+    """Runs main and exits with its status. Ctrl-C and TERM end the guest, too."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         sys.exit(main())

@@ -2,16 +2,17 @@
 # SPDX-License-Identifier: GPL-2.0
 """The mutations in tests/mutations/*.toml, for scripts/mutants. Each has
 
-- file and line: the line, without what it is indented by, that is changed,
-- in: where a file has several such lines, text of a line above the right one,
-- becomes: what stands there instead, nothing if the line is to be missing,
-- tests: how the names start of user-space tests that may notice,
-- kunit: the KUnit suite that may notice, if there is one,
-- equivalent: why nothing can notice, for the few where that is so.
+- file and line: the line that is changed, without its indentation,
+- in: text of a line above the right one, if the file has several such lines,
+- becomes: the new line, or nothing to remove the line,
+- tests: beginnings of the names of user-space tests that may notice it,
+- kunit: the KUnit suite that may notice it, if there is one,
+- equivalent: the reason why nothing can notice it, if nothing can.
 
-`list [PREFIX…]` prints one line for each mutation whose file is named so after
-io_uring_rs/ or rust/kernel/: its key, file, tests, KUnit suite, and why it is
-equivalent, with SEPARATOR between them, as some may be empty. `apply KEY TREE` makes it in a kernel tree. `show KEY` says it in
+`list [PREFIX…]` prints one line for each mutation, or for each in a file whose name
+after io_uring_rs/ or rust/kernel/ starts with a PREFIX: its key, file, tests, KUnit
+suite, and the reason why it is equivalent, with SEPARATOR between them, as some may
+be empty. `apply KEY TREE` makes the mutation in a kernel tree. `show KEY` prints it in
 words. Runs in the build root."""
 
 import argparse
@@ -39,23 +40,23 @@ class Mutation:
         self.tests, self.kunit = entry["tests"], entry.get("kunit", "")
         self.equivalent = entry.get("equivalent", "")
         self.text = (machine.TOP / self.file).read_text()
-        # A result holds as long as the mutation and the code of the file that it is in.
+        # A result stays valid as long as the mutation and the code of its file do.
         code = [line for line in self.text.splitlines() if not line.lstrip().startswith("//")]
         content = "\0".join([self.file, self.old, self.new, self.after or "", *code])
         self.key = hashlib.sha256(content.encode()).hexdigest()[:16]
 
     def number(self):
-        """The index of the line that is changed."""
+        """Returns the index of the line that is changed."""
         lines = self.text.splitlines()
         start = 0
         if self.after:
             above = [index for index, line in enumerate(lines) if self.after in line]
             if not above:
-                machine.die(f"{self.file} has no line with '{self.after}'; mend tests/mutations")
+                machine.die(f"{self.file} has no line with '{self.after}'; change that in tests/mutations")
             start = above[0]
         found = [index for index, line in enumerate(lines) if index >= start and line.strip() == self.old]
         if not found or (len(found) > 1 and not self.after):
-            machine.die(f"{self.file} has {len(found) or 'no'} lines '{self.old}'; mend tests/mutations")
+            machine.die(f"{self.file} has {len(found) or 'no'} lines '{self.old}'; change that in tests/mutations")
         return found[0]
 
     def mutated(self):
@@ -88,7 +89,7 @@ def main():
         key, tree = options.arguments
         mutation = find(key)
         path = pathlib.Path(tree) / mutation.file
-        path.unlink()  # It may be a link to the file that others build from.
+        path.unlink()  # The file may be a hard link to one that other builds use.
         path.write_text(mutation.mutated())
     elif options.what == "show":
         print(find(options.arguments[0]).words())

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0
 # shellcheck shell=bash
 #
-# What this project adds to a kernel tree: its own files, and patches/ applied
-# to copies of the files that they change. Runs in the build root.
+# The files that this project adds to a kernel tree: its own files, and the files that
+# patches/ changes, as patched copies. Runs in the build root.
 
 series=7.3 # the kernels that patches/ applies to
 
-# stage BASE FOLDER: fills FOLDER with every file that differs from BASE once
-# this project is laid on it.
+# stage BASE FOLDER: fills FOLDER with every file that differs from BASE in a tree with
+# this project.
 stage() {
 	local base=$1 stage=$2
 	rm -rf "$stage" && mkdir -p "$stage/io_uring_rs"
@@ -20,25 +20,25 @@ stage() {
 	cp "$top/Kconfig" "$stage/io_uring_rs/Kconfig"
 }
 
-# Copies FROM/… (whole folder) to stage/TO/…
+# overlay FROM TO: copies all files in FROM/ to stage/TO/.
 overlay() {
 	local file
 	[ -d "$top/$1" ] || return 0
 	while IFS= read -r file; do
 		[ ! -e "$base/$2/$file" ] ||
-			die "$base already has $2/$file, which this project brings; use a tree without it, or make ours a change in patches/"
+			die "$base already has $2/$file, which this project adds; use a tree without it, or turn ours into a patch in patches/"
 		mkdir -p "$stage/$2/$(dirname "$file")"
 		cp "$top/$1/$file" "$stage/$2/$file"
 	done < <(cd "$top/$1" && find . -type f ! -name '*~' ! -name '.*.sw?' -printf '%P\n')
 }
 
-# The files that a patch changes or makes.
+# Prints the files that a patch changes or creates.
 patched_files() {
 	sed -nE 's,^(---|\+\+\+) [ab]/([^\t]*).*,\2,p' "$1" | sort -u
 }
 
-# What a patch names between its message and its hunks: the files that are new, or
-# the objects of io_uring/ that it changes although the options are off.
+# Prints the files that a patch lists between its message and its hunks: the new files,
+# or the objects of io_uring/ that the patch changes although the options are off.
 new_files() {
 	named 'New files' "$1"
 }
@@ -60,9 +60,9 @@ patch_files() {
 			[ -e "$stage/$file" ] || [ ! -e "$base/$file" ] ||
 				{ mkdir -p "$stage/$(dirname "$file")" && cp "$base/$file" "$stage/$file"; }
 		done < <(patched_files "$patch")
-		# Lines that are only added may fit a second time, so this comes first.
+		# Lines that are only added may fit a second time, so the reverse is tried first.
 		! outside apply --reverse --check "$patch" 2>/dev/null ||
-			die "${patch#"$top/"} is already in $base; use a tree without it (build/base is got anew once removed)"
+			die "${patch#"$top/"} is already in $base; use a tree without it (to get a new build/base, remove it)"
 		if ! error=$(outside apply --whitespace=nowarn "$patch" 2>&1); then
 			error=$(head -n 1 <<<"$error" | sed 's/^error: //')
 			die "${patch#"$top/"} does not apply to $base, Linux $(version "$base") ($error); adapt the patch, or use another $series tree"
@@ -70,12 +70,12 @@ patch_files() {
 	done
 }
 
-# git in the stage, outside any repository, so that it takes the files as they are.
+# Runs git in the stage, outside any repository, so that it takes the files as they are.
 outside() {
 	(cd "$stage" && GIT_CEILING_DIRECTORIES=$(dirname "$stage") git "$@")
 }
 
-# The version in the Makefile of a kernel tree, as 7.3.4.
+# Prints the version from the Makefile of a kernel tree, such as 7.3.4.
 version() {
 	awk -F ' *= *' '/^VERSION =/ { v = $2 } /^PATCHLEVEL =/ { p = $2 } /^SUBLEVEL =/ { s = $2; exit }
 		END { print v "." p "." s }' "$1/Makefile"

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0
 # shellcheck shell=bash
 #
-# What lint and doc share: the kernel build's own commands, run again with
-# another tool, and the documentation. Nothing is built anew for them. What is
-# here runs in the build root and needs build/kernel-rust.
+# Shared by lint and doc: the kernel build's commands, run again with another tool, and
+# the documentation. Nothing is compiled for these. The functions run in the build root
+# and need build/kernel-rust.
 
 kernel=$build/kernel-rust
 linux=$build/linux
@@ -12,26 +12,26 @@ need_kernel() {
 	[ -e "$kernel/.built" ] || die "build/kernel-rust is not built; run 'make kernel'"
 }
 
-# saved OBJECT: the command that compiled OBJECT, without those that followed.
+# saved OBJECT: prints the command that compiled OBJECT, without the commands after it.
 saved() {
 	local file=$kernel/${1%/*}/.${1##*/}.cmd
 	# shellcheck disable=SC2016  # the dollars are make's
 	sed -n 's/^savedcmd_[^ ]* := *//p' "$file" | sed 's/ ;.*//; s/\$\$/$/g; s/\$(pound)/#/g' | grep .
 }
 
-# rust_again TOOL OBJECT ARGUMENT…: runs TOOL in place of the rustc that made
-# OBJECT, with its warnings as errors.
+# rust_again TOOL OBJECT ARGUMENT…: runs TOOL in place of the rustc that compiled
+# OBJECT, with warnings as errors.
 rust_again() {
 	local tool=$1 object=$2 command
 	shift 2
 	command=$(saved "$object" | sed -E "s/ rustc / $tool /; s/ --(emit|remap-path-scope)=[^ ]*//g; s/ --out-dir [^ ]*//") ||
 		{ echo "error: build/kernel-rust/$object is not built; run 'make kernel'"; return 1; }
-	# As the kernel's Makefile has them.
+	# The kernel's Makefile sets these.
 	(cd "$kernel" && RUSTC_BOOTSTRAP=1 CLIPPY_CONF_DIR=$linux bash -c "$command \"\$@\"" - -Dwarnings "$@")
 }
 
-# The crates' pages in build/doc/rust: of the kernel crate all that it offers,
-# of io_uring_rs, which offers nothing, all that there is.
+# Makes the crates' pages in build/doc/rust: the public items of the kernel crate, and
+# all items of io_uring_rs, which has no public interface.
 make_rustdoc() {
 	local output=$build/doc/rust status=0
 	local options=(-Zunstable-options --generate-link-to-definition --output "$output"
@@ -53,12 +53,13 @@ source_links() {
 	return "$status"
 }
 
-# Documentation/io_uring_rs by the kernel's own Sphinx, in build/doc/sphinx. Made
-# anew each time: Sphinx does not repeat the warnings of what it has made before.
+# Makes Documentation/io_uring_rs with the kernel's Sphinx in build/doc/sphinx, from
+# scratch each time, because Sphinx does not repeat the warnings about files that it has
+# processed before.
 make_sphinx() {
 	local warnings=$build/doc/sphinx.warnings
 	rm -rf "$build/doc/sphinx"
 	make -C "$linux" O="$build/doc/sphinx" SPHINXDIRS=io_uring_rs SPHINXOPTS="--warning-file=$warnings" htmldocs || return
-	# The kernel's configuration asks for graphviz, for graphs, which we have not.
+	# The kernel's configuration wants graphviz for graphs, of which we have none.
 	! grep -v '^WARNING: dot(1) not found' "$warnings"
 }

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Tests of what run-tests takes for a failure: skips that nobody expects, and what
-the kernel reports. `make lint ONLY=harness` runs them."""
+"""Tests of the failures that run-tests must find: unexpected skips, and reports of the
+kernel. `make lint ONLY=harness` runs them."""
 
 import contextlib
 import importlib.machinery
@@ -27,8 +27,8 @@ def load(script):
 
 
 def reports(*lines):
-    """Returns the first line of each report that the watch sees in these lines, and
-    what was announced and did not come."""
+    """Returns the first line of each report that the watch finds in these lines, and
+    the announced reports that did not come."""
     watch = console.Watch()
     with contextlib.redirect_stdout(io.StringIO()):
         for number, line in enumerate(lines):
@@ -37,9 +37,9 @@ def reports(*lines):
 
 
 class Console(unittest.TestCase):
-    """The console's watch."""
+    """Tests of the console's watch."""
 
-    # As the kernel prints them.
+    # Lines as the kernel prints them.
     REPORTS = (
         "INFO: task suite:123 blocked for more than 122 seconds.",
         "INFO: task suite:123 blocked in I/O wait for more than 122 seconds.",
@@ -88,13 +88,13 @@ class Console(unittest.TestCase):
                  "INFO: task suite:123 blocked for more than 1 seconds.")
         self.assertEqual(reports(*lines), ([], []))
         self.assertEqual(reports(*lines[:1]), ([], ["blocked for more than"]))
-        # Once.
+        # An announcement is for one report.
         again = [lines[1]] + ["a stack"] * console.REPORT_LINES + [lines[1]]
         self.assertEqual(reports(lines[0], *again), ([lines[1]], []))
 
 
 class Skips(unittest.TestCase):
-    """Tests that are skipped."""
+    """Tests of tests that are skipped."""
 
     FILE = "# what\n\nany: A1   # why\nc debug: B2 B3 # because\nplain: C4 # no faults\n"
 
@@ -143,8 +143,8 @@ class Skips(unittest.TestCase):
             for test in tests:
                 with self.subTest(test):
                     found = f"fn {test}(" in kunit if test[0].islower() else f'"{test} ' in suite
-                    self.assertTrue(found, "no test is called so")
-        # Each is named once for a guest: the second line would never be looked at.
+                    self.assertTrue(found, "there is no such test")
+        # Each test is named once for a guest, as a second line would have no effect.
         for impl in skips.KINDS[0]:
             for checkers in skips.KINDS[1]:
                 for memory in skips.KINDS[2]:
@@ -154,7 +154,7 @@ class Skips(unittest.TestCase):
 
 
 class Runs(unittest.TestCase):
-    """run-tests, of what a guest reported."""
+    """Tests of run-tests on a guest's output."""
 
     REPORT = """KTAP version 1
 1..1
