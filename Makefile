@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0
 #
-# The front door. Everything made goes to build/; every target can be
-# interrupted and given again. `make help` lists them.
+# The entry point of the project. All output goes to build/. Every target can be
+# interrupted and run again. `make help` lists the targets.
 
 IMPL ?= rust
 SECONDS ?= 60
-# What stands behind an IOMMU is tested with all checkers.
+# The tests behind an IOMMU run on the kernel with all checkers.
 ifneq ($(filter-out 1,$(IOMMU)),)
 $(error IOMMU is '$(IOMMU)'; give IOMMU=1, or leave it out)
 endif
@@ -25,7 +25,7 @@ endif
 enter := scripts/enter
 guest = --impl $(IMPL) $(if $(DEBUG),--debug) $(if $(TIMEOUT),--timeout $(TIMEOUT))
 
-# One thing at a time: what can be done at once, each of them does.
+# Targets run one at a time, as each of them uses all CPUs.
 .NOTPARALLEL:
 .PHONY: help run test coverage mutants soak bench bench-um fuzz lint external kernel boot shell minutes host-tests apply unapply series series-check kconfig-matrix doc deb toolchain \
 	tree guest clean
@@ -33,39 +33,39 @@ guest = --impl $(IMPL) $(if $(DEBUG),--debug) $(if $(TIMEOUT),--timeout $(TIMEOU
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 	@echo
-	@echo '  IMPL=rust|c chooses who implements the parts, DEBUG=1 the kernel with all checkers,'
-	@echo '  IOMMU=1 the device tests of that kernel alone, in a machine with an IOMMU,'
-	@echo '  LINUX=/path another Linux 7.3 tree, TIMEOUT=seconds how long a guest may take.'
+	@echo '  IMPL=rust|c chooses the implementation, DEBUG=1 the kernel with all checkers,'
+	@echo '  IOMMU=1 runs only the device tests of that kernel, behind an IOMMU,'
+	@echo '  LINUX=/path names another Linux 7.3 tree, TIMEOUT=seconds limits a guest.'
 
-run: kernel guest ## build everything, boot, and see it filter and receive
+run: kernel guest ## build everything, boot, and run the demonstration
 	@$(enter) python3 scripts/run-demo $(guest) build/guest.cpio
 
-test: kernel guest host-tests ## KUnit and user-space tests in QEMU; IMPL=c, DEBUG=1, IOMMU=1, ONLY=D1
+test: kernel guest host-tests ## run KUnit and user-space tests in QEMU: [IMPL=c] [DEBUG=1] [IOMMU=1] [ONLY=D1]
 	@$(enter) python3 scripts/run-tests $(guest) $(if $(IOMMU),--iommu) $(if $(ONLY),--only '$(ONLY)') build/guest.cpio
 
 lint doc: override IMPL := rust
 lint doc bench: override DEBUG :=
 
-lint: kernel ## licences, format, clippy, rustdoc, C, patches, scripts: [ONLY="clippy sparse"]
+lint: kernel ## check licences, format, Rust, C, patches, scripts: [ONLY="clippy sparse"]
 	@scripts/lint $(ONLY)
 
-soak: minutes kernel guest ## the stress tests for long: MINUTES=60 [SEED=1] [IMPL=c] [DEBUG=1]
+soak: minutes kernel guest ## run the stress tests over and over: MINUTES=60 [SEED=1] [IMPL=c] [DEBUG=1]
 	@$(enter) python3 scripts/run-tests $(guest) --soak $(MINUTES) $(SEED) -- build/guest.cpio
 
-bench: tree guest ## instructions of filters and zcrx, C against Rust, in build/bench
+bench: tree guest ## count the instructions of filters and zcrx, C and Rust, in build/bench
 	@scripts/kernel c
 	@scripts/kernel rust
 	@$(enter) python3 scripts/run-bench $(if $(TIMEOUT),--timeout $(TIMEOUT)) build/guest.cpio
 
-bench-um: tree ## nanoseconds of this machine that filters take, without JIT and QEMU
+bench-um: tree ## measure the nanoseconds of filters on this machine, without JIT and QEMU
 	@DEBUG= scripts/kernel um
 	@$(enter) python3 scripts/run-bench-um $(if $(TIMEOUT),--timeout $(TIMEOUT))
 
 minutes:
-	@case '$(MINUTES)' in *[!0-9]*|'') echo 'error: no time given; give MINUTES=60' >&2; exit 1;; esac
+	@case '$(MINUTES)' in *[!0-9]*|'') echo 'error: MINUTES is not a number; give MINUTES=60' >&2; exit 1;; esac
 
-fuzz: toolchain ## libFuzzer on what is done with filter programs: [SECONDS=60] [KEEP=1]
-	@case '$(SECONDS)' in *[!0-9]*|'') echo 'error: SECONDS is no number; give SECONDS=60' >&2; exit 1;; esac
+fuzz: toolchain ## run libFuzzer on filter programs and refill queues: [SECONDS=60] [KEEP=1]
+	@case '$(SECONDS)' in *[!0-9]*|'') echo 'error: SECONDS is not a number; give SECONDS=60' >&2; exit 1;; esac
 	@scripts/fuzz $(SECONDS) $(if $(KEEP),keep)
 
 external: kernel ## run test programs built elsewhere: BIN="a b c" [IMPL=c] [SECONDS=60]
@@ -77,20 +77,20 @@ kernel: tree ## build build/kernel-rust (IMPL=rust) or build/kernel-c (IMPL=c)
 	@scripts/kernel $(IMPL)
 
 boot: ## boot a built kernel: INITRD=file [IMPL=c] [ICOUNT=1] [APPEND="…"]
-	@test -n '$(INITRD)' || { echo 'error: no initramfs named; give INITRD=file' >&2; exit 1; }
+	@test -n '$(INITRD)' || { echo 'error: no initramfs given; give INITRD=file' >&2; exit 1; }
 	@test -e '$(INITRD)' || { echo 'error: there is no $(INITRD); give INITRD=file' >&2; exit 1; }
 	@$(enter) -r '$(INITRD)' python3 scripts/boot $(guest) $(if $(ICOUNT),--icount) \
 		--append '$(APPEND)' "$$(realpath '$(INITRD)')"
 
-shell: kernel guest ## an interactive shell in the kernel
+shell: kernel guest ## start an interactive shell in the guest
 	@echo '        Ctrl-D ends the guest; so does Ctrl-A X at any time'
 	@$(enter) python3 scripts/boot $(guest) --shell --append 'quiet kunit.enable=0 -- shell' \
 		"$$PWD/build/guest.cpio"
 
-apply: ## lay this project on a kernel tree of your own: LINUX=/path/to/linux
+apply: ## add this project to a kernel tree of your own: LINUX=/path/to/linux
 	@scripts/apply
 
-unapply: ## take it out of that tree again: LINUX=/path/to/linux
+unapply: ## remove it from that tree again: LINUX=/path/to/linux
 	@scripts/apply --undo
 
 series: tree ## write the patches for review to build/series
@@ -102,30 +102,30 @@ series-check: series ## apply the patches one by one and build after each; takes
 kconfig-matrix: tree ## build io_uring with every combination of its options; takes long: [ONLY=surroundings]
 	@scripts/kconfig-matrix $(ONLY)
 
-doc: kernel ## documents and the pages of the Rust code, in build/doc/index.html
+doc: kernel ## build the documents and the pages of the Rust code, in build/doc/index.html
 	@scripts/doc
 
-deb: tree ## Debian packages of a kernel with this project: [MODULES="ext4 virtio_blk"]
+deb: tree ## build Debian packages of a kernel with this project: [MODULES="ext4 virtio_blk"]
 	@scripts/deb
 
 toolchain: ## get compilers, QEMU and bindgen into build/
 	@scripts/toolchain
 
-tree: toolchain ## lay this project on Linux 7.3 in build/linux
+tree: toolchain ## make Linux 7.3 with this project in build/linux
 	@scripts/tree
 
 guest: tree ## build the programs of tests/ and pack them into build/guest.cpio
 	@scripts/tests "$$PWD/build/guest.cpio"
 
-coverage: tree guest ## lines of our Rust that the tests reach, in build/coverage: [ONLY="ZN FI"]
+coverage: tree guest ## find lines of our Rust that no test reaches: [ONLY="ZN FI"]
 	@scripts/kernel coverage
 	@scripts/coverage $(ONLY)
 
-mutants: tree guest ## break the code in several hundred ways; the tests must notice each: [ONLY=zcrx/area]
+mutants: tree guest ## make several hundred mutations; a test must notice each: [ONLY=zcrx/area]
 	@$(if $(ONLY),:,scripts/mutants-host)
 	@scripts/mutants $(ONLY)
 
-host-tests: toolchain ## property tests of what needs no kernel
+host-tests: toolchain ## run the property tests, which need no kernel
 	@scripts/host-tests
 
 clean: ## remove kernels, tree and packed programs; keep toolchain, base and cache
