@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Does what `ethtool` does through an ioctl, in the network namespace of the calling
-//! thread: reads the statistics of a network device, and steers connections to a queue.
+//! Reads the statistics of a network device and steers connections to a queue, with the
+//! ioctl that `ethtool` uses, in the network namespace of the calling thread.
 
 use std::net::UdpSocket;
 use std::os::fd::AsRawFd;

@@ -499,7 +499,7 @@ impl Nic {
         self.transfer_to("10.9.0.1", ring, ifq, len)
     }
 
-    /// Does the same as [`Self::transfer`] to a given address of [`PORT`].
+    /// Makes the transfer of [`Self::transfer`] to a given address of [`PORT`].
     pub fn transfer_to(
         &self,
         address: &str,
@@ -528,8 +528,8 @@ impl Nic {
         tally
     }
 
-    /// Turns the probes by which senders detect the loss of their last segments on, the
-    /// default, or off.
+    /// Sets whether senders probe for the loss of their last segments, which they do by
+    /// default.
     fn probe_losses(&self, probe: bool) -> anyhow::Result<()> {
         const PROBES: &str = "/proc/sys/net/ipv4/tcp_early_retrans";
         // The default, or no probes.

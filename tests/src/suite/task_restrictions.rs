@@ -275,8 +275,8 @@ fn offer(bytes: &[u8], nr_args: u32) -> i32 {
     )
 }
 
-/// Does the same with bytes at the end of a page, so that nothing after them can be
-/// read.
+/// Registers restrictions for the calling task. The argument is at the end of a page, so
+/// that the kernel cannot read past it.
 fn offer_at_end(page: &Page, bytes: &[u8]) -> i32 {
     let start = PAGE_SIZE - bytes.len();
     for (i, byte) in bytes.iter().enumerate() {

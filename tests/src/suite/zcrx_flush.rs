@@ -206,8 +206,8 @@ fn zx18() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-/// Does what [`Consumer::expect_free`] does, with an empty refill queue, so that the
-/// copy of a receive finds no entries there.
+/// Checks that the free buffers are those at the offsets `want`. Empties the refill queue
+/// first, so that the receives of [`Consumer::expect_free`] find no entries there.
 fn only_free(consumer: &mut Consumer, what: &str, want: &[u64]) -> anyhow::Result<()> {
     consumer.set_tail(consumer.head());
     consumer.expect_free(what, want).map(drop)

@@ -211,8 +211,8 @@ enum Returns {
     Lazy,
     /// Gives random ones back at random times.
     Random,
-    /// Does the same, among entries for the same buffer again, for free buffers, and
-    /// garbage.
+    /// Gives random ones back at random times, mixed with entries that repeat a buffer,
+    /// name a free one, or are garbage.
     Adversarial,
 }
 
