@@ -85,7 +85,7 @@ struct Story {
 impl Story {
     fn scene(&self, title: &str) {
         println!("\n{title}");
-        println!("    {:<44} {:<34} result", "asked", "decided by");
+        println!("    {:<44} {:<34} result", "request", "decided by");
     }
 
     fn line(&mut self, asked: &str, decider: &str, result: &str, right: bool) {
@@ -229,7 +229,10 @@ fn tell() -> anyhow::Result<bool> {
     std::fs::write("data", vec![0x5au8; 256 << 10])?;
     let listeners = ["127.0.0.1", "127.0.1.1"].map(|address| TcpListener::bind((address, PORT)));
     for listener in &listeners {
-        ensure!(listener.is_ok(), "no listener: {listener:?}");
+        ensure!(
+            listener.is_ok(),
+            "port {PORT} is in use: end its user: {listener:?}"
+        );
     }
 
     let mut story = Story::default();
@@ -244,8 +247,8 @@ fn tell() -> anyhow::Result<bool> {
 
     println!();
     match story.wrong {
-        0 => println!("All {} requests went as they should.", story.lines),
-        wrong => println!("{wrong} of {} requests went WRONG.", story.lines),
+        0 => println!("All {} results are as expected.", story.lines),
+        wrong => println!("{wrong} of {} results are WRONG.", story.lines),
     }
     Ok(story.wrong == 0)
 }
@@ -253,7 +256,7 @@ fn tell() -> anyhow::Result<bool> {
 const NOBODY: &str = "no filter";
 
 fn no_filter(story: &mut Story) -> anyhow::Result<()> {
-    story.scene("A program without filters may ask for anything.");
+    story.scene("A program without filters may make any request.");
     story.helper(
         vec![],
         &[
@@ -351,8 +354,8 @@ fn deny_rest(story: &mut Story) -> anyhow::Result<()> {
             ("nop", REST, Allowed),
             ("read", REST, Refused),
             ("socket-inet", REST, Refused),
-            ("filter-read-allow", "no_new_privs is all it takes", Allowed),
-            ("read", "still DENY_REST: denied for good", Refused),
+            ("filter-read-allow", "no_new_privs is set", Allowed),
+            ("read", "DENY_REST, which no filter undoes", Refused),
         ],
     )
 }
@@ -372,8 +375,8 @@ fn inheritance(story: &mut Story) -> anyhow::Result<()> {
 
 fn stacking(story: &mut Story) -> anyhow::Result<()> {
     const FIRST: &str = "SOCKET: AF_INET only";
-    const OPEN: &str = "no_new_privs is all it takes";
-    story.scene("Filters stack: a further one can only tighten.");
+    const OPEN: &str = "no_new_privs is set";
+    story.scene("Filters add up: each further filter can only restrict more.");
     story.helper(
         vec![inet_only()],
         &[
@@ -390,7 +393,7 @@ fn stacking(story: &mut Story) -> anyhow::Result<()> {
 }
 
 fn fio(story: &mut Story) -> anyhow::Result<()> {
-    story.scene("fio, which knows nothing of filters, reads a file.");
+    story.scene("fio, which was not written for filters, reads a file.");
     story.fio(vec![], NOBODY, Allowed)?;
     story.fio(vec![only(op::READ)], "READ: allow, DENY_REST", Allowed)?;
     story.fio(vec![filter(op::READ, bpf::deny())], "READ: deny", Refused)

@@ -92,7 +92,7 @@ fn receive(stream: &TcpStream, ring: &mut WideRing, ifq: &Ifq) -> anyhow::Result
             received.completions += 1;
             let offset = cqe.offset()?;
             let buffer = received.used.get_mut((offset >> 12) as usize);
-            *buffer.context("a buffer that was not lent")? += 1;
+            *buffer.context("a completion names a buffer outside the area")? += 1;
             ifq.give_back(offset);
             if ifq.unread() >= ifq.entries / 2 {
                 ifq.flush_all(ring.fd())?;
@@ -125,7 +125,7 @@ impl Received {
         let who = format!("zero-copy receive in {}", kernel::zcrx_implementation());
         story.line(asked, &who, result, right);
         println!(
-            "      {} bytes, {} completions of {} requests; each of {} pages came {} to {} times",
+            "      {} bytes, {} completions of {} requests; each of {} pages used {} to {} times",
             self.bytes.len(),
             self.completions,
             self.requests,
@@ -142,7 +142,7 @@ pub fn tell(story: &mut Story) -> anyhow::Result<()> {
     std::fs::create_dir_all(FOLDER)?;
     std::fs::write(format!("{FOLDER}/file"), &content)?;
 
-    story.scene("A web server's file comes by RECV_ZC into memory that this program has lent.");
+    story.scene("A file from a web server arrives by RECV_ZC in memory lent to the kernel.");
     let words = httpd(HERE);
     let mut words = words.split(' ');
     let mut command = Command::new(words.next().context("no command")?);
@@ -158,7 +158,7 @@ pub fn tell(story: &mut Story) -> anyhow::Result<()> {
 
 /// Receives over a network device, which writes to the lent memory itself.
 fn over_a_device(story: &mut Story, content: &[u8]) -> anyhow::Result<()> {
-    story.scene("The same from another machine, by a network device that writes there itself.");
+    story.scene("A network device writes a file from another machine to lent memory itself.");
     let nic = Nic::new()?;
     nic.ethtool(&format!("-X zsim0 start {QUEUE} equal 1"))?;
     let mut ring = WideRing::with(8, 4 * DEVICE_BUFFERS as u32, ZCRX_SETUP)?;
@@ -174,7 +174,7 @@ fn over_a_device(story: &mut Story, content: &[u8]) -> anyhow::Result<()> {
         true => "none",
         false => "some",
     };
-    story.line("copies of it", "where the device put it", result, right);
+    story.line("fragments elsewhere", "counters of zsim0", result, right);
     println!(
         "      {} fragments written to lent memory, {} elsewhere; {} buffers given back",
         counts.niov_frags, counts.page_frags, received.completions,
