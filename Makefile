@@ -18,6 +18,9 @@ unexport SECONDS
 ifneq ($(filter-out 1,$(DEBUG)),)
 $(error DEBUG is '$(DEBUG)'; give DEBUG=1, or leave it out)
 endif
+ifneq ($(filter-out 1 rst,$(LIST)),)
+$(error LIST is '$(LIST)'; give LIST=1, LIST=rst, or leave it out)
+endif
 ifneq ($(filter-out 1,$(ICOUNT)),)
 $(error ICOUNT is '$(ICOUNT)'; give ICOUNT=1, or leave it out)
 endif
@@ -25,10 +28,14 @@ endif
 enter := scripts/enter
 guest = --impl $(IMPL) $(if $(DEBUG),--debug) $(if $(TIMEOUT),--timeout $(TIMEOUT))
 
+# ONLY leaves out what it does not name. Tests of this machine need no kernel.
+tests_here := $(if $(ONLY),$(filter host host::%,$(ONLY)),all)
+tests_in_guests := $(if $(ONLY),$(filter-out host host::%,$(ONLY)),all)
+
 # Targets run one at a time, as each of them uses all CPUs.
 .NOTPARALLEL:
 .PHONY: help run test coverage mutants soak bench bench-um fuzz lint external kernel boot shell minutes host-tests apply unapply series series-check kconfig-matrix doc deb toolchain \
-	tree guest clean
+	tree guest only list clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -36,12 +43,21 @@ help: ## list the targets
 	@echo '  IMPL=rust|c chooses the implementation, DEBUG=1 the kernel with all checkers,'
 	@echo '  IOMMU=1 runs only the device tests of that kernel, behind an IOMMU,'
 	@echo '  LINUX=/path names another Linux 7.3 tree, TIMEOUT=seconds limits a guest.'
+	@echo '  make test LIST=1 lists all tests, LIST=rst writes the catalogue in Documentation/.'
+	@echo '  ONLY="..." takes tests, modules, groups (D10), kunit, kunit::SUITE and host, whole names only.'
 
 run: kernel guest ## build everything, boot, and run the demonstration
 	@$(enter) python3 scripts/run-demo $(guest) build/guest.cpio
 
-test: kernel guest host-tests ## run KUnit and user-space tests in QEMU: [IMPL=c] [DEBUG=1] [IOMMU=1] [ONLY=D1]
-	@$(enter) python3 scripts/run-tests $(guest) $(if $(IOMMU),--iommu) $(if $(ONLY),--only '$(ONLY)') build/guest.cpio
+test: $(if $(LIST),list,only $(if $(tests_in_guests),kernel guest) $(if $(tests_here),host-tests)) ## run KUnit and user-space tests in QEMU: [IMPL=c] [DEBUG=1] [IOMMU=1] [ONLY="D1 filters::inherit"] [LIST=1]
+	@$(if $(LIST),,$(if $(tests_in_guests),$(enter) python3 scripts/run-tests $(guest) $(if $(IOMMU),--iommu) \
+		$(if $(ONLY),--only '$(tests_in_guests)') build/guest.cpio))
+
+list: toolchain
+	@$(enter) python3 scripts/catalogue.py $(if $(filter rst,$(LIST)),rst,list)
+
+only: toolchain
+	@$(if $(ONLY),$(enter) python3 scripts/catalogue.py check '$(ONLY)')
 
 lint doc: override IMPL := rust
 lint doc bench: override DEBUG :=
@@ -117,16 +133,16 @@ tree: toolchain ## make Linux 7.3 with this project in build/linux
 guest: tree ## build the programs of tests/ and pack them into build/guest.cpio
 	@scripts/tests "$$PWD/build/guest.cpio"
 
-coverage: tree guest ## find lines of our Rust that no test reaches: [ONLY="ZN FI"]
+coverage: only tree guest ## find lines of our Rust that no test reaches: [ONLY="D10 D11"]
 	@scripts/kernel coverage
-	@scripts/coverage $(ONLY)
+	@scripts/coverage $(foreach word,$(ONLY),'$(word)')
 
 mutants: tree guest ## make several hundred mutations; a test must notice each: [ONLY=zcrx/area]
 	@$(if $(ONLY),:,scripts/mutants-host)
 	@scripts/mutants $(ONLY)
 
 host-tests: toolchain ## run the property tests, which need no kernel
-	@scripts/host-tests
+	@scripts/host-tests $(if $(filter host%,$(ONLY)),'$(tests_here)')
 
 clean: ## remove kernels, tree and packed programs; keep toolchain, base and cache
 	@rm -rf build/kernel-* build/linux build/linux.* build/linux-* build/*.cpio build/external build/guest-programs \

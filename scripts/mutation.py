@@ -5,7 +5,7 @@
 - file and line: the line that is changed, without its indentation,
 - in: text of a line above the right one, if the file has several such lines,
 - becomes: the new line, or nothing to remove the line,
-- tests: beginnings of the names of user-space tests that may notice it,
+- tests: tags of the user-space tests, or groups of them, that may notice it,
 - kunit: the KUnit suite that may notice it, if there is one,
 - equivalent: the reason why nothing can notice it, if nothing can.
 

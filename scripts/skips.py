@@ -37,8 +37,9 @@ def expected(lines, guest):
 
 
 def identifier(name):
-    """Returns the part of a test's name that the file uses."""
-    return name.split(" ")[0]
+    """Returns the part of a test's name that the file uses: the tag, or the name of a
+    KUnit test."""
+    return name.rpartition(" (")[2].removesuffix(")")
 
 
 def problems(expect, skipped, ran, complete):

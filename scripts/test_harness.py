@@ -1,16 +1,19 @@
 # SPDX-License-Identifier: GPL-2.0
 """Tests of the failures that run-tests must find: unexpected skips, and reports of the
-kernel. `make lint ONLY=harness` runs them."""
+kernel. Also tests how words choose tests. `make lint ONLY=harness` runs them."""
 
+import argparse
 import contextlib
 import importlib.machinery
 import importlib.util
 import io
 import pathlib
 import sys
+import tomllib
 import unittest
 
 sys.dont_write_bytecode = True
+import catalogue
 import console
 import skips
 
@@ -24,6 +27,11 @@ def load(script):
     module = importlib.util.module_from_spec(importlib.util.spec_from_loader(loader.name, loader))
     loader.exec_module(module)
     return module
+
+
+def load_mutations():
+    return [mutation for path in (TESTS / "mutations").glob("*.toml")
+            for mutation in tomllib.loads(path.read_text())["mutation"]]
 
 
 def reports(*lines):
@@ -116,34 +124,29 @@ class Skips(unittest.TestCase):
         return skips.problems(expect, skipped, ran, complete)
 
     def test_what_is_expected_is_no_problem(self):
-        self.assertEqual(self.problems(["A1 a test"], ["A12 another"]), [])
+        self.assertEqual(self.problems(["a::test (A1)"], ["a::nother (A12)"]), [])
 
     def test_a_skip_that_nobody_expects_is_a_failure(self):
-        got = self.problems(["A1 a test", "A12 another"], [])
+        got = self.problems(["a::test (A1)", "a::nother (A12)"], [])
         self.assertEqual(len(got), 1)
-        self.assertRegex(got[0], "^A12 another: skipped")
+        self.assertRegex(got[0], r"^a::nother \(A12\): skipped")
 
     def test_a_test_that_is_named_and_runs_is_a_failure(self):
-        got = self.problems([], ["A1 a test"])
+        got = self.problems([], ["a::test (A1)"])
         self.assertEqual(len(got), 1)
-        self.assertRegex(got[0], "^A1 a test: not skipped.*: why$")
+        self.assertRegex(got[0], r"^a::test \(A1\): not skipped.*: why$")
 
     def test_a_name_without_a_test_is_a_failure_where_all_were_run(self):
-        self.assertEqual(len(self.problems([], ["B2 other"])), 1)
-        self.assertEqual(self.problems([], ["B2 other"], complete=False), [])
+        self.assertEqual(len(self.problems([], ["b::other (B2)"])), 1)
+        self.assertEqual(self.problems([], ["b::other (B2)"], complete=False), [])
 
     def test_the_file_names_tests_of_the_suite(self):
-        def text(folder):
-            return "".join(path.read_text() for path in folder.rglob("*.rs"))
-
-        suite = text(TESTS / "src/suite")
-        kunit = text(SCRIPTS.parent / "rust") + text(SCRIPTS.parent / "io_uring_rs")
+        known = {test.tag or test.path.rpartition("::")[2] for test in catalogue.everything()}
         lines = skips.parse((TESTS / "skips").read_text())
         for _, tests, _ in lines:
             for test in tests:
                 with self.subTest(test):
-                    found = f"fn {test}(" in kunit if test[0].islower() else f'"{test} ' in suite
-                    self.assertTrue(found, "there is no such test")
+                    self.assertIn(test, known)
         # Each test is named once for a guest, as a second line would have no effect.
         for impl in skips.KINDS[0]:
             for checkers in skips.KINDS[1]:
@@ -151,6 +154,89 @@ class Skips(unittest.TestCase):
                     guest = {impl, checkers, memory}
                     named = [test for words, tests, _ in lines if words <= guest for test in tests]
                     self.assertEqual(len(named), len(set(named)), guest)
+
+
+class Words(unittest.TestCase):
+    """Tests of the words that choose tests."""
+
+    TESTS = [
+        catalogue.Test("a::b::one", "One.", tag="A1", group="D1"),
+        catalogue.Test("a::b::one_more", "More.", tag="A12", group="D1"),
+        catalogue.Test("a::bc::two", "Two.", tag="A2", group="D10"),
+        catalogue.Test("kunit::net_iov::three", "Three."),
+        catalogue.Test("kunit::net_iov::four", "Four."),
+        catalogue.Test("kunit::fs::five", "Five."),
+        catalogue.Test("host::model::six", "Six."),
+    ]
+
+    def chosen(self, *words):
+        return [test.path.rpartition("::")[2] for test in catalogue.choose(words, self.TESTS)]
+
+    def test_names_are_taken_whole(self):
+        for word, names in (
+                ("A1", ["one"]), ("D1", ["one", "one_more"]), ("D10", ["two"]), ("a::b", ["one", "one_more"]),
+                ("a::b::one", ["one"]), ("a", ["one", "one_more", "two"]), ("host", ["six"]), ("host::model", ["six"]),
+                ("kunit", ["three", "four", "five"]), ("kunit::net*", ["three", "four"]), ("kunit::fs", ["five"]),
+                ("kunit::net_iov::four", ["four"])):
+            with self.subTest(word):
+                self.assertEqual(self.chosen(word), names)
+        self.assertEqual(self.chosen("D10", "A1"), ["one", "two"])
+
+    def test_a_word_that_names_nothing_is_an_error(self):
+        for word in ("A", "D", "D2", "a::b::on", "one", "kunit::net", "kunit::fs::fiv", "hos"):
+            with self.subTest(word), self.assertRaisesRegex(catalogue.CatalogueError, f"called '{word}'.* D1 D10 .*LIST=1"):
+                catalogue.choose(["A1", word], self.TESTS)
+
+    def test_the_kernel_gets_patterns(self):
+        self.assertEqual(catalogue.patterns(["A1", "kunit", "kunit::net*", "kunit::fs::five"]), ["*", "net*", "fs.five"])
+        self.assertEqual(catalogue.patterns(["D1", "kunittest"]), [])
+
+    def test_names_and_tags_are_unique(self):
+        tests = catalogue.everything()
+        for names in ([test.path for test in tests], [test.tag for test in tests if test.tag]):
+            self.assertEqual(len(names), len(set(names)))
+        groups = {test.group for test in tests}
+        self.assertFalse(groups.intersection(test.tag for test in tests if test.tag))
+
+    def test_mutations_name_tests(self):
+        tests = catalogue.everything()
+        for mutation in load_mutations():
+            with self.subTest(mutation["line"]):
+                catalogue.choose(mutation["tests"].split(), tests)
+
+
+class Guests(unittest.TestCase):
+    """Tests of the guests that run-tests boots for some words."""
+
+    @classmethod
+    def setUpClass(cls):
+        try:
+            cls.run_tests = load("run-tests")
+        except ModuleNotFoundError as error:
+            raise unittest.SkipTest(f"no kernel tree: {error}")
+
+    def boots(self, only, **options):
+        given = {"only": only, "impl": "rust", "debug": False, "iommu": False, "coverage": False, "mutant": False,
+                 "external": None, "soak": None, "timeout": None, **options}
+        return [boot.append for boot in self.run_tests.boots(argparse.Namespace(**given), None)]
+
+    def test_words_leave_out_what_they_do_not_name(self):
+        self.assertEqual(self.boots("D1 filters::inherit"), ["kunit.enable=0 -- suite D1,filters::inherit"])
+        self.assertEqual(self.boots("kunit"), ["kunit.filter_glob=* -- nothing"])
+        self.assertEqual(self.boots("D1 kunit::rust_kernel_net* kunit::rust_kernel_bpf"), [
+            "kunit.filter_glob=rust_kernel_net* -- suite D1", "kunit.filter_glob=rust_kernel_bpf -- nothing"])
+        with self.assertRaises(catalogue.CatalogueError):
+            self.boots("D1 D12")
+
+    def test_device_tests_have_more_guests_with_checkers(self):
+        def last(*words, **options):
+            return [append.partition("-- suite ")[2] for append in self.boots(*words, debug=True, **options)]
+
+        self.assertEqual(last("D1"), ["D1"])
+        self.assertEqual(last("zcrx::device::dmabuf"), ["zcrx::device::dmabuf", "ZN23", "ZN17,ZN18,ZN23"])
+        self.assertEqual(last("ZN01", iommu=True), ["ZN01"])
+        self.assertEqual(last("", iommu=True), ["D10"])
+        self.assertEqual(last("")[1:], ["D10,D11,ST", "ZN23", "ZN01,ZN04,ZN07,ZN17,ZN27,ZN32"])
 
 
 class Runs(unittest.TestCase):
@@ -161,9 +247,9 @@ class Runs(unittest.TestCase):
     KTAP version 1
     # Subtest: D0
     1..3
-    ok 1 A1 that must be skipped # SKIP no checkers
-    ok 2 A2 that must not # SKIP something moved
-    ok 3 A3 that runs
+    ok 1 a::must_be_skipped (A1) # SKIP no checkers
+    ok 2 a::must_not (A2) # SKIP something moved
+    ok 3 a::runs (A3)
 ok 1 D0
 """
 
@@ -185,12 +271,12 @@ ok 1 D0
     def test_only_the_skip_that_nobody_expects_fails(self):
         results = self.judged({"A1": "why"})
         self.assertEqual((results.passed, results.skipped, results.failed), (1, 2, 1))
-        self.assertRegex(results.problems[0], "^A2 that must not: skipped")
+        self.assertRegex(results.problems[0], r"^a::must_not \(A2\): skipped")
 
     def test_both_ways_fail(self):
         results = self.judged({"A1": "why", "A2": "why", "A3": "why"})
         self.assertEqual(results.failed, 1)
-        self.assertRegex(results.problems[0], "^A3 that runs: not skipped")
+        self.assertRegex(results.problems[0], r"^a::runs \(A3\): not skipped")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 //! PID 1 of the guest. It sets the machine up, runs the one job that the kernel command
 //! line names after `--`, prints the job's exit status, and powers off.
 //!
-//! - `suite [PREFIX…]`: the user-space suite
+//! - `suite [TEST,…]`: the user-space suite, or only these tests
+//! - `nothing`: no job, as when only KUnit is to run
 //! - `soak MINUTES [SEED]`: the suite's stress tests for a number of minutes
 //! - `demo`: the demonstration
 //! - `bench`: the measurements
@@ -152,7 +153,10 @@ fn work() -> anyhow::Result<i32> {
         "bench" => run("/bin/bench", &[]),
         "external" => external(rest),
         "shell" => shell(),
-        _ => bail!("unknown job {job:?}: suite, soak, demo, bench, external and shell are known"),
+        "nothing" => Ok(0),
+        _ => bail!(
+            "unknown job {job:?}: suite, soak, demo, bench, external, shell and nothing are known"
+        ),
     }
 }
 
@@ -180,10 +184,10 @@ fn spawn_and_reap(mut command: Command) -> anyhow::Result<i32> {
 }
 
 /// Runs the suite, and searches for memory leaks if the kernel has kmemleak.
-fn suite(prefixes: &[String]) -> anyhow::Result<i32> {
+fn suite(arguments: &[String]) -> anyhow::Result<i32> {
     let leaks = Path::new("/sys/kernel/debug/kmemleak");
     let searching = leaks.exists() && fs::write(leaks, "clear").is_ok();
-    let status = run("/bin/suite", prefixes)?;
+    let status = run("/bin/suite", arguments)?;
     if !searching {
         return Ok(status);
     }

@@ -13,10 +13,11 @@ use io_uring_rs_tests::suite;
 /// Tests io_uring's filters and zero-copy receive from user space.
 #[derive(Parser)]
 struct Arguments {
-    /// Runs only tests whose names, or whose groups' names, start with one of these.
-    prefixes: Vec<String>,
-    /// Leaves out the groups whose names start with this.
-    #[arg(long, value_name = "PREFIX")]
+    /// Runs only the tests with these tags or paths, or in these groups or modules.
+    #[arg(value_name = "TEST", value_delimiter = ',')]
+    tests: Vec<String>,
+    /// Leaves out the group with this tag.
+    #[arg(long, value_name = "GROUP")]
     but: Vec<String>,
     /// Repeats the random choices of an earlier run.
     #[arg(long)]
@@ -53,19 +54,19 @@ fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         let res = Ring::new(1)?.run(Sqe::nop())?;
         return Ok(ExitCode::from(u8::try_from(-res).context("not an errno")?));
     }
-    if let Some(id) = &arguments.only {
-        return Ok(ExitCode::from(suite::run_here(id)? as u8));
+    if let Some(tag) = &arguments.only {
+        return Ok(ExitCode::from(suite::run_here(tag)? as u8));
     }
     if arguments.list {
         for test in suite::all() {
-            println!("{}", test.name);
+            println!("{test}");
         }
         return Ok(ExitCode::SUCCESS);
     }
     let seed = arguments.seed.unwrap_or_else(|| fastrand::u64(..));
     let failures = match arguments.soak {
         Some(minutes) => suite::soak::run(minutes, seed)?,
-        None => suite::run(&arguments.prefixes, &arguments.but, seed)?,
+        None => suite::run(&arguments.tests, &arguments.but, seed)?,
     };
     match failures {
         0 => Ok(ExitCode::SUCCESS),

@@ -7,10 +7,14 @@ use std::os::unix::fs::OpenOptionsExt;
 
 use anyhow::Context;
 
-use super::{Outcome, Test, TestResult, test};
+use super::{Outcome, Test, TestResult, tests};
 use crate::kernel::{Implementation, expect_eq, implementation, zcrx_implementation};
 
-pub const TESTS: &[Test] = &[test("BO01 the log says which parts are in Rust", bo01)];
+pub const TESTS: &[Test] = tests! {
+    "kernel::log" {
+        BO01 names_the_parts_in_rust;
+    }
+};
 
 /// Returns the messages of the kernel's log that begin with `prefix`, without that
 /// prefix.
@@ -36,7 +40,9 @@ fn messages(prefix: &str) -> anyhow::Result<Vec<String>> {
     }
 }
 
-fn bo01() -> TestResult {
+/// Checks that the kernel's log names each part that is in Rust, and no part that is in
+/// C.
+fn names_the_parts_in_rust() -> TestResult {
     let mut want = Vec::new();
     if implementation() == Implementation::Rust {
         want.push("filters and restrictions in Rust".to_string());

@@ -6,7 +6,7 @@
 
 use std::os::fd::RawFd;
 
-use super::{NOTE, Outcome, Test, TestResult, slow};
+use super::{NOTE, Outcome, Test, TestResult, tests};
 use crate::bpf::{self, Program, USER_DATA_LO};
 use crate::kernel::{
     BPF_MAXINSNS, CHAIN_BOUND, CHAIN_OVERHEAD, Implementation, expect_eq, expect_result,
@@ -17,20 +17,18 @@ use crate::ring::Ring;
 use crate::sandbox;
 use crate::sqe::{Sqe, op};
 
-pub const TESTS: &[Test] = &[
-    slow("BD01 200 filters of 4096 instructions", 60, bd01),
-    slow("BD02 exactly at the bound", 30, bd02),
-    slow("BD03 the shortest filters", 60, bd03),
-    slow("BD04 each opcode has its own bound", 30, bd04),
-    slow("BD05 inherited filters count", 30, bd05),
-    slow("BD06 a refused DENY_REST denies nothing", 30, bd06),
-    slow("BD07 filters with a constant verdict count", 30, bd07),
-    slow(
-        "BD08 other errors come first, pdu size is written",
-        30,
-        bd08,
-    ),
-];
+pub const TESTS: &[Test] = tests! {
+    "filters::bounds" {
+        BD01 further_long_filters_are_refused (60 s);
+        BD02 chain_may_reach_exactly_the_bound (30 s);
+        BD03 short_filters_reach_the_bound_by_their_overhead (60 s);
+        BD04 each_opcode_has_its_own_bound (30 s);
+        BD05 inherited_filters_count (30 s);
+        BD06 refused_deny_rest_denies_nothing (30 s);
+        BD07 filters_with_a_constant_verdict_count (30 s);
+        BD08 other_errors_come_before_the_bound (30 s);
+    }
+};
 
 const DENIED: i32 = -libc::EACCES;
 
@@ -70,7 +68,11 @@ fn denies_one(what: &str, ring: &mut Ring) -> anyhow::Result<()> {
     ring.expect(&format!("{what}: NOP 1"), Sqe::nop().user_data(1), DENIED)
 }
 
-fn bd01() -> TestResult {
+/// Checks that a ring accepts seven filters of 4,096 instructions, and refuses further
+/// ones with ENOMEM.
+///
+/// In C, no chain has a bound: the same registrations succeed.
+fn further_long_filters_are_refused() -> TestResult {
     // C accepts every filter. With checkers each registration takes long, so fewer must
     // do.
     let attempts = if implementation() == Implementation::C && is_debug() {
@@ -92,7 +94,11 @@ fn bd01() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn bd02() -> TestResult {
+/// Checks that a chain may reach exactly the bound, one instruction more gives ENOMEM,
+/// and the chain stays as it was.
+///
+/// In C, no chain has a bound: the same registrations succeed.
+fn chain_may_reach_exactly_the_bound() -> TestResult {
     let mut ring = Ring::new(2)?;
     // The oldest filter shows whether the chain is still whole.
     let mut first = bpf::deny_if(USER_DATA_LO, 1);
@@ -125,7 +131,11 @@ fn bd02() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn bd03() -> TestResult {
+/// Checks that short filters reach the bound by the four instructions that each counts
+/// in addition.
+///
+/// In C, no chain has a bound: the same registrations succeed.
+fn short_filters_reach_the_bound_by_their_overhead() -> TestResult {
     let mut ring = Ring::new(2)?;
     // With checkers each registration takes long, so fewer and longer filters add up to
     // the same sum there.
@@ -146,7 +156,10 @@ fn bd03() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn bd04() -> TestResult {
+/// Checks that a full chain of one opcode does not count for another opcode or ring.
+///
+/// In C, no chain has a bound: the same registrations succeed.
+fn each_opcode_has_its_own_bound() -> TestResult {
     let mut ring = Ring::new(2)?;
     for opcode in [op::NOP, op::CLOSE, op::SOCKET] {
         fill(ring.fd(), opcode)?;
@@ -174,7 +187,11 @@ fn bd04() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn bd05() -> TestResult {
+/// Checks that inherited filters count towards the bound of a ring or child, and what
+/// these add does not count for the task.
+///
+/// In C, no chain has a bound: the same registrations succeed.
+fn inherited_filters_count() -> TestResult {
     sandbox::sandboxed()?;
     let long = bpf::long(BPF_MAXINSNS, 1);
     let add = |what: &str, fd, count: usize| -> anyhow::Result<()> {
@@ -212,7 +229,11 @@ fn bd05() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn bd06() -> TestResult {
+/// Checks that a registration with IO_URING_BPF_FILTER_DENY_REST past the bound denies
+/// nothing, and filters of denied opcodes do not count.
+///
+/// In C, no chain has a bound: the same registrations succeed.
+fn refused_deny_rest_denies_nothing() -> TestResult {
     let mut ring = Ring::new(2)?;
     fill(ring.fd(), op::NOP)?;
     let before = ring.verdicts()?;
@@ -237,7 +258,10 @@ fn bd06() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn bd07() -> TestResult {
+/// Checks that filters whose verdict is constant count towards the bound.
+///
+/// In C, no chain has a bound: the same registrations succeed.
+fn filters_with_a_constant_verdict_count() -> TestResult {
     for verdict in [1, 0] {
         let mut ring = Ring::new(2)?;
         let mut constant = bpf::filler(BPF_MAXINSNS);
@@ -257,7 +281,11 @@ fn bd07() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn bd08() -> TestResult {
+/// Checks that invalid arguments past the bound give their own errors, and the pdu_size
+/// is written back.
+///
+/// In C, no chain has a bound: the same registrations succeed.
+fn other_errors_come_before_the_bound() -> TestResult {
     let mut ring = Ring::new(2)?;
     fill(ring.fd(), op::SOCKET)?;
     let allow = bpf::allow();

@@ -2,7 +2,7 @@
 //! D3: the data that filters see for opcodes that have data, byte by byte. The words
 //! that every opcode has are in `context_flags`.
 
-use super::{Outcome, Test, TestResult, slow};
+use super::{Outcome, Test, TestResult, tests};
 use crate::bpf;
 use crate::kernel::{expect_eq, expect_result};
 use crate::model::Context;
@@ -10,28 +10,26 @@ use crate::register::pdu_size;
 use crate::ring::{Ring, read_context};
 use crate::sqe::{OpenHow, Sqe, op};
 
-pub const TESTS: &[Test] = &[
-    slow("FC07 no data: everything after the flags is zero", 20, fc07),
-    slow("FC08 SOCKET: family, type, protocol", 20, fc08),
-    slow("FC09 SOCKET: negative domain", 20, fc09),
-    slow("FC10 SOCKET: the rest is zero", 20, fc10),
-    slow("FC11 OPENAT: O_RDONLY", 20, fc11),
-    slow("FC12 OPENAT: O_PATH drops the other flags", 20, fc12),
-    slow("FC13 OPENAT: mode only with O_CREAT, masked", 20, fc13),
-    slow("FC14 OPENAT2: how as given", 20, fc14),
-    slow("FC15 OPENAT2: wrong size comes before the filter", 20, fc15),
-    slow("FC16 CONNECT: AF_INET", 20, fc16),
-    slow("FC17 CONNECT: AF_INET cut short", 20, fc17),
-    slow("FC18 CONNECT: AF_INET6 of 28, 24 and 23 bytes", 20, fc18),
-    slow("FC19 CONNECT: no address after an earlier one", 20, fc19),
-    slow(
-        "FC20 CONNECT: 2 to 15 bytes, AF_UNSPEC and AF_UNIX",
-        20,
-        fc20,
-    ),
-    slow("FC21 CONNECT: bad length, filter not run", 20, fc21),
-    slow("FC23 CONNECT: length is cut to 32 bits", 20, fc23),
-];
+pub const TESTS: &[Test] = tests! {
+    "filters::context" {
+        FC07 opcodes_without_data_show_zeros (20 s);
+        FC08 socket_shows_family_type_and_protocol (20 s);
+        FC09 socket_shows_an_invalid_family_unchanged (20 s);
+        FC10 socket_shows_zeros_after_its_data (20 s);
+        FC11 openat_shows_known_flags_and_o_largefile (20 s);
+        FC12 openat_with_o_path_drops_other_flags (20 s);
+        FC13 openat_shows_mode_only_when_creating (20 s);
+        FC14 openat2_shows_how_as_given (20 s);
+        FC15 openat2_checks_the_size_before_the_filter (20 s);
+        FC16 connect_shows_an_ipv4_address (20 s);
+        FC17 connect_shows_only_the_family_of_a_short_ipv4_address (20 s);
+        FC18 connect_shows_ipv6_addresses_from_24_bytes_on (20 s);
+        FC19 connect_without_address_shows_nothing_of_an_earlier_one (20 s);
+        FC20 connect_shows_only_the_family_of_other_addresses (20 s);
+        FC21 connect_checks_address_and_length_before_the_filter (20 s);
+        FC23 connect_truncates_the_length_to_32_bits (20 s);
+    }
+};
 
 /// The kernel's O_LARGEFILE; libc defines it as 0 on 64-bit machines.
 const O_LARGEFILE: u64 = 0o100000;
@@ -93,7 +91,8 @@ fn inet6(port: u16, address: [u8; 16]) -> [u8; 128] {
 const V4: [u8; 4] = [192, 0, 2, 33];
 const V6: [u8; 16] = [0x20, 1, 0xd, 0xb8, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12];
 
-fn fc07() -> TestResult {
+/// Checks that filters see zeros after the flags of opcodes that have no data.
+fn opcodes_without_data_show_zeros() -> TestResult {
     let mut buffer = [0u8; 8];
     let plain = [
         Sqe::nop(),
@@ -110,7 +109,9 @@ fn fc07() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn fc08() -> TestResult {
+/// Checks that filters see the family, the type without its flags, and the protocol of
+/// SOCKET.
+fn socket_shows_family_type_and_protocol() -> TestResult {
     let (cloexec, nonblock) = (libc::SOCK_CLOEXEC, libc::SOCK_NONBLOCK);
     for (family, kind, protocol) in [
         (libc::AF_INET, libc::SOCK_STREAM, 0),
@@ -135,7 +136,9 @@ fn fc08() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn fc09() -> TestResult {
+/// Checks that filters see all 32 bits of a SOCKET's family, even of one that is
+/// negative or too large.
+fn socket_shows_an_invalid_family_unchanged() -> TestResult {
     for family in [-1, i32::MIN, 0x1_0000] {
         let data = [family as u32, libc::SOCK_STREAM as u32, 0, 0, 0, 0];
         let make = || Sqe::socket(family, libc::SOCK_STREAM, 0);
@@ -148,7 +151,9 @@ fn fc09() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn fc10() -> TestResult {
+/// Checks that filters see zeros after the protocol of a SOCKET, whatever its unused
+/// fields are.
+fn socket_shows_zeros_after_its_data() -> TestResult {
     // Every bit that prep accepts in the request's own fields is set.
     let make = || {
         let mut sqe = Sqe::socket(-1, 0xf, -1);
@@ -162,7 +167,9 @@ fn fc10() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn fc11() -> TestResult {
+/// Checks that filters see the known flags of OPENAT, with O_LARGEFILE added and
+/// unknown ones dropped.
+fn openat_shows_known_flags_and_o_largefile() -> TestResult {
     let make = || Sqe::openat(c"/no/such/file", libc::O_RDONLY, 0o777);
     let data = open_data(O_LARGEFILE, 0, 0);
     sees("O_RDONLY", make, context(op::OPENAT, 0, data))?;
@@ -179,7 +186,8 @@ fn fc11() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn fc12() -> TestResult {
+/// Checks that filters see only the flags that O_PATH allows beside it.
+fn openat_with_o_path_drops_other_flags() -> TestResult {
     let make = || Sqe::openat(c"/no/such/file", libc::O_PATH | libc::O_RDWR, 0);
     let data = open_data(libc::O_PATH as u64, 0, 0);
     sees("O_PATH | O_RDWR", make, context(op::OPENAT, 0, data))?;
@@ -197,7 +205,9 @@ fn fc12() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn fc13() -> TestResult {
+/// Checks that filters see the mode of OPENAT, cut to its valid bits, only with O_CREAT
+/// or O_TMPFILE.
+fn openat_shows_mode_only_when_creating() -> TestResult {
     let make = || Sqe::openat(c"/no/such/file", libc::O_RDWR, 0o7777);
     let data = open_data(libc::O_RDWR as u64 | O_LARGEFILE, 0, 0);
     sees("mode without O_CREAT", make, context(op::OPENAT, 0, data))?;
@@ -223,7 +233,9 @@ fn openat2(how: &OpenHow) -> Sqe {
     Sqe::openat2(c"no/such/file", how, size_of::<OpenHow>() as u32)
 }
 
-fn fc14() -> TestResult {
+/// Checks that filters see flags, mode and resolve of OPENAT2 as they are given,
+/// invalid bits included.
+fn openat2_shows_how_as_given() -> TestResult {
     let how = OpenHow {
         resolve: libc::RESOLVE_IN_ROOT | libc::RESOLVE_NO_SYMLINKS,
         ..OpenHow::default()
@@ -253,7 +265,9 @@ fn fc14() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn fc15() -> TestResult {
+/// Checks that a wrong size of OPENAT2's argument, or an unreadable argument, gives its
+/// own error before a filter runs.
+fn openat2_checks_the_size_before_the_filter() -> TestResult {
     let mut ring = Ring::new(2)?;
     ring.must_filter(op::OPENAT2, &bpf::deny())?;
     let mut how = [0u64; 4];
@@ -280,7 +294,9 @@ fn connect_sees(address: &[u8; 128], len: u64, data: [u32; 6]) -> anyhow::Result
     )
 }
 
-fn fc16() -> TestResult {
+/// Checks that filters see the port and address of a CONNECT to an IPv4 address of 16
+/// bytes or more.
+fn connect_shows_an_ipv4_address() -> TestResult {
     let full = connect_data(libc::AF_INET, 8080, &V4);
     for len in [16, 17, 28, 128] {
         connect_sees(&inet(8080, V4), len, full)?;
@@ -290,7 +306,8 @@ fn fc16() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn fc17() -> TestResult {
+/// Checks that filters see only the family of an IPv4 address of fewer than 16 bytes.
+fn connect_shows_only_the_family_of_a_short_ipv4_address() -> TestResult {
     for len in [15, 8, 2] {
         let family_only = connect_data(libc::AF_INET, 0, &[]);
         connect_sees(&inet(8080, V4), len, family_only)?;
@@ -298,7 +315,9 @@ fn fc17() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn fc18() -> TestResult {
+/// Checks that filters see the port and address of an IPv6 address of 24 bytes or more,
+/// and only the family of a shorter one.
+fn connect_shows_ipv6_addresses_from_24_bytes_on() -> TestResult {
     let full = connect_data(libc::AF_INET6, 443, &V6);
     for len in [28, 24, 128] {
         connect_sees(&inet6(443, V6), len, full)?;
@@ -318,7 +337,9 @@ fn fc18() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn fc19() -> TestResult {
+/// Checks that filters see zeros for a CONNECT without an address right after one with
+/// an address.
+fn connect_without_address_shows_nothing_of_an_earlier_one() -> TestResult {
     let address = inet6(443, V6);
     for len in [0, 1] {
         let mut ring = Ring::new(4)?;
@@ -340,7 +361,8 @@ fn fc19() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn fc20() -> TestResult {
+/// Checks that filters see only the family of addresses other than IPv4 and IPv6.
+fn connect_shows_only_the_family_of_other_addresses() -> TestResult {
     let mut unix = [b'x'; 128];
     unix[0..2].copy_from_slice(&(libc::AF_UNIX as u16).to_ne_bytes());
     let mut unspec = inet(8080, V4);
@@ -357,7 +379,9 @@ fn fc20() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn fc21() -> TestResult {
+/// Checks that a CONNECT of more than 128 bytes gives EINVAL, and one with an unmapped
+/// address EFAULT, before a filter runs.
+fn connect_checks_address_and_length_before_the_filter() -> TestResult {
     let mut ring = Ring::new(2)?;
     ring.must_filter(op::CONNECT, &bpf::deny())?;
     let address = inet(80, V4);
@@ -374,7 +398,8 @@ fn fc21() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn fc23() -> TestResult {
+/// Checks that only the low 32 bits of a CONNECT's length count.
+fn connect_truncates_the_length_to_32_bits() -> TestResult {
     let full = connect_data(libc::AF_INET, 8080, &V4);
     connect_sees(&inet(8080, V4), (1 << 32) + 16, full)?;
     connect_sees(&inet(8080, V4), 1 << 32, [0; 6])?;

@@ -4,7 +4,7 @@
 
 use anyhow::ensure;
 
-use super::{Outcome, Test, TestResult, slow, test};
+use super::{Outcome, Test, TestResult, tests};
 use crate::bpf::{self, OPCODE_WORD, USER_DATA_HI, USER_DATA_LO};
 use crate::kernel::expect_eq;
 use crate::register::{IORING_REGISTER_FILES, register};
@@ -15,17 +15,20 @@ use crate::sqe::{
     OpenHow, Sqe, op,
 };
 
-pub const TESTS: &[Test] = &[
-    test("FC01 user_data, low and high half", fc01),
-    slow("FC02 word 8 of a NOP is the opcode alone", 20, fc02),
-    slow("FC03 every SQE flag", 20, fc03),
-    test("FC04 ASYNC set by prep", fc04),
-    slow("FC05 FIXED_FILE set by NOP's prep", 20, fc05),
-    test("FC06 ASYNC while the ring is draining", fc06),
-    test("FC06link DRAIN in a link, and what follows", fc06_link),
-];
+pub const TESTS: &[Test] = tests! {
+    "filters::context" {
+        FC01 user_data_is_shown_in_two_words;
+        FC02 opcode_and_flags_share_a_word (20 s);
+        FC03 every_sqe_flag_is_shown (20 s);
+        FC04 async_is_shown_where_prep_sets_it;
+        FC05 fixed_file_is_shown_where_prep_of_nop_sets_it (20 s);
+        FC06 async_is_shown_while_the_ring_drains;
+        FC06link drain_in_a_link_shows_on_what_follows;
+    }
+};
 
-fn fc01() -> TestResult {
+/// Checks that filters see the low and the high half of user_data in words 0 and 1.
+fn user_data_is_shown_in_two_words() -> TestResult {
     let user_data = 0x1122_3344_5566_7788;
     let exact = bpf::allow_if_all(&[(USER_DATA_LO, 0x5566_7788), (USER_DATA_HI, 0x1122_3344)]);
     let mut ring = Ring::new(2)?;
@@ -40,7 +43,9 @@ fn fc01() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn fc02() -> TestResult {
+/// Checks that filters see the opcode and the SQE flags in word 2, and zeros in the
+/// other words of a plain NOP.
+fn opcode_and_flags_share_a_word() -> TestResult {
     let got = read_context(op::NOP, Sqe::nop)?;
     expect_eq("NOP", got, [0; 10])?;
     // NOP is opcode 0, so another opcode shows that the byte is filled in.
@@ -59,7 +64,9 @@ fn flags_are(what: &str, make: impl Fn() -> Sqe, want: u8) -> anyhow::Result<()>
     expect_eq(what, got[2].to_le_bytes(), [opcode, want, size, 0])
 }
 
-fn fc03() -> TestResult {
+/// Checks that filters see each SQE flag and combinations of them, and an undefined
+/// flag gives EINVAL before they run.
+fn every_sqe_flag_is_shown() -> TestResult {
     // A RECV without a file takes every flag and always posts a completion.
     let recv = Sqe::new(op::RECV);
     for flags in [
@@ -94,9 +101,11 @@ fn unix_address(path: &[u8; 8]) -> [u8; 10] {
     address
 }
 
-/// Makes requests that prep accepts although none of them finds its file, and checks
-/// whether prep sends them to a worker.
-fn fc04() -> TestResult {
+/// Checks that filters see IOSQE_ASYNC for each opcode whose preparation sends it to a
+/// worker, and not for others.
+///
+/// Preparation accepts these requests, although none of them finds its file.
+fn async_is_shown_where_prep_sets_it() -> TestResult {
     let path = c"/no/such/file".as_ptr();
     let at = |opcode| {
         let mut sqe = Sqe::new(opcode).fd(libc::AT_FDCWD).buffer(path, 0);
@@ -180,7 +189,9 @@ fn fc04() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn fc05() -> TestResult {
+/// Checks that filters see IOSQE_FIXED_FILE for a NOP that asks for a fixed file by a
+/// flag of its own.
+fn fixed_file_is_shown_where_prep_of_nop_sets_it() -> TestResult {
     let mut ring = Ring::new(4)?;
     let files = [0i32];
     let got = register(ring.fd(), IORING_REGISTER_FILES, files.as_ptr().cast(), 1);
@@ -220,7 +231,9 @@ fn while_draining(program: &[bpf::Insn]) -> anyhow::Result<[i32; 3]> {
     Ok(results)
 }
 
-fn fc06() -> TestResult {
+/// Checks that filters see IOSQE_ASYNC for a draining request and for the one that
+/// follows it.
+fn async_is_shown_while_the_ring_drains() -> TestResult {
     let word = |flags: u8| u32::from(flags) << 8;
     let draining = word(IOSQE_IO_DRAIN | IOSQE_ASYNC);
     let after = word(IOSQE_ASYNC);
@@ -288,7 +301,9 @@ fn seen_at_once(what: &str, flags: &[(u8, u8)]) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn fc06_link() -> TestResult {
+/// Checks that with IOSQE_IO_DRAIN on a member of a link, filters see the flags that
+/// the kernel adds to that member and to what follows the link.
+fn drain_in_a_link_shows_on_what_follows() -> TestResult {
     let (link, drain, to_worker) = (IOSQE_IO_LINK, IOSQE_IO_DRAIN, IOSQE_ASYNC);
     seen_at_once(
         "DRAIN on a member drains the head and what follows the link",

@@ -5,7 +5,7 @@
 use anyhow::ensure;
 
 use super::fault_points::{Points, Scenario, TaskFilter, prepare, ring_denies, sweep, task_denies};
-use super::{Outcome, Test, TestResult, slow};
+use super::{Outcome, Test, TestResult, tests};
 use crate::bpf::{self, Program, USER_DATA_LO};
 use crate::kernel::{self, BPF_MAXINSNS, expect_eq, expect_result};
 use crate::register::{self, DENY_REST, TASK};
@@ -13,17 +13,15 @@ use crate::ring::Ring;
 use crate::sandbox::{self, Sysctl};
 use crate::sqe::op;
 
-pub const TESTS: &[Test] = &[
-    slow("FI01 first filter of a task", 30, fi01),
-    slow(
-        "FI02 filters of a ring: first, second, after sharing",
-        60,
-        fi02,
-    ),
-    slow("FI03 long program, stacked on others", 60, fi03),
-    slow("FI04 JIT memory used up", 10, fi04),
-    slow("FI09 user copies of a registration", 10, fi09),
-];
+pub const TESTS: &[Test] = tests! {
+    "filters::fault" {
+        FI01 first_filter_of_a_task_fails_without_effect (30 s);
+        FI02 ring_filter_fails_without_effect (60 s);
+        FI03 long_filter_fails_without_effect (60 s);
+        FI04 filters_work_without_jit_memory;
+        FI09 failed_user_copies_change_nothing;
+    }
+};
 
 /// A second filter of a task whose set a ring shares.
 struct SharedTaskFilter {
@@ -52,7 +50,9 @@ impl Scenario for SharedTaskFilter {
     }
 }
 
-fn fi01() -> TestResult {
+/// Checks that the first filter of a task, and one for a shared set, fails at each
+/// allocation and user copy without effect.
+fn first_filter_of_a_task_fails_without_effect() -> TestResult {
     if let Some(skipped) = prepare(Points::All)? {
         return Ok(skipped);
     }
@@ -127,7 +127,9 @@ impl Scenario for InheritedByRing {
     }
 }
 
-fn fi02() -> TestResult {
+/// Checks that the first and second filter of a ring, and one for an inherited set,
+/// fails at each allocation and user copy without effect.
+fn ring_filter_fails_without_effect() -> TestResult {
     if let Some(skipped) = prepare(Points::All)? {
         return Ok(skipped);
     }
@@ -166,7 +168,8 @@ impl Scenario for LongOnTop {
     }
 }
 
-fn fi03() -> TestResult {
+/// Checks that a long filter on top of others fails at each allocation without effect.
+fn long_filter_fails_without_effect() -> TestResult {
     if let Some(skipped) = prepare(Points::All)? {
         return Ok(skipped);
     }
@@ -175,7 +178,9 @@ fn fi03() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn fi04() -> TestResult {
+/// Checks that without memory for the JIT compiler, filters are interpreted, or refused
+/// with ENOTSUPP if the kernel has no interpreter.
+fn filters_work_without_jit_memory() -> TestResult {
     let _limit = Sysctl::set("net/core/bpf_jit_limit", "1")?;
     // The kernel does not apply the limit to processes that may use BPF.
     sandbox::in_child(|| {
@@ -201,7 +206,9 @@ fn fi04() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn fi09() -> TestResult {
+/// Checks that each of the three user copies of a registration gives EFAULT without
+/// effect when it fails.
+fn failed_user_copies_change_nothing() -> TestResult {
     if let Some(skipped) = prepare(Points::UserCopies)? {
         return Ok(skipped);
     }

@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering::SeqCst;
 use anyhow::{bail, ensure};
 
 use super::fault_points::{FailNth, Points, prepare};
-use super::{NOTE, Outcome, Test, TestResult, slow};
+use super::{NOTE, Outcome, Test, TestResult, tests};
 use crate::bpf;
 use crate::kernel::{
     BPF_MAXINSNS, CHAIN_BOUND, CHAIN_OVERHEAD, IORING_OP_LAST, Implementation, describe, expect_eq,
@@ -24,16 +24,22 @@ use crate::stream::{Stream, ended, expect_free};
 use crate::wide::{WideRing, ZCRX_SETUP};
 use crate::zcrx::Ifq;
 
-pub const TESTS: &[Test] = &[
-    slow("FI19 no memory for a completion without room", 30, fi19),
-    slow("FI20 no memory for a request with a filter", 30, fi20),
-    slow("FI22 filters in a group with little memory", 120, fi22),
-];
+pub const TESTS: &[Test] = tests! {
+    "zcrx::fault" {
+        FI19 lost_completion_is_counted_and_loses_no_data (30 s);
+    }
+    "filters::fault" {
+        FI20 request_without_memory_fails_before_its_filter (30 s);
+        FI22 filters_of_a_small_cgroup_are_bounded (120 s);
+    }
+};
 
 /// More fault points than any of these calls has.
 const MOST: usize = 200;
 
-fn fi19() -> TestResult {
+/// Checks that a completion that neither fits nor can be stored is counted as lost, and
+/// its receive consumes no data and no buffer.
+fn lost_completion_is_counted_and_loses_no_data() -> TestResult {
     const BUFFERS: usize = 4;
     const LEN: usize = 100;
     if let Some(skipped) = prepare(Points::All)? {
@@ -94,7 +100,9 @@ fn fi19() -> TestResult {
     bail!("no end after {MOST} fault points")
 }
 
-fn fi20() -> TestResult {
+/// Checks that a request for which memory is short gives ENOMEM before its filter runs,
+/// and the next one is filtered.
+fn request_without_memory_fails_before_its_filter() -> TestResult {
     if let Some(skipped) = prepare(Points::All)? {
         return Ok(skipped);
     }
@@ -136,7 +144,10 @@ fn fi20() -> TestResult {
     bail!("no end after {MOST} fault points")
 }
 
-fn fi22() -> TestResult {
+/// Checks that the filters that a task can stack fit into a cgroup of 100 MiB.
+///
+/// In C, only memory bounds them, and the task is killed.
+fn filters_of_a_small_cgroup_are_bounded() -> TestResult {
     const LIMIT: u64 = 100 << 20;
     const OF_EACH: u32 = (CHAIN_BOUND / (BPF_MAXINSNS + CHAIN_OVERHEAD)) as u32;
     let group = MemoryGroup::new()?;

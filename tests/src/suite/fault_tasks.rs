@@ -13,7 +13,7 @@ use anyhow::ensure;
 use nix::sched::{CloneFlags, unshare};
 
 use super::fault_points::{Points, Scenario, TaskFilter, prepare, ring_denies, sweep, task_denies};
-use super::{NOTE, Outcome, Test, TestResult, slow};
+use super::{NOTE, Outcome, Test, TestResult, tests};
 use crate::bpf::{self, USER_DATA_LO};
 use crate::kernel::{self, Implementation, expect_eq, expect_result, implementation};
 use crate::register::{self, Restriction, TASK};
@@ -21,12 +21,14 @@ use crate::ring::{IORING_SETUP_R_DISABLED, IORING_SETUP_SQPOLL, RawParams, Ring,
 use crate::sandbox::{self, MemoryGroup, Shared, TaskGroup};
 use crate::sqe::{IOSQE_ASYNC, Sqe, op};
 
-pub const TESTS: &[Test] = &[
-    slow("FI05 restrictions of a task and of a ring", 30, fi05),
-    slow("FI06 fork of a restricted and filtered task", 60, fi06),
-    slow("FI07 forks that fail late", 60, fi07),
-    slow("FI08 SQPOLL threads and workers", 60, fi08),
-];
+pub const TESTS: &[Test] = tests! {
+    "restrictions::fault" {
+        FI05 restricting_fails_without_effect (30 s);
+        FI06 failed_fork_changes_nothing (60 s);
+        FI07 late_failures_of_fork_leak_nothing (60 s);
+        FI08 sqpoll_threads_and_workers_fail_without_effect (60 s);
+    }
+};
 
 /// Builds three entries of a list that allows nothing but NOP.
 fn nop_only() -> [Restriction; 3] {
@@ -77,7 +79,11 @@ impl Scenario for RingRestrictions {
     }
 }
 
-fn fi05() -> TestResult {
+/// Checks that restricting a task or a ring fails at each allocation and user copy
+/// without effect; only the task's object is allocated.
+///
+/// In C, the list is allocated, too.
+fn restricting_fails_without_effect() -> TestResult {
     if let Some(skipped) = prepare(Points::All)? {
         return Ok(skipped);
     }
@@ -159,7 +165,9 @@ impl Scenario for Fork {
     }
 }
 
-fn fi06() -> TestResult {
+/// Checks that fork of a restricted and filtered task fails at each allocation without
+/// effect.
+fn failed_fork_changes_nothing() -> TestResult {
     if let Some(skipped) = prepare(Points::All)? {
         return Ok(skipped);
     }
@@ -249,7 +257,9 @@ fn namespace_without_init(rounds: usize) -> anyhow::Result<()> {
     failing_clones("namespace without init", rounds, args, -libc::ENOMEM)
 }
 
-fn fi07() -> TestResult {
+/// Checks that forks that fail late, of a restricted and filtered task, leak no
+/// reference.
+fn late_failures_of_fork_leak_nothing() -> TestResult {
     // With checkers, kmemleak finds what a single one of these calls leaks.
     let rounds = if kernel::is_debug() { 100 } else { 1000 };
     let failures: [fn(usize) -> anyhow::Result<()>; 4] = [
@@ -354,7 +364,9 @@ fn to_worker() -> Sqe {
     Sqe::nop().flags(IOSQE_ASYNC)
 }
 
-fn fi08() -> TestResult {
+/// Checks that rings with SQPOLL threads and the first worker of a restricted and
+/// filtered task fail at each allocation without effect.
+fn sqpoll_threads_and_workers_fail_without_effect() -> TestResult {
     if let Some(skipped) = prepare(Points::All)? {
         return Ok(skipped);
     }

@@ -12,7 +12,7 @@ use anyhow::{Context, ensure};
 
 use super::runner::Runner;
 use super::zcrx_waiting::Withheld;
-use super::{Outcome, Test, TestResult, seed, slow, test};
+use super::{Outcome, Test, TestResult, seed, tests};
 use crate::kernel::{announce_report, expect_eq};
 use crate::ktap::Verdict;
 use crate::nic::{self, PEER, PORT, wait_until};
@@ -21,23 +21,31 @@ use crate::sandbox::{self, Sysctl, pins};
 use crate::wide::WideRing;
 use crate::zcrx::Ifq;
 
-pub const TESTS: &[Test] = &[
-    test("BO02 a test that is killed leaves nothing behind", bo02),
-    test("BO03 watchdogs are on", bo03),
-    slow("BO04 a task that hangs is reported", 20, bo04),
-];
+pub const TESTS: &[Test] = tests! {
+    "harness::runner" {
+        BO02 killed_test_leaves_nothing_behind;
+    }
+    "harness::kernel" {
+        BO03 watchdogs_are_on;
+        BO04 hung_task_is_reported (20 s);
+    }
+};
 
 /// A test that only another test runs.
-pub const HIDDEN: &[Test] = &[slow("BO02hangs leaves what it can", 1, hangs)];
+pub const HIDDEN: &[Test] = tests! {
+    "harness::runner" {
+        BO02hangs never_ends (1 s);
+    }
+};
 
-/// The file that [`hangs`] creates when it has changed everything.
+/// The file that [`never_ends`] creates when it has changed everything.
 const READY: &str = "/tmp/hangs";
 const HARDEN: &str = "net/core/bpf_jit_harden";
 const FAILSLAB: &str = "/sys/kernel/debug/failslab/ignore-gfp-wait";
 const PAGES: usize = 4;
 
 /// Changes settings of each kind, pins memory, starts a child, and never ends.
-fn hangs() -> TestResult {
+fn never_ends() -> TestResult {
     let _harden = Sysctl::set(HARDEN, "2")?;
     nic::set(PORT, "retry", 7)?;
     nic::unplug(PEER)?;
@@ -59,7 +67,7 @@ fn wait_for_ever(_ring: &WideRing) -> anyhow::Result<()> {
     }
 }
 
-/// Reads the settings that [`hangs`] changes.
+/// Reads the settings that [`never_ends`] changes.
 fn settings() -> anyhow::Result<Vec<String>> {
     let knobs = "/sys/kernel/debug/zcrx_sim";
     let mut paths = vec![
@@ -74,7 +82,9 @@ fn settings() -> anyhow::Result<Vec<String>> {
     paths.iter().map(read).collect()
 }
 
-fn bo02() -> TestResult {
+/// Checks that after a test was killed at its time limit, the runner has restored the
+/// settings and nothing of the test is left.
+fn killed_test_leaves_nothing_behind() -> TestResult {
     let before = settings()?;
     let verdict = Runner::new()?.run(&HIDDEN[0], seed(), false)?;
     fs::remove_file(READY).context("the test was killed before it was ready")?;
@@ -94,7 +104,8 @@ fn number(path: &str) -> anyhow::Result<u64> {
     text.trim().parse().with_context(|| path.to_string())
 }
 
-fn bo03() -> TestResult {
+/// Checks that the kernel's watchdogs for lockups, hung tasks and workqueues are on.
+fn watchdogs_are_on() -> TestResult {
     for switch in ["watchdog", "soft_watchdog"] {
         expect_eq(switch, number(&format!("/proc/sys/kernel/{switch}"))?, 1)?;
     }
@@ -108,9 +119,9 @@ fn bo03() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-/// Makes a task wait uninterruptibly for a pipe that another task has locked, until the
-/// kernel has reported that.
-fn bo04() -> TestResult {
+/// Checks that the kernel reports a task that waits uninterruptibly for a pipe that
+/// another task has locked.
+fn hung_task_is_reported() -> TestResult {
     const REPORTED: &str = "/proc/sys/kernel/hung_task_detect_count";
     let _quick = Sysctl::set("kernel/hung_task_timeout_secs", "1")?;
     let before = number(REPORTED)?;

@@ -15,7 +15,7 @@ use super::ownership::{
     FilteredZombie, denied_on_new_ring, deny_nop, ended_tasks_are_freed, task_filter, vfork_probe,
 };
 use super::restrictions::bare_register;
-use super::{NOTE, Outcome, Test, TestResult, test};
+use super::{NOTE, Outcome, Test, TestResult, tests};
 use crate::bpf;
 use crate::kernel::{self, expect_eq, expect_result};
 use crate::register::{
@@ -27,21 +27,17 @@ use crate::ring::{IORING_ENTER_GETEVENTS, IORING_SETUP_R_DISABLED, RawParams, Ri
 use crate::sandbox;
 use crate::sqe::{Sqe, op};
 
-pub const TESTS: &[Test] = &[
-    test("FO20 exec from a thread takes that thread's filters", fo20),
-    test("FO21 a zombie keeps its filters until it is reaped", fo21),
-    test("FO22 what a vfork child registers stays its own", fo22),
-    test(
-        "FO23 ring without a file descriptor in a filtered child",
-        fo23,
-    ),
-    test("FO24 registering through a registered ring", fo24),
-    test("FO25 restrictions and filters go together everywhere", fo25),
-    test(
-        "FO26 filters of each generation, restrictions of the first",
-        fo26,
-    ),
-];
+pub const TESTS: &[Test] = tests! {
+    "filters::inherit" {
+        FO20 exec_takes_the_filters_of_the_calling_thread;
+        FO21 zombie_keeps_its_filters_until_reaped;
+        FO22 vfork_child_does_not_filter_its_parent;
+        FO23 ring_without_a_descriptor_inherits;
+        FO24 registered_ring_can_be_filtered_by_index;
+        FO25 restrictions_and_filters_are_inherited_together;
+        FO26 each_generation_adds_filters_to_inherited_restrictions;
+    }
+};
 
 const DENIED: i32 = -libc::EACCES;
 
@@ -59,7 +55,9 @@ fn probed(body: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<i32> {
     }
 }
 
-fn fo20() -> TestResult {
+/// Checks that after exec from a thread, the process has the filters of that thread,
+/// not of the first one.
+fn exec_takes_the_filters_of_the_calling_thread() -> TestResult {
     sandbox::sandboxed()?;
     let of_thread = probed(|| {
         let thread = std::thread::spawn(|| {
@@ -83,7 +81,8 @@ fn fo20() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn fo21() -> TestResult {
+/// Checks that the filters of a zombie are freed when it is reaped.
+fn zombie_keeps_its_filters_until_reaped() -> TestResult {
     let zombie = FilteredZombie::new()?;
     // This waits until all that is freed at a task's death, not when it is reaped, is
     // freed.
@@ -94,7 +93,9 @@ fn fo21() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn fo22() -> TestResult {
+/// Checks that a filter of a child that shares the memory of its parent does not apply
+/// to the parent.
+fn vfork_child_does_not_filter_its_parent() -> TestResult {
     sandbox::sandboxed()?;
     task_filter(op::NOP, &deny_nop(1))?;
     let mut stack = vec![0u8; 256 << 10];
@@ -226,7 +227,9 @@ fn filter_through(index: RawFd, program: &[bpf::Insn]) -> i32 {
     register::register(index, through(IORING_REGISTER_BPF_FILTER), arg, 1)
 }
 
-fn fo23() -> TestResult {
+/// Checks that a ring that is known only by a registered index inherits the task's
+/// filters and can have its own filters and restrictions.
+fn ring_without_a_descriptor_inherits() -> TestResult {
     sandbox::sandboxed()?;
     task_filter(op::NOP, &deny_nop(1))?;
     sandbox::in_child(|| {
@@ -263,7 +266,9 @@ fn register_fd(ring: &Ring) -> anyhow::Result<RawFd> {
     Ok(update[0] as u32 as RawFd)
 }
 
-fn fo24() -> TestResult {
+/// Checks that filters are registered for the ring of a registered index, in a
+/// restricted task, too; unused and inherited indices give an error.
+fn registered_ring_can_be_filtered_by_index() -> TestResult {
     sandbox::sandboxed()?;
     let listed = [
         IORING_REGISTER_RING_FDS,
@@ -321,7 +326,9 @@ fn both(what: &str) -> anyhow::Result<()> {
     expect_result(&format!("{what}: restrictions"), got, DENIED)
 }
 
-fn fo25() -> TestResult {
+/// Checks that threads and children made by fork, exec, posix_spawn and vfork have the
+/// restrictions and the filters of the task, and running threads get neither.
+fn restrictions_and_filters_are_inherited_together() -> TestResult {
     sandbox::sandboxed()?;
     let list = [
         Restriction::sqe_op(op::NOP),
@@ -364,7 +371,9 @@ fn fo25() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn fo26() -> TestResult {
+/// Checks that each of five generations has the restrictions of the first and the
+/// filters of all before it.
+fn each_generation_adds_filters_to_inherited_restrictions() -> TestResult {
     sandbox::sandboxed()?;
     let nop_and_fsync = [Restriction::sqe_op(op::NOP), Restriction::sqe_op(op::FSYNC)];
     expect_result("restrictions", restrict_task(&nop_and_fsync), 0)?;

@@ -4,23 +4,22 @@
 
 use std::os::fd::AsRawFd;
 
-use super::{Outcome, Test, TestResult, test};
+use super::{Outcome, Test, TestResult, tests};
 use crate::bpf::{self, USER_DATA_LO};
 use crate::kernel::{expect_eq, expect_result};
 use crate::register::{self, Restriction};
 use crate::ring::{IORING_CQE_F_NOTIF, IORING_SETUP_R_DISABLED, Ring, cqe};
 use crate::sqe::{IOSQE_CQE_SKIP_SUCCESS, IOSQE_IO_HARDLINK, IOSQE_IO_LINK, Sqe, op};
 
-pub const TESTS: &[Test] = &[
-    test("FS04 denied head, middle and tail of a link", fs04),
-    test("FS05 denied member of a hard link", fs05),
-    test("FS06 denied requests with CQE_SKIP_SUCCESS", fs06),
-    test(
-        "FS07 LINK_TIMEOUT denied by filter and by restriction",
-        fs07,
-    ),
-    test("FS08link denied SEND_ZC inside a failing link", fs08_link),
-];
+pub const TESTS: &[Test] = tests! {
+    "filters::link" {
+        FS04 denied_member_cancels_the_link;
+        FS05 denied_member_cancels_a_hard_link;
+        FS06 denial_shows_in_spite_of_cqe_skip_success;
+        FS07 denied_link_timeout_cancels_its_request;
+        FS08link denied_send_zc_in_a_failing_link_posts_its_notification;
+    }
+};
 
 const DENIED: i32 = -libc::EACCES;
 const CANCELED: i32 = -libc::ECANCELED;
@@ -69,7 +68,9 @@ fn collect(ring: &mut Ring) -> anyhow::Result<Vec<(u64, i32)>> {
     }
 }
 
-fn fs04() -> TestResult {
+/// Checks that a denied member of a link gets EACCES and cancels the others, which are
+/// filtered nevertheless.
+fn denied_member_cancels_the_link() -> TestResult {
     let link = IOSQE_IO_LINK;
     for denied in 0..3 {
         let mut nops = [(1, link), (2, link), (3, 0)];
@@ -106,7 +107,8 @@ fn fs04() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn fs05() -> TestResult {
+/// Checks that a denied member of a hard link cancels the others.
+fn denied_member_cancels_a_hard_link() -> TestResult {
     let hard = IOSQE_IO_HARDLINK;
     let got = submit(&[(1, hard), (2 | DENY, hard), (3, hard), (4, 0)])?;
     let want = vec![
@@ -129,7 +131,9 @@ fn fs05() -> TestResult {
 /// show.
 type Case<'a> = (&'a str, [(u64, u8); 3], &'a [(u64, i32)]);
 
-fn fs06() -> TestResult {
+/// Checks that a denied request posts its completion in spite of
+/// IOSQE_CQE_SKIP_SUCCESS, and the flag decides which cancelled members do.
+fn denial_shows_in_spite_of_cqe_skip_success() -> TestResult {
     let link = IOSQE_IO_LINK;
     let skip = IOSQE_CQE_SKIP_SUCCESS;
     let single = submit(&[(1 | DENY, skip)])?;
@@ -200,7 +204,9 @@ fn linked_timeout(ring: &mut Ring, head_flags: u8) -> anyhow::Result<Vec<(u64, i
     collect(ring)
 }
 
-fn fs07() -> TestResult {
+/// Checks that a LINK_TIMEOUT that a filter or a restriction denies cancels the request
+/// to which it is linked.
+fn denied_link_timeout_cancels_its_request() -> TestResult {
     let mut filtered = Ring::new(8)?;
     filtered.must_filter(op::LINK_TIMEOUT, &bpf::deny())?;
     let mut got = linked_timeout(&mut filtered, 0)?;
@@ -232,7 +238,8 @@ fn fs07() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn fs08_link() -> TestResult {
+/// Checks that a denied SEND_ZC at the end of a link posts its notification.
+fn denied_send_zc_in_a_failing_link_posts_its_notification() -> TestResult {
     let mut ring = ring()?;
     ring.must_filter(op::SEND_ZC, &bpf::deny())?;
     let data = [0u8; 16];

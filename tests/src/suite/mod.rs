@@ -63,6 +63,8 @@ mod zcrx_stress;
 mod zcrx_tasks;
 mod zcrx_waiting;
 
+use std::fmt;
+
 use anyhow::Context;
 
 use crate::kernel;
@@ -85,29 +87,37 @@ pub type TestResult = anyhow::Result<Outcome>;
 
 /// A test.
 pub struct Test {
-    /// The id in the catalogue, followed by a description.
-    pub name: &'static str,
+    /// The name: modules of the catalogue, and a sentence, which is the function's name.
+    pub path: &'static str,
+    /// A short name, unique in the suite, that stays the same when `path` changes.
+    pub tag: &'static str,
     /// The time limit in seconds on a kernel without checkers.
     pub limit: u64,
     pub run: fn() -> TestResult,
 }
 
-/// Makes a test that takes well under a second.
-pub const fn test(name: &'static str, run: fn() -> TestResult) -> Test {
-    Test {
-        name,
-        limit: 10,
-        run,
-    }
+/// Makes a table of tests. Each module has a line for each test: the tag, the function,
+/// and in parentheses the time limit of a test that may take more than ten seconds.
+///
+/// `scripts/catalogue.py` reads these tables and the functions' documentation.
+macro_rules! tests {
+    (@limit) => { 10 };
+    (@limit $limit:literal) => { $limit };
+    ($($module:literal { $($tag:ident $run:ident $(($limit:literal s))?;)* })*) => {
+        &[$($($crate::suite::Test {
+            path: concat!($module, "::", stringify!($run)),
+            tag: stringify!($tag),
+            limit: $crate::suite::tests!(@limit $($limit)?),
+            run: $run,
+        },)*)*]
+    };
 }
-
-/// Makes a test that has a time limit of its own.
-pub const fn slow(name: &'static str, limit: u64, run: fn() -> TestResult) -> Test {
-    Test { name, limit, run }
-}
+use tests;
 
 /// The tests of one chapter of the catalogue.
 pub struct Group {
+    /// A short name, unique in the suite.
+    pub tag: &'static str,
     pub name: &'static str,
     /// The tables of tests, one for each file.
     pub tests: &'static [&'static [Test]],
@@ -120,40 +130,57 @@ impl Group {
 }
 
 impl Test {
-    /// Returns the catalogue id, unique in the suite.
-    pub fn id(&self) -> &'static str {
-        self.name.split(' ').next().unwrap_or(self.name)
+    /// Returns whether `word`, which chooses tests of `group`, chooses this one: it is the
+    /// tag of the group or of the test, the test's path, or a module in front of it.
+    fn is_chosen(&self, group: &Group, word: &str) -> bool {
+        let rest = self.path.strip_prefix(word);
+        word == group.tag
+            || word == self.tag
+            || rest.is_some_and(|rest| rest.is_empty() || rest.starts_with("::"))
+    }
+}
+
+impl fmt::Display for Test {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({})", self.path, self.tag)
     }
 }
 
 /// All groups, in the order of the catalogue.
 const GROUPS: &[Group] = &[
     Group {
-        name: "D0 the kernel",
+        tag: "D0",
+        name: "the kernel",
         tests: &[boot::TESTS, harness::TESTS],
     },
     Group {
-        name: "D1 filter registration",
+        tag: "D1",
+        name: "filter registration",
         tests: &[registration::TESTS],
     },
     Group {
-        name: "D2 program checks and execution",
+        tag: "D2",
+        name: "program checks and execution",
         tests: &[program::TESTS, program_runs::TESTS],
     },
     Group {
-        name: "D3 context contents",
+        tag: "D3",
+        name: "context contents",
         tests: &[context_flags::TESTS, context::TESTS],
     },
     Group {
-        name: "D4 submission semantics",
+        tag: "D4",
+        name: "submission semantics",
         tests: &[submission::TESTS, links::TESTS],
     },
     Group {
-        name: "D5 ownership, stacking, inheritance",
+        tag: "D5",
+        name: "ownership, stacking, inheritance",
         tests: &[ownership::TESTS, inheritance::TESTS],
     },
     Group {
-        name: "D6 restrictions",
+        tag: "D6",
+        name: "restrictions",
         tests: &[
             restrictions::TESTS,
             restriction_flags::TESTS,
@@ -161,11 +188,13 @@ const GROUPS: &[Group] = &[
         ],
     },
     Group {
-        name: "D7 zcrx registration",
+        tag: "D7",
+        name: "zcrx registration",
         tests: &[zcrx_registration::TESTS, zcrx_memory::TESTS],
     },
     Group {
-        name: "D8 zcrx control and sharing",
+        tag: "D8",
+        name: "zcrx control and sharing",
         tests: &[
             zcrx_control::TESTS,
             zcrx_export::TESTS,
@@ -176,7 +205,8 @@ const GROUPS: &[Group] = &[
         ],
     },
     Group {
-        name: "D9 zcrx receive",
+        tag: "D9",
+        name: "zcrx receive",
         tests: &[
             zcrx_receive::TESTS,
             zcrx_returns::TESTS,
@@ -187,7 +217,8 @@ const GROUPS: &[Group] = &[
         ],
     },
     Group {
-        name: "D10 zcrx with a device",
+        tag: "D10",
+        name: "zcrx with a device",
         tests: &[
             zcrx_device::TESTS,
             zcrx_device_end::TESTS,
@@ -204,7 +235,8 @@ const GROUPS: &[Group] = &[
         ],
     },
     Group {
-        name: "D11 fault injection",
+        tag: "D11",
+        name: "fault injection",
         tests: &[
             fault::TESTS,
             fault_tasks::TESTS,
@@ -217,11 +249,13 @@ const GROUPS: &[Group] = &[
         ],
     },
     Group {
-        name: "BD length of chains",
+        tag: "BD",
+        name: "length of chains",
         tests: &[bounds::TESTS],
     },
     Group {
-        name: "ST stress",
+        tag: "ST",
+        name: "stress",
         tests: &[
             stress::TESTS,
             stress_rings::TESTS,
@@ -234,35 +268,49 @@ const GROUPS: &[Group] = &[
     },
 ];
 
+/// The name of the check that ends each run.
+const END: &str = "harness::runner::nothing_is_left_after_all_tests (EN01)";
+
 /// Returns every test of the suite.
 pub fn all() -> impl Iterator<Item = &'static Test> {
     GROUPS.iter().flat_map(Group::all)
 }
 
-/// Runs the tests whose name, or whose group's name, starts with one of `prefixes`, or
-/// all tests if there are no prefixes, but for groups whose name starts with one of
-/// `but`, and prints KTAP. Returns the number of failures.
-pub fn run(prefixes: &[String], but: &[String], seed: u64) -> anyhow::Result<usize> {
-    let starts = |name: &str, prefixes: &[String]| {
-        prefixes
+/// Fails if a word of `words` chooses no test.
+fn check(words: &[String]) -> anyhow::Result<()> {
+    for word in words {
+        let mut tests = GROUPS
             .iter()
-            .any(|prefix| name.starts_with(prefix.as_str()))
-    };
-    let wanted = |name: &str| prefixes.is_empty() || starts(name, prefixes);
-    let groups: Vec<(&str, Vec<&Test>)> = GROUPS
+            .flat_map(|group| group.all().map(move |test| (group, test)));
+        if !tests.any(|(group, test)| test.is_chosen(group, word)) {
+            let tags: Vec<&str> = GROUPS.iter().map(|group| group.tag).collect();
+            anyhow::bail!(
+                "no test, module or group is called {word}; the groups are {}, and \
+                 `make test LIST=1` lists all tests",
+                tags.join(" ")
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Runs the tests that one of `words` chooses, or all tests if there are no words, but
+/// for groups whose tag is in `but`, and prints KTAP. Returns the number of failures.
+pub fn run(words: &[String], but: &[String], seed: u64) -> anyhow::Result<usize> {
+    check(words)?;
+    check(but)?;
+    let groups: Vec<(String, Vec<&Test>)> = GROUPS
         .iter()
-        .filter(|group| !starts(group.name, but))
+        .filter(|group| but.iter().all(|tag| tag != group.tag))
         .map(|group| {
-            let tests = group.all();
-            let tests = tests.filter(|test| wanted(group.name) || wanted(test.name));
-            (group.name, tests.collect())
+            let chosen = |test: &&Test| {
+                words.is_empty() || words.iter().any(|word| test.is_chosen(group, word))
+            };
+            let tests = group.all().filter(chosen);
+            (format!("{} {}", group.tag, group.name), tests.collect())
         })
         .filter(|(_, tests): &(_, Vec<_>)| !tests.is_empty())
         .collect();
-    anyhow::ensure!(
-        !groups.is_empty(),
-        "no test or group starts with one of {prefixes:?}; leave ONLY out to run all tests"
-    );
 
     let mut runner = Runner::new()?;
     ktap::plan(0, groups.len() + 1);
@@ -281,7 +329,7 @@ pub fn run(prefixes: &[String], but: &[String], seed: u64) -> anyhow::Result<usi
         for (index, test) in tests.iter().enumerate() {
             let verdict = runner.run(test, seed, false)?;
             failed += usize::from(matches!(verdict, Verdict::Failed(_)));
-            ktap::result(4, index + 1, test.name, &verdict);
+            ktap::result(4, index + 1, &test.to_string(), &verdict);
         }
         let verdict = match failed {
             0 => Verdict::Passed,
@@ -292,17 +340,17 @@ pub fn run(prefixes: &[String], but: &[String], seed: u64) -> anyhow::Result<usi
     }
     let verdict = runner.finish()?;
     failures += usize::from(matches!(verdict, Verdict::Failed(_)));
-    ktap::result(0, groups.len() + 1, "EN01 nothing is left", &verdict);
+    ktap::result(0, groups.len() + 1, END, &verdict);
     runner.show_slowest();
     Ok(failures)
 }
 
-/// Runs the test with an id in this process. Returns the exit status.
-pub fn run_here(id: &str) -> anyhow::Result<i32> {
+/// Runs the test with this tag in this process. Returns the exit status.
+pub fn run_here(tag: &str) -> anyhow::Result<i32> {
     let test = all()
         .chain(harness::HIDDEN)
-        .find(|test| test.id() == id)
-        .with_context(|| format!("no test is called {id}"))?;
+        .find(|test| test.tag == tag)
+        .with_context(|| format!("no test is called {tag}"))?;
     match (test.run)()? {
         Outcome::Passed => Ok(0),
         Outcome::Skipped(reason) => {

@@ -12,7 +12,7 @@ use nix::sched::CloneFlags;
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::Pid;
 
-use super::{Outcome, Test, TestResult, test};
+use super::{Outcome, Test, TestResult, tests};
 use crate::bpf::{self, Insn, USER_DATA_LO};
 use crate::kernel::{self, BPF_MAXINSNS, describe, expect_eq, expect_result};
 use crate::register::{
@@ -22,23 +22,27 @@ use crate::ring::{PARAMS_SIZE, RawParams, Ring};
 use crate::sandbox::{self, MemoryGroup, Shared};
 use crate::sqe::{Sqe, op};
 
-pub const TESTS: &[Test] = &[
-    test("FO01 task filter: new rings only", fo01),
-    test("FO02 ring filter: this ring only", fo02),
-    test("FO03 children inherit, stack, cannot loosen", fo03),
-    test("FO04 DENY_REST cannot be taken back", fo04),
-    test("FO05 DENY_REST again, and for a denied opcode", fo05),
-    test("FO06 DENY_REST leaves earlier filters in force", fo06),
-    test("FO07 ring and task go separate ways", fo07),
-    test("FO08 threads: new ones inherit, siblings do not", fo08),
-    test("FO09 exec keeps filters", fo09),
-    test("FO10 posix_spawn and vfork children inherit", fo10),
-    test("FO11 restrictions before filters, not after", fo11),
-    test("FO12 child of a restricted task registers", fo12),
-    test("FO17 child keeps filters when the parent is gone", fo17),
-    test("FO18 a ring keeps its filters in other hands", fo18),
-    test("FO19 a denial anywhere in the chain is final", fo19),
-];
+pub const TESTS: &[Test] = tests! {
+    "filters::ownership" {
+        FO01 task_filter_applies_to_new_rings_only;
+        FO02 ring_filter_applies_to_that_ring_only;
+        FO03 children_inherit_and_can_only_tighten;
+        FO04 deny_rest_cannot_be_undone;
+        FO05 repeated_deny_rest_denies_the_same_opcodes;
+        FO06 deny_rest_keeps_earlier_filters_in_force;
+        FO07 filters_of_ring_and_task_are_independent;
+        FO08 new_threads_inherit_and_siblings_do_not;
+        FO11 restrictions_must_come_before_filters;
+        FO12 restricted_task_may_filter_if_its_list_allows;
+        FO19 any_filter_of_a_chain_can_deny;
+    }
+    "filters::inherit" {
+        FO09 exec_keeps_filters;
+        FO10 posix_spawn_and_vfork_children_inherit;
+        FO17 child_keeps_filters_after_the_parent_ends;
+        FO18 ring_keeps_its_filters_in_another_task;
+    }
+};
 
 const DENIED: i32 = -libc::EACCES;
 
@@ -73,7 +77,9 @@ pub fn deny_nop(user_data: u32) -> Vec<Insn> {
     bpf::deny_if(USER_DATA_LO, user_data)
 }
 
-fn fo01() -> TestResult {
+/// Checks that a task's filter applies to rings that the task makes later, and not to
+/// earlier ones.
+fn task_filter_applies_to_new_rings_only() -> TestResult {
     sandbox::sandboxed()?;
     let mut earlier = Ring::new(2)?;
     task_filter(op::NOP, &deny_nop(1))?;
@@ -85,7 +91,8 @@ fn fo01() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn fo02() -> TestResult {
+/// Checks that a ring's filter applies to no other ring.
+fn ring_filter_applies_to_that_ring_only() -> TestResult {
     let mut first = Ring::new(2)?;
     let mut second = Ring::new(2)?;
     first.must_filter(op::NOP, &deny_nop(1))?;
@@ -98,7 +105,9 @@ fn fo02() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn fo03() -> TestResult {
+/// Checks that children inherit filters, which a filter that allows does not loosen,
+/// and what they add applies to themselves and their children only.
+fn children_inherit_and_can_only_tighten() -> TestResult {
     sandbox::sandboxed()?;
     task_filter(op::NOP, &deny_nop(1))?;
     sandbox::in_child(|| {
@@ -134,7 +143,9 @@ fn denied_opcodes(ring: &mut Ring) -> anyhow::Result<Vec<u8>> {
     Ok(denied.collect())
 }
 
-fn fo04() -> TestResult {
+/// Checks that opcodes that IO_URING_BPF_FILTER_DENY_REST denied stay denied when
+/// filters for them are registered, on the ring and in children.
+fn deny_rest_cannot_be_undone() -> TestResult {
     let mut ring = Ring::new(2)?;
     let got = register::filter_with(ring.fd(), op::NOP, &bpf::allow(), DENY_REST);
     expect_result("DENY_REST", got, 0)?;
@@ -163,7 +174,9 @@ fn fo04() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn fo05() -> TestResult {
+/// Checks that IO_URING_BPF_FILTER_DENY_REST denies no more opcodes when it is given
+/// again, for an allowed or a denied opcode.
+fn repeated_deny_rest_denies_the_same_opcodes() -> TestResult {
     let mut ring = Ring::new(2)?;
     let mut registered: Vec<Vec<u8>> = Vec::new();
     for opcode in [op::NOP, op::NOP, op::CLOSE, op::CLOSE] {
@@ -201,7 +214,9 @@ const OF_PREP: &[(i32, &[u8])] = &[
     (libc::EBADF, &[54]),
 ];
 
-fn fo06() -> TestResult {
+/// Checks that IO_URING_BPF_FILTER_DENY_REST leaves opcodes with a filter to it and
+/// denies every other one.
+fn deny_rest_keeps_earlier_filters_in_force() -> TestResult {
     let mut ring = Ring::new(2)?;
     let (inet, unix) = (libc::AF_INET as u32, libc::AF_UNIX);
     ring.must_filter(op::NOP, &deny_nop(1))?;
@@ -238,7 +253,9 @@ fn fo06() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn fo07() -> TestResult {
+/// Checks that what a ring or a task adds to the filters that they share applies to
+/// itself only, even after the other has ended.
+fn filters_of_ring_and_task_are_independent() -> TestResult {
     sandbox::sandboxed()?;
     task_filter(op::NOP, &deny_nop(0))?;
     let mut ring = Ring::new(2)?;
@@ -258,7 +275,9 @@ fn fo07() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn fo08() -> TestResult {
+/// Checks that new threads inherit the filters of the thread that starts them, and
+/// running ones do not get any.
+fn new_threads_inherit_and_siblings_do_not() -> TestResult {
     sandbox::sandboxed()?;
     let (go, wait) = mpsc::channel();
     let sibling = std::thread::spawn(move || -> anyhow::Result<()> {
@@ -278,7 +297,8 @@ fn fo08() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn fo09() -> TestResult {
+/// Checks that a task keeps its filters over exec.
+fn exec_keeps_filters() -> TestResult {
     sandbox::sandboxed()?;
     let probe = || -> anyhow::Result<i32> {
         let child = sandbox::spawn(|| {
@@ -315,7 +335,9 @@ pub fn vfork_probe() -> anyhow::Result<i32> {
     }
 }
 
-fn fo10() -> TestResult {
+/// Checks that children that posix_spawn or vfork makes have the filters of their
+/// parent.
+fn posix_spawn_and_vfork_children_inherit() -> TestResult {
     sandbox::sandboxed()?;
     let spawned = || -> anyhow::Result<i32> {
         let status: ExitStatus = sandbox::nop_probe().status().context("posix_spawn")?;
@@ -329,7 +351,9 @@ fn fo10() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn fo11() -> TestResult {
+/// Checks that a task can be restricted before it registers a filter, and gets EPERM
+/// afterwards.
+fn restrictions_must_come_before_filters() -> TestResult {
     sandbox::sandboxed()?;
     let nop_and_close = [Restriction::sqe_op(op::NOP), Restriction::sqe_op(op::CLOSE)];
     sandbox::in_child(|| {
@@ -349,7 +373,9 @@ fn fo11() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn fo12() -> TestResult {
+/// Checks that the child of a restricted task may register filters if the list says so,
+/// and never restrictions.
+fn restricted_task_may_filter_if_its_list_allows() -> TestResult {
     sandbox::sandboxed()?;
     let restrictions = Restriction::register_op(IORING_REGISTER_RESTRICTIONS);
     let filters = Restriction::register_op(IORING_REGISTER_BPF_FILTER);
@@ -437,7 +463,9 @@ pub fn ended_tasks_are_freed() -> anyhow::Result<()> {
     later.reap()
 }
 
-fn fo17() -> TestResult {
+/// Checks that a child has its filters, and can add to them, after the memory of its
+/// parent is freed.
+fn child_keeps_filters_after_the_parent_ends() -> TestResult {
     let shared = Shared::<[_; 3]>::new()?;
     let [done, result, go] = &*shared;
     let parent = sandbox::spawn(|| {
@@ -468,7 +496,9 @@ fn fo17() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn fo18() -> TestResult {
+/// Checks that a ring keeps its filters in a task that got it by fork or pidfd_getfd
+/// and has none itself.
+fn ring_keeps_its_filters_in_another_task() -> TestResult {
     // Over fork: the ring stays filtered for a child without filters.
     let mut ring = Ring::new(2)?;
     ring.must_filter(op::NOP, &deny_nop(1))?;
@@ -509,7 +539,8 @@ fn fo18() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn fo19() -> TestResult {
+/// Checks that a denial by any filter of a chain denies the request.
+fn any_filter_of_a_chain_can_deny() -> TestResult {
     // This test cannot see the order in which filters run. KUnit compares that order,
     // for short filters in `owners_follow_the_model`, for long ones in
     // `long_filters_are_kept_apart`.

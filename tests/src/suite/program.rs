@@ -7,7 +7,7 @@ use libc::{
     BPF_W, BPF_X,
 };
 
-use super::{Outcome, Test, TestResult, test};
+use super::{Outcome, Test, TestResult, tests};
 use crate::bpf::{
     self, CONTEXT_SIZE, OPCODE_WORD, Program, USER_DATA_HI, USER_DATA_LO, insn, ld, ret,
 };
@@ -16,19 +16,21 @@ use crate::model::{self, Context};
 use crate::ring::Ring;
 use crate::sqe::{Sqe, op};
 
-pub const TESTS: &[Test] = &[
-    test("FP02 instructions outside the whitelist", fp02),
-    test("FP03 loads at every offset", fp03),
-    test("FP04 LD LEN and LDX LEN are 40", fp04),
-    test("FP05 programs that the classic checker refuses", fp05),
-    test("FP06 every non-zero value allows", fp06),
-    test("FP07 zero denies, A starts at zero, X too", fp07),
-    test("FP08 division by a zero X denies", fp08),
-    test("FP09 4096 instructions, verdict in the last", fp09),
-    test("FP13 internal load LDX W ABS from user space", fp13),
-    test("FP15 order of words and bytes, little endian", fp15),
-    test("FP15be order of words and bytes, big endian", fp15be),
-];
+pub const TESTS: &[Test] = tests! {
+    "filters::program" {
+        FP02 instructions_outside_the_whitelist_are_refused;
+        FP03 only_aligned_loads_inside_the_context_are_accepted;
+        FP04 length_loads_return_40;
+        FP05 programs_that_the_classic_checker_refuses_are_refused;
+        FP06 any_nonzero_return_value_allows;
+        FP07 zero_denies_and_registers_start_at_zero;
+        FP08 division_by_zero_denies;
+        FP09 verdict_may_be_in_instruction_4096;
+        FP13 internal_context_load_is_refused;
+        FP15 words_are_in_host_order_on_little_endian;
+        FP15be words_are_in_host_order_on_big_endian;
+    }
+};
 
 /// Checks that a program is refused with EINVAL and that the ring stays without a
 /// filter.
@@ -44,7 +46,9 @@ fn verdict(program: &[bpf::Insn], user_data: u64) -> anyhow::Result<i32> {
     ring.run(Sqe::nop().user_data(user_data))
 }
 
-fn fp02() -> TestResult {
+/// Checks that every load but that of an aligned word of the context, MOD, RET X and
+/// unknown codes give EINVAL.
+fn instructions_outside_the_whitelist_are_refused() -> TestResult {
     let mut ring = Ring::new(2)?;
     let mut codes = vec![
         ("MOD K", BPF_ALU | BPF_MOD | BPF_K, 1),
@@ -73,7 +77,9 @@ fn fp02() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn fp03() -> TestResult {
+/// Checks that loads of words are accepted at each multiple of 4 below the context's 40
+/// bytes, and give EINVAL elsewhere.
+fn only_aligned_loads_inside_the_context_are_accepted() -> TestResult {
     for offset in 0..=44 {
         let valid = offset < CONTEXT_SIZE && offset % 4 == 0;
         let mut ring = Ring::new(2)?;
@@ -98,7 +104,8 @@ fn fp03() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn fp04() -> TestResult {
+/// Checks that LD LEN and LDX LEN give the 40 bytes of the context.
+fn length_loads_return_40() -> TestResult {
     let from_x = |k| {
         vec![
             bpf::ldx_len(),
@@ -124,7 +131,9 @@ fn fp04() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn fp05() -> TestResult {
+/// Checks that jumps past the end, division by a constant 0, shifts by 32, memory slots
+/// that do not exist or are unset, and programs without an end give EINVAL.
+fn programs_that_the_classic_checker_refuses_are_refused() -> TestResult {
     let mut ring = Ring::new(2)?;
     let jump = |jt, jf| insn(BPF_JMP | BPF_JEQ | BPF_K, jt, jf, 0);
     let cases: Vec<(&str, Program)> = vec![
@@ -164,7 +173,9 @@ fn fp05() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn fp06() -> TestResult {
+/// Checks that a request is allowed by each return value other than zero, constant or
+/// computed.
+fn any_nonzero_return_value_allows() -> TestResult {
     for value in [1, 2, 0x8000_0000, u32::MAX] {
         let constant = vec![ret(value)];
         let from_a = vec![bpf::ld_imm(value), bpf::ret_a()];
@@ -181,7 +192,9 @@ fn fp06() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn fp07() -> TestResult {
+/// Checks that a return value of zero denies, and A and X start at zero in every filter
+/// of a chain.
+fn zero_denies_and_registers_start_at_zero() -> TestResult {
     let deny = -libc::EACCES;
     expect_result("return 0", verdict(&[ret(0)], 0)?, deny)?;
     expect_result("return A", verdict(&[bpf::ret_a()], 0)?, deny)?;
@@ -202,7 +215,9 @@ fn fp07() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn fp08() -> TestResult {
+/// Checks that a division by an X that is zero denies the request, whatever other
+/// filters of the chain say.
+fn division_by_zero_denies() -> TestResult {
     let deny = -libc::EACCES;
     expect_result("constant", verdict(&bpf::divide_by_zero(), 0)?, deny)?;
     let by_word = [
@@ -224,7 +239,9 @@ fn fp08() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn fp09() -> TestResult {
+/// Checks that programs of 4,096 instructions are run to their last, on whose result
+/// the verdict depends.
+fn verdict_may_be_in_instruction_4096() -> TestResult {
     let deny = -libc::EACCES;
     let denies = bpf::long(BPF_MAXINSNS, 0);
     expect_eq("length", denies.len(), BPF_MAXINSNS)?;
@@ -262,7 +279,9 @@ pub(super) fn nop_context(user_data: u64) -> Context {
     context
 }
 
-fn fp13() -> TestResult {
+/// Checks that the kernel's internal load LDX W ABS gives EINVAL in a program of user
+/// space.
+fn internal_context_load_is_refused() -> TestResult {
     let mut ring = Ring::new(2)?;
     for offset in [0, 8, 36] {
         let code = BPF_LDX | BPF_W | BPF_ABS;
@@ -278,7 +297,9 @@ fn fp13() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn fp15() -> TestResult {
+/// Checks that the words of the context are in the byte order of a little-endian
+/// machine.
+fn words_are_in_host_order_on_little_endian() -> TestResult {
     let user_data = 0x1122_3344_5566_7788;
     for (offset, word) in [
         (USER_DATA_LO, 0x5566_7788),
@@ -293,7 +314,9 @@ fn fp15() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn fp15be() -> TestResult {
+/// Checks that (not tested yet) the words of the context are in the byte order of a
+/// big-endian machine.
+fn words_are_in_host_order_on_big_endian() -> TestResult {
     if cfg!(target_endian = "big") {
         anyhow::bail!("no expectation is written down for this machine");
     }

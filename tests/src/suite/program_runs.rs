@@ -10,7 +10,7 @@ use fastrand::Rng;
 use libc::{BPF_ALU, BPF_DIV, BPF_LSH, BPF_NEG, BPF_RSH};
 
 use super::program::nop_context;
-use super::{NOTE, Outcome, Test, TestResult, seed, slow, test};
+use super::{NOTE, Outcome, Test, TestResult, seed, tests};
 use crate::bpf::{self, Program, USER_DATA_LO, insn, ld};
 use crate::kernel::{self, BPF_MAXINSNS, expect_eq};
 use crate::model::{self, ALU_OPS, Context};
@@ -19,20 +19,14 @@ use crate::ring::Ring;
 use crate::sandbox::Sysctl;
 use crate::sqe::{OpenHow, Sqe, op};
 
-pub const TESTS: &[Test] = &[
-    slow(
-        "FP10 checksum of the context, and random programs",
-        30,
-        fp10,
-    ),
-    test("FP12 same verdicts with JIT off, on and hardened", fp12),
-    slow(
-        "FP12oracle verdicts as C's with JIT off, on and hardened",
-        240,
-        fp12oracle,
-    ),
-    test("FP14 same verdicts with BPF statistics on", fp14),
-];
+pub const TESTS: &[Test] = tests! {
+    "filters::program" {
+        FP10 checksums_and_random_programs_agree_with_the_model (30 s);
+        FP12 verdicts_are_the_same_in_every_jit_mode;
+        FP12oracle verdicts_are_those_of_c_in_every_jit_mode (240 s);
+        FP14 verdicts_are_the_same_with_bpf_statistics;
+    }
+};
 
 /// The slot in which [`checksum`] keeps the sum.
 const SUM: u32 = 10;
@@ -187,7 +181,9 @@ impl Requests {
     }
 }
 
-fn fp10() -> TestResult {
+/// Checks that a checksum of the whole context, random programs, and chains of them
+/// give the model's verdicts.
+fn checksums_and_random_programs_agree_with_the_model() -> TestResult {
     let mut rng = Rng::with_seed(seed());
     println!("{NOTE}seed {}", seed());
     let program = [checksum()];
@@ -268,16 +264,22 @@ fn with_jit(
     Ok(Outcome::Passed)
 }
 
-fn fp12() -> TestResult {
+/// Checks that a checksum of the context gives the model's verdicts with the JIT
+/// compiler off, on and hardened.
+fn verdicts_are_the_same_in_every_jit_mode() -> TestResult {
     with_jit(
         &[AS_BOOTED, ("0", "0"), ("1", "2"), ("0", "2")],
         checksum_agrees,
     )
 }
 
-/// Runs the KUnit suite that compares with C again, in each mode other than that of the
-/// boot. Hardening applies only with the compiler on.
-fn fp12oracle() -> TestResult {
+/// Checks that Rust agrees with the C code in the same kernel about thousands of random
+/// programs in each JIT mode but that of the boot.
+///
+/// In C, the test is skipped.
+///
+/// Hardening applies only with the compiler on.
+fn verdicts_are_those_of_c_in_every_jit_mode() -> TestResult {
     if !kernel::has_option("CONFIG_IO_URING_RS_KUNIT_TEST") {
         return Ok(Outcome::Skipped("this kernel has no oracle".to_string()));
     }
@@ -323,7 +325,9 @@ fn fp12oracle() -> TestResult {
     })
 }
 
-fn fp14() -> TestResult {
+/// Checks that a checksum of the context gives the model's verdicts while
+/// kernel.bpf_stats_enabled is on.
+fn verdicts_are_the_same_with_bpf_statistics() -> TestResult {
     let _stats = Sysctl::set("kernel/bpf_stats_enabled", "1")?;
     checksum_agrees("bpf_stats_enabled 1")?;
     Ok(Outcome::Passed)

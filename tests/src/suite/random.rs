@@ -12,7 +12,7 @@ use nix::unistd::Pid;
 use super::ownership::vfork_probe;
 use super::restrictions::bare_register;
 use super::state::{OPCODES, Object, RingState};
-use super::{NOTE, Outcome, Test, TestResult, is_long, seed, slow};
+use super::{NOTE, Outcome, Test, TestResult, is_long, seed, tests};
 use crate::bpf::{self, USER_DATA_LO};
 use crate::kernel::{self, describe, expect_result};
 use crate::register::{
@@ -22,7 +22,11 @@ use crate::ring::{IORING_SETUP_R_DISABLED, IORING_SETUP_SQPOLL, Ring, enter};
 use crate::sandbox;
 use crate::sqe::{IOSQE_ASYNC, IOSQE_IO_HARDLINK, IOSQE_IO_LINK, Sqe, op};
 
-pub const TESTS: &[Test] = &[slow("ST20 random sequences against a model", 60, st20)];
+pub const TESTS: &[Test] = tests! {
+    "filters::random" {
+        ST20 sequences_agree_with_the_model (60 s);
+    }
+};
 
 /// The number of values of `user_data` that requests and filters use.
 const USER_DATA: u32 = 6;
@@ -31,7 +35,9 @@ const DEPTH: u32 = 3;
 /// The most rings that a task has at a time.
 const RINGS: usize = 4;
 
-fn st20() -> TestResult {
+/// Checks that random sequences of fork, exec, registrations and requests give the
+/// results of a model.
+fn sequences_agree_with_the_model() -> TestResult {
     let seed = seed();
     println!("{NOTE}seed {seed}");
     let (families, steps) = match (kernel::is_debug(), is_long()) {

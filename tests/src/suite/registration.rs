@@ -4,7 +4,7 @@
 
 use std::os::fd::RawFd;
 
-use super::{Outcome, Test, TestResult, test};
+use super::{Outcome, Test, TestResult, tests};
 use crate::bpf::{self, Program, USER_DATA_LO};
 use crate::kernel::{BPF_MAXINSNS, IORING_OP_LAST, expect_eq, expect_result};
 use crate::register::{
@@ -16,37 +16,36 @@ use crate::ring::{IORING_SETUP_R_DISABLED, IORING_SETUP_SINGLE_ISSUER, IORING_SE
 use crate::sandbox;
 use crate::sqe::{Sqe, op};
 
-pub const TESTS: &[Test] = &[
-    test("FR01 ring: arg NULL", fr01),
-    test("FR02 ring: nr_args 0 and 2", fr02),
-    test("FR03 task: no no_new_privs, no privilege", fr03),
-    test("FR04 task: nr_args 0 and 2", fr04),
-    test("FR05 task: root without no_new_privs", fr05),
-    test("FR06 task: CAP_SYS_ADMIN of a child user namespace", fr06),
-    test("FR07 unknown cmd_type", fr07),
-    test("FR08 cmd_flags and resv set", fr08),
-    test("FR09 opcode out of range", fr09),
-    test("FR10 unknown filter flags", fr10),
-    test("FR11 reserved bytes of the filter", fr11),
-    test("FR12 filter_len 0, 4097, 4096", fr12),
-    test("FR13 exact pdu size of all opcodes, strict", fr13),
-    test("FR14 pdu larger than the kernel's", fr14),
-    test("FR15 pdu smaller than the kernel's", fr15),
-    test("FR16 pdu smaller than the kernel's, strict", fr16),
-    test("FR17 pdu for an opcode without one", fr17),
-    test("FR18 read-only arg", fr18),
-    test("FR19 read-only arg and pdu too large", fr19),
-    test("FR20 invalid program: pdu size still written back", fr20),
-    test("FR21 pdu too large wins over a bad filter_ptr", fr21),
-    test("FR22 filter_ptr NULL, unmapped, straddling", fr22),
-    test(
-        "FR23 on enabled, disabled, SQPOLL and registered rings",
-        fr23,
-    ),
-    test("FR24 single-issuer ring from another thread", fr24),
-    test("FR25 task: USE_REGISTERED_RING bit is ignored", fr25),
-    test("FR26 a refused third filter leaves two in force", fr26),
-];
+pub const TESTS: &[Test] = tests! {
+    "filters::register" {
+        FR01 null_argument_is_refused;
+        FR02 only_one_argument_is_accepted_for_a_ring;
+        FR03 task_without_privilege_or_no_new_privs_is_refused;
+        FR04 only_one_argument_is_accepted_for_a_task;
+        FR05 root_needs_no_no_new_privs;
+        FR06 cap_sys_admin_of_own_user_namespace_suffices;
+        FR07 unknown_cmd_type_is_refused;
+        FR08 cmd_flags_and_reserved_field_must_be_zero;
+        FR09 opcode_out_of_range_is_refused;
+        FR10 unknown_flags_are_refused;
+        FR11 reserved_bytes_of_the_filter_must_be_zero;
+        FR12 program_has_1_to_4096_instructions;
+        FR13 strict_requires_the_exact_pdu_size_of_each_opcode;
+        FR14 larger_pdu_size_is_refused_and_corrected;
+        FR15 smaller_pdu_size_is_accepted_and_corrected;
+        FR16 strict_refuses_smaller_pdu_size;
+        FR17 opcode_without_data_refuses_a_pdu_size;
+        FR18 argument_must_be_writable_and_whole;
+        FR19 failed_write_back_comes_before_the_pdu_size_error;
+        FR20 pdu_size_is_written_back_before_the_program_is_checked;
+        FR21 pdu_size_error_comes_before_unreadable_program;
+        FR22 unreadable_program_is_refused;
+        FR23 works_on_enabled_disabled_sqpoll_and_registered_rings;
+        FR24 only_the_single_issuer_may_register;
+        FR25 registered_ring_flag_is_ignored_for_a_task;
+        FR26 refused_filter_leaves_earlier_ones_in_force;
+    }
+};
 
 /// A ring with filters whose verdicts are known, to check that they stay in force.
 struct Installed {
@@ -111,7 +110,9 @@ fn deny_nop(program: &Program) -> Registration {
     Registration::new(op::NOP, program)
 }
 
-fn fr01() -> TestResult {
+/// Checks that registering for a ring with a NULL argument fails with EFAULT and
+/// changes nothing.
+fn null_argument_is_refused() -> TestResult {
     let mut installed = Installed::new()?;
     let got = raw_register(
         installed.fd(),
@@ -124,7 +125,9 @@ fn fr01() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn fr02() -> TestResult {
+/// Checks that registering for a ring with any number of arguments but one fails with
+/// EINVAL and changes nothing.
+fn only_one_argument_is_accepted_for_a_ring() -> TestResult {
     let mut installed = Installed::new()?;
     let deny = bpf::deny();
     for nr_args in [0, 2, u32::MAX] {
@@ -139,7 +142,9 @@ fn fr02() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn fr03() -> TestResult {
+/// Checks that a task with neither CAP_SYS_ADMIN nor no_new_privs gets EACCES, before
+/// its arguments are looked at.
+fn task_without_privilege_or_no_new_privs_is_refused() -> TestResult {
     sandbox::drop_privileges()?;
     let deny = bpf::deny();
     let mut registration = deny_nop(&deny);
@@ -158,7 +163,9 @@ fn fr03() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn fr04() -> TestResult {
+/// Checks that registering for a task with no argument or two fails with EINVAL, with a
+/// NULL argument with EFAULT, and leaves nothing with the task.
+fn only_one_argument_is_accepted_for_a_task() -> TestResult {
     sandbox::sandboxed()?;
     let deny = bpf::deny();
     let registration = deny_nop(&deny);
@@ -185,12 +192,15 @@ fn task_filter_works() -> anyhow::Result<()> {
     ring.expect("NOP of a new ring", Sqe::nop(), -libc::EACCES)
 }
 
-fn fr05() -> TestResult {
+/// Checks that root registers a filter for itself without no_new_privs.
+fn root_needs_no_no_new_privs() -> TestResult {
     task_filter_works()?;
     Ok(Outcome::Passed)
 }
 
-fn fr06() -> TestResult {
+/// Checks that an unprivileged task registers a filter for itself once it has
+/// CAP_SYS_ADMIN in a user namespace of its own.
+fn cap_sys_admin_of_own_user_namespace_suffices() -> TestResult {
     sandbox::drop_privileges()?;
     let got = register::filter(TASK, op::NOP, &bpf::deny());
     expect_result("before the namespace", got, -libc::EACCES)?;
@@ -199,7 +209,8 @@ fn fr06() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn fr07() -> TestResult {
+/// Checks that an unknown cmd_type gives EINVAL, and nothing is written back.
+fn unknown_cmd_type_is_refused() -> TestResult {
     let mut installed = Installed::new()?;
     let deny = bpf::deny();
     for cmd_type in [0, 2, u16::MAX] {
@@ -215,7 +226,9 @@ fn fr07() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn fr08() -> TestResult {
+/// Checks that each bit of cmd_flags, and a reserved field that is not zero, gives
+/// EINVAL.
+fn cmd_flags_and_reserved_field_must_be_zero() -> TestResult {
     let mut installed = Installed::new()?;
     let deny = bpf::deny();
     for bit in 0..16 {
@@ -235,7 +248,8 @@ fn fr08() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn fr09() -> TestResult {
+/// Checks that an opcode from the first unknown one on gives EINVAL.
+fn opcode_out_of_range_is_refused() -> TestResult {
     let mut installed = Installed::new()?;
     let deny = bpf::deny();
     for opcode in [IORING_OP_LAST, 256, 1 << 16, u32::MAX] {
@@ -246,7 +260,9 @@ fn fr09() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn fr10() -> TestResult {
+/// Checks that a filter flag that is not known gives EINVAL, alone or beside known
+/// ones.
+fn unknown_flags_are_refused() -> TestResult {
     let mut installed = Installed::new()?;
     let deny = bpf::deny();
     for flags in [4, 4 | SZ_STRICT, 1 << 31] {
@@ -256,7 +272,8 @@ fn fr10() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn fr11() -> TestResult {
+/// Checks that each reserved word of the filter that is not zero gives EINVAL.
+fn reserved_bytes_of_the_filter_must_be_zero() -> TestResult {
     let mut installed = Installed::new()?;
     let deny = bpf::deny();
     for i in 0..3 {
@@ -272,7 +289,9 @@ fn fr11() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn fr12() -> TestResult {
+/// Checks that a program of 4,096 instructions is accepted, and one of 0 or more than
+/// 4,096 gives EINVAL.
+fn program_has_1_to_4096_instructions() -> TestResult {
     let mut installed = Installed::new()?;
     let too_long = bpf::long(BPF_MAXINSNS + 1, 0);
     for len in [0, BPF_MAXINSNS + 1, 1 << 16, 0xffff_ffff] {
@@ -288,7 +307,9 @@ fn fr12() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn fr13() -> TestResult {
+/// Checks that with the strict flag, each opcode accepts its exact pdu_size and gives
+/// EMSGSIZE for another, with the right one written back.
+fn strict_requires_the_exact_pdu_size_of_each_opcode() -> TestResult {
     let mut ring = Ring::new(8)?;
     let allow = bpf::allow();
     for opcode in register::opcodes() {
@@ -306,7 +327,9 @@ fn fr13() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn fr14() -> TestResult {
+/// Checks that a pdu_size above the kernel's gives EMSGSIZE, and the kernel's is
+/// written back.
+fn larger_pdu_size_is_refused_and_corrected() -> TestResult {
     let mut installed = Installed::new()?;
     let allow = bpf::allow();
     let written = Registration::new(op::SOCKET, &allow);
@@ -325,7 +348,9 @@ fn fr14() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn fr15() -> TestResult {
+/// Checks that a pdu_size below the kernel's is accepted, and the kernel's is written
+/// back.
+fn smaller_pdu_size_is_accepted_and_corrected() -> TestResult {
     let mut ring = Ring::new(8)?;
     let deny = bpf::deny();
     let written = Registration::new(op::SOCKET, &deny);
@@ -342,7 +367,9 @@ fn fr15() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn fr16() -> TestResult {
+/// Checks that with the strict flag, a pdu_size other than the kernel's gives EMSGSIZE,
+/// and the kernel's is written back.
+fn strict_refuses_smaller_pdu_size() -> TestResult {
     let mut installed = Installed::new()?;
     let allow = bpf::allow();
     let written = Registration::new(op::SOCKET, &allow).flags(SZ_STRICT);
@@ -361,7 +388,9 @@ fn fr16() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn fr17() -> TestResult {
+/// Checks that a pdu_size for an opcode without data gives EMSGSIZE, and 0 is written
+/// back.
+fn opcode_without_data_refuses_a_pdu_size() -> TestResult {
     let mut installed = Installed::new()?;
     let deny = bpf::deny();
     let written = deny_nop(&deny);
@@ -373,7 +402,9 @@ fn fr17() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn fr18() -> TestResult {
+/// Checks that an argument that is read-only, or that the end of a mapping cuts off,
+/// gives EFAULT and changes nothing.
+fn argument_must_be_writable_and_whole() -> TestResult {
     let mut installed = Installed::new()?;
     let deny = bpf::deny();
     let got = filter_read_only(installed.fd(), &deny_nop(&deny))?;
@@ -391,7 +422,9 @@ fn fr18() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn fr19() -> TestResult {
+/// Checks that a pdu_size that is too large gives EFAULT, not EMSGSIZE, if the kernel's
+/// cannot be written back.
+fn failed_write_back_comes_before_the_pdu_size_error() -> TestResult {
     let mut installed = Installed::new()?;
     let deny = bpf::deny();
     let mut registration = deny_nop(&deny);
@@ -402,7 +435,9 @@ fn fr19() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn fr20() -> TestResult {
+/// Checks that the kernel's pdu_size is written back even if the program then gives
+/// EINVAL.
+fn pdu_size_is_written_back_before_the_program_is_checked() -> TestResult {
     let mut installed = Installed::new()?;
     let no_end = vec![bpf::ld_imm(1)];
     let written = Registration::new(op::SOCKET, &no_end);
@@ -414,7 +449,9 @@ fn fr20() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn fr21() -> TestResult {
+/// Checks that a pdu_size that is too large gives EMSGSIZE even if the program cannot
+/// be read.
+fn pdu_size_error_comes_before_unreadable_program() -> TestResult {
     let mut installed = Installed::new()?;
     let deny = bpf::deny();
     let mut written = Registration::new(op::SOCKET, &deny);
@@ -427,7 +464,9 @@ fn fr21() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn fr22() -> TestResult {
+/// Checks that a NULL program gives EINVAL, and one that is unmapped, cut off by the
+/// end of a mapping or in the kernel's half gives EFAULT.
+fn unreadable_program_is_refused() -> TestResult {
     let mut installed = Installed::new()?;
     let deny = bpf::deny_if(USER_DATA_LO, 7);
     let page = Page::new()?;
@@ -448,7 +487,9 @@ fn fr22() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn fr23() -> TestResult {
+/// Checks that filters can be registered for rings that are enabled, disabled, with an
+/// SQPOLL thread, or known by a registered index.
+fn works_on_enabled_disabled_sqpoll_and_registered_rings() -> TestResult {
     let mut enabled = Ring::new(4)?;
     enabled.expect("NOP before", Sqe::nop(), 0)?;
     enabled.must_filter(op::NOP, &bpf::deny())?;
@@ -484,7 +525,9 @@ fn fr23() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn fr24() -> TestResult {
+/// Checks that another thread than the issuer of a single-issuer ring gets EEXIST, and
+/// nothing is written back.
+fn only_the_single_issuer_may_register() -> TestResult {
     let mut ring = Ring::with(4, IORING_SETUP_SINGLE_ISSUER)?;
     let fd = ring.fd();
     let deny = bpf::deny();
@@ -504,7 +547,9 @@ fn fr24() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn fr25() -> TestResult {
+/// Checks that registering for a task gives the same results with
+/// IORING_REGISTER_USE_REGISTERED_RING set.
+fn registered_ring_flag_is_ignored_for_a_task() -> TestResult {
     let with_bit = IORING_REGISTER_BPF_FILTER | IORING_REGISTER_USE_REGISTERED_RING;
     let deny = bpf::deny();
     let mut registration = deny_nop(&deny);
@@ -525,7 +570,8 @@ fn fr25() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn fr26() -> TestResult {
+/// Checks that two filters stay in force when a third is refused with EINVAL.
+fn refused_filter_leaves_earlier_ones_in_force() -> TestResult {
     let mut ring = Ring::new(4)?;
     ring.must_filter(op::NOP, &bpf::deny_if(USER_DATA_LO, 1))?;
     ring.must_filter(op::NOP, &bpf::deny_if(USER_DATA_LO, 2))?;

@@ -3,7 +3,7 @@
 //! of the check for restrictions among the other checks of an SQE.
 
 use super::restrictions::{answers, answers_if_allowed, bare_register, restricted};
-use super::{Outcome, Test, TestResult, slow, test};
+use super::{Outcome, Test, TestResult, tests};
 use crate::kernel::{expect_eq, expect_result};
 use crate::register::{IORING_REGISTER_FILES, IORING_REGISTER_PERSONALITY, Restriction};
 use crate::sqe::{
@@ -11,17 +11,16 @@ use crate::sqe::{
     IOSQE_IO_HARDLINK, IOSQE_IO_LINK, Sqe, op,
 };
 
-pub const TESTS: &[Test] = &[
-    slow("RS03 allowed and required SQE flags", 60, rs03),
-    test("RS12 flags alone deny every opcode", rs12),
-    test("RS14 a required flag missing, another one extra", rs14),
-    test("RS24 denied DRAIN and other flags", rs24),
-    test(
-        "RS24order other errors of an SQE come before or after",
-        rs24_order,
-    ),
-    test("RS25 the last of several flag entries counts", rs25),
-];
+pub const TESTS: &[Test] = tests! {
+    "restrictions::flags" {
+        RS03 allowed_and_required_flags_are_enforced (60 s);
+        RS12 flags_without_opcodes_deny_every_sqe;
+        RS14 required_flag_must_be_given_and_others_not;
+        RS24 denied_drain_leaves_nothing_waiting;
+        RS24order check_comes_between_the_other_checks_of_an_sqe;
+        RS25 last_entry_of_each_kind_counts;
+    }
+};
 
 const DENIED: i32 = -libc::EACCES;
 const INVALID: i32 = -libc::EINVAL;
@@ -31,7 +30,9 @@ fn flags_pass(flags: u8, allowed: u8, required: u8) -> bool {
     flags & required == required && flags & !(allowed | required) == 0
 }
 
-fn rs03() -> TestResult {
+/// Checks that each combination of SQE flags is allowed or denied as the allowed and
+/// required flags say.
+fn allowed_and_required_flags_are_enforced() -> TestResult {
     let all = 0x7f;
     for (allowed, required) in [
         (0, 0),
@@ -71,7 +72,9 @@ fn rs03() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn rs12() -> TestResult {
+/// Checks that a list of allowed or required flags without SQE opcodes denies every
+/// SQE.
+fn flags_without_opcodes_deny_every_sqe() -> TestResult {
     for entries in [
         vec![Restriction::flags_allowed(0x7f)],
         vec![Restriction::flags_required(0)],
@@ -95,7 +98,9 @@ fn rs12() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn rs14() -> TestResult {
+/// Checks that an SQE is denied without a required flag or with another one, and flags
+/// that the kernel adds do not count.
+fn required_flag_must_be_given_and_others_not() -> TestResult {
     let mut ring = restricted(&[
         Restriction::sqe_op(op::NOP),
         Restriction::flags_required(IOSQE_ASYNC),
@@ -115,7 +120,9 @@ fn rs14() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn rs24() -> TestResult {
+/// Checks that a request that is denied for its flags, IOSQE_IO_DRAIN included, leaves
+/// nothing waiting in the ring.
+fn denied_drain_leaves_nothing_waiting() -> TestResult {
     let all = [
         IOSQE_FIXED_FILE,
         IOSQE_IO_DRAIN,
@@ -141,7 +148,9 @@ fn rs24() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn rs24_order() -> TestResult {
+/// Checks that errors of any ring come before the restrictions, and those of the
+/// request after them.
+fn check_comes_between_the_other_checks_of_an_sqe() -> TestResult {
     let mut ring = restricted(&[
         Restriction::sqe_op(op::CLOSE),
         Restriction::flags_allowed(IOSQE_ASYNC),
@@ -168,7 +177,9 @@ fn rs24_order() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn rs25() -> TestResult {
+/// Checks that the last entry with allowed flags and the last with required flags
+/// count.
+fn last_entry_of_each_kind_counts() -> TestResult {
     let mut ring = restricted(&[
         Restriction::flags_allowed(0x7f),
         Restriction::flags_required(IOSQE_FIXED_FILE | IOSQE_IO_LINK),

@@ -5,7 +5,7 @@
 
 use anyhow::ensure;
 
-use super::{Outcome, Test, TestResult, slow, test};
+use super::{Outcome, Test, TestResult, tests};
 use crate::bpf::{self, USER_DATA_LO};
 use crate::kernel::{IORING_REGISTER_LAST, describe, expect_eq, expect_result};
 use crate::register::{
@@ -17,24 +17,23 @@ use crate::ring::{IORING_SETUP_R_DISABLED, IORING_SETUP_SQPOLL, RawParams, Ring,
 use crate::sandbox;
 use crate::sqe::{IOSQE_ASYNC, IOSQE_IO_LINK, Sqe, op};
 
-pub const TESTS: &[Test] = &[
-    slow("RS01 each SQE opcode allowed alone", 60, rs01),
-    slow("RS02 each register opcode allowed alone", 30, rs02),
-    test("RS04 empty list denies everything, NULL is refused", rs04),
-    test("RS05 ring that is not disabled", rs05),
-    test("RS06 nothing is submitted while disabled", rs06),
-    test("RS07 a second list", rs07),
-    test("RS08 107 and 108 entries", rs08),
-    test("RS09 invalid entries leave nothing behind", rs09),
-    test(
-        "RS09efault unreadable list comes before its errors",
-        rs09_efault,
-    ),
-    test("RS10 a refused list keeps inherited filters", rs10),
-    test("RS11 reserved bytes of entries are ignored", rs11),
-    test("RS13 register opcodes alone leave SQEs free", rs13),
-    test("RS15 own list holds from enabling on", rs15),
-];
+pub const TESTS: &[Test] = tests! {
+    "restrictions::ring" {
+        RS01 single_listed_sqe_opcode_is_allowed (60 s);
+        RS02 single_listed_register_opcode_is_allowed (30 s);
+        RS04 empty_list_denies_everything;
+        RS05 enabled_ring_cannot_be_restricted;
+        RS06 disabled_ring_submits_nothing;
+        RS07 second_list_is_refused;
+        RS08 list_may_have_107_entries;
+        RS09 invalid_entry_leaves_no_restrictions;
+        RS09efault unreadable_list_comes_before_invalid_entries;
+        RS10 refused_list_keeps_inherited_filters;
+        RS11 reserved_bytes_of_entries_are_ignored;
+        RS13 register_list_leaves_sqes_free;
+        RS15 list_applies_from_enabling_on;
+    }
+};
 
 const DENIED: i32 = -libc::EACCES;
 const INVALID: i32 = -libc::EINVAL;
@@ -95,7 +94,9 @@ pub fn expect_free(what: &str, ring: &mut Ring) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn rs01() -> TestResult {
+/// Checks that a list with one SQE opcode allows that opcode and denies every other
+/// with EACCES.
+fn single_listed_sqe_opcode_is_allowed() -> TestResult {
     let free = answers_if_allowed(|_| true)?;
     ensure!(!free.contains(&DENIED), "denied without restrictions");
     for allowed in opcodes() {
@@ -115,7 +116,9 @@ fn rs01() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn rs02() -> TestResult {
+/// Checks that a list with one register opcode allows that opcode, denies every other
+/// with EACCES, and leaves SQEs alone.
+fn single_listed_register_opcode_is_allowed() -> TestResult {
     for allowed in 0..IORING_REGISTER_LAST {
         let mut ring = restricted(&[Restriction::register_op(allowed)])?;
         for opcode in 0..IORING_REGISTER_LAST {
@@ -135,7 +138,9 @@ fn rs02() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn rs04() -> TestResult {
+/// Checks that an empty list denies every SQE and register opcode, and a NULL list
+/// gives EINVAL.
+fn empty_list_denies_everything() -> TestResult {
     let ring = disabled()?;
     for entries in [0, 1, MAX_RESTRICTIONS as u32] {
         let null = std::ptr::null();
@@ -158,7 +163,8 @@ fn rs04() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn rs05() -> TestResult {
+/// Checks that restricting a ring that is enabled gives EBADFD and has no effect.
+fn enabled_ring_cannot_be_restricted() -> TestResult {
     let mut enabled = Ring::new(4)?;
     let mut was_disabled = disabled()?;
     expect_result("enabling", register::enable(was_disabled.fd()), 0)?;
@@ -173,7 +179,9 @@ fn rs05() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn rs06() -> TestResult {
+/// Checks that a disabled ring gives EBADFD for io_uring_enter, and a shared SQPOLL
+/// thread submits nothing of it.
+fn disabled_ring_submits_nothing() -> TestResult {
     const IORING_ENTER_SQ_WAKEUP: u32 = 1 << 1;
     const IORING_SETUP_ATTACH_WQ: u32 = 1 << 5;
     let mut enabled = Ring::with(4, IORING_SETUP_SQPOLL)?;
@@ -204,7 +212,8 @@ fn rs06() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn rs07() -> TestResult {
+/// Checks that a second list gives EBUSY and leaves the first in force.
+fn second_list_is_refused() -> TestResult {
     // The kind of the first list does not matter.
     let lists: [&[Restriction]; 4] = [
         &[Restriction::sqe_op(op::NOP)],
@@ -246,7 +255,9 @@ pub fn everything() -> Vec<Restriction> {
     entries
 }
 
-fn rs08() -> TestResult {
+/// Checks that a list of 107 entries is accepted, and a longer one gives EINVAL before
+/// it is read.
+fn list_may_have_107_entries() -> TestResult {
     let mut ring = disabled()?;
     let mut entries = everything();
     entries.push(Restriction::sqe_op(op::NOP));
@@ -282,7 +293,9 @@ pub fn invalid_entries() -> Vec<Restriction> {
     entries
 }
 
-fn rs09() -> TestResult {
+/// Checks that an invalid entry anywhere in a list gives EINVAL, and the ring is as
+/// free as before.
+fn invalid_entry_leaves_no_restrictions() -> TestResult {
     for invalid in invalid_entries() {
         let what = format!("kind {}, value {}", invalid.opcode, invalid.value);
         let valid = [
@@ -319,7 +332,9 @@ fn rs09() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn rs09_efault() -> TestResult {
+/// Checks that a list that cannot be read to its end gives EFAULT, even if its
+/// beginning is invalid.
+fn unreadable_list_comes_before_invalid_entries() -> TestResult {
     let mut ring = disabled()?;
     let size = size_of::<Restriction>();
     let page = Page::new()?;
@@ -351,7 +366,9 @@ fn rs09_efault() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn rs10() -> TestResult {
+/// Checks that a ring keeps the filters that it inherited when a list is refused, and
+/// shares them with the task as before.
+fn refused_list_keeps_inherited_filters() -> TestResult {
     sandbox::sandboxed()?;
     let deny_nop = |user_data| bpf::deny_if(USER_DATA_LO, user_data);
     let got = register::filter(TASK, op::NOP, &deny_nop(1));
@@ -393,7 +410,8 @@ fn rs10() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn rs11() -> TestResult {
+/// Checks that the reserved bytes of entries have no effect.
+fn reserved_bytes_of_entries_are_ignored() -> TestResult {
     let entries = [
         Restriction::sqe_op(op::NOP),
         Restriction::flags_allowed(IOSQE_ASYNC),
@@ -414,7 +432,8 @@ fn rs11() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn rs13() -> TestResult {
+/// Checks that a list of register opcodes alone allows every SQE.
+fn register_list_leaves_sqes_free() -> TestResult {
     let mut ring = restricted(&[Restriction::register_op(IORING_REGISTER_PERSONALITY)])?;
     expect_free("SQEs", &mut ring)?;
     let got = bare_register(ring.fd(), IORING_REGISTER_FILES);
@@ -422,7 +441,9 @@ fn rs13() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn rs15() -> TestResult {
+/// Checks that a ring's list does not apply while the ring is disabled, and from then
+/// on also to filters.
+fn list_applies_from_enabling_on() -> TestResult {
     let mut ring = disabled()?;
     let listed = [Restriction::register_op(IORING_REGISTER_FILES)];
     let got = register::restrict_ring(ring.fd(), &listed);

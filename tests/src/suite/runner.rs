@@ -2,6 +2,7 @@
 //! Runs tests one after the other, each in a process of its own. After each test,
 //! restores the settings and waits for the end of what the test left behind.
 
+use std::cmp::Reverse;
 use std::process::Command;
 use std::time::Duration;
 
@@ -19,7 +20,7 @@ pub struct Runner {
     settings: Settings,
     /// The leftovers of earlier tests, which have failed for them.
     known: Leftovers,
-    times: Vec<(Duration, &'static str)>,
+    times: Vec<(Duration, &'static Test)>,
 }
 
 impl Runner {
@@ -35,16 +36,16 @@ impl Runner {
     /// fails if it leaves something behind that is not gone in time.
     pub fn run(&mut self, test: &'static Test, seed: u64, long: bool) -> anyhow::Result<Verdict> {
         let mut command = Command::new("/proc/self/exe");
-        command.args(["--only", test.id(), "--seed", &seed.to_string()]);
+        command.args(["--only", test.tag, "--seed", &seed.to_string()]);
         if long {
             command.arg("--long");
         }
         let finished = ktap::run(&mut command, kernel::limit(test.limit))
-            .with_context(|| format!("running {}", test.name))?;
+            .with_context(|| format!("running {test}"))?;
         let mut verdict = finished.verdict();
         for path in self.settings.put_back().context("settings")? {
             if finished.status.is_none() {
-                ktap::diagnostic(4, &format!("{}: {} is put back", test.id(), path.display()));
+                ktap::diagnostic(4, &format!("{}: {} is put back", test.tag, path.display()));
             }
         }
         let left = Leftovers::wait(Look::Group(finished.group), &mut self.known)?;
@@ -53,7 +54,7 @@ impl Runner {
             verdict = Verdict::Failed(reason);
         }
         say(test, &finished, &verdict);
-        self.times.push((finished.took, test.name));
+        self.times.push((finished.took, test));
         Ok(verdict)
     }
 
@@ -70,12 +71,12 @@ impl Runner {
     /// Shows the tests that took longest.
     pub fn show_slowest(&mut self) {
         const SHOWN: usize = 30;
-        self.times.sort_by(|one, other| other.cmp(one));
+        self.times.sort_by_key(|(took, _)| Reverse(*took));
         let sum: Duration = self.times.iter().map(|(took, _)| took).sum();
         let seconds = sum.as_secs_f32();
         ktap::diagnostic(0, &format!("all tests took {seconds:.1} s, the slowest:"));
-        for (took, name) in self.times.iter().take(SHOWN) {
-            ktap::diagnostic(0, &format!("{:6.1} s  {name}", took.as_secs_f32()));
+        for (took, test) in self.times.iter().take(SHOWN) {
+            ktap::diagnostic(0, &format!("{:6.1} s  {test}", took.as_secs_f32()));
         }
     }
 }
@@ -93,7 +94,7 @@ fn say(test: &Test, finished: &Finished, verdict: &Verdict) {
     let failed = matches!(verdict, Verdict::Failed(_));
     for line in finished.output.lines() {
         if let Some(note) = line.strip_prefix(NOTE) {
-            ktap::diagnostic(4, &format!("{}: {note}", test.id()));
+            ktap::diagnostic(4, &format!("{}: {note}", test.tag));
         } else if failed {
             ktap::diagnostic(4, line);
         }

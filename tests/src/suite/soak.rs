@@ -43,9 +43,9 @@ fn kernel_memory() -> anyhow::Result<u64> {
 /// the number of failures.
 pub fn run(minutes: u64, seed: u64) -> anyhow::Result<usize> {
     let mut tallies: Vec<Tally> = Vec::new();
-    for id in ROUND {
-        let test = all().find(|test| test.id() == id).context(id)?;
-        if tallies.iter().all(|tally| tally.test.id() != id) {
+    for tag in ROUND {
+        let test = all().find(|test| test.tag == tag).context(tag)?;
+        if tallies.iter().all(|tally| tally.test.tag != tag) {
             tallies.push(Tally {
                 test,
                 runs: 0,
@@ -70,11 +70,11 @@ pub fn run(minutes: u64, seed: u64) -> anyhow::Result<usize> {
     'rounds: for round in 1.. {
         let seconds = start.elapsed().as_secs();
         ktap::diagnostic(0, &format!("round {round} begins after {seconds} s"));
-        for id in ROUND {
+        for tag in ROUND {
             if start.elapsed() >= limit {
                 break 'rounds;
             }
-            let tally = tallies.iter_mut().find(|tally| tally.test.id() == id);
+            let tally = tallies.iter_mut().find(|tally| tally.test.tag == tag);
             let tally = tally.expect("every test of a round has one");
             tally.verdict = runner.run(tally.test, rng.u64(..), true)?;
             tally.runs += 1;
@@ -97,8 +97,8 @@ fn report(tallies: &[Tally], first_round: Option<u64>) -> anyhow::Result<usize> 
             runs,
             verdict,
         } = tally;
-        ktap::diagnostic(0, &format!("{}: {runs} runs", test.id()));
-        ktap::result(0, index + 1, test.name, verdict);
+        ktap::diagnostic(0, &format!("{}: {runs} runs", test.tag));
+        ktap::result(0, index + 1, &test.to_string(), verdict);
         failures += usize::from(matches!(verdict, Verdict::Failed(_)));
     }
     let memory = match first_round {

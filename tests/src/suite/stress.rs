@@ -15,7 +15,7 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
 use super::bounds::{fill, full_chain};
-use super::{NOTE, Outcome, Test, TestResult, is_long, seed, slow};
+use super::{NOTE, Outcome, Test, TestResult, is_long, seed, tests};
 use crate::bpf::{self, USER_DATA_LO};
 use crate::kernel::{
     self, IORING_OP_LAST, Implementation, expect_eq, expect_result, implementation,
@@ -25,19 +25,13 @@ use crate::ring::Ring;
 use crate::sandbox::{self, MemoryGroup, Shared, Sysctl, meminfo};
 use crate::sqe::{Sqe, op};
 
-pub const TESTS: &[Test] = &[
-    slow(
-        "ST01 threads register, fork and make rings at once",
-        30,
-        st01,
-    ),
-    slow("ST05 chains at the bound shared by 1000 tasks", 120, st05),
-    slow(
-        "BG01 killed while a full queue runs a chain at the bound",
-        60,
-        bg01,
-    ),
-];
+pub const TESTS: &[Test] = tests! {
+    "filters::stress" {
+        ST01 threads_register_fork_and_make_rings_at_once (30 s);
+        ST05 full_chains_are_shared_by_1000_tasks (120 s);
+        BG01 task_with_a_full_chain_can_be_killed (60 s);
+    }
+};
 
 const DENIED: i32 = -libc::EACCES;
 
@@ -71,7 +65,9 @@ fn tighten_and_fork(thread: u64, rounds: u32) -> anyhow::Result<()> {
     check("last ring", denied)
 }
 
-fn st01() -> TestResult {
+/// Checks that threads that register filters, fork and make rings at the same time have
+/// exactly their own filters.
+fn threads_register_fork_and_make_rings_at_once() -> TestResult {
     println!("{NOTE}seed {}", seed());
     let got = register::filter(TASK, op::NOP, &bpf::deny_if(USER_DATA_LO, 0));
     expect_result("filter that all inherit", got, 0)?;
@@ -339,7 +335,9 @@ fn memory_returns(
     }
 }
 
-fn st05() -> TestResult {
+/// Checks that chains at the bound that a thousand tasks share are freed when these are
+/// killed in random order.
+fn full_chains_are_shared_by_1000_tasks() -> TestResult {
     let seed = seed();
     println!("{NOTE}seed {seed}");
     // Orphans become children of this process, not of init.
@@ -400,7 +398,9 @@ fn st05() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn bg01() -> TestResult {
+/// Checks that a task whose full submission queue runs a chain at the bound ends within
+/// seconds when it is killed.
+fn task_with_a_full_chain_can_be_killed() -> TestResult {
     const ENTRIES: usize = 4096;
     let shared = Shared::<[AtomicU32; 1]>::new()?;
     let started = &shared[0];

@@ -14,7 +14,7 @@ use anyhow::{Context, ensure};
 use fastrand::Rng;
 
 use super::zcrx_sharing::import_reg;
-use super::{NOTE, Outcome, Test, TestResult, is_long, seed, slow};
+use super::{NOTE, Outcome, Test, TestResult, is_long, seed, tests};
 use crate::bpf;
 use crate::kernel::{IORING_OP_LAST, describe, expect_eq};
 use crate::nic::wait_until;
@@ -32,7 +32,11 @@ use crate::zcrx::{
     ZCRX_REG_NODEV, map_offset, memory, recv_zc, region_size, tcp_pair, transfer,
 };
 
-pub const TESTS: &[Test] = &[slow("ST15 anything, said to both interfaces", 120, st15)];
+pub const TESTS: &[Test] = tests! {
+    "random" {
+        ST15 any_input_gets_a_known_error_and_leaves_nothing (120 s);
+    }
+};
 
 /// The errors that an attempt may return.
 const ERRNOS: [i32; 22] = [
@@ -75,7 +79,9 @@ const PDU_SIZE: usize = std::mem::offset_of!(Filter, pdu_size);
 const RINGS: usize = 6;
 const STEPS: u32 = 250;
 
-fn st15() -> TestResult {
+/// Checks that almost valid random input to filters, restrictions and zero-copy receive
+/// gives only errors of the interface, and nothing is left.
+fn any_input_gets_a_known_error_and_leaves_nothing() -> TestResult {
     let seed = seed();
     println!("{NOTE}seed {seed}");
     let processes = if is_long() { 600 } else { 24 };

@@ -11,7 +11,7 @@ use anyhow::{Context, ensure};
 use fastrand::Rng;
 use nix::unistd::Pid;
 
-use super::{NOTE, Outcome, Test, TestResult, seed, slow};
+use super::{NOTE, Outcome, Test, TestResult, seed, tests};
 use crate::bpf::{self, USER_DATA_LO};
 use crate::kernel::{self, BPF_MAXINSNS, expect_eq, expect_result};
 use crate::register::{self, DENY_REST, TASK};
@@ -19,19 +19,13 @@ use crate::ring::{Cqe, IORING_SETUP_SQPOLL, Ring, enter};
 use crate::sandbox::{self, MemoryGroup, Shared};
 use crate::sqe::{Sqe, op};
 
-pub const TESTS: &[Test] = &[
-    slow("ST02 threads submit to a ring that gets filters", 30, st02),
-    slow(
-        "ST03 SQPOLL rings end while filters are registered",
-        30,
-        st03,
-    ),
-    slow(
-        "ST04 rings come and go in filtered tasks on all CPUs",
-        30,
-        st04,
-    ),
-];
+pub const TESTS: &[Test] = tests! {
+    "filters::stress" {
+        ST02 ring_gets_filters_while_threads_submit (30 s);
+        ST03 sqpoll_rings_end_while_filters_are_registered (30 s);
+        ST04 rings_come_and_go_on_all_cpus (30 s);
+    }
+};
 
 const DENIED: i32 = -libc::EACCES;
 
@@ -78,7 +72,9 @@ impl Progress {
     }
 }
 
-fn st02() -> TestResult {
+/// Checks that each NOP that threads submit to a ring that gets filters completes, and
+/// is denied from its filter on.
+fn ring_gets_filters_while_threads_submit() -> TestResult {
     const THREADS: u64 = 4;
     const FILTERS: u32 = 60;
     const BATCH: usize = 8;
@@ -183,7 +179,9 @@ fn end_while_registering(rng: &mut Rng, close: bool) -> anyhow::Result<()> {
     registrar.join().expect("the thread does not panic")
 }
 
-fn st03() -> TestResult {
+/// Checks that rings with SQPOLL threads end while filters are registered for them, and
+/// their memory is freed.
+fn sqpoll_rings_end_while_filters_are_registered() -> TestResult {
     let rounds = if kernel::is_debug() { 10 } else { 40 };
     println!("{NOTE}seed {}", seed());
     let group = MemoryGroup::new()?;
@@ -231,7 +229,9 @@ fn come_and_go(cpu: usize, rounds: u32, rng: &mut Rng) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn st04() -> TestResult {
+/// Checks that rings of filtered tasks come and go on all CPUs, and only the tasks'
+/// filters stay charged.
+fn rings_come_and_go_on_all_cpus() -> TestResult {
     let rounds = if kernel::is_debug() { 40 } else { 400 };
     println!("{NOTE}seed {}", seed());
     let cpus = std::thread::available_parallelism()?.get();

@@ -9,7 +9,7 @@ use anyhow::ensure;
 use super::restrictions::{
     answers, answers_if_allowed, bare_register, everything, invalid_entries,
 };
-use super::{Outcome, Test, TestResult, slow, test};
+use super::{Outcome, Test, TestResult, tests};
 use crate::bpf::{self, USER_DATA_LO};
 use crate::kernel::{IORING_REGISTER_LAST, expect_eq, expect_result};
 use crate::register::{
@@ -23,32 +23,21 @@ use crate::ring::{IORING_SETUP_R_DISABLED, IORING_SETUP_SQPOLL, Ring, enter};
 use crate::sandbox;
 use crate::sqe::{IOSQE_ASYNC, Sqe, op};
 
-pub const TESTS: &[Test] = &[
-    test(
-        "RS16 inherited list decides whether a ring is enabled",
-        rs16,
-    ),
-    test("RS17 ring that inherited restrictions has its list", rs17),
-    test(
-        "RS17filter inherited filters leave the list open",
-        rs17_filter,
-    ),
-    test("RS18 SQE list: rings, children, a second list", rs18),
-    test(
-        "RS18register register list: rings and the task",
-        rs18_register,
-    ),
-    slow(
-        "RS18all everything listed, one entry left out",
-        30,
-        rs18_all,
-    ),
-    test("RS19 header and entries that are refused", rs19),
-    test("RS20 privilege comes before arguments", rs20),
-    test("RS20ns CAP_SYS_ADMIN of one's own namespace", rs20_ns),
-    test("RS21 registering without a ring", rs21),
-    test("RS22 empty list denies everything", rs22),
-];
+pub const TESTS: &[Test] = tests! {
+    "restrictions::task" {
+        RS16 inherited_list_decides_on_enabling_a_ring;
+        RS17 ring_with_inherited_list_refuses_its_own;
+        RS17filter ring_with_inherited_filters_accepts_a_list;
+        RS18 sqe_list_applies_to_new_rings_and_children;
+        RS18register register_list_applies_to_new_rings_and_the_task;
+        RS18all leaving_one_entry_out_denies_only_that (30 s);
+        RS19 malformed_argument_is_refused;
+        RS20 privilege_is_checked_before_the_argument;
+        RS20ns cap_sys_admin_of_own_user_namespace_suffices;
+        RS21 register_list_applies_without_a_ring;
+        RS22 empty_list_denies_everything;
+    }
+};
 
 const DENIED: i32 = -libc::EACCES;
 const INVALID: i32 = -libc::EINVAL;
@@ -58,7 +47,9 @@ fn restrict(entries: &[Restriction]) -> anyhow::Result<()> {
     expect_result("task restrictions", restrict_task(entries), 0)
 }
 
-fn rs16() -> TestResult {
+/// Checks that a ring that inherited a register list is enabled only if the list has
+/// IORING_REGISTER_ENABLE_RINGS.
+fn inherited_list_decides_on_enabling_a_ring() -> TestResult {
     sandbox::sandboxed()?;
     let files = Restriction::register_op(IORING_REGISTER_FILES);
     let enable = Restriction::register_op(IORING_REGISTER_ENABLE_RINGS);
@@ -91,7 +82,8 @@ fn rs16() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn rs17() -> TestResult {
+/// Checks that a ring that inherited restrictions gives EBUSY for a list of its own.
+fn ring_with_inherited_list_refuses_its_own() -> TestResult {
     sandbox::sandboxed()?;
     restrict(&[Restriction::sqe_op(op::NOP)])?;
     let mut ring = Ring::with(2, IORING_SETUP_R_DISABLED)?;
@@ -126,7 +118,8 @@ fn answers_of_restricted(allowed: &[u8]) -> anyhow::Result<Vec<i32>> {
     Ok(want.collect())
 }
 
-fn rs17_filter() -> TestResult {
+/// Checks that a ring that inherited filters only accepts one list of its own.
+fn ring_with_inherited_filters_accepts_a_list() -> TestResult {
     sandbox::sandboxed()?;
     let got = register::filter(TASK, op::NOP, &bpf::deny_if(USER_DATA_LO, 1));
     expect_result("task filter", got, 0)?;
@@ -160,7 +153,9 @@ fn only_nop_and_close(what: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn rs18() -> TestResult {
+/// Checks that a task's list of SQE opcodes applies to its new rings, threads and
+/// children, not to earlier rings, and a second list gives EPERM.
+fn sqe_list_applies_to_new_rings_and_children() -> TestResult {
     sandbox::sandboxed()?;
     let mut earlier = Ring::new(4)?;
     let free = answers_if_allowed(|_| true)?;
@@ -191,7 +186,9 @@ fn rs18() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn rs18_register() -> TestResult {
+/// Checks that a task's list of register opcodes applies to its new rings and children,
+/// and not to earlier rings.
+fn register_list_applies_to_new_rings_and_the_task() -> TestResult {
     sandbox::sandboxed()?;
     let earlier = Ring::new(4)?;
     let listed = [IORING_REGISTER_PERSONALITY, IORING_REGISTER_QUERY];
@@ -231,7 +228,9 @@ fn rs18_register() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn rs18_all() -> TestResult {
+/// Checks that a list with all entries but one denies what that entry allows, and
+/// nothing else.
+fn leaving_one_entry_out_denies_only_that() -> TestResult {
     sandbox::sandboxed()?;
     let all = everything();
     let free = answers_if_allowed(|_| true)?;
@@ -287,7 +286,9 @@ fn offer_at_end(page: &Page, bytes: &[u8]) -> i32 {
     raw_register(TASK, IORING_REGISTER_RESTRICTIONS, arg.cast(), 1)
 }
 
-fn rs19() -> TestResult {
+/// Checks that unknown flags, reserved bytes, invalid entries and too many of them give
+/// EINVAL, unreadable parts EFAULT, and leave nothing with the task.
+fn malformed_argument_is_refused() -> TestResult {
     sandbox::sandboxed()?;
     let good = task_restriction(&[Restriction::sqe_op(op::NOP)]);
     for nr_args in [0, 2, u32::MAX] {
@@ -366,7 +367,9 @@ fn refused(what: &str, want: i32) -> anyhow::Result<()> {
     expect_result(&format!("{what}: NULL"), got, want)
 }
 
-fn rs20() -> TestResult {
+/// Checks that a task without privilege or no_new_privs gets EACCES, and a restricted
+/// or filtered one EPERM or EACCES, whatever the argument.
+fn privilege_is_checked_before_the_argument() -> TestResult {
     let nop = Restriction::sqe_op(op::NOP);
     let files = Restriction::register_op(IORING_REGISTER_FILES);
     let restrictions = Restriction::register_op(IORING_REGISTER_RESTRICTIONS);
@@ -406,7 +409,9 @@ fn rs20() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn rs20_ns() -> TestResult {
+/// Checks that CAP_SYS_ADMIN in a user namespace of its own lets a task restrict
+/// itself, and the namespace without the capability does not.
+fn cap_sys_admin_of_own_user_namespace_suffices() -> TestResult {
     sandbox::drop_privileges()?;
     refused("before the namespace", DENIED)?;
     sandbox::user_namespace()?;
@@ -447,7 +452,9 @@ fn blind_answer(opcode: u32) -> i32 {
     }
 }
 
-fn rs21() -> TestResult {
+/// Checks that a task's list of register opcodes applies to each opcode that works
+/// without a ring.
+fn register_list_applies_without_a_ring() -> TestResult {
     sandbox::sandboxed()?;
     let target = Ring::new(4)?;
     let mut message = Sqe::new(op::MSG_RING).fd(target.fd());
@@ -510,7 +517,9 @@ fn rs21() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn rs22() -> TestResult {
+/// Checks that an empty list denies every SQE and register opcode of the task and its
+/// children.
+fn empty_list_denies_everything() -> TestResult {
     sandbox::sandboxed()?;
     restrict(&[])?;
     let check = |what: &str| -> anyhow::Result<()> {

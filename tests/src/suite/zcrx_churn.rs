@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! D12: interface queues that come and go: exports that are passed from process to
+//! ST: interface queues that come and go: exports that are passed from process to
 //! process, refill queues that are mapped while registrations fail and rings end, and
 //! processes that are killed. Stress on a single queue is in `zcrx_stress`.
 
@@ -19,7 +19,7 @@ use nix::unistd::Pid;
 use super::zcrx_registration::read_only;
 use super::zcrx_sharing::{ENTRIES, PAGES, export, export_of, import, receive_file, send_file};
 use super::zcrx_stress::{importing_ring, part};
-use super::{NOTE, Outcome, Test, TestResult, is_long, seed, slow};
+use super::{NOTE, Outcome, Test, TestResult, is_long, seed, tests};
 use crate::buffers::{Consumer, Held, Taken, offset};
 use crate::kernel::{self, expect_eq, expect_result};
 use crate::register::PAGE_SIZE;
@@ -28,11 +28,13 @@ use crate::stream::{Stream, ended};
 use crate::wide::{Mapping, WideRing, ZCRX_SETUP};
 use crate::zcrx::{Ifq, Registration, TAIL, map_offset, memory, region_size, transfer};
 
-pub const TESTS: &[Test] = &[
-    slow("ST07 exports that go from process to process", 30, st07),
-    slow("ST08 refill queues are mapped as rings end", 30, st08),
-    slow("ST16 processes that are killed at any time", 60, st16),
-];
+pub const TESTS: &[Test] = tests! {
+    "zcrx::stress" {
+        ST07 exports_pass_from_process_to_process (30 s);
+        ST08 refill_queues_are_mapped_while_rings_end (30 s);
+        ST16 processes_are_killed_at_any_time (60 s);
+    }
+};
 
 /// Returns the greatest lifetime of a process of ST16 in milliseconds.
 fn life() -> u64 {
@@ -156,7 +158,9 @@ fn wander(keep: bool, filling: &AtomicU32, rng: &mut Rng) -> anyhow::Result<()> 
     pins_return("closing", pinned)
 }
 
-fn st07() -> TestResult {
+/// Checks that queues that are passed from process to process as files work in each,
+/// and end with the last.
+fn exports_pass_from_process_to_process() -> TestResult {
     println!("{NOTE}seed {}", seed());
     let filling = Shared::<[AtomicU32; 1]>::new()?;
     let mut rng = Rng::with_seed(seed());
@@ -260,7 +264,9 @@ fn fail_and_end(rng: &mut Rng) -> anyhow::Result<u32> {
     Ok(maps.into_inner())
 }
 
-fn st08() -> TestResult {
+/// Checks that refill queues are mapped while registrations fail and rings end, and no
+/// page stays pinned.
+fn refill_queues_are_mapped_while_rings_end() -> TestResult {
     println!("{NOTE}seed {}", seed());
     let (held, pinned) = (Held::now()?, pins()?);
     let mut rng = Rng::with_seed(seed());
@@ -334,7 +340,9 @@ fn victim(counts: &[AtomicU32; 2]) -> anyhow::Result<()> {
     }
 }
 
-fn st16() -> TestResult {
+/// Checks that processes that register, receive and close are killed at random times,
+/// and no page stays pinned.
+fn processes_are_killed_at_any_time() -> TestResult {
     println!("{NOTE}seed {}", seed());
     let pinned = pins()?;
     let mut rng = Rng::with_seed(seed());

@@ -5,7 +5,7 @@
 use nix::sys::resource::{Resource, setrlimit};
 
 use super::zcrx_sharing::{close, export, import};
-use super::{Outcome, Test, TestResult, test};
+use super::{Outcome, Test, TestResult, tests};
 use crate::buffers::{Consumer, Held, Taken, offset};
 use crate::kernel::{Implementation, expect_eq, expect_result, zcrx_implementation};
 use crate::register::{PAGE_SIZE, Page, TASK, register};
@@ -18,23 +18,27 @@ use crate::zcrx::{
     ZCRX_CTRL_FLUSH_RQ, ZCRX_EVENT_ALLOC_FAIL, ZCRX_EVENT_COPY, control, memory,
 };
 
-pub const TESTS: &[Test] = &[
-    test("ZX01 control: bad arguments, ids and operations", zx01),
-    test("ZX02 control and registration without a ring", zx02),
-    test("ZX22 arming of events", zx22),
-    test("ZX23 adding an area: what is refused", zx23),
-    test("ZX24 receiving into an added area", zx24),
-    test("ZX25 as many areas as there may be", zx25),
-    test("ZX26 adding an area beyond RLIMIT_MEMLOCK", zx26),
-    test("ZX29 events after another ring is gone", zx29),
-    test("ZX32 which free buffer comes next", zx32),
-];
+pub const TESTS: &[Test] = tests! {
+    "zcrx::control" {
+        ZX01 invalid_arguments_ids_and_operations_are_refused;
+        ZX02 calls_without_a_ring_are_refused;
+        ZX22 event_fires_once_each_time_it_is_armed;
+        ZX23 invalid_areas_cannot_be_added;
+        ZX24 added_area_is_received_into;
+        ZX25 queue_can_have_1024_areas;
+        ZX26 added_areas_count_towards_locked_memory;
+        ZX29 events_survive_the_end_of_another_ring;
+        ZX32 free_buffers_are_taken_in_a_known_order;
+    }
+};
 
 const ENTRIES: u32 = 64;
 /// The most areas that a queue can have.
 const MAX_AREAS: usize = 1024;
 
-fn zx01() -> TestResult {
+/// Checks that each invalid argument, id and operation of IORING_REGISTER_ZCRX_CTRL
+/// gives its own error, and nothing is written back.
+fn invalid_arguments_ids_and_operations_are_refused() -> TestResult {
     let before = Held::now()?;
     let (consumer, _area) = Consumer::new(ENTRIES, 2)?;
     let fd = consumer.ring.fd();
@@ -94,7 +98,8 @@ fn zx01() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn zx02() -> TestResult {
+/// Checks that registering and controlling queues without a ring gives EINVAL.
+fn calls_without_a_ring_are_refused() -> TestResult {
     let before = Held::now()?;
     let ring = WideRing::new(2)?;
     let area = memory(2)?;
@@ -143,7 +148,9 @@ fn arm(consumer: &Consumer, kind: u32) -> i32 {
     control(consumer.ring.fd(), &mut ctrl)
 }
 
-fn zx22() -> TestResult {
+/// Checks that an event fires once in the first ring each time that it is armed, other
+/// arming gives EINVAL, and it ends with the first ring.
+fn event_fires_once_each_time_it_is_armed() -> TestResult {
     const DATA: u64 = 0xfeed_0000_beef_1111;
     let before = Held::now()?;
     let area = memory(8)?;
@@ -256,7 +263,12 @@ fn token_of_failure(number: usize) -> u64 {
     }
 }
 
-fn zx23() -> TestResult {
+/// Checks that each invalid description of a further area gives its own error, is not
+/// changed, and adds nothing.
+///
+/// In C, the token of the area is written before it is made, and stays in the
+/// description.
+fn invalid_areas_cannot_be_added() -> TestResult {
     let before = Held::now()?;
     let (mut consumer, area) = Consumer::new(ENTRIES, 2)?;
     let more = memory(2)?;
@@ -383,7 +395,9 @@ fn zx23() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn zx24() -> TestResult {
+/// Checks that an added area is received into, with tokens and an end of its own, and
+/// leaves buffers of the first area alone.
+fn added_area_is_received_into() -> TestResult {
     let before = Held::now()?;
     let (mut consumer, first) = Consumer::new(ENTRIES, 3)?;
     let second = memory(5)?;
@@ -429,7 +443,11 @@ fn zx24() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn zx25() -> TestResult {
+/// Checks that a queue can have 1,024 areas, all of which are received into, and one
+/// more gives EINVAL.
+///
+/// In C, one more leaves its token in the description.
+fn queue_can_have_1024_areas() -> TestResult {
     let before = Held::now()?;
     let (mut consumer, first) = Consumer::new(ENTRIES, 1)?;
     let rest = memory(MAX_AREAS)?;
@@ -483,7 +501,11 @@ pub(super) fn limit_pages(pages: usize) -> anyhow::Result<()> {
     Ok(setrlimit(Resource::RLIMIT_MEMLOCK, bytes, most)?)
 }
 
-fn zx26() -> TestResult {
+/// Checks that added areas count towards RLIMIT_MEMLOCK to the page, and failed
+/// attempts leave nothing charged.
+///
+/// In C, failed attempts leave their token in the description.
+fn added_areas_count_towards_locked_memory() -> TestResult {
     sandbox::count_locked_memory()?;
     let before = Held::now()?;
     let (mut consumer, first) = Consumer::new(ENTRIES, 1)?;
@@ -542,7 +564,9 @@ fn zx26() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn zx29() -> TestResult {
+/// Checks that events go on to the first ring after other rings of the queue have
+/// closed.
+fn events_survive_the_end_of_another_ring() -> TestResult {
     const DATA: u64 = 0x0ddb_a115_0000_2929;
     let before = Held::now()?;
     let area = memory(16)?;
@@ -586,7 +610,11 @@ fn zx29() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn zx32() -> TestResult {
+/// Checks that the buffer that was freed last is taken first, from the area where a
+/// buffer was freed last.
+///
+/// In C, the first area that has a free buffer comes first.
+fn free_buffers_are_taken_in_a_known_order() -> TestResult {
     let before = Held::now()?;
     let (mut consumer, first) = Consumer::new(ENTRIES, 2)?;
     let second = memory(2)?;

@@ -14,7 +14,7 @@ use super::zcrx_device_end::add_area;
 use super::zcrx_events::{EVENT, arm};
 use super::zcrx_receive::roomy_ring;
 use super::zcrx_returns::give_back_only;
-use super::{Outcome, Test, TestResult, slow, test};
+use super::{Outcome, Test, TestResult, tests};
 use crate::kernel::{Implementation, expect_eq, expect_result, zcrx_implementation};
 use crate::netdev;
 use crate::nic::{self, Nic};
@@ -27,16 +27,18 @@ use crate::zcrx::{
     memory, pattern,
 };
 
-pub const TESTS: &[Test] = &[
-    test("ZN12 the event that tells of no buffer", zn12),
-    test("ZN13 the queue restarts while buffers are out", zn13),
-    test("ZN14 buffers given back to NAPI, and by a flush", zn14),
-    test("ZN15 pages among the area's buffers", zn15),
-    test("ZN16 several fragments in a buffer", zn16),
-    slow("ZN20 an area that is added under load", 30, zn20),
-    slow("ZN41 what is copied, given back without a flush", 30, zn41),
-    test("ZV27device entries that name nothing", zv27_device),
-];
+pub const TESTS: &[Test] = tests! {
+    "zcrx::device::buffers" {
+        ZN12 event_fires_when_no_buffer_is_left;
+        ZN13 buffers_return_to_their_pool_after_a_restart;
+        ZN14 napi_and_flush_consume_the_refill_queue;
+        ZN15 data_in_pages_is_copied;
+        ZN16 buffer_with_several_fragments_needs_all_entries;
+        ZN20 area_can_be_added_under_load (30 s);
+        ZN41 copy_finds_buffers_without_a_flush (30 s);
+        ZV27device pool_passes_over_invalid_entries_in_bounded_steps;
+    }
+};
 
 /// Takes completions until all data that was sent has been received. Returns the
 /// offsets of the buffers.
@@ -49,7 +51,9 @@ fn take_all(ring: &mut WideRing, ifq: &Ifq, stream: &mut Stream) -> anyhow::Resu
     Ok(offsets)
 }
 
-fn zn12() -> TestResult {
+/// Checks that ZCRX_EVENT_ALLOC_FAIL fires once each time that it is armed when the
+/// device finds no buffer.
+fn event_fires_when_no_buffer_is_left() -> TestResult {
     const FEW: usize = 128;
     let nic = Nic::new()?;
     let mut ring = roomy_ring()?;
@@ -126,7 +130,9 @@ fn zn12() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn zn13() -> TestResult {
+/// Checks that buffers that are out when the queue restarts return to the page pool
+/// that they came from, which then goes.
+fn buffers_return_to_their_pool_after_a_restart() -> TestResult {
     const HELD: usize = 12;
     let nic = Nic::new()?;
     nic.set_mtu(9000)?;
@@ -177,7 +183,9 @@ fn zn13() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn zn14() -> TestResult {
+/// Checks that many times what the area holds is received, whether NAPI or a flush
+/// consumes the refill queue.
+fn napi_and_flush_consume_the_refill_queue() -> TestResult {
     const FEW: usize = 160;
     let nic = Nic::new()?;
     nic.set_mtu(9000)?;
@@ -206,7 +214,9 @@ fn zn14() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn zn15() -> TestResult {
+/// Checks that data that the device put into pages is copied and counted, and other
+/// data is not.
+fn data_in_pages_is_copied() -> TestResult {
     const LEN: usize = 300 * PAGE_SIZE;
     let nic = Nic::new()?;
     nic.ethtool("-K zsim0 rx-gro-hw on")?;
@@ -285,7 +295,11 @@ fn until_read(
     anyhow::bail!("NAPI does not read the refill queue")
 }
 
-fn zn16() -> TestResult {
+/// Checks that a buffer with four fragments is free after as many entries, even among
+/// one too many.
+///
+/// In C, one entry too many in a run keeps the buffer out.
+fn buffer_with_several_fragments_needs_all_entries() -> TestResult {
     let nic = Nic::new()?;
     nic.set_mtu(9000)?;
     nic.set("pack", 1024)?;
@@ -338,7 +352,9 @@ fn zn16() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn zn20() -> TestResult {
+/// Checks that areas that are added while data arrives are used, and all data arrives
+/// intact.
+fn area_can_be_added_under_load() -> TestResult {
     const LEN: usize = 16 << 20;
     const FEW: usize = 256;
     let nic = Nic::new()?;
@@ -409,9 +425,11 @@ fn zn20() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-/// Checks the number of entries that the pool consumes at once when it looks for
-/// buffers.
-fn zv27_device() -> TestResult {
+/// Checks that a page pool that looks for buffers passes over invalid entries, at most
+/// 256 at once.
+///
+/// In C, it looks at up to 512.
+fn pool_passes_over_invalid_entries_in_bounded_steps() -> TestResult {
     const NOTHING: u32 = 1000;
     let nic = Nic::new()?;
     let mut ring = roomy_ring()?;
@@ -441,7 +459,10 @@ fn zv27_device() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn zn41() -> TestResult {
+/// Checks that data that is copied finds returned buffers without a flush.
+///
+/// In C, it finds only those that were free at the start.
+fn copy_finds_buffers_without_a_flush() -> TestResult {
     // The ring and the pool hold most of these.
     const FEW: usize = 160;
     let nic = Nic::new()?;

@@ -10,7 +10,7 @@ use anyhow::Context;
 use super::zcrx_device::{BUFFERS, ENTRIES, works};
 use super::zcrx_device_end::{add, add_area, keep_all};
 use super::zcrx_receive::roomy_ring;
-use super::{Outcome, Test, TestResult, slow, test};
+use super::{Outcome, Test, TestResult, tests};
 use crate::dmabuf;
 use crate::kernel::{expect_eq, expect_result};
 use crate::netdev;
@@ -20,11 +20,13 @@ use crate::stream::{Stream, ended};
 use crate::wide::{Mapping, WideRing};
 use crate::zcrx::{AreaReg, IORING_ZCRX_AREA_DMABUF, Ifq, Registration, memory, pinned};
 
-pub const TESTS: &[Test] = &[
-    test("ZN17 receiving into a dma-buf", zn17),
-    test("ZN18 dma-bufs that are none, or of another size", zn18),
-    slow("ZN23 through bounce buffers", 60, zn23),
-];
+pub const TESTS: &[Test] = tests! {
+    "zcrx::device::dmabuf" {
+        ZN17 dmabuf_is_received_into_without_copies;
+        ZN18 invalid_dmabufs_are_refused;
+        ZN23 bounce_buffers_are_synced (60 s);
+    }
+};
 
 /// Builds a registration of the queue with a dma-buf as its area.
 fn with_dmabuf(nic: &Nic, fd: RawFd, memory: &Mapping) -> Registration {
@@ -38,7 +40,9 @@ fn with_dmabuf(nic: &Nic, fd: RawFd, memory: &Mapping) -> Registration {
     registration
 }
 
-fn zn17() -> TestResult {
+/// Checks that a dma-buf is received into without a copy; data in other memory gives
+/// ENOMEM and stays in the socket.
+fn dmabuf_is_received_into_without_copies() -> TestResult {
     let nic = Nic::new()?;
     nic.set_mtu(9000)?;
     let mut ring = roomy_ring()?;
@@ -91,7 +95,9 @@ fn zn17() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn zn18() -> TestResult {
+/// Checks that dma-bufs of another size, other files, and a dma-buf for a queue of
+/// memory give errors and leave nothing behind.
+fn invalid_dmabufs_are_refused() -> TestResult {
     let nic = Nic::new()?;
     let ring = WideRing::new(2)?;
     let (buffer, area) = dmabuf::new(16 * PAGE_SIZE)?;
@@ -145,9 +151,9 @@ fn zn18() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-/// Checks that a device that cannot reach the memory of an area receives through bounce
-/// buffers, which the kernel syncs for each access.
-fn zn23() -> TestResult {
+/// Checks that all data arrives intact through bounce buffers, and an area with no room
+/// there gives EIO.
+fn bounce_buffers_are_synced() -> TestResult {
     /// The bounce buffers have no more contiguous memory.
     const FEW: usize = 32;
     let command_line = std::fs::read_to_string("/proc/cmdline")?;

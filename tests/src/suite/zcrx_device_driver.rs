@@ -15,7 +15,7 @@ use nix::unistd::pause;
 use super::zcrx_device::{BUFFERS, ENTRIES, works};
 use super::zcrx_device_end::{add_area, keep_all, plain};
 use super::zcrx_receive::roomy_ring;
-use super::{Outcome, Test, TestResult, slow, test};
+use super::{Outcome, Test, TestResult, tests};
 use crate::kernel::{
     Implementation, announce_report, expect_eq, expect_result, result, zcrx_implementation,
 };
@@ -27,20 +27,18 @@ use crate::stream::Stream;
 use crate::wide::{Mapping, WideRing};
 use crate::zcrx::{AREA_SHIFT, Ifq, memory, pinned, transfer};
 
-pub const TESTS: &[Test] = &[
-    slow("ZN27 a driver that cannot take the memory away", 30, zn27),
-    slow("ZN28 the same when the process is killed", 30, zn28),
-    slow("ZN29 a queue that is hidden when its ring goes", 30, zn29),
-    slow("ZN30 a queue that is hidden when its device goes", 30, zn30),
-    slow("ZN31 a queue that is hidden for a while", 30, zn31),
-    slow(
-        "ZN32 large buffers at addresses that are not aligned",
-        30,
-        zn32,
-    ),
-    test("ZN33 a ring of headers beside that of data", zn33),
-    slow("ZN34 a buffer comes back in one of many areas", 40, zn34),
-];
+pub const TESTS: &[Test] = tests! {
+    "zcrx::device::driver" {
+        ZN27 failed_close_keeps_memory_mapped_until_the_restart (30 s);
+        ZN28 failed_close_after_a_kill_keeps_memory_mapped (30 s);
+        ZN29 ring_may_end_while_its_queue_is_hidden (30 s);
+        ZN30 device_may_go_while_its_queue_is_hidden (30 s);
+        ZN31 queue_survives_being_hidden (30 s);
+        ZN32 unaligned_large_buffers_are_refused (30 s);
+        ZN33 header_pool_is_not_provided;
+        ZN34 single_free_buffer_is_found_in_any_area (40 s);
+    }
+};
 
 /// The core's warning when a driver cannot give a queue its own memory back.
 pub const CLOSE_FAILED: &str = "at __netif_mp_close_rxq";
@@ -165,7 +163,12 @@ fn failing_close(nic: &Nic, (knob, value): (&str, i32), out: Out) -> anyhow::Res
     plain(nic)
 }
 
-fn zn27() -> TestResult {
+/// Checks that when the driver fails to close a queue, its memory stays mapped until
+/// the driver restarts the queue or goes.
+///
+/// In C, it is unmapped, and the device gets buffers without an address; with the DMA
+/// debugger, the test is skipped.
+fn failed_close_keeps_memory_mapped_until_the_restart() -> TestResult {
     if let Some(skipped) = debugger_complains() {
         return Ok(skipped);
     }
@@ -222,7 +225,11 @@ fn zn27() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn zn28() -> TestResult {
+/// Checks that the memory of a killed process stays mapped and pinned when the driver
+/// fails to close its queue.
+///
+/// In C, it is unmapped; with the DMA debugger, the test is skipped.
+fn failed_close_after_a_kill_keeps_memory_mapped() -> TestResult {
     if let Some(skipped) = debugger_complains() {
         return Ok(skipped);
     }
@@ -271,7 +278,9 @@ fn show(nic: &Nic) -> anyhow::Result<()> {
     expect_eq("queues", netdev::queues(nic.index)?.len(), QUEUES as usize)
 }
 
-fn zn29() -> TestResult {
+/// Checks that a ring ends while its queue is above the number of queues in use, and
+/// the queue uses pages when it is back.
+fn ring_may_end_while_its_queue_is_hidden() -> TestResult {
     let nic = Nic::new()?;
     for (out, while_down) in [
         (Out::Nothing, false),
@@ -301,7 +310,9 @@ fn zn29() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn zn30() -> TestResult {
+/// Checks that a device is unplugged while a bound queue is above the number of queues
+/// in use.
+fn device_may_go_while_its_queue_is_hidden() -> TestResult {
     let nic = Nic::new()?;
     let mut ring = roomy_ring()?;
     let ifq = nic.ifq(&ring, ENTRIES, BUFFERS)?;
@@ -328,7 +339,9 @@ fn zn30() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn zn31() -> TestResult {
+/// Checks that a bound queue goes on after it was above the number of queues in use for
+/// a while.
+fn queue_survives_being_hidden() -> TestResult {
     let nic = Nic::new()?;
     let mut ring = roomy_ring()?;
     let ifq = nic.ifq(&ring, ENTRIES, BUFFERS)?;
@@ -368,7 +381,11 @@ fn zn31() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn zn32() -> TestResult {
+/// Checks that buffers larger than a page at DMA addresses that are not aligned to
+/// their size give ERANGE.
+///
+/// In C, they are accepted, and the device writes elsewhere.
+fn unaligned_large_buffers_are_refused() -> TestResult {
     const LARGE: usize = 64 << 10;
     // A packet takes a whole buffer, however small the packet is.
     const LEN: usize = 8 << 20;
@@ -427,7 +444,9 @@ fn zn32() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn zn33() -> TestResult {
+/// Checks that a driver's second page pool, for headers, has ordinary pages, and data
+/// arrives without a copy.
+fn header_pool_is_not_provided() -> TestResult {
     let nic = Nic::new()?;
     nic.set("header_ring", 1)?;
     nic.set_mtu(9000)?;
@@ -472,7 +491,9 @@ fn exhaust(
     Ok(())
 }
 
-fn zn34() -> TestResult {
+/// Checks that one returned buffer is found in any of 64 areas, however often the
+/// driver asks.
+fn single_free_buffer_is_found_in_any_area() -> TestResult {
     const AREAS: usize = 64;
     const EACH: usize = 2;
     let nic = Nic::new()?;

@@ -14,7 +14,7 @@ use nix::unistd::pause;
 
 use super::zcrx_device::{BUFFERS, ENTRIES, works};
 use super::zcrx_receive::roomy_ring;
-use super::{Outcome, Test, TestResult, is_long, slow, test};
+use super::{Outcome, Test, TestResult, is_long, tests};
 use crate::kernel::{expect_eq, expect_result, has_option, is_debug, result};
 use crate::netdev;
 use crate::nic::{self, Nic, PORT, QUEUE};
@@ -25,15 +25,17 @@ use crate::stream::{Stream, ended, expect_free};
 use crate::wide::{Mapping, WideRing};
 use crate::zcrx::{AreaReg, Ctrl, Ifq, ZCRX_CTRL_ADD_AREA, control, memory, pinned, transfer};
 
-pub const TESTS: &[Test] = &[
-    test("ZN07 the ring first, then the device goes down", zn07),
-    test("ZN08 the device first", zn08),
-    slow("ZN09 both at once, or the process is killed", 180, zn09),
-    test("ZN10 packets that nobody has read", zn10),
-    test("ZN19 a queue that is leased to a virtual device", zn19),
-    test("ZN11 all buffers are user space's", zn11),
-    test("ZN24 packets that the device has not told of", zn24),
-];
+pub const TESTS: &[Test] = tests! {
+    "zcrx::device::end" {
+        ZN07 ring_may_end_before_the_device_goes_down;
+        ZN08 device_may_go_before_the_ring_ends;
+        ZN09 ring_and_device_may_end_at_once (180 s);
+        ZN10 unread_packets_keep_the_area;
+        ZN19 leased_queue_ends_with_its_virtual_device;
+        ZN11 ring_may_end_with_all_buffers_in_user_space;
+        ZN24 unreported_packets_are_lost_without_harm;
+    }
+};
 
 /// Adds an area to a queue. Returns the result.
 pub fn add(ring: &WideRing, ifq: &Ifq, area: &mut AreaReg) -> i32 {
@@ -88,7 +90,9 @@ pub fn plain(nic: &Nic) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn zn07() -> TestResult {
+/// Checks that a ring ends before the device goes down, or while it is down, and the
+/// queue uses pages again.
+fn ring_may_end_before_the_device_goes_down() -> TestResult {
     let nic = Nic::new()?;
     for _ in 0..2 {
         let mut ring = roomy_ring()?;
@@ -124,7 +128,9 @@ fn zn07() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn zn08() -> TestResult {
+/// Checks that when the device is unplugged first, user space keeps its data, a further
+/// area gives EFAULT, and other data is copied.
+fn device_may_go_before_the_ring_ends() -> TestResult {
     let nic = Nic::new()?;
     let mut ring = roomy_ring()?;
     let ifq = nic.ifq(&ring, ENTRIES, BUFFERS)?;
@@ -183,7 +189,9 @@ fn race(round: u32, ring_ends: impl FnOnce() -> anyhow::Result<()>) -> anyhow::R
     })
 }
 
-fn zn09() -> TestResult {
+/// Checks that a ring, or its killed process, and its device end at the same time, many
+/// times, and all memory is released.
+fn ring_and_device_may_end_at_once() -> TestResult {
     // With checkers a round takes a second.
     let rounds = match is_long() {
         true => 1000,
@@ -236,7 +244,9 @@ fn zn09() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn zn10() -> TestResult {
+/// Checks that packets that nobody has read keep page pool and area, cannot be read by
+/// recv(2), and the queue works for other rings meanwhile.
+fn unread_packets_keep_the_area() -> TestResult {
     let nic = Nic::new()?;
     let ring = roomy_ring()?;
     let ifq = nic.ifq(&ring, ENTRIES, BUFFERS)?;
@@ -283,7 +293,9 @@ fn works_beside(nic: &Nic) -> anyhow::Result<()> {
     nic::wait_until("the queue is released", || Ok(nic.provided()?.is_none()))
 }
 
-fn zn11() -> TestResult {
+/// Checks that a ring ends while user space has all its buffers, before or after the
+/// connection.
+fn ring_may_end_with_all_buffers_in_user_space() -> TestResult {
     const FEW: usize = 96;
     let nic = Nic::new()?;
     let mut ring = roomy_ring()?;
@@ -322,9 +334,9 @@ fn zn11() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-/// Checks the packets that the device has received but not yet reported when its queue
-/// restarts or ends.
-fn zn24() -> TestResult {
+/// Checks that packets that the device received and has not reported when the queue
+/// restarts, ends or is unplugged are lost without harm.
+fn unreported_packets_are_lost_without_harm() -> TestResult {
     /// A time in microseconds that is longer than the test.
     const LATE: i64 = 3_600_000_000;
     let nic = Nic::new()?;
@@ -381,7 +393,9 @@ fn zn24() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn zn19() -> TestResult {
+/// Checks that a queue that is leased to a netkit device belongs to that device and
+/// ends with it, while its ring goes on.
+fn leased_queue_ends_with_its_virtual_device() -> TestResult {
     if !has_option("CONFIG_NETKIT") {
         return Ok(Outcome::Skipped("the kernel has no netkit".to_string()));
     }

@@ -9,20 +9,24 @@ use anyhow::{Context, ensure};
 use super::zcrx_device::{BUFFERS, ENTRIES, refused, works};
 use super::zcrx_events::EVENT;
 use super::zcrx_receive::roomy_ring;
-use super::{Outcome, Test, TestResult, slow, test};
+use super::{Outcome, Test, TestResult, tests};
 use crate::kernel::{expect_eq, has_fault_injection};
 use crate::nic::{Nic, QUEUE, RING};
 use crate::register::PAGE_SIZE;
 use crate::stream::ended;
 use crate::zcrx::ZCRX_EVENT_ALLOC_FAIL;
 
-pub const TESTS: &[Test] = &[
-    slow("FI13 a driver that cannot change the queue", 30, fi13),
-    test("FI18 no memory to tell of an event", fi18),
-    slow("FI21 a driver that gets no buffers", 30, fi21),
-];
+pub const TESTS: &[Test] = tests! {
+    "zcrx::device::fault" {
+        FI13 queue_survives_a_failing_driver (30 s);
+        FI18 lost_event_fires_again;
+        FI21 reception_resumes_after_failed_allocations (30 s);
+    }
+};
 
-fn fi13() -> TestResult {
+/// Checks that a driver that cannot allocate, start or stop a queue gives its error,
+/// and the queue and a bound provider go on.
+fn queue_survives_a_failing_driver() -> TestResult {
     let nic = Nic::new()?;
     let failures = [
         ("fail_mem_alloc", libc::ENOMEM),
@@ -130,7 +134,9 @@ impl Drop for Faults {
     }
 }
 
-fn fi18() -> TestResult {
+/// Checks that an event for which memory is short counts as not fired, and the next
+/// failure reports it.
+fn lost_event_fires_again() -> TestResult {
     const FEW: usize = 96;
     if !has_fault_injection() || !Path::new(Faults::REQUESTS).exists() {
         return Ok(Outcome::Skipped(
@@ -179,7 +185,8 @@ fn fi18() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn fi21() -> TestResult {
+/// Checks that reception resumes after the driver got no buffers for a while.
+fn reception_resumes_after_failed_allocations() -> TestResult {
     let nic = Nic::new()?;
     starved(&nic, &|times| nic.set("fail_alloc", times))?;
     if Path::new(Faults::FUNCTIONS).exists() {

@@ -6,13 +6,17 @@ use anyhow::{Context, ensure};
 
 use super::zcrx_device::{BUFFERS, ENTRIES};
 use super::zcrx_receive::roomy_ring;
-use super::{Outcome, Test, TestResult, slow};
+use super::{Outcome, Test, TestResult, tests};
 use crate::kernel::expect_eq;
 use crate::netlink::{self, Message, attribute};
 use crate::nic::{Nic, QUEUE, run};
 use crate::register::PAGE_SIZE;
 
-pub const TESTS: &[Test] = &[slow("ZN48 netlink messages that are nearly full", 30, zn48)];
+pub const TESTS: &[Test] = tests! {
+    "zcrx::device::netlink" {
+        ZN48 nearly_full_messages_stay_whole (30 s);
+    }
+};
 
 const NETDEV_CMD_QUEUE_GET: u8 = 10;
 const NETDEV_A_QUEUE_ID: u16 = 1;
@@ -55,7 +59,9 @@ fn buffer(message: &Message) -> Option<&[u8]> {
     (nest.len() == 8).then_some(size)
 }
 
-fn zn48() -> TestResult {
+/// Checks that the provider's netlink attribute is written whole or not at all,
+/// whatever room the message has.
+fn nearly_full_messages_stay_whole() -> TestResult {
     let _filler = Filler::new()?;
     let nic = Nic::new()?;
     let ring = roomy_ring()?;

@@ -10,7 +10,7 @@ use super::fault_points::{Points, Scenario, prepare, sweep};
 use super::zcrx_device_end::add_area;
 use super::zcrx_fault::{either, none};
 use super::zcrx_receive::roomy_ring;
-use super::{Outcome, Test, TestResult, slow};
+use super::{Outcome, Test, TestResult, tests};
 use crate::buffers::Held;
 use crate::kernel::expect_eq;
 use crate::netdev;
@@ -19,10 +19,12 @@ use crate::register::PAGE_SIZE;
 use crate::wide::{Mapping, WideRing};
 use crate::zcrx::{AREA_SHIFT, AreaReg, Ifq, Registration, memory};
 
-pub const TESTS: &[Test] = &[
-    slow("FI10device a queue of a device", 120, fi10device),
-    slow("FI11device one more area of it", 120, fi11device),
-];
+pub const TESTS: &[Test] = tests! {
+    "zcrx::device::fault" {
+        FI10device registering_fails_at_each_point (120 s);
+        FI11device adding_an_area_fails_at_each_point (120 s);
+    }
+};
 
 const ENTRIES: u32 = 256;
 /// More pages than a ring of the device holds.
@@ -174,12 +176,18 @@ fn swept<S: Scenario>(what: &str, copies: u32) -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn fi10device() -> TestResult {
+/// Checks that registering a queue of a device fails at each allocation and user copy
+/// without effect.
+fn registering_fails_at_each_point() -> TestResult {
     // The kernel reads the queue, the region and the area, and writes the same back.
     swept::<Bind>("a queue of a device", 6)
 }
 
-fn fi11device() -> TestResult {
+/// Checks that adding an area to a queue of a device fails at each allocation and user
+/// copy without effect.
+///
+/// In C, the description is written once instead of twice.
+fn adding_an_area_fails_at_each_point() -> TestResult {
     // The kernel reads the operation and the description, and writes the description,
     // in Rust twice.
     swept::<AddArea>("one more area of a device", either(3, 4))

@@ -10,7 +10,7 @@ use anyhow::Context;
 use super::zcrx_device::{BUFFERS, ENTRIES, refused, works};
 use super::zcrx_device_end::add_area;
 use super::zcrx_receive::roomy_ring;
-use super::{Outcome, Test, TestResult, slow, test};
+use super::{Outcome, Test, TestResult, tests};
 use crate::kernel::{
     Implementation, announce_report, expect_eq, expect_result, zcrx_implementation,
 };
@@ -18,12 +18,16 @@ use crate::nic::{self, Nic, RING};
 use crate::register::PAGE_SIZE;
 use crate::zcrx::{Ifq, memory, pinned};
 
-pub const TESTS: &[Test] = &[
-    test("ZN45 the size of buffers is left to the driver", zn45),
-    slow("ZN46 pools of another device, or of none", 30, zn46),
-];
+pub const TESTS: &[Test] = tests! {
+    "zcrx::device::pools" {
+        ZN45 driver_without_other_sizes_is_not_asked_for_one;
+        ZN46 pools_of_another_or_no_device_are_refused (30 s);
+    }
+};
 
-fn zn45() -> TestResult {
+/// Checks that a driver with pages only gives EOPNOTSUPP for any size that is named,
+/// and works if none is.
+fn driver_without_other_sizes_is_not_asked_for_one() -> TestResult {
     let nic = Nic::new()?;
     for (large_buffers, asked) in [(0, 0), (0, PAGE_SIZE), (0, 0), (1, PAGE_SIZE), (1, 0)] {
         let what = format!("large buffers {large_buffers}, {asked} bytes");
@@ -76,7 +80,9 @@ fn expect_warning() -> anyhow::Result<()> {
     })
 }
 
-fn zn46() -> TestResult {
+/// Checks that page pools that map for another device give EINVAL, and those that do
+/// not map EOPNOTSUPP; a bound queue keeps its pool.
+fn pools_of_another_or_no_device_are_refused() -> TestResult {
     let nic = Nic::new()?;
     let pools = [
         ("pool_foreign", libc::EINVAL, "Invalid argument"),

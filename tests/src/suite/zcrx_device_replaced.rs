@@ -7,7 +7,7 @@ use std::os::fd::AsRawFd;
 
 use super::zcrx_device::{ENTRIES, works};
 use super::zcrx_waiting::{Withheld, meanwhile};
-use super::{Outcome, Test, TestResult, slow};
+use super::{Outcome, Test, TestResult, tests};
 use crate::kernel::{Implementation, expect_eq, expect_result, zcrx_implementation};
 use crate::netlink;
 use crate::nic::{self, Nic, PEER, PORT};
@@ -15,11 +15,11 @@ use crate::register::PAGE_SIZE;
 use crate::wide::WideRing;
 use crate::zcrx::pinned;
 
-pub const TESTS: &[Test] = &[slow(
-    "ZN47 a device that is replaced while memory is withheld",
-    60,
-    zn47,
-)];
+pub const TESTS: &[Test] = tests! {
+    "zcrx::device::replaced" {
+        ZN47 memory_is_not_given_to_another_device (60 s);
+    }
+};
 
 /// The number of buffers: more than a ring of the device has.
 const PAGES: usize = 96;
@@ -60,7 +60,11 @@ impl Successor {
     }
 }
 
-fn zn47() -> TestResult {
+/// Checks that memory is not given to a device that replaced the one it was pinned for,
+/// unless the hardware is the same.
+///
+/// In C, the device cannot be replaced meanwhile.
+fn memory_is_not_given_to_another_device() -> TestResult {
     let in_c = zcrx_implementation() == Implementation::C;
     for (successor, want) in [
         (Successor::Other, -libc::ENODEV),

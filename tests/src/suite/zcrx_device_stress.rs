@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! D12: queues of a network device under traffic while everything around them changes:
+//! ST: queues of a network device under traffic while everything around them changes:
 //! areas, rings, processes, the queue, and the device itself.
 
 use std::io::{ErrorKind, Write};
@@ -20,7 +20,7 @@ use super::zcrx_device_end::add_area;
 use super::zcrx_events::{EVENT, arm};
 use super::zcrx_receive::roomy_ring;
 use super::zcrx_sharing::{export_of, import_into, receive_file, send_file};
-use super::{NOTE, Outcome, Test, TestResult, is_long, slow};
+use super::{NOTE, Outcome, Test, TestResult, is_long, tests};
 use crate::kernel::{expect_eq, expect_result, is_debug};
 use crate::netdev;
 use crate::nic::{self, Nic, PORT};
@@ -30,13 +30,15 @@ use crate::sandbox::{self, killed, pins};
 use crate::wide::{Mapping, WideCqe, WideRing, ZCRX_SETUP};
 use crate::zcrx::{AREA_SHIFT, Ifq, RefillQueue, ZCRX_EVENT_ALLOC_FAIL, memory, recv_zc};
 
-pub const TESTS: &[Test] = &[
-    slow("ST09 areas, events and dumps under traffic", 60, st09),
-    slow("ST10 unplugged and killed under traffic", 120, st10),
-    slow("ST11 the queue restarts under traffic", 120, st11),
-    slow("ST14 a process ends while another has its queue", 60, st14),
-    slow("ST17 a long stream, compared", 1800, st17),
-];
+pub const TESTS: &[Test] = tests! {
+    "zcrx::device::stress" {
+        ST09 areas_events_and_dumps_under_traffic (60 s);
+        ST10 device_and_process_end_under_traffic (120 s);
+        ST11 queue_restarts_under_traffic (120 s);
+        ST14 process_ends_while_another_has_its_queue (60 s);
+        ST17 long_stream_arrives_intact (1800 s);
+    }
+};
 
 /// The length of the block that the streams repeat. Nothing else has a size that
 /// divides it.
@@ -117,7 +119,9 @@ fn bytes(plain: usize) -> usize {
     if is_debug() { plain / 8 } else { plain }
 }
 
-fn st09() -> TestResult {
+/// Checks that areas are added, events armed and netlink dumps read while data arrives
+/// intact.
+fn areas_events_and_dumps_under_traffic() -> TestResult {
     let nic = Nic::new()?;
     nic.set_mtu(9000)?;
     let len = bytes(128 << 20);
@@ -209,7 +213,9 @@ fn receive_for_ever(nic: &Nic, socket: &TcpStream) -> anyhow::Result<()> {
     }
 }
 
-fn st10() -> TestResult {
+/// Checks that a device is unplugged and its process killed under traffic, in each
+/// order, and all memory is released.
+fn device_and_process_end_under_traffic() -> TestResult {
     let before = pins()?;
     for round in 0..if is_long() { 100 } else { 12 } {
         let nic = Nic::new()?;
@@ -244,7 +250,8 @@ fn st10() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn st11() -> TestResult {
+/// Checks that the queue restarts again and again while data arrives intact.
+fn queue_restarts_under_traffic() -> TestResult {
     let nic = Nic::new()?;
     nic.set_mtu(9000)?;
     let mut ring = roomy_ring()?;
@@ -322,7 +329,9 @@ fn hold_two_rings(
     }
 }
 
-fn st14() -> TestResult {
+/// Checks that a process that registered a queue is killed while another that imported
+/// it receives on.
+fn process_ends_while_another_has_its_queue() -> TestResult {
     const LEN: usize = 4 << 20;
     let before = pins()?;
     let nic = Nic::new()?;
@@ -386,7 +395,8 @@ fn st14() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn st17() -> TestResult {
+/// Checks that a long stream, of 10 GiB in a soak, arrives intact and without a copy.
+fn long_stream_arrives_intact() -> TestResult {
     let len = bytes(if is_long() { 10 << 30 } else { 64 << 20 });
     let nic = Nic::new()?;
     nic.set_mtu(9000)?;

@@ -12,7 +12,7 @@ use super::zcrx_device_driver::{
     CLOSE_FAILED, FAULT, close_failed, debugger_complains, stays_mapped,
 };
 use super::zcrx_receive::roomy_ring;
-use super::{Outcome, Test, TestResult, slow};
+use super::{Outcome, Test, TestResult, tests};
 use crate::kernel::{
     Implementation, announce_report, expect_eq, expect_result, zcrx_implementation,
 };
@@ -21,10 +21,12 @@ use crate::nic::{self, Nic, PORT};
 use crate::register::PAGE_SIZE;
 use crate::zcrx::{memory, pinned};
 
-pub const TESTS: &[Test] = &[
-    slow("ZN35 a driver that goes before its pool does", 30, zn35),
-    slow("ZN36 a device whose parent has no driver", 30, zn36),
-];
+pub const TESTS: &[Test] = tests! {
+    "zcrx::device::unbind" {
+        ZN35 memory_is_unmapped_before_the_driver_goes (30 s);
+        ZN36 device_without_a_driver_is_refused (30 s);
+    }
+};
 
 /// The driver of the parent device of a port.
 struct Driver {
@@ -71,7 +73,12 @@ impl Drop for Driver {
     }
 }
 
-fn zn35() -> TestResult {
+/// Checks that the memory of a pool whose queue failed to close is unmapped before the
+/// driver goes, and stays pinned for unread packets.
+///
+/// In C, it is unmapped earlier, while the device still uses it; with the DMA debugger,
+/// the test is skipped.
+fn memory_is_unmapped_before_the_driver_goes() -> TestResult {
     if let Some(skipped) = debugger_complains() {
         return Ok(skipped);
     }
@@ -114,7 +121,10 @@ fn zn35() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn zn36() -> TestResult {
+/// Checks that a device whose parent has no driver gives EOPNOTSUPP.
+///
+/// In C, it is accepted.
+fn device_without_a_driver_is_refused() -> TestResult {
     let rust = zcrx_implementation() == Implementation::Rust;
     let mut nic = Nic::new()?;
     let driver = Driver::of(PORT)?;

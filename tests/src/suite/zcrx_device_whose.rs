@@ -12,7 +12,7 @@ use anyhow::{Context, ensure};
 use super::zcrx_device::{BUFFERS, ENTRIES, works};
 use super::zcrx_receive::roomy_ring;
 use super::zcrx_sharing::{export_of, import_into};
-use super::{Outcome, Test, TestResult, test};
+use super::{Outcome, Test, TestResult, tests};
 use crate::devmem::Devmem;
 use crate::kernel::{expect_eq, expect_result, has_option};
 use crate::nic::{self, Nic, PEER, QUEUE};
@@ -21,11 +21,13 @@ use crate::stream::{Stream, ended, expect_free};
 use crate::wide::WideRing;
 use crate::zcrx::{Ifq, memory, pinned, recv_zc};
 
-pub const TESTS: &[Test] = &[
-    test("ZN42 packets in the memory of another queue", zn42),
-    test("ZN43 packets in that of another device's queue", zn43),
-    test("ZN44 packets in a dma-buf that no queue has", zn44),
-];
+pub const TESTS: &[Test] = tests! {
+    "zcrx::device::provider" {
+        ZN42 data_of_another_queue_is_refused;
+        ZN43 data_of_another_device_is_refused;
+        ZN44 data_in_a_foreign_dmabuf_is_refused;
+    }
+};
 
 /// The queue next to [`QUEUE`].
 const OTHER: u32 = QUEUE + 1;
@@ -122,7 +124,9 @@ fn conserved(nic: &Nic, receivers: [&mut Receiver; 2]) -> anyhow::Result<()> {
     nic.up()
 }
 
-fn zn42() -> TestResult {
+/// Checks that packets in the memory of another queue of the device give EFAULT and
+/// stay, and each queue receives what is in its own.
+fn data_of_another_queue_is_refused() -> TestResult {
     let nic = Nic::new()?;
     let mut own = Receiver::of(&nic, QUEUE)?;
     let mut other = Receiver::of(&nic, OTHER)?;
@@ -194,7 +198,9 @@ fn zn42() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn zn43() -> TestResult {
+/// Checks that packets in the memory of another device's queue give EFAULT and stay,
+/// even after that queue has ended.
+fn data_of_another_device_is_refused() -> TestResult {
     let nic = Nic::new()?;
     let mut here = Receiver::of(&nic, QUEUE)?;
     // Everything that the other device receives comes over its queue.
@@ -241,7 +247,9 @@ fn zn43() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn zn44() -> TestResult {
+/// Checks that packets in a dma-buf that was bound for devmem TCP give EFAULT, and
+/// recvmsg(2) receives them.
+fn data_in_a_foreign_dmabuf_is_refused() -> TestResult {
     if !has_option("CONFIG_NET_DEVMEM") {
         let reason = "the kernel has no CONFIG_NET_DEVMEM";
         return Ok(Outcome::Skipped(reason.to_string()));

@@ -6,7 +6,7 @@ use anyhow::Context;
 
 use super::zcrx_device_end::add;
 use super::zcrx_receive::roomy_ring;
-use super::{Outcome, Test, TestResult, slow, test};
+use super::{Outcome, Test, TestResult, tests};
 use crate::buffers::Held;
 use crate::kernel::{Implementation, expect_eq, expect_result, zcrx_implementation};
 use crate::nic::{self, Nic};
@@ -18,12 +18,18 @@ use crate::zcrx::{
     ZCRX_EVENT_DESC_FLAG_STATS, memory,
 };
 
-pub const TESTS: &[Test] = &[
-    test("ZX33 statistics out of place, in one's own region", zx33),
-    slow("ZX33device areas that cannot be mapped", 30, zx33_device),
-];
+pub const TESTS: &[Test] = tests! {
+    "zcrx::errors" {
+        ZX33 misplaced_statistics_leave_the_region_untouched;
+        ZX33device area_that_cannot_be_mapped_leaves_nothing_behind (30 s);
+    }
+};
 
-fn zx33() -> TestResult {
+/// Checks that statistics that are out of place give an error and leave a region in
+/// user memory as it was.
+///
+/// In C, the header of the region has been cleared.
+fn misplaced_statistics_leave_the_region_untouched() -> TestResult {
     const ENTRIES: u32 = 64;
     let used = RQES as u64 + 16 * u64::from(ENTRIES);
     let before = Held::now()?;
@@ -64,7 +70,12 @@ fn zx33() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn zx33_device() -> TestResult {
+/// Checks that an area whose last buffer is incomplete gives ERANGE, one too many
+/// EINVAL, which comes first, and nothing is left behind.
+///
+/// In C, one area too many that is also incomplete gives ERANGE, and failed attempts
+/// leave their token.
+fn area_that_cannot_be_mapped_leaves_nothing_behind() -> TestResult {
     const LARGE: usize = 2 * PAGE_SIZE;
     const MAX_AREAS: usize = 1024;
     let _pages = Sysctl::set("vm/nr_hugepages", "8")?;

@@ -5,7 +5,7 @@ use anyhow::ensure;
 
 use super::zcrx_receive::restore;
 use super::zcrx_sharing::{export_of, import_into};
-use super::{Outcome, Test, TestResult, test};
+use super::{Outcome, Test, TestResult, tests};
 use crate::kernel::{Implementation, expect_eq, expect_result, zcrx_implementation};
 use crate::register::{self, PAGE_SIZE};
 use crate::ring::IORING_SETUP_R_DISABLED;
@@ -16,12 +16,14 @@ use crate::zcrx::{
     ZCRX_EVENT_COPY, ZCRX_EVENT_DESC_FLAG_STATS, control, memory,
 };
 
-pub const TESTS: &[Test] = &[
-    test("ZV22 the event that tells of copying", zv22),
-    test("ZV22disabled an event of a disabled ring", zv22disabled),
-    test("ZV23 statistics of what is copied", zv23),
-    test("ZV24 statistics that user space overwrites", zv24),
-];
+pub const TESTS: &[Test] = tests! {
+    "zcrx::events" {
+        ZV22 copy_event_fires_once_each_time_it_is_armed;
+        ZV22disabled event_of_a_disabled_ring_is_dropped;
+        ZV23 statistics_count_copied_completions;
+        ZV24 statistics_go_on_from_overwritten_values;
+    }
+};
 
 /// The `user_data` of the events.
 pub const EVENT: u64 = 0xe7e27;
@@ -85,7 +87,11 @@ fn receive(
     Ok((completions, events))
 }
 
-fn zv22() -> TestResult {
+/// Checks that ZCRX_EVENT_COPY fires once each time that it is armed, also for data in
+/// a packet's linear part.
+///
+/// In C, data in the linear part does not count.
+fn copy_event_fires_once_each_time_it_is_armed() -> TestResult {
     let event = ended(EVENT, ZCRX_EVENT_COPY as i32);
     let refused = -libc::EINVAL;
     for both in [false, true] {
@@ -167,9 +173,11 @@ fn linear_event() -> anyhow::Result<()> {
     expect_eq(what, both, want_both)
 }
 
-/// Checks a disabled ring, which has no task yet that could get an event. C keeps an
-/// event for it and may follow a null pointer; Rust drops the event.
-fn zv22disabled() -> TestResult {
+/// Checks that an event of a disabled ring is dropped, and does not count as fired.
+///
+/// In C, the event is kept until the ring is enabled, counts as fired, and may make the
+/// kernel follow a null pointer.
+fn event_of_a_disabled_ring_is_dropped() -> TestResult {
     let mut ring = WideRing::with(8, 256, ZCRX_SETUP | IORING_SETUP_R_DISABLED)?;
     let (ifq, _) = with_events(&ring, 1 << ZCRX_EVENT_COPY)?;
     let mut other = WideRing::with(8, 256, ZCRX_SETUP)?;
@@ -201,7 +209,10 @@ fn zv22disabled() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn zv23() -> TestResult {
+/// Checks that the statistics count each completion with copied data, and its bytes.
+///
+/// In C, they count fragments of packets.
+fn statistics_count_copied_completions() -> TestResult {
     let mut ring = WideRing::with(8, 256, ZCRX_SETUP)?;
     let (ifq, stats) = with_events(&ring, 0)?;
     let mut stream = Stream::new()?;
@@ -243,7 +254,9 @@ fn zv23() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn zv24() -> TestResult {
+/// Checks that the statistics go on, wrapping, from values that user space wrote over
+/// them.
+fn statistics_go_on_from_overwritten_values() -> TestResult {
     let mut ring = WideRing::with(8, 256, ZCRX_SETUP)?;
     let (ifq, stats) = with_events(&ring, 1 << ZCRX_EVENT_COPY)?;
     let mut stream = Stream::new()?;

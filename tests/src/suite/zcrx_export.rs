@@ -13,7 +13,7 @@ use nix::sys::eventfd::EventFd;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use super::zcrx_sharing::{ENTRIES, PAGES, export, export_ctrl, import, import_into, import_reg};
-use super::{Outcome, Test, TestResult, test};
+use super::{Outcome, Test, TestResult, tests};
 use crate::buffers::{Consumer, Held};
 use crate::dmabuf;
 use crate::kernel::{expect_eq, expect_result};
@@ -28,15 +28,18 @@ use crate::zcrx::{
     control, register_ifq,
 };
 
-pub const TESTS: &[Test] = &[
-    test("ZX03 export with anything in it", zx03),
-    test("ZX04 export: what file that is", zx04),
-    test("ZX05 export into a read-only page", zx05),
-    test("ZX06 export without a free descriptor", zx06),
-    test("ZX07 import: what is refused", zx07),
-];
+pub const TESTS: &[Test] = tests! {
+    "zcrx::export" {
+        ZX03 reserved_bytes_must_be_zero;
+        ZX04 file_can_only_be_imported;
+        ZX05 failed_write_back_leaves_no_file;
+        ZX06 no_free_descriptor_leaves_nothing_behind;
+        ZX07 invalid_imports_are_refused;
+    }
+};
 
-fn zx03() -> TestResult {
+/// Checks that each reserved byte of an export that is not zero gives EINVAL.
+fn reserved_bytes_must_be_zero() -> TestResult {
     let before = Held::now()?;
     let (consumer, _area) = Consumer::new(ENTRIES, PAGES)?;
     let held = Held::now()?;
@@ -56,7 +59,9 @@ fn zx03() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn zx04() -> TestResult {
+/// Checks that an export makes a close-on-exec file called anon_inode:[zcrx], which can
+/// be imported and neither read nor written.
+fn file_can_only_be_imported() -> TestResult {
     let before = Held::now()?;
     let (consumer, _area) = Consumer::new(ENTRIES, PAGES)?;
     let held = Held::now()?;
@@ -86,7 +91,9 @@ fn zx04() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn zx05() -> TestResult {
+/// Checks that an export into a read-only page gives EFAULT, and leaves no file,
+/// descriptor or reference.
+fn failed_write_back_leaves_no_file() -> TestResult {
     let before = Held::now()?;
     let (consumer, _area) = Consumer::new(ENTRIES, PAGES)?;
     let held = Held::now()?;
@@ -112,7 +119,9 @@ fn zx05() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn zx06() -> TestResult {
+/// Checks that an export without a free descriptor gives EMFILE and leaves nothing
+/// behind.
+fn no_free_descriptor_leaves_nothing_behind() -> TestResult {
     let before = Held::now()?;
     let (consumer, _area) = Consumer::new(ENTRIES, PAGES)?;
     let held = Held::now()?;
@@ -142,7 +151,9 @@ fn pidfd() -> anyhow::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
 }
 
-fn zx07() -> TestResult {
+/// Checks that files of other kinds, fields that an import does not have, unsuitable
+/// rings and missing privilege each give their own error.
+fn invalid_imports_are_refused() -> TestResult {
     let before = Held::now()?;
     let (consumer, area) = Consumer::new(ENTRIES, PAGES)?;
     let file = export(&consumer)?;

@@ -11,7 +11,7 @@ use anyhow::{Context, ensure};
 use super::fault_points::{FailNth, Met, Points, Scenario, exhaust, prepare, sweep, without_pages};
 use super::zcrx_control::limit_pages;
 use super::zcrx_registration::map_error;
-use super::{Outcome, Test, TestResult, slow, test};
+use super::{Outcome, Test, TestResult, tests};
 use crate::buffers::{Consumer, Held, offset};
 use crate::kernel::{Implementation, expect_eq, expect_result, limit, zcrx_implementation};
 use crate::register::PAGE_SIZE;
@@ -23,12 +23,14 @@ use crate::zcrx::{
     ZCRX_EVENT_DESC_FLAG_STATS, control, map_offset, memory, transfer,
 };
 
-pub const TESTS: &[Test] = &[
-    slow("FI10 a queue, and one in own memory", 120, fi10),
-    slow("FI11 one more area", 120, fi11),
-    test("FI12 memory with a hole", fi12),
-    slow("FI15 user copies of a registration", 30, fi15),
-];
+pub const TESTS: &[Test] = tests! {
+    "zcrx::fault" {
+        FI10 registering_fails_at_each_allocation (120 s);
+        FI11 adding_an_area_fails_at_each_allocation (120 s);
+        FI12 memory_with_a_hole_is_unpinned;
+        FI15 registering_fails_at_each_user_copy (30 s);
+    }
+};
 
 pub(super) const ENTRIES: u32 = 64;
 pub(super) const PAGES: usize = 8;
@@ -413,7 +415,11 @@ pub(super) fn swept<S: Scenario>(
     Ok((met, refused))
 }
 
-fn fi10() -> TestResult {
+/// Checks that registering a queue, with a region of the kernel or of the user, fails
+/// at each allocation and user copy without effect.
+///
+/// In C, there are more allocations.
+fn registering_fails_at_each_allocation() -> TestResult {
     if let Some(skipped) = prepare(Points::All)? {
         return Ok(skipped);
     }
@@ -426,7 +432,11 @@ fn fi10() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn fi11() -> TestResult {
+/// Checks that adding an area fails at each allocation and user copy without effect.
+///
+/// In C, there are more allocations, the description is written once, and a failure
+/// leaves the token in it.
+fn adding_an_area_fails_at_each_allocation() -> TestResult {
     if let Some(skipped) = prepare(Points::All)? {
         return Ok(skipped);
     }
@@ -436,7 +446,11 @@ fn fi11() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn fi12() -> TestResult {
+/// Checks that an area, region or further area with a page that is read-only gives
+/// EFAULT, and all its pages are unpinned unchanged.
+///
+/// In C, a failed further area leaves its token in the description.
+fn memory_with_a_hole_is_unpinned() -> TestResult {
     let ring = WideRing::new(8)?;
     let unpinned = pins()?;
     let (mut consumer, area) = Consumer::new(ENTRIES, 1)?;
@@ -493,7 +507,9 @@ fn fi12() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn fi15() -> TestResult {
+/// Checks that each of the seven user copies of a registration gives EFAULT when it
+/// fails, and leaves no queue.
+fn registering_fails_at_each_user_copy() -> TestResult {
     if let Some(skipped) = prepare(Points::UserCopies)? {
         return Ok(skipped);
     }

@@ -10,7 +10,7 @@ use super::zcrx_device::{BUFFERS, works};
 use super::zcrx_device_fault::Faults;
 use super::zcrx_fault::{ENTRIES, PAGES, none};
 use super::zcrx_sharing::{export, import_into, import_reg};
-use super::{Outcome, Test, TestResult, slow};
+use super::{Outcome, Test, TestResult, tests};
 use crate::buffers::{Consumer, Held, offset};
 use crate::kernel::{expect_eq, expect_result};
 use crate::netdev;
@@ -20,7 +20,11 @@ use crate::zcrx::{
     IfqReg, Offsets, RQES, Registration, TAIL, memory, pinned, register_ifq, transfer,
 };
 
-pub const TESTS: &[Test] = &[slow("FI14 a queue that cannot be published", 60, fi14)];
+pub const TESTS: &[Test] = tests! {
+    "zcrx::fault" {
+        FI14 publishing_fails_without_effect (60 s);
+    }
+};
 
 /// What `xa_store()` returns where memory is short: `XA_ERROR(-ENOMEM)`.
 const NO_MEMORY: i64 = -libc::ENOMEM as i64 * 4 + 2;
@@ -139,7 +143,9 @@ fn imported(stores: &Faults) -> anyhow::Result<()> {
     begin.wait("closing")
 }
 
-fn fi14() -> TestResult {
+/// Checks that a queue, one of a device, and an import that cannot be published under
+/// their id give ENOMEM without effect.
+fn publishing_fails_without_effect() -> TestResult {
     if !Path::new(Faults::FUNCTIONS).exists() {
         let reason = "the kernel has no CONFIG_FAIL_FUNCTION";
         return Ok(Outcome::Skipped(reason.to_string()));

@@ -10,16 +10,18 @@ use anyhow::{Context, ensure};
 use super::fault_points::{Points, Scenario, prepare};
 use super::zcrx_fault::{ENTRIES, PAGES, either, none, swept};
 use super::zcrx_sharing::{export, export_ctrl, import_reg};
-use super::{Outcome, Test, TestResult, slow};
+use super::{Outcome, Test, TestResult, tests};
 use crate::buffers::{Consumer, Held, offset};
 use crate::kernel::{expect_eq, expect_result};
 use crate::wide::WideRing;
 use crate::zcrx::{Ctrl, IfqReg, control, register_ifq};
 
-pub const TESTS: &[Test] = &[
-    slow("FI16 an export", 60, fi16),
-    slow("FI17 an import", 60, fi17),
-];
+pub const TESTS: &[Test] = tests! {
+    "zcrx::fault" {
+        FI16 exporting_fails_at_each_allocation (60 s);
+        FI17 importing_survives_a_failed_allocation (60 s);
+    }
+};
 
 /// Exporting a queue when the table of files must grow for it.
 struct Export {
@@ -154,7 +156,10 @@ impl Scenario for Import {
     }
 }
 
-fn fi16() -> TestResult {
+/// Checks that an export fails at each allocation and user copy without effect.
+///
+/// In C, there are fewer allocations.
+fn exporting_fails_at_each_allocation() -> TestResult {
     if let Some(skipped) = prepare(Points::All)? {
         return Ok(skipped);
     }
@@ -162,7 +167,9 @@ fn fi16() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn fi17() -> TestResult {
+/// Checks that an import retries its one allocation, and fails without effect where
+/// memory stays short or a user copy fails.
+fn importing_survives_a_failed_allocation() -> TestResult {
     if let Some(skipped) = prepare(Points::All)? {
         return Ok(skipped);
     }

@@ -9,24 +9,26 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::pause;
 
 use super::zcrx_sharing::{export, import_into};
-use super::{NOTE, Outcome, Test, TestResult, slow, test};
+use super::{NOTE, Outcome, Test, TestResult, tests};
 use crate::buffers::{Consumer, Held, offset};
 use crate::kernel::{Implementation, expect_eq, expect_result, zcrx_implementation};
 use crate::sandbox;
 use crate::wide::WideRing;
 use crate::zcrx::{AREA_SHIFT, Ctrl, MAX_ENTRIES, Rqe, ZCRX_CTRL_FLUSH_RQ, control};
 
-pub const TESTS: &[Test] = &[
-    test("ZX14 flush: reserved bytes, empty queue, unknown id", zx14),
-    test("ZX15 flush of buffers that nobody has", zx15),
-    test("ZX16 flush of entries that say nothing sensible", zx16),
-    test("ZX17 flush of an offset that is far too high", zx17),
-    test("ZX18 flush with an invalid entry between others", zx18),
-    test("ZX19 flush with positions that make no sense", zx19),
-    test("ZX20 flush of a buffer twice", zx20),
-    test("ZX21 flush of many entries, and of a full queue", zx21),
-    slow("ZX31 a kill in the middle of a flush", 60, zx31),
-];
+pub const TESTS: &[Test] = tests! {
+    "zcrx::flush" {
+        ZX14 invalid_operation_consumes_nothing;
+        ZX15 entries_for_free_buffers_have_no_effect;
+        ZX16 invalid_entries_are_passed_over;
+        ZX17 high_bits_of_an_offset_are_not_ignored;
+        ZX18 valid_entries_around_an_invalid_one_count;
+        ZX19 invalid_head_and_tail_do_no_harm;
+        ZX20 second_entry_for_a_buffer_has_no_effect;
+        ZX21 full_queue_is_consumed_at_once;
+        ZX31 killed_process_stops_between_batches (60 s);
+    }
+};
 
 /// The number of entries of the refill queue and of buffers, unless a test says
 /// otherwise.
@@ -47,7 +49,9 @@ fn exhausted() -> anyhow::Result<Consumer> {
     Ok(consumer)
 }
 
-fn zx14() -> TestResult {
+/// Checks that reserved words give EINVAL, an unknown id ENXIO, and neither consumes an
+/// entry; flushing an empty queue does nothing.
+fn invalid_operation_consumes_nothing() -> TestResult {
     let before = Held::now()?;
     let mut consumer = exhausted()?;
     let fd = consumer.ring.fd();
@@ -94,7 +98,8 @@ fn zx14() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn zx15() -> TestResult {
+/// Checks that entries for buffers that are free have no effect.
+fn entries_for_free_buffers_have_no_effect() -> TestResult {
     let (mut consumer, _area) = Consumer::new(ENTRIES, PAGES)?;
     // Each buffer is in the refill queue twice.
     consumer.push_offsets(&all(PAGES));
@@ -111,7 +116,9 @@ fn zx15() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn zx16() -> TestResult {
+/// Checks that entries that name no buffer or have padding are consumed and have no
+/// effect.
+fn invalid_entries_are_passed_over() -> TestResult {
     let mut consumer = exhausted()?;
     let at = |off| Rqe {
         off,
@@ -146,7 +153,10 @@ fn zx16() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn zx17() -> TestResult {
+/// Checks that an offset with a bit from 43 on names no buffer.
+///
+/// In C, bits from 44 on are lost, so that such an offset names buffer 0.
+fn high_bits_of_an_offset_are_not_ignored() -> TestResult {
     let mut consumer = exhausted()?;
     let mut head = 0;
     for bit in 44..AREA_SHIFT {
@@ -170,7 +180,10 @@ fn zx17() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn zx18() -> TestResult {
+/// Checks that an invalid entry does not keep a flush from the entries behind it.
+///
+/// In C, an invalid entry ends the flush, and the next one goes on behind it.
+fn valid_entries_around_an_invalid_one_count() -> TestResult {
     let mut consumer = exhausted()?;
     let valid = [offset(1), offset(6)];
     let area = Rqe {
@@ -213,7 +226,9 @@ fn only_free(consumer: &mut Consumer, what: &str, want: &[u64]) -> anyhow::Resul
     consumer.expect_free(what, want).map(drop)
 }
 
-fn zx19() -> TestResult {
+/// Checks that with any head and tail in the refill queue, a flush consumes at most one
+/// queue of entries, and goes on as usual with a valid tail.
+fn invalid_head_and_tail_do_no_harm() -> TestResult {
     let mut consumer = exhausted()?;
     // The kernel keeps its own head, and only writes it here.
     consumer.memory.word(0).store(1, Ordering::Release);
@@ -251,7 +266,9 @@ fn zx19() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn zx20() -> TestResult {
+/// Checks that a second entry for a buffer has no effect, in the same flush or the
+/// next.
+fn second_entry_for_a_buffer_has_no_effect() -> TestResult {
     let mut consumer = exhausted()?;
     let twice = offset(4);
     consumer.push_offsets(&[twice, twice]);
@@ -269,7 +286,8 @@ fn zx20() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn zx21() -> TestResult {
+/// Checks that one flush consumes a full queue, which wraps around the end.
+fn full_queue_is_consumed_at_once() -> TestResult {
     const MANY: usize = ENTRIES as usize;
     let (mut consumer, area) = Consumer::new(ENTRIES, MANY)?;
     let all = all(MANY);
@@ -286,7 +304,9 @@ fn zx21() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn zx31() -> TestResult {
+/// Checks that a process that is killed in a flush stops after a whole batch of 32
+/// entries, and exactly their buffers are free.
+fn killed_process_stops_between_batches() -> TestResult {
     const BUFFERS: usize = 512;
     /// The number of successive entries that name the same buffer.
     const EACH: u32 = MAX_ENTRIES / BUFFERS as u32;

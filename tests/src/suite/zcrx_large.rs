@@ -10,14 +10,18 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, ensure};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
-use super::{NOTE, Outcome, Test, TestResult, slow};
+use super::{NOTE, Outcome, Test, TestResult, tests};
 use crate::buffers::Held;
 use crate::kernel::{expect_eq, expect_result};
 use crate::sandbox::{self, Sysctl};
 use crate::wide::{Mapping, WideRing};
 use crate::zcrx::Registration;
 
-pub const TESTS: &[Test] = &[slow("BG09 others run while a large area goes", 60, bg09)];
+pub const TESTS: &[Test] = tests! {
+    "zcrx::memory" {
+        BG09 large_area_lets_other_tasks_run (60 s);
+    }
+};
 
 /// The size of the area in bytes, which makes four million buffers of a page.
 const AREA: usize = 16 << 30;
@@ -67,7 +71,9 @@ fn watch(stop: &AtomicBool) -> anyhow::Result<Vec<Instant>> {
     Ok(times)
 }
 
-fn bg09() -> TestResult {
+/// Checks that other tasks run on the same CPU while an area of many gigabytes is
+/// registered and while it is released.
+fn large_area_lets_other_tasks_run() -> TestResult {
     /// A single run may be the one at the end of a call.
     const FEW: usize = 5;
     let _pages = Sysctl::set("vm/nr_hugepages", "1")?;

@@ -9,7 +9,7 @@ use nix::sys::resource::{Resource, setrlimit};
 
 use super::zcrx_registration::{map_error, refused};
 use super::zcrx_sharing::{export_of, import_into, import_reg};
-use super::{Outcome, Test, TestResult, slow, test};
+use super::{Outcome, Test, TestResult, tests};
 use crate::buffers::Held;
 use crate::kernel::{Implementation, expect_eq, expect_result, zcrx_implementation};
 use crate::register::PAGE_SIZE;
@@ -21,22 +21,21 @@ use crate::zcrx::{
     register_ifq, transfer,
 };
 
-pub const TESTS: &[Test] = &[
-    test("ZR13 a region that is too small", zr13),
-    test("ZR14 region descriptors that are refused", zr14),
-    test("ZR15 a region that the kernel allocates", zr15),
-    test("ZR16 maps that are refused", zr16),
-    test("ZR17 the limit on locked memory", zr17),
-    test(
-        "ZR18user what is zeroed of a region of one's own",
-        zr18_user,
-    ),
-    test("ZR19 areas that are refused", zr19),
-    test("ZR20 user memory that is none", zr20),
-    test("ZR23 huge pages", zr23),
-    slow("ZR31 2049 queues", 60, zr31),
-    test("ZR33 a page of a huge page", zr33),
-];
+pub const TESTS: &[Test] = tests! {
+    "zcrx::memory" {
+        ZR13 region_must_hold_all_entries;
+        ZR14 invalid_region_descriptors_are_refused;
+        ZR15 region_of_the_kernel_is_zeroed_and_can_be_mapped;
+        ZR16 invalid_mappings_of_a_region_are_refused;
+        ZR17 limit_on_locked_memory_is_enforced;
+        ZR18user only_header_and_statistics_of_a_user_region_are_zeroed;
+        ZR19 invalid_areas_are_refused;
+        ZR20 area_without_an_address_or_with_a_file_is_refused;
+        ZR23 area_may_be_a_huge_page;
+        ZR31 ids_end_where_offsets_for_mapping_do (60 s);
+        ZR33 part_of_a_huge_page_is_charged_as_a_whole;
+    }
+};
 
 const PAGE: u64 = PAGE_SIZE as u64;
 const HUGE: usize = 2 << 20;
@@ -48,7 +47,8 @@ fn none_so_far(ring: &mut WideRing) -> anyhow::Result<()> {
     transfer(ring, &ifq, PAGE_SIZE)
 }
 
-fn zr13() -> TestResult {
+/// Checks that a region too small for header and entries gives EINVAL.
+fn region_must_hold_all_entries() -> TestResult {
     let mut ring = WideRing::new(8)?;
     for entries in [253, 256, 32768] {
         // Entries and header, rounded up, take a page and 128 bytes or more.
@@ -61,7 +61,9 @@ fn zr13() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn zr14() -> TestResult {
+/// Checks that each invalid flag, address, size, id and reserved word of a region
+/// descriptor gives its own error and leaves no queue.
+fn invalid_region_descriptors_are_refused() -> TestResult {
     type Change = fn(&mut Registration);
     let mut ring = WideRing::new(8)?;
     let changes: [(&str, i32, Change); 13] = [
@@ -106,7 +108,9 @@ fn zr14() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn zr15() -> TestResult {
+/// Checks that a region that the kernel allocates is all zeros, and several mappings of
+/// it show the same memory.
+fn region_of_the_kernel_is_zeroed_and_can_be_mapped() -> TestResult {
     let mut ring = WideRing::new(8)?;
     let ifq = Ifq::new(ring.fd(), 512, 4)?;
     for offset in [0, TAIL] {
@@ -136,7 +140,9 @@ fn zr15() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn zr16() -> TestResult {
+/// Checks that mapping less than a region or at a fixed address, an unknown id, or a
+/// region in user memory fails.
+fn invalid_mappings_of_a_region_are_refused() -> TestResult {
     let ring = WideRing::new(8)?;
     let ifq = Ifq::new(ring.fd(), 512, 4)?;
     let (offset, bytes) = (IORING_MAP_OFF_ZCRX, region_size(512));
@@ -166,7 +172,9 @@ fn zr16() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn zr17() -> TestResult {
+/// Checks that areas and regions past RLIMIT_MEMLOCK give ENOMEM, and failed attempts
+/// leave nothing charged.
+fn limit_on_locked_memory_is_enforced() -> TestResult {
     sandbox::in_child(|| {
         sandbox::count_locked_memory()?;
         setrlimit(Resource::RLIMIT_MEMLOCK, 64 * PAGE, 64 * PAGE)?;
@@ -194,7 +202,9 @@ fn zr17() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn zr18_user() -> TestResult {
+/// Checks that the kernel clears the header and the statistics of a region in user
+/// memory, and no other byte.
+fn only_header_and_statistics_of_a_user_region_are_zeroed() -> TestResult {
     let ring = WideRing::new(8)?;
     let (area, region) = (memory(4)?, memory(1)?);
     let used = RQES + 16 * 64;
@@ -217,7 +227,9 @@ fn zr18_user() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn zr19() -> TestResult {
+/// Checks that each invalid flag, address, length and reserved word of an area, and
+/// memory that cannot be written, gives its own error and leaves nothing pinned.
+fn invalid_areas_are_refused() -> TestResult {
     let mut ring = WideRing::new(8)?;
     type Change = fn(&mut Registration);
     let changes: [(&str, i32, Change); 12] = [
@@ -273,7 +285,9 @@ fn zr19() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn zr20() -> TestResult {
+/// Checks that an area of memory with a dma-buf's descriptor gives EINVAL, and one at
+/// address 0 EFAULT.
+fn area_without_an_address_or_with_a_file_is_refused() -> TestResult {
     let mut ring = WideRing::new(8)?;
     refused(&ring, "a file", -libc::EINVAL, |r| r.area.dmabuf_fd = 1)?;
     refused(&ring, "address 0", -libc::EFAULT, |r| r.area.addr = 0)?;
@@ -281,7 +295,8 @@ fn zr20() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn zr23() -> TestResult {
+/// Checks that a huge page can be an area.
+fn area_may_be_a_huge_page() -> TestResult {
     let _pages = sandbox::Sysctl::set("vm/nr_hugepages", "2")?;
     let area = Mapping::anonymous(HUGE, libc::MAP_HUGETLB)?;
     let mut ring = WideRing::new(8)?;
@@ -293,7 +308,8 @@ fn zr23() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn zr33() -> TestResult {
+/// Checks that an area of one page of a huge page is charged as the whole huge page.
+fn part_of_a_huge_page_is_charged_as_a_whole() -> TestResult {
     /// Makes huge pages of existing memory.
     const MADV_COLLAPSE: i32 = 25;
     if fs::metadata("/sys/kernel/mm/transparent_hugepage").is_err() {
@@ -317,7 +333,12 @@ fn zr33() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn zr31() -> TestResult {
+/// Checks that a ring has at most 2,048 queues, as many as can be mapped; one more,
+/// registered or imported, gives EBUSY and changes nothing.
+///
+/// In C, the registration and the import past that succeed, and their refill queues
+/// cannot be mapped.
+fn ids_end_where_offsets_for_mapping_do() -> TestResult {
     const IDS: u32 = 2048;
     let before = Held::now()?;
     let ring = WideRing::new(2)?;

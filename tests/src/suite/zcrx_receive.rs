@@ -10,7 +10,7 @@ use std::os::unix::net::UnixStream;
 
 use anyhow::{Context, ensure};
 
-use super::{Outcome, Test, TestResult, test};
+use super::{Outcome, Test, TestResult, tests};
 use crate::kernel::{describe, expect_eq, expect_result, has_option, result};
 use crate::register::PAGE_SIZE;
 use crate::ring::IORING_CQE_F_MORE;
@@ -19,22 +19,24 @@ use crate::stream::{Stream, ended, expect_free};
 use crate::wide::{WideRing, ZCRX_SETUP};
 use crate::zcrx::{IORING_RECV_MULTISHOT, IORING_RECVSEND_POLL_FIRST, Ifq, recv_zc, transfer};
 
-pub const TESTS: &[Test] = &[
-    test("ZV01 what a request must not say", zv01),
-    test("ZV02 files that are no sockets", zv02),
-    test("ZV03 sockets of other protocols", zv03),
-    test("ZV04 sockets without a connection", zv04),
-    test("ZV05 a page, compared", zv05),
-    test("ZV06 as many bytes as asked for", zv06),
-    test("ZV07 until the peer shuts down", zv07),
-    test("ZV08 until the peer resets", zv08),
-    test("ZV11 data that is there before the request", zv11),
-    test("ZV15 a request for a worker", zv15),
-    test("ZV16 a request that is cancelled", zv16),
-    test("ZV17 two sockets, one queue", zv17),
-    test("ZV18 urgent data", zv18),
-    test("ZV30 what is linked behind a receive", zv30),
-];
+pub const TESTS: &[Test] = tests! {
+    "zcrx::receive" {
+        ZV01 invalid_requests_are_refused;
+        ZV02 files_that_are_not_sockets_are_refused;
+        ZV03 sockets_of_other_protocols_are_refused;
+        ZV04 unconnected_sockets_are_refused;
+        ZV05 page_arrives_intact;
+        ZV06 request_ends_after_its_length;
+        ZV07 request_ends_when_the_peer_shuts_down;
+        ZV08 request_ends_with_the_error_of_a_reset;
+        ZV11 data_from_before_the_request_is_received;
+        ZV15 async_request_receives;
+        ZV16 cancelled_request_takes_no_more_data;
+        ZV17 two_sockets_share_a_queue;
+        ZV18 request_stops_at_urgent_data;
+        ZV30 link_is_cancelled_unless_all_bytes_came;
+    }
+};
 
 /// Makes a ring with so many completions that no test here fills it.
 pub fn roomy_ring() -> anyhow::Result<WideRing> {
@@ -97,7 +99,9 @@ pub fn expect_end(ring: &mut WideRing, what: &str, sqe: Sqe, res: i32) -> anyhow
     expect_eq("nothing more", ring.try_cqe(), None)
 }
 
-fn zv01() -> TestResult {
+/// Checks that each invalid field, flag and id of a receive request gives EINVAL,
+/// IOSQE_BUFFER_SELECT EOPNOTSUPP, and the data stays in the socket.
+fn invalid_requests_are_refused() -> TestResult {
     let mut ring = roomy_ring()?;
     let ifq = Ifq::new(ring.fd(), 8, 4)?;
     let mut stream = Stream::new()?;
@@ -141,7 +145,8 @@ fn zv01() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn zv02() -> TestResult {
+/// Checks that a missing file gives EBADF, and one that is no socket ENOTSOCK.
+fn files_that_are_not_sockets_are_refused() -> TestResult {
     let mut ring = roomy_ring()?;
     let ifq = Ifq::new(ring.fd(), 8, 4)?;
     let (reader, writer) = nix::unistd::pipe()?;
@@ -164,7 +169,9 @@ fn zv02() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn zv03() -> TestResult {
+/// Checks that UDP, AF_UNIX and MPTCP sockets, and those with keys of kernel TLS, give
+/// EPROTONOSUPPORT and keep their data.
+fn sockets_of_other_protocols_are_refused() -> TestResult {
     let mut ring = roomy_ring()?;
     let ifq = Ifq::new(ring.fd(), 8, 4)?;
     let refused = -libc::EPROTONOSUPPORT;
@@ -226,7 +233,8 @@ fn kernel_tls(ring: &mut WideRing, ifq: &Ifq) -> anyhow::Result<()> {
     expect_end(ring, "kTLS", sqe, -libc::EPROTONOSUPPORT)
 }
 
-fn zv04() -> TestResult {
+/// Checks that sockets that are listening or not connected give ENOTCONN.
+fn unconnected_sockets_are_refused() -> TestResult {
     let mut ring = roomy_ring()?;
     let ifq = Ifq::new(ring.fd(), 8, 4)?;
     let listening = TcpListener::bind("127.0.0.1:0")?;
@@ -245,14 +253,17 @@ fn zv04() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn zv05() -> TestResult {
+/// Checks that a page of data arrives intact.
+fn page_arrives_intact() -> TestResult {
     let mut ring = WideRing::new(8)?;
     let ifq = Ifq::new(ring.fd(), 64, 16)?;
     transfer(&mut ring, &ifq, PAGE_SIZE)?;
     Ok(Outcome::Passed)
 }
 
-fn zv06() -> TestResult {
+/// Checks that a request with a length ends after that number of bytes and leaves the
+/// rest, and otherwise waits for its last byte.
+fn request_ends_after_its_length() -> TestResult {
     const LENGTHS: [usize; 7] = [1, 100, 4095, 4096, 4097, 10_000, 20_000];
     let mut ring = roomy_ring()?;
     let ifq = Ifq::new(ring.fd(), 64, 64)?;
@@ -283,7 +294,9 @@ fn zv06() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn zv07() -> TestResult {
+/// Checks that a request ends with 0 after all data when the peer shuts down, and so do
+/// later ones.
+fn request_ends_when_the_peer_shuts_down() -> TestResult {
     let mut ring = roomy_ring()?;
     let ifq = Ifq::new(ring.fd(), 64, 64)?;
     let mut stream = Stream::new()?;
@@ -327,7 +340,9 @@ fn reset(stream: &Stream) -> anyhow::Result<()> {
     expect_result("disconnecting", result(ret.into()), 0)
 }
 
-fn zv08() -> TestResult {
+/// Checks that a request ends with ECONNRESET, after all data, when the peer resets the
+/// connection, and later ones with 0.
+fn request_ends_with_the_error_of_a_reset() -> TestResult {
     let mut ring = roomy_ring()?;
     let ifq = Ifq::new(ring.fd(), 64, 64)?;
     for len in [0, 100_000] {
@@ -355,7 +370,9 @@ fn zv08() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn zv11() -> TestResult {
+/// Checks that a request receives data that was there before it, and goes on with later
+/// data.
+fn data_from_before_the_request_is_received() -> TestResult {
     let mut ring = roomy_ring()?;
     let ifq = Ifq::new(ring.fd(), 64, 64)?;
     for flags in [0, IORING_RECVSEND_POLL_FIRST] {
@@ -386,7 +403,8 @@ fn zv11() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn zv15() -> TestResult {
+/// Checks that a request with IOSQE_ASYNC receives as others do.
+fn async_request_receives() -> TestResult {
     let mut ring = roomy_ring()?;
     let ifq = Ifq::new(ring.fd(), 64, 64)?;
     for early in [true, false] {
@@ -409,7 +427,9 @@ fn zv15() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn zv16() -> TestResult {
+/// Checks that a cancelled request ends with ECANCELED, and later data stays in the
+/// socket.
+fn cancelled_request_takes_no_more_data() -> TestResult {
     const CANCEL: u64 = 100;
     let mut ring = roomy_ring()?;
     let ifq = Ifq::new(ring.fd(), 64, 64)?;
@@ -449,7 +469,8 @@ fn zv16() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn zv17() -> TestResult {
+/// Checks that two sockets receive into one queue at the same time.
+fn two_sockets_share_a_queue() -> TestResult {
     const LEN: usize = 256 << 10;
     let mut ring = roomy_ring()?;
     let ifq = Ifq::new(ring.fd(), 64, 1024)?;
@@ -495,7 +516,9 @@ fn send_urgent(stream: &mut Stream) -> anyhow::Result<()> {
     expect_result("an urgent byte", result(sent as libc::c_long), 1)
 }
 
-fn zv18() -> TestResult {
+/// Checks that a request stops at the mark of urgent data and goes on once that was
+/// read.
+fn request_stops_at_urgent_data() -> TestResult {
     let mut ring = roomy_ring()?;
     let ifq = Ifq::new(ring.fd(), 64, 64)?;
     let mut stream = Stream::new()?;
@@ -533,7 +556,9 @@ fn zv18() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn zv30() -> TestResult {
+/// Checks that a request that is linked behind a receive is cancelled unless the
+/// receive got the number of bytes asked for.
+fn link_is_cancelled_unless_all_bytes_came() -> TestResult {
     const NOP: u64 = 50;
     let mut ring = roomy_ring()?;
     let ifq = Ifq::new(ring.fd(), 64, 16)?;

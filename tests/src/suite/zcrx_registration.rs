@@ -6,7 +6,7 @@ use std::os::fd::RawFd;
 
 use nix::sched::{CloneFlags, unshare};
 
-use super::{Outcome, Test, TestResult, test};
+use super::{Outcome, Test, TestResult, tests};
 use crate::kernel::{expect_eq, expect_result};
 use crate::nic;
 use crate::register::{
@@ -25,33 +25,35 @@ use crate::zcrx::{
     region_size, register_ifq, transfer,
 };
 
-pub const TESTS: &[Test] = &[
-    test("ZR01 privilege comes before arguments", zr01),
-    test("ZR02 rings that cannot have queues", zr02),
-    test("ZR03 no argument, or several", zr03),
-    test("ZR04 unreadable description", zr04),
-    test("ZR05 reserved fields and unknown flags", zr05),
-    test("ZR06 unreadable region descriptor", zr06),
-    test("ZR07 no receive queue, no entries", zr07),
-    test("ZR08 a device where none is wanted", zr08),
-    test("ZR09 more entries than there can be", zr09),
-    test("ZR10 entries are rounded up", zr10),
-    test("ZR11 unreadable area descriptor, a token in it", zr11),
-    test("ZR12 event descriptors that are refused", zr12),
-    test("ZR18 where statistics may be", zr18),
-    test("ZR21 a dma-buf without a device", zr21),
-    test("ZR22 sizes of buffers", zr22),
-    test("ZR24 nothing can be written back", zr24),
-    test("ZR25 the area's descriptor cannot be written back", zr25),
-    test("ZR26 what is written back", zr26),
-    test("ZR27 devices that do not fit", zr27),
-    test("ZR28 devices of another namespace", zr28),
-    test("ZR29 two queues of one ring", zr29),
-    test("ZR30 a ring that is disabled", zr30),
-    test("ZR32 what can be asked beforehand", zr32),
-    test("ZR34 a ring of another task", zr34),
-    test("ZR36 a ring that may not register queues", zr36),
-];
+pub const TESTS: &[Test] = tests! {
+    "zcrx::register" {
+        ZR01 privilege_is_checked_before_the_argument;
+        ZR02 ring_needs_defer_taskrun_and_large_completions;
+        ZR03 exactly_one_argument_is_accepted;
+        ZR04 unreadable_argument_is_refused;
+        ZR05 reserved_fields_and_unknown_flags_are_refused;
+        ZR06 unreadable_region_descriptor_is_refused;
+        ZR07 queue_and_entries_must_be_given;
+        ZR08 device_is_refused_for_a_queue_without_one;
+        ZR09 too_many_entries_are_refused_or_clamped;
+        ZR10 entries_are_rounded_up_to_a_power_of_two;
+        ZR11 unreadable_area_descriptor_is_refused;
+        ZR12 invalid_event_descriptor_is_refused;
+        ZR18 statistics_must_be_aligned_and_after_the_entries;
+        ZR21 dmabuf_without_a_device_is_refused;
+        ZR22 only_page_sized_buffers_without_a_device;
+        ZR24 failed_write_back_leaves_no_queue;
+        ZR25 failed_write_back_of_the_area_leaves_no_queue;
+        ZR26 offsets_id_and_sizes_are_written_back;
+        ZR27 unsuitable_devices_are_refused;
+        ZR28 device_of_another_namespace_is_not_found;
+        ZR29 ring_can_have_two_queues;
+        ZR30 disabled_ring_can_have_a_queue;
+        ZR32 query_describes_the_interface;
+        ZR34 only_the_submitter_task_may_register;
+        ZR36 restrictions_of_a_ring_apply;
+    }
+};
 
 /// An address where nothing is mapped.
 const NOWHERE: u64 = 16;
@@ -114,7 +116,9 @@ fn all_invalid(changes: &[Change<Registration>]) -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn zr01() -> TestResult {
+/// Checks that registering a queue without CAP_NET_ADMIN, or with it in a user
+/// namespace of one's own, gives EPERM, whatever the argument.
+fn privilege_is_checked_before_the_argument() -> TestResult {
     sandbox::in_child(|| {
         let ring = WideRing::new(2)?;
         sandbox::drop_privileges()?;
@@ -134,7 +138,9 @@ fn zr01() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn zr02() -> TestResult {
+/// Checks that a ring without IORING_SETUP_DEFER_TASKRUN or without completions of 32
+/// bytes gives EINVAL, and mixed completions suffice.
+fn ring_needs_defer_taskrun_and_large_completions() -> TestResult {
     for (what, flags) in [
         ("no flags", 0),
         (
@@ -158,7 +164,8 @@ fn zr02() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn zr03() -> TestResult {
+/// Checks that a NULL argument and a number of arguments other than one give EINVAL.
+fn exactly_one_argument_is_accepted() -> TestResult {
     let ring = WideRing::new(2)?;
     let mut reg = IfqReg::default();
     for (what, arg, count) in [
@@ -173,7 +180,9 @@ fn zr03() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn zr04() -> TestResult {
+/// Checks that an argument that is unmapped, or that the end of a mapping cuts off,
+/// gives EFAULT.
+fn unreadable_argument_is_refused() -> TestResult {
     let ring = WideRing::new(2)?;
     let page = Page::new()?;
     // All but the last bytes of the structure can be read.
@@ -188,7 +197,8 @@ fn zr04() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn zr05() -> TestResult {
+/// Checks that reserved words, an id and unknown flags give EINVAL.
+fn reserved_fields_and_unknown_flags_are_refused() -> TestResult {
     all_invalid(&[
         ("first reserved word", |r| r.reg.resv[0] = 1),
         ("second reserved word", |r| r.reg.resv[1] = 1 << 63),
@@ -198,7 +208,9 @@ fn zr05() -> TestResult {
     ])
 }
 
-fn zr06() -> TestResult {
+/// Checks that a region descriptor that cannot be read gives EFAULT, before the errors
+/// of other fields.
+fn unreadable_region_descriptor_is_refused() -> TestResult {
     let ring = WideRing::new(2)?;
     let area = memory(4)?;
     for region in [0, NOWHERE, u64::MAX - 63] {
@@ -214,21 +226,26 @@ fn zr06() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn zr07() -> TestResult {
+/// Checks that the receive queue 0xffffffff and zero entries give EINVAL.
+fn queue_and_entries_must_be_given() -> TestResult {
     all_invalid(&[
         ("no receive queue", |r| r.reg.if_rxq = u32::MAX),
         ("no entries", |r| r.reg.rq_entries = 0),
     ])
 }
 
-fn zr08() -> TestResult {
+/// Checks that naming a device or a receive queue together with ZCRX_REG_NODEV gives
+/// EINVAL.
+fn device_is_refused_for_a_queue_without_one() -> TestResult {
     all_invalid(&[
         ("a device", |r| r.reg.if_idx = 1),
         ("a receive queue", |r| r.reg.if_rxq = 1),
     ])
 }
 
-fn zr09() -> TestResult {
+/// Checks that more than 32,768 entries give EINVAL, and are cut to 32,768 with
+/// IORING_SETUP_CLAMP.
+fn too_many_entries_are_refused_or_clamped() -> TestResult {
     let ring = WideRing::new(2)?;
     for entries in [MAX_ENTRIES + 1, u32::MAX] {
         refused(&ring, "too many entries", -libc::EINVAL, |r| {
@@ -249,7 +266,8 @@ fn zr09() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn zr10() -> TestResult {
+/// Checks that the number of entries is rounded up to a power of two and written back.
+fn entries_are_rounded_up_to_a_power_of_two() -> TestResult {
     let ring = WideRing::new(2)?;
     let area = memory(4)?;
     for (wanted, got) in [
@@ -268,7 +286,9 @@ fn zr10() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn zr11() -> TestResult {
+/// Checks that an area descriptor that cannot be read gives EFAULT, and one with a
+/// token EINVAL.
+fn unreadable_area_descriptor_is_refused() -> TestResult {
     let ring = WideRing::new(2)?;
     let area = memory(4)?;
     for pointer in [0, NOWHERE, u64::MAX - 47] {
@@ -285,7 +305,9 @@ fn zr11() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn zr12() -> TestResult {
+/// Checks that unknown events and flags, reserved words and an offset without
+/// statistics give EINVAL, and an unreadable event descriptor EFAULT.
+fn invalid_event_descriptor_is_refused() -> TestResult {
     let ring = WideRing::new(2)?;
     refused(&ring, "unreadable", -libc::EFAULT, |r| {
         r.reg.event_desc = NOWHERE;
@@ -317,7 +339,9 @@ fn zr12() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn zr18() -> TestResult {
+/// Checks that statistics that are not aligned give EINVAL, and those that overlap
+/// header or entries or leave the region ERANGE.
+fn statistics_must_be_aligned_and_after_the_entries() -> TestResult {
     let ring = WideRing::new(2)?;
     let (used, size) = (RQES + 16 * 64, region_size(64));
     let stats = |offset: usize| {
@@ -345,7 +369,8 @@ fn zr18() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn zr21() -> TestResult {
+/// Checks that a dma-buf as the area of a queue without a device gives EINVAL.
+fn dmabuf_without_a_device_is_refused() -> TestResult {
     all_invalid(&[
         ("a dma-buf", |r| r.area.flags = IORING_ZCRX_AREA_DMABUF),
         ("a dma-buf with a file", |r| {
@@ -356,7 +381,9 @@ fn zr21() -> TestResult {
     ])
 }
 
-fn zr22() -> TestResult {
+/// Checks that buffers of a queue without a device are pages; larger powers of two give
+/// EOPNOTSUPP, and other sizes EINVAL.
+fn only_page_sized_buffers_without_a_device() -> TestResult {
     let ring = WideRing::new(2)?;
     let page = PAGE_SIZE as u32;
     for (bytes, want) in [
@@ -402,7 +429,9 @@ pub(super) fn read_only(fd: RawFd, all: bool) -> anyhow::Result<i32> {
     ))
 }
 
-fn zr24() -> TestResult {
+/// Checks that descriptors that are all read-only give EFAULT, and leave no queue and
+/// no pinned page.
+fn failed_write_back_leaves_no_queue() -> TestResult {
     let ring = WideRing::new(2)?;
     for _ in 0..3 {
         expect_result("read-only", read_only(ring.fd(), true)?, -libc::EFAULT)?;
@@ -412,7 +441,9 @@ fn zr24() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn zr25() -> TestResult {
+/// Checks that a read-only area descriptor gives EFAULT, and leaves no queue and no
+/// pinned page.
+fn failed_write_back_of_the_area_leaves_no_queue() -> TestResult {
     let ring = WideRing::new(2)?;
     for _ in 0..3 {
         let got = read_only(ring.fd(), false)?;
@@ -423,7 +454,9 @@ fn zr25() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn zr26() -> TestResult {
+/// Checks that the offsets of the refill queue, the id, the buffer size and the offset
+/// for mmap are written back, and nothing else.
+fn offsets_id_and_sizes_are_written_back() -> TestResult {
     let ring = WideRing::new(2)?;
     let area = memory(4)?;
     for id in 0..4 {
@@ -466,7 +499,9 @@ fn device(name: &str) -> anyhow::Result<u32> {
     Ok(nix::net::if_::if_nametoindex(name)?)
 }
 
-fn zr27() -> TestResult {
+/// Checks that a device that does not exist gives ENODEV, and lo, dummy and veth give
+/// EOPNOTSUPP.
+fn unsuitable_devices_are_refused() -> TestResult {
     let ring = WideRing::new(2)?;
     for (what, index, want) in [
         ("no device", 0, libc::ENODEV),
@@ -484,7 +519,8 @@ fn zr27() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn zr28() -> TestResult {
+/// Checks that a device of another network namespace gives ENODEV.
+fn device_of_another_namespace_is_not_found() -> TestResult {
     let index = device("dummy0")?;
     unshare(CloneFlags::CLONE_NEWNET)?;
     let ring = WideRing::new(2)?;
@@ -493,7 +529,8 @@ fn zr28() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn zr29() -> TestResult {
+/// Checks that a ring receives into two queues.
+fn ring_can_have_two_queues() -> TestResult {
     let mut ring = WideRing::new(8)?;
     let first = Ifq::new(ring.fd(), 64, 8)?;
     let second = Ifq::new(ring.fd(), 16, 4)?;
@@ -505,7 +542,9 @@ fn zr29() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn zr30() -> TestResult {
+/// Checks that a queue that is registered while the ring is disabled works once it is
+/// enabled.
+fn disabled_ring_can_have_a_queue() -> TestResult {
     let mut ring = WideRing::with(8, 0, ZCRX_SETUP | IORING_SETUP_R_DISABLED)?;
     let ifq = Ifq::new(ring.fd(), 64, 8)?;
     expect_result("enabling", register::enable(ring.fd()), 0)?;
@@ -529,7 +568,9 @@ fn query(fd: RawFd, number: u32, size: u32) -> anyhow::Result<[u32; 12]> {
     Ok(answer)
 }
 
-fn zr32() -> TestResult {
+/// Checks that IORING_REGISTER_QUERY returns the flags, operations, sizes and events of
+/// zero-copy receive, with and without a ring.
+fn query_describes_the_interface() -> TestResult {
     let ring = WideRing::new(2)?;
     for fd in [TASK, ring.fd()] {
         let want = [3, 0, 1, 0, 4, 3, 2 * TAIL as u32, TAIL as u32, 0, 0, 0, 0];
@@ -540,7 +581,8 @@ fn zr32() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn zr34() -> TestResult {
+/// Checks that a task that is not the submitter of the ring gets EEXIST.
+fn only_the_submitter_task_may_register() -> TestResult {
     let ring = WideRing::new(2)?;
     sandbox::in_child(|| {
         let got = offer(ring.fd(), |_| {})?;
@@ -550,7 +592,8 @@ fn zr34() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn zr36() -> TestResult {
+/// Checks that a restricted ring registers queues only if its list says so.
+fn restrictions_of_a_ring_apply() -> TestResult {
     let enable = Restriction::register_op(IORING_REGISTER_ENABLE_RINGS);
     for (what, more, want) in [
         ("not listed", None, -libc::EACCES),

@@ -16,7 +16,7 @@ use nix::unistd::Pid;
 use super::zcrx_device::{BUFFERS, ENTRIES, works};
 use super::zcrx_receive::roomy_ring;
 use super::zcrx_sharing::{export_of, import_into};
-use super::{NOTE, Outcome, Test, TestResult, is_long, slow};
+use super::{NOTE, Outcome, Test, TestResult, is_long, tests};
 use crate::kernel::{expect_eq, expect_result, is_debug, limit};
 use crate::nic::{self, Nic};
 use crate::register::PAGE_SIZE;
@@ -26,7 +26,11 @@ use crate::sqe::Sqe;
 use crate::wide::WideRing;
 use crate::zcrx::{Ifq, memory, recv_zc};
 
-pub const TESTS: &[Test] = &[slow("ZN40 killed, and started anew at once", 600, zn40)];
+pub const TESTS: &[Test] = tests! {
+    "zcrx::device::end" {
+        ZN40 queue_is_free_as_soon_as_its_process_is_reaped (600 s);
+    }
+};
 
 /// The number of other rings of the process that is killed, each of which takes time to
 /// end.
@@ -129,7 +133,9 @@ fn send(mut sender: TcpStream) {
     while sender.write_all(&[1; 4 * PAGE_SIZE]).is_ok() {}
 }
 
-fn zn40() -> TestResult {
+/// Checks that a queue can be registered again as soon as its killed process is reaped
+/// or its ring closed.
+fn queue_is_free_as_soon_as_its_process_is_reaped() -> TestResult {
     let rounds = match is_long() {
         true => 1000,
         false if is_debug() => 8,

@@ -7,7 +7,7 @@ use std::net::Shutdown;
 use anyhow::{Context, ensure};
 
 use super::zcrx_receive::{expect_end, roomy_ring};
-use super::{NOTE, Outcome, Test, TestResult, is_long, seed, slow, test};
+use super::{NOTE, Outcome, Test, TestResult, is_long, seed, tests};
 use crate::kernel::{self, Implementation, expect_eq, expect_result, zcrx_implementation};
 use crate::register::PAGE_SIZE;
 use crate::ring::IORING_CQE_F_MORE;
@@ -15,19 +15,25 @@ use crate::stream::{Stream, ended, expect_free};
 use crate::wide::{WideCqe, WideRing, ZCRX_SETUP};
 use crate::zcrx::{AREA_SHIFT, Ifq, Rqe};
 
-pub const TESTS: &[Test] = &[
-    test("ZV09 an area that is used up", zv09),
-    test("ZV10 twice what the area holds", zv10),
-    test("ZV31 giving back without a flush", zv31),
-    test("ZV29 no completion leaves its buffer", zv29),
-    slow("ZB01 64 MiB, returned at once", 60, zb01),
-    slow("ZB02 64 MiB, returned when all is used up", 60, zb02),
-    slow("ZB03 64 MiB, returned in random order", 60, zb03),
-    slow("ZB04 64 MiB, returned among bad entries", 60, zb04),
-    slow("ZB05 a GiB in a soak, returned in every way", 300, zb05),
-];
+pub const TESTS: &[Test] = tests! {
+    "zcrx::returns" {
+        ZV09 request_ends_with_enomem_without_buffers;
+        ZV10 twice_the_area_can_be_received;
+        ZV31 buffers_are_found_without_a_flush;
+        ZV29 completion_lies_within_one_buffer;
+        ZB01 large_transfer_with_buffers_returned_at_once (60 s);
+        ZB02 large_transfer_with_buffers_returned_when_used_up (60 s);
+        ZB03 large_transfer_with_buffers_returned_at_random (60 s);
+        ZB04 large_transfer_with_buffers_returned_among_bad_entries (60 s);
+        ZB05 very_large_transfer_with_buffers_returned_in_every_way (300 s);
+    }
+};
 
-fn zv09() -> TestResult {
+/// Checks that a request ends with ENOMEM without a free buffer, and a returned buffer
+/// is found again.
+///
+/// In C, a returned buffer is found only after a flush.
+fn request_ends_with_enomem_without_buffers() -> TestResult {
     const PAGES: usize = 4;
     let mut ring = roomy_ring()?;
     let ifq = Ifq::new(ring.fd(), 8, PAGES)?;
@@ -79,7 +85,9 @@ fn zv09() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn zv29() -> TestResult {
+/// Checks that each completion lies within one buffer from its start, and any offset in
+/// a buffer returns it.
+fn completion_lies_within_one_buffer() -> TestResult {
     let mut ring = roomy_ring()?;
     let ifq = Ifq::new(ring.fd(), 512, 512)?;
     let mut stream = Stream::new()?;
@@ -160,7 +168,12 @@ pub(super) fn give_back_only(
     Ok(pages)
 }
 
-fn zv31() -> TestResult {
+/// Checks that returned buffers are found without a flush, even behind a queue of
+/// entries that name nothing.
+///
+/// In C, a flush is needed, so that a request ends with ENOMEM after as many buffers as
+/// the area has.
+fn buffers_are_found_without_a_flush() -> TestResult {
     const PAGES: usize = 64;
     let mut ring = roomy_ring()?;
     let ifq = Ifq::new(ring.fd(), PAGES as u32, PAGES)?;
@@ -429,7 +442,8 @@ impl Transfer {
     }
 }
 
-fn zv10() -> TestResult {
+/// Checks that twice what the area holds is received through smaller refill queues.
+fn twice_the_area_can_be_received() -> TestResult {
     const LEN: usize = 2 * PAGES * PAGE_SIZE;
     for entries in [1, 2, 4, 16] {
         Transfer::run(entries, LEN, Returns::Eager)?;
@@ -444,12 +458,14 @@ const ENTRIES: u32 = 8;
 /// The number of bytes of a large transfer.
 const LARGE: usize = 64 << 20;
 
-fn zb01() -> TestResult {
+/// Checks that 64 MiB arrive intact when each buffer is returned at once.
+fn large_transfer_with_buffers_returned_at_once() -> TestResult {
     Transfer::run(ENTRIES, LARGE, Returns::Eager)?;
     Ok(Outcome::Passed)
 }
 
-fn zb02() -> TestResult {
+/// Checks that 64 MiB arrive intact when buffers are returned once the area is used up.
+fn large_transfer_with_buffers_returned_when_used_up() -> TestResult {
     let requests = Transfer::run(ENTRIES, LARGE, Returns::Lazy)?;
     // Each request takes no more than the area holds.
     let least = LARGE / (PAGES * PAGE_SIZE);
@@ -457,17 +473,22 @@ fn zb02() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn zb03() -> TestResult {
+/// Checks that 64 MiB arrive intact when buffers are returned in random order.
+fn large_transfer_with_buffers_returned_at_random() -> TestResult {
     Transfer::run(ENTRIES, LARGE, Returns::Random)?;
     Ok(Outcome::Passed)
 }
 
-fn zb04() -> TestResult {
+/// Checks that 64 MiB arrive intact when buffers are returned among invalid and
+/// repeated entries.
+fn large_transfer_with_buffers_returned_among_bad_entries() -> TestResult {
     Transfer::run(ENTRIES, LARGE, Returns::Adversarial)?;
     Ok(Outcome::Passed)
 }
 
-fn zb05() -> TestResult {
+/// Checks that up to a GiB, in a soak, arrives intact through a small area, with
+/// buffers returned in each of the four ways.
+fn very_large_transfer_with_buffers_returned_in_every_way() -> TestResult {
     // Each way gets a quarter of it. An eighth of a GiB takes 5 s in an emulator.
     let each = match (is_long(), kernel::is_debug()) {
         (true, false) => 256 << 20,

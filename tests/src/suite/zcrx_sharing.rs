@@ -9,7 +9,7 @@ use std::os::unix::net::UnixStream;
 use anyhow::{Context, ensure};
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
 
-use super::{Outcome, Test, TestResult, test};
+use super::{Outcome, Test, TestResult, tests};
 use crate::buffers::{Consumer, Gone, Held, Taken, offset};
 use crate::kernel::{expect_eq, expect_result};
 use crate::sandbox;
@@ -19,15 +19,17 @@ use crate::zcrx::{
     ZCRX_CTRL_EXPORT, ZCRX_REG_IMPORT, control, memory, region_size, register_ifq,
 };
 
-pub const TESTS: &[Test] = &[
-    test("ZX08 import into the exporting ring", zx08),
-    test("ZX09 receiving after the exporting ring is gone", zx09),
-    test("ZX10 closing ring, file and ring in every order", zx10),
-    test("ZX11 a queue that only a file has", zx11),
-    test("ZX12 buffers go between rings", zx12),
-    test("ZX13 mapping the refill queue of an import", zx13),
-    test("ZX27 export to another process", zx27),
-];
+pub const TESTS: &[Test] = tests! {
+    "zcrx::share" {
+        ZX08 queue_can_be_imported_into_its_own_ring;
+        ZX09 importer_receives_after_the_exporter_ends;
+        ZX10 rings_and_file_may_close_in_any_order;
+        ZX11 file_alone_keeps_a_queue;
+        ZX12 each_ring_can_return_buffers_of_the_other;
+        ZX13 importer_maps_the_same_refill_queue;
+        ZX27 another_process_can_import;
+    }
+};
 
 pub(super) const ENTRIES: u32 = 64;
 pub(super) const PAGES: usize = 8;
@@ -110,7 +112,8 @@ pub(super) fn close(consumer: Consumer) -> anyhow::Result<()> {
     gone.wait()
 }
 
-fn zx08() -> TestResult {
+/// Checks that a ring can have its own queue under several ids.
+fn queue_can_be_imported_into_its_own_ring() -> TestResult {
     let before = Held::now()?;
     let (mut consumer, area) = Consumer::new(ENTRIES, PAGES)?;
     let held = Held::now()?;
@@ -144,7 +147,9 @@ fn zx08() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn zx09() -> TestResult {
+/// Checks that a ring that imported a queue receives, returns and exports after the
+/// first ring has closed.
+fn importer_receives_after_the_exporter_ends() -> TestResult {
     let before = Held::now()?;
     let (mut exporter, area) = Consumer::new(ENTRIES, PAGES)?;
     let file = export(&exporter)?;
@@ -193,7 +198,9 @@ fn close_busy(mut consumer: Consumer) -> anyhow::Result<()> {
     close(consumer)
 }
 
-fn zx10() -> TestResult {
+/// Checks that the first ring, the file and the importing ring close in each order, and
+/// the queue ends with the last.
+fn rings_and_file_may_close_in_any_order() -> TestResult {
     const EXPORTER: usize = 0;
     const FILE: usize = 1;
     const IMPORTER: usize = 2;
@@ -244,7 +251,8 @@ fn zx10() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn zx11() -> TestResult {
+/// Checks that a file alone keeps a queue as it was, for rings that import it later.
+fn file_alone_keeps_a_queue() -> TestResult {
     let before = Held::now()?;
     let (mut consumer, area) = Consumer::new(ENTRIES, PAGES)?;
     let file = export(&consumer)?;
@@ -274,7 +282,9 @@ fn zx11() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn zx12() -> TestResult {
+/// Checks that rings that share a queue return each other's buffers and flush each
+/// other's entries.
+fn each_ring_can_return_buffers_of_the_other() -> TestResult {
     let before = Held::now()?;
     let (mut exporter, area) = Consumer::new(ENTRIES, PAGES)?;
     let mut importer = import(&export(&exporter)?)?;
@@ -304,7 +314,9 @@ fn zx12() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn zx13() -> TestResult {
+/// Checks that an importing ring maps the refill queue of the queue that it imported,
+/// which outlives the rings.
+fn importer_maps_the_same_refill_queue() -> TestResult {
     let before = Held::now()?;
     let (mut exporter, _area) = Consumer::new(ENTRIES, PAGES)?;
     let file = export(&exporter)?;
@@ -414,7 +426,9 @@ fn importing_process(mut socket: UnixStream) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn zx27() -> TestResult {
+/// Checks that another process imports a queue and receives into memory of the process
+/// that registered it, which has closed its own.
+fn another_process_can_import() -> TestResult {
     let (mut socket, other) = UnixStream::pair()?;
     // Nothing has been made yet that the child could inherit.
     let child = sandbox::spawn(|| importing_process(other.try_clone()?))?;

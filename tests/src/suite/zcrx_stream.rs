@@ -11,7 +11,7 @@ use nix::sys::eventfd::EventFd;
 
 use super::zcrx_events::{EVENT, arm, with_events};
 use super::zcrx_receive::restore;
-use super::{Outcome, Test, TestResult, test};
+use super::{Outcome, Test, TestResult, tests};
 use crate::kernel::{expect_eq, expect_result, limit};
 use crate::ring::{IORING_CQE_F_MORE, IORING_SETUP_SINGLE_ISSUER, enter};
 use crate::sandbox;
@@ -23,17 +23,21 @@ use crate::wide::{
 };
 use crate::zcrx::{Ifq, ZCRX_EVENT_COPY, recv_zc};
 
-pub const TESTS: &[Test] = &[
-    test("ZV12 a thousand packets that wait", zv12),
-    test("ZV13 a completion queue that is full", zv13),
-    test("ZV14 completions of two sizes", zv14),
-    test("ZV25 a ring that goes away", zv25),
-];
+pub const TESTS: &[Test] = tests! {
+    "zcrx::stream" {
+        ZV12 long_queues_of_packets_take_turns;
+        ZV13 full_completion_queue_ends_the_request;
+        ZV14 mixed_completions_do_not_wrap;
+        ZV25 closing_a_busy_ring_releases_everything;
+    }
+};
 
 const MIXED_SETUP: u32 =
     IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_CQE_MIXED;
 
-fn zv12() -> TestResult {
+/// Checks that sockets with a thousand packets each take turns after at most 21
+/// packets, and other requests come in between.
+fn long_queues_of_packets_take_turns() -> TestResult {
     const PACKETS: usize = 1000;
     const POLL: u64 = 2;
     let mut ring = WideRing::with(8, 4096, ZCRX_SETUP)?;
@@ -97,7 +101,9 @@ fn zv12() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn zv13() -> TestResult {
+/// Checks that a request ends with ENOSPC when the completion queue is full, and no
+/// completion is lost.
+fn full_completion_queue_ends_the_request() -> TestResult {
     const ENTRIES: u32 = 4;
     let mut ring = WideRing::with(ENTRIES, ENTRIES, ZCRX_SETUP)?;
     let ifq = Ifq::new(ring.fd(), 64, 64)?;
@@ -137,7 +143,9 @@ fn zv13() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn zv14() -> TestResult {
+/// Checks that a completion of two slots does not wrap around the end of a mixed queue,
+/// and other completions and events take one slot.
+fn mixed_completions_do_not_wrap() -> TestResult {
     const ENTRIES: u32 = 8;
     let filler = WideCqe {
         user_data: 0,
@@ -359,7 +367,9 @@ impl Busy {
     }
 }
 
-fn zv25() -> TestResult {
+/// Checks that closing a ring with requests and data, or the end of its process,
+/// releases its memory and sockets.
+fn closing_a_busy_ring_releases_everything() -> TestResult {
     // The ring is closed while the process goes on.
     for what in Busy::KINDS {
         let before = pinned()?;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! D12: threads that use one interface queue at the same time: buffers that are handed
+//! ST: threads that use one interface queue at the same time: buffers that are handed
 //! out and given back, a refill queue that is overwritten, and events that never stop.
 //! Queues that come and go are in `zcrx_churn`.
 
@@ -17,7 +17,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::zcrx_events::{EVENT, arm, with_events};
 use super::zcrx_sharing::{export_of, import_into};
-use super::{NOTE, Outcome, Test, TestResult, seed, slow};
+use super::{NOTE, Outcome, Test, TestResult, seed, tests};
 use crate::buffers::Held;
 use crate::kernel::{self, describe, expect_eq, expect_result};
 use crate::register::{IORING_REGISTER_EVENTFD, PAGE_SIZE, register};
@@ -30,15 +30,13 @@ use crate::zcrx::{
     memory,
 };
 
-pub const TESTS: &[Test] = &[
-    slow("ST06 threads receive, give back and flush", 30, st06),
-    slow(
-        "ST12 a refill queue that is overwritten all the time",
-        30,
-        st12,
-    ),
-    slow("ST13 events that are asked for at once", 30, st13),
-];
+pub const TESTS: &[Test] = tests! {
+    "zcrx::stress" {
+        ST06 threads_receive_return_and_flush_at_once (30 s);
+        ST12 refill_queue_may_be_overwritten_at_any_time (30 s);
+        ST13 events_are_armed_by_two_rings_at_once (30 s);
+    }
+};
 
 /// Runs the part of a thread. A failure ends the test, as the other threads would wait
 /// for ever.
@@ -128,7 +126,9 @@ fn receive(
     }
 }
 
-fn st06() -> TestResult {
+/// Checks that two rings receive into one queue while threads return buffers and flush,
+/// and no buffer is lost or handed out twice.
+fn threads_receive_return_and_flush_at_once() -> TestResult {
     const PAGES: usize = 16;
     const ENTRIES: u32 = 8;
     println!("{NOTE}seed {}", seed());
@@ -367,7 +367,9 @@ fn everything_is_there(ring: &mut WideRing, ifq: &Ifq) -> anyhow::Result<()> {
     expect_free(ring, ifq, PAGES)
 }
 
-fn st12() -> TestResult {
+/// Checks that overwriting the refill queue with random data at any time does no harm,
+/// and every buffer is there afterwards.
+fn refill_queue_may_be_overwritten_at_any_time() -> TestResult {
     println!("{NOTE}seed {}", seed());
     let before = Held::now()?;
     let longest = AtomicU32::new(0);
@@ -469,7 +471,9 @@ fn watch(rings: [OwnedFd; 2], events: &EventFd, stop: &AtomicBool) -> anyhow::Re
     Ok(())
 }
 
-fn st13() -> TestResult {
+/// Checks that two rings receive and arm an event at the same time, and it fires once
+/// each time that it was armed.
+fn events_are_armed_by_two_rings_at_once() -> TestResult {
     let before = Held::now()?;
     let mut ring = WideRing::with(8, 256, ZCRX_SETUP)?;
     let (ifq, _) = with_events(&ring, 1 << ZCRX_EVENT_COPY)?;

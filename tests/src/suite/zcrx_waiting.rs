@@ -15,7 +15,7 @@ use nix::unistd::{Pid, gettid};
 use super::zcrx_control::{add, add_at};
 use super::zcrx_device_end::add_area;
 use super::zcrx_sharing::{ENTRIES, PAGES, export, import};
-use super::{Outcome, Test, TestResult, test};
+use super::{Outcome, Test, TestResult, tests};
 use crate::buffers::{Consumer, Held, offset};
 use crate::kernel::{Implementation, expect_eq, expect_result, result, zcrx_implementation};
 use crate::nic::{self, Nic, PORT};
@@ -23,11 +23,13 @@ use crate::register::PAGE_SIZE;
 use crate::wide::{Mapping, WideRing};
 use crate::zcrx::{AREA_SHIFT, AreaReg, memory, pinned};
 
-pub const TESTS: &[Test] = &[
-    test("ZX28 an area that takes long to add", zx28),
-    test("ZX30 the earlier of two areas fails", zx30),
-    test("BG03 a device goes while memory is withheld", bg03),
-];
+pub const TESTS: &[Test] = tests! {
+    "zcrx::waiting" {
+        ZX28 slow_area_does_not_delay_another;
+        ZX30 failed_area_keeps_its_number_unused;
+        BG03 device_can_go_while_memory_is_withheld;
+    }
+};
 
 /// The handshake of userfaultfd: `struct uffdio_api`.
 #[repr(C)]
@@ -177,7 +179,11 @@ fn description(memory: &Mapping) -> AreaReg {
     }
 }
 
-fn zx28() -> TestResult {
+/// Checks that adding an area does not wait for another one whose pages are slow to
+/// come.
+///
+/// In C, it waits, and the slow area gets the lower number.
+fn slow_area_does_not_delay_another() -> TestResult {
     let before = Held::now()?;
     let (consumer, area) = Consumer::new(ENTRIES, PAGES)?;
     let file = export(&consumer)?;
@@ -244,7 +250,11 @@ fn zx28() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-fn zx30() -> TestResult {
+/// Checks that the number of an area that fails while another is added stays unused,
+/// and counts towards the limit.
+///
+/// In C, the other area waits and gets the number.
+fn failed_area_keeps_its_number_unused() -> TestResult {
     const MAX_AREAS: u64 = 1024;
     let before = Held::now()?;
     let (mut consumer, area) = Consumer::new(ENTRIES, PAGES)?;
@@ -368,7 +378,11 @@ pub(super) fn meanwhile<R: Send>(
     })
 }
 
-fn bg03() -> TestResult {
+/// Checks that a device is unplugged while memory for its queue is being pinned, which
+/// then fails with ENODEV, and for a further area with EFAULT.
+///
+/// In C, unplugging waits, and both succeed.
+fn device_can_go_while_memory_is_withheld() -> TestResult {
     let in_c = zcrx_implementation() == Implementation::C;
     // A further area of a queue.
     let nic = Nic::new()?;
