@@ -17,6 +17,8 @@ import time
 from qemu.qmp import QMPError
 from qemu.qmp.legacy import QEMUMonitorProtocol
 
+import console
+
 TOP = pathlib.Path(__file__).resolve().parent.parent
 BUILD = TOP / "build"
 LOGS = BUILD / "log"
@@ -141,6 +143,7 @@ class Guest:
         self.cpu_seconds = None
         self.begin = time.monotonic()
         self.end = None
+        self.subtest = self.last = ""
         self.console = queue.Queue()
         self.report = queue.Queue()
         LOGS.mkdir(parents=True, exist_ok=True)
@@ -177,6 +180,8 @@ class Guest:
                 print(text, file=copy, flush=True)
                 if look:
                     look(text)
+                self.last = console.STAMP.sub("", text).strip() or self.last
+                self.subtest = self.last.partition("# Subtest: ")[2] or self.subtest
                 lines.put(text)
         self.end = time.monotonic()
         lines.put(None)
@@ -187,6 +192,10 @@ class Guest:
 
     def kill(self):
         self.qemu.kill()
+
+    def at_work(self):
+        """Returns the group of tests that runs, if any, and the last line of output."""
+        return ": ".join(filter(None, (self.subtest, self.last)))
 
     def console_lines(self):
         """Yields the console's lines as they come, until the guest has ended."""

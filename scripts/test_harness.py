@@ -9,10 +9,13 @@ import importlib.util
 import io
 import pathlib
 import sys
+import threading
 import tomllib
 import unittest
+import unittest.mock
 
 sys.dont_write_bytecode = True
+import alive
 import catalogue
 import console
 import skips
@@ -99,6 +102,31 @@ class Console(unittest.TestCase):
         # An announcement is for one report.
         again = [lines[1]] + ["a stack"] * console.REPORT_LINES + [lines[1]]
         self.assertEqual(reports(lines[0], *again), ([lines[1]], []))
+
+
+class Display(unittest.TestCase):
+    """Tests of the display of long work."""
+
+    def test_long_work_shows_that_it_goes_on(self):
+        words = iter(("first", "second " + 100 * "x", ""))
+        enough = threading.Event()
+
+        def at_work():
+            word = next(words, None)
+            if word is None:
+                enough.set()
+            return word
+
+        with contextlib.redirect_stdout(io.StringIO()) as shown, \
+                unittest.mock.patch.object(alive.Alive, "PERIOD", 0.01), alive.Alive("boot", at_work):
+            self.assertTrue(enough.wait(10))
+        lines = shown.getvalue().splitlines()[:3]
+        self.assertEqual(lines, ["  0:00  boot … first", "  0:00  boot … second " + 53 * "x", "  0:00  boot … "])
+
+    def test_short_work_shows_nothing(self):
+        with contextlib.redirect_stdout(io.StringIO()) as shown, alive.Alive("boot", lambda: "word"):
+            pass
+        self.assertEqual(shown.getvalue(), "")
 
 
 class Skips(unittest.TestCase):

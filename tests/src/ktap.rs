@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Prints KTAP version 1 and runs each test in a process of its own.
 
+use std::fmt;
 use std::fs::File;
 use std::io::{Read, Seek, Write};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
@@ -66,10 +67,19 @@ pub struct Finished {
     pub took: Duration,
 }
 
+/// The time after which [`run`] says again that a program is running.
+const REMINDER: Duration = Duration::from_secs(25);
+
 /// Runs a program in a process group of its own until it ends or the time limit passes,
-/// and then kills what is left of the group. Both output streams go to one unlinked
-/// file: with a pipe, a grandchild that lives on would keep the reader waiting.
-pub fn run(command: &mut Command, limit: Duration) -> anyhow::Result<Finished> {
+/// and then kills what is left of the group. Says from time to time that `name` is
+/// running. Both output streams go to one unlinked file: with a pipe, a grandchild that
+/// lives on would keep the reader waiting.
+pub fn run(
+    command: &mut Command,
+    limit: Duration,
+    name: &dyn fmt::Display,
+) -> anyhow::Result<Finished> {
+    let mut reminder = REMINDER;
     let mut capture = anonymous_file().context("a file for the output")?;
     let start = Instant::now();
     let mut child = command
@@ -87,6 +97,10 @@ pub fn run(command: &mut Command, limit: Duration) -> anyhow::Result<Finished> {
         }
         if start.elapsed() > limit {
             break None;
+        }
+        if start.elapsed() > reminder {
+            diagnostic(4, &format!("{name} has run for {} s", reminder.as_secs()));
+            reminder += REMINDER;
         }
         std::thread::sleep(Duration::from_millis(2));
     };

@@ -246,7 +246,7 @@ fn run_external(name: &str, limit: Duration) -> anyhow::Result<Verdict> {
     fs::create_dir_all(&folder).with_context(|| folder.clone())?;
     let mut command = Command::new(format!("/external/{name}"));
     command.current_dir(&folder);
-    let finished = ktap::run(&mut command, limit)?;
+    let finished = ktap::run(&mut command, limit, &name)?;
     for line in finished.output.lines() {
         ktap::diagnostic(0, line);
     }

@@ -40,7 +40,7 @@ impl Runner {
         if long {
             command.arg("--long");
         }
-        let finished = ktap::run(&mut command, kernel::limit(test.limit))
+        let finished = ktap::run(&mut command, kernel::limit(test.limit), test)
             .with_context(|| format!("running {test}"))?;
         let mut verdict = finished.verdict();
         for path in self.settings.put_back().context("settings")? {
