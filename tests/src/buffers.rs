@@ -23,12 +23,12 @@ const RECEIVE: u64 = 0x7265_6376;
 
 /// A buffer that a receive handed out, and the byte that must be in it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Taken {
+pub struct TakenBuffer {
     pub offset: u64,
     pub byte: u8,
 }
 
-impl Taken {
+impl TakenBuffer {
     /// Checks that the byte is at the offset of the completion, in the area with the
     /// number that is in that offset.
     pub fn check(&self, areas: &[&Mapping]) -> anyhow::Result<()> {
@@ -126,7 +126,7 @@ impl Consumer {
     }
 
     /// Takes a buffer. Returns `None` if none is free.
-    pub fn try_take(&mut self) -> anyhow::Result<Option<Taken>> {
+    pub fn try_take(&mut self) -> anyhow::Result<Option<TakenBuffer>> {
         let connection = &mut self.connection;
         if !connection.waits {
             // Never 0, the value of fresh memory.
@@ -149,27 +149,27 @@ impl Consumer {
         let last = self.received()?;
         expect_eq("result and flags at last", (last.res, last.flags), (0, 0))?;
         self.connection.waits = false;
-        Ok(Some(Taken { offset, byte }))
+        Ok(Some(TakenBuffer { offset, byte }))
     }
 
     /// Takes a buffer, and fails if none is free.
-    pub fn take(&mut self) -> anyhow::Result<Taken> {
+    pub fn take(&mut self) -> anyhow::Result<TakenBuffer> {
         self.try_take()?.context("no buffer is free")
     }
 
     /// Takes `count` buffers, and fails if fewer are free.
-    pub fn take_some(&mut self, count: usize) -> anyhow::Result<Vec<Taken>> {
+    pub fn take_some(&mut self, count: usize) -> anyhow::Result<Vec<TakenBuffer>> {
         (0..count).map(|_| self.take()).collect()
     }
 
     /// Takes all free buffers. A buffer that the kernel wrongly has on its free list
     /// twice is taken twice.
-    pub fn take_all(&mut self) -> anyhow::Result<Vec<Taken>> {
+    pub fn take_all(&mut self) -> anyhow::Result<Vec<TakenBuffer>> {
         std::iter::from_fn(|| self.try_take().transpose()).collect()
     }
 
     /// Takes all free buffers, which must be those at the offsets `want`, each once.
-    pub fn expect_free(&mut self, what: &str, want: &[u64]) -> anyhow::Result<Vec<Taken>> {
+    pub fn expect_free(&mut self, what: &str, want: &[u64]) -> anyhow::Result<Vec<TakenBuffer>> {
         let taken = self.take_all().with_context(|| what.to_string())?;
         let mut got: Vec<u64> = taken.iter().map(|taken| taken.offset).collect();
         let mut want = want.to_vec();
@@ -206,7 +206,7 @@ impl Consumer {
     /// Puts entries for buffers into the refill queue.
     pub fn push_offsets(&self, offsets: &[u64]) {
         for &offset in offsets {
-            self.give_back(offset);
+            self.return_buffer(offset);
         }
     }
 
@@ -225,16 +225,16 @@ impl Consumer {
 
 /// The files and the memory that a process holds, which an error must not change.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Held {
+pub struct Resources {
     files: usize,
     /// The pinned memory in bytes.
     pub pinned: u64,
     locked: u64,
 }
 
-impl Held {
+impl Resources {
     pub fn now() -> anyhow::Result<Self> {
-        Ok(Held {
+        Ok(Resources {
             files: open_files()?,
             pinned: own_memory("VmPin:")?,
             locked: own_memory("VmLck:")?,
@@ -243,12 +243,12 @@ impl Held {
 
     /// Checks that the process holds the same now.
     pub fn expect(self, what: &str) -> anyhow::Result<()> {
-        expect_eq(&format!("held after {what}"), Held::now()?, self)
+        expect_eq(&format!("held after {what}"), Resources::now()?, self)
     }
 
     /// Returns what the process holds with `pages` more pages pinned.
     pub fn with_pages(self, pages: usize) -> Self {
-        Held {
+        Resources {
             pinned: self.pinned + (pages * PAGE_SIZE) as u64,
             ..self
         }
@@ -256,7 +256,7 @@ impl Held {
 
     /// Returns what the process holds with `files` more files open.
     pub fn with_files(self, files: usize) -> Self {
-        Held {
+        Resources {
             files: self.files + files,
             ..self
         }
@@ -265,7 +265,7 @@ impl Held {
     /// Waits until the process holds the same again: a worker takes rings down later.
     pub fn wait(self, what: &str) -> anyhow::Result<()> {
         let start = Instant::now();
-        while Held::now()? != self && start.elapsed() < kernel::limit(3) {
+        while Resources::now()? != self && start.elapsed() < kernel::limit(3) {
             std::thread::sleep(Duration::from_millis(5));
         }
         self.expect(what)
@@ -273,16 +273,16 @@ impl Held {
 }
 
 /// A pipe that tells when a ring has been taken down: the ring holds its writing end.
-pub struct Gone(OwnedFd);
+pub struct RingClosed(OwnedFd);
 
-impl Gone {
+impl RingClosed {
     /// Registers a new pipe's writing end with the ring `fd`.
     pub fn watch(fd: RawFd) -> anyhow::Result<Self> {
         let (reader, writer) = nix::unistd::pipe()?;
         let files = [writer.as_raw_fd()];
         let got = register(fd, IORING_REGISTER_FILES, files.as_ptr().cast(), 1);
         expect_result("registering a pipe", got, 0)?;
-        Ok(Gone(reader))
+        Ok(RingClosed(reader))
     }
 
     /// Waits until the ring has been taken down. The runner ends a test that waits for

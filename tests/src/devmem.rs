@@ -52,9 +52,9 @@ impl Devmem {
     /// Receives `len` bytes of a stream, compares them all, and gives their fragments
     /// back.
     pub fn take(&self, stream: &mut Stream, len: usize) -> anyhow::Result<()> {
-        let left = stream.left();
-        while left - stream.left() < len {
-            let fragments = receive(stream, len - (left - stream.left()))?;
+        let left = stream.untaken();
+        while left - stream.untaken() < len {
+            let fragments = receive(stream, len - (left - stream.untaken()))?;
             ensure!(!fragments.is_empty(), "bytes in no fragment");
             for fragment in fragments {
                 expect_eq("dma-buf", fragment.dmabuf, self.binding.id)?;
@@ -62,8 +62,8 @@ impl Devmem {
                 let bytes: Vec<u8> = (start..start + fragment.size as usize)
                     .map(|at| self.memory.read(at))
                     .collect();
-                stream.was_read(&bytes)?;
-                give_back(stream, fragment.token)?;
+                stream.compare(&bytes)?;
+                return_buffer(stream, fragment.token)?;
             }
         }
         Ok(())
@@ -111,7 +111,7 @@ fn receive(stream: &Stream, len: usize) -> anyhow::Result<Vec<Fragment>> {
 }
 
 /// Gives a fragment back.
-fn give_back(stream: &Stream, token: u32) -> anyhow::Result<()> {
+fn return_buffer(stream: &Stream, token: u32) -> anyhow::Result<()> {
     let tokens = Tokens {
         start: token,
         count: 1,

@@ -24,7 +24,7 @@ const PF_KTHREAD: u64 = 0x0020_0000;
 
 /// The scope of a search for leftovers.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Look {
+pub enum Scope {
     /// The processes of one group, and what they may have left.
     Group(Pid),
     /// All processes, and everything that they may have left.
@@ -35,47 +35,55 @@ pub enum Look {
 #[derive(Clone, Default, PartialEq, Eq, Debug)]
 pub struct Leftovers {
     /// Each leftover, described in words.
-    things: BTreeSet<String>,
+    descriptions: BTreeSet<String>,
     /// The number of page pins, whichever process holds them.
     pins: i64,
 }
 
 impl Leftovers {
-    fn now(look: Look) -> anyhow::Result<Self> {
-        let mut things = BTreeSet::new();
-        match look {
-            Look::Group(group) => {
+    fn now(scope: Scope) -> anyhow::Result<Self> {
+        let mut descriptions = BTreeSet::new();
+        match scope {
+            Scope::Group(group) => {
                 if killpg(group, None).is_ok() {
-                    things.insert(format!("processes of group {group}"));
+                    descriptions.insert(format!("processes of group {group}"));
                 }
             }
-            Look::Everywhere => things.extend(processes()?),
+            Scope::Everywhere => descriptions.extend(processes()?),
         }
-        let everywhere = look == Look::Everywhere;
+        let everywhere = scope == Scope::Everywhere;
         for pool in netdev::pools_left(everywhere)? {
-            things.insert(format!("page pool {pool}"));
+            descriptions.insert(format!("page pool {pool}"));
         }
         Ok(Leftovers {
-            things,
+            descriptions,
             pins: pins()?,
         })
     }
 
     /// Waits until there are no leftovers but those `known` already. Returns the others
     /// that remain when time is up.
-    pub fn wait(look: Look, known: &mut Self) -> anyhow::Result<Self> {
+    pub fn wait(scope: Scope, known: &mut Self) -> anyhow::Result<Self> {
         let start = Instant::now();
         loop {
-            let now = Self::now(look)?;
+            let now = Self::now(scope)?;
             let new = Leftovers {
-                things: now.things.difference(&known.things).cloned().collect(),
+                descriptions: now
+                    .descriptions
+                    .difference(&known.descriptions)
+                    .cloned()
+                    .collect(),
                 pins: now.pins - known.pins,
             };
             if new == Leftovers::default() || start.elapsed() > limit(SECONDS) {
                 *known = now;
                 return Ok(new);
             }
-            if new.things.iter().any(|thing| thing.starts_with("page")) {
+            if new
+                .descriptions
+                .iter()
+                .any(|description| description.starts_with("page"))
+            {
                 // Another CPU may have to free the buffers of packets.
                 receive_on_all_cpus()?;
             }
@@ -90,7 +98,7 @@ impl Leftovers {
 
 impl fmt::Display for Leftovers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut words: Vec<String> = self.things.iter().cloned().collect();
+        let mut words: Vec<String> = self.descriptions.iter().cloned().collect();
         if self.pins != 0 {
             words.push(format!("{} pins of pages", self.pins));
         }

@@ -17,12 +17,13 @@ use crate::ethtool::{self, Flow};
 use crate::kernel::{expect_eq, expect_result, limit};
 use crate::netdev;
 use crate::register::PAGE_SIZE;
-use crate::ring::IORING_CQE_F_MORE;
 use crate::rtnl;
 use crate::sandbox::{Sysctl, stay_on_cpu};
 use crate::stream::{Stream, expect_free};
 use crate::wide::{Mapping, WideRing};
 use crate::zcrx::{EventDesc, Ifq, Registration, ZCRX_EVENT_ALLOC_FAIL, memory, pinned};
+
+mod transfer;
 
 /// The port that receives.
 pub const PORT: &str = "zsim0";
@@ -40,8 +41,8 @@ const LISTEN: u16 = 9000;
 const KNOBS: &str = "/sys/kernel/debug/zcrx_sim";
 /// The setting for the least number of microseconds that a sender waits for an
 /// acknowledgement before it sends again, and the default.
-const PATIENCE: &str = "/proc/sys/net/ipv4/tcp_rto_min_us";
-const DEFAULT_PATIENCE: u32 = 200_000;
+const MIN_RTO: &str = "/proc/sys/net/ipv4/tcp_rto_min_us";
+const DEFAULT_MIN_RTO: u32 = 200_000;
 /// The knobs that make a port misbehave. All are 0 at first.
 const MISBEHAVIOUR: [&str; 17] = [
     "page_frags",
@@ -113,10 +114,13 @@ pub fn plug(port: &str) -> anyhow::Result<()> {
     set(port, "plugged", 1)
 }
 
-/// Waits until `so` returns true. `what` describes that condition in the error.
-pub fn wait_until(what: &str, mut so: impl FnMut() -> anyhow::Result<bool>) -> anyhow::Result<()> {
+/// Waits until `condition` returns true. `what` describes that condition in the error.
+pub fn wait_until(
+    what: &str,
+    mut condition: impl FnMut() -> anyhow::Result<bool>,
+) -> anyhow::Result<()> {
     let start = Instant::now();
-    while !so()? {
+    while !condition()? {
         ensure!(start.elapsed() < limit(5), "timed out: waited until {what}");
         std::thread::sleep(Duration::from_millis(2));
     }
@@ -126,7 +130,7 @@ pub fn wait_until(what: &str, mut so: impl FnMut() -> anyhow::Result<bool>) -> a
 /// Waits until no page pool has buffers that io_uring provided, including the pools of
 /// devices that are gone. A packet that was freed on another CPU gives its buffers back
 /// with the next packet there.
-pub fn drained() -> anyhow::Result<()> {
+pub fn wait_drained() -> anyhow::Result<()> {
     wait_until("all pools of the area are gone", || {
         receive_on_all_cpus()?;
         Ok(netdev::provided_pools()?.is_empty())
@@ -245,8 +249,8 @@ impl Nic {
     pub fn new() -> anyhow::Result<Self> {
         // An orphaned socket keeps the packets that came after a lost one, and their
         // buffers, until it has retried this often.
-        const SAID: &str = "/proc/sys/net/ipv4/tcp_orphan_retries";
-        fs::write(SAID, "1").context(SAID)?;
+        const ORPHAN_RETRIES: &str = "/proc/sys/net/ipv4/tcp_orphan_retries";
+        fs::write(ORPHAN_RETRIES, "1").context(ORPHAN_RETRIES)?;
         for port in [PORT, PEER] {
             expect_eq("IOMMU", get(port, "iommu")? == 1, behind_iommu()?)?;
             unplug(port)?;
@@ -258,7 +262,7 @@ impl Nic {
             plug(port)?;
         }
         // A process that ended a moment ago may still have had a queue.
-        drained()?;
+        wait_drained()?;
         let nic = Nic {
             index: nix::net::if_::if_nametoindex(PORT)?,
             peer: new_namespace()?,
@@ -287,7 +291,7 @@ impl Nic {
     }
 
     /// Runs `f` on this thread in the namespace of [`PEER`].
-    pub fn at_peer<R>(&self, f: impl FnOnce() -> anyhow::Result<R>) -> anyhow::Result<R> {
+    pub fn in_peer_namespace<R>(&self, f: impl FnOnce() -> anyhow::Result<R>) -> anyhow::Result<R> {
         let here = File::open("/proc/thread-self/ns/net")?;
         setns(&self.peer, CloneFlags::CLONE_NEWNET)?;
         let got = f();
@@ -394,18 +398,18 @@ impl Nic {
 
     /// Connects from [`PEER`] to an address of [`PORT`]. Returns sender and receiver.
     pub fn connect_to(&self, address: &str) -> anyhow::Result<(TcpStream, TcpStream)> {
-        self.connect(address, DEFAULT_PATIENCE)
+        self.connect(address, DEFAULT_MIN_RTO)
     }
 
-    /// Connects. `patience` is the least number of microseconds that the sender waits
+    /// Connects. `min_rto` is the least number of microseconds that the sender waits
     /// for an acknowledgement before it sends again. Returns sender and receiver.
-    fn connect(&self, address: &str, patience: u32) -> anyhow::Result<(TcpStream, TcpStream)> {
+    fn connect(&self, address: &str, min_rto: u32) -> anyhow::Result<(TcpStream, TcpStream)> {
         let address = SocketAddr::new(address.parse()?, LISTEN);
         let namespace = self.peer.try_clone()?;
         let connecting = std::thread::spawn(move || {
             setns(namespace, CloneFlags::CLONE_NEWNET)?;
             // A socket takes the setting over when it is made.
-            fs::write(PATIENCE, patience.to_string()).context(PATIENCE)?;
+            fs::write(MIN_RTO, min_rto.to_string()).context(MIN_RTO)?;
             anyhow::Ok(TcpStream::connect(address)?)
         });
         let (receiver, _) = self.listener.accept()?;
@@ -478,142 +482,25 @@ impl Nic {
     }
 
     /// Waits until [`QUEUE`] has no provider, and none of a provider's buffers is out.
-    pub fn released(&self) -> anyhow::Result<()> {
+    pub fn wait_released(&self) -> anyhow::Result<()> {
         wait_until("the queue is released", || Ok(self.provided()?.is_none()))?;
-        drained()
+        wait_drained()
     }
 
     /// Takes the device down and checks that all `buffers` buffers of the area are free
     /// then.
-    pub fn conserved(&self, ring: &mut WideRing, ifq: &Ifq, buffers: usize) -> anyhow::Result<()> {
+    pub fn expect_conserved(
+        &self,
+        ring: &mut WideRing,
+        ifq: &Ifq,
+        buffers: usize,
+    ) -> anyhow::Result<()> {
         ifq.flush_all(ring.fd())?;
         self.down()?;
-        drained()?;
+        wait_drained()?;
         expect_free(ring, ifq, buffers)?;
         self.up()
     }
-
-    /// Sends `len` bytes of the pattern through a queue, compares all bytes received,
-    /// and gives every buffer back through the refill queue for NAPI to find.
-    pub fn transfer(&self, ring: &mut WideRing, ifq: &Ifq, len: usize) -> anyhow::Result<Tally> {
-        self.transfer_to("10.9.0.1", ring, ifq, len)
-    }
-
-    /// Makes the transfer of [`Self::transfer`] to a given address of [`PORT`].
-    pub fn transfer_to(
-        &self,
-        address: &str,
-        ring: &mut WideRing,
-        ifq: &Ifq,
-        len: usize,
-    ) -> anyhow::Result<Tally> {
-        self.transfer_over(self.connect_to(address)?, ring, ifq, len)
-    }
-
-    /// Makes a transfer whose sender sends again only what was lost, not what is merely
-    /// late, and has no more under way than the sockets have room for.
-    pub fn patient_transfer(
-        &self,
-        address: &str,
-        ring: &mut WideRing,
-        ifq: &Ifq,
-        len: usize,
-    ) -> anyhow::Result<Tally> {
-        const PATIENT: u32 = 60_000_000;
-        let _room = limit_sockets(ifq.area.len() / PAGE_SIZE / 4)?;
-        let connection = self.connect(address, PATIENT)?;
-        self.probe_losses(false)?;
-        let tally = self.transfer_over(connection, ring, ifq, len);
-        self.probe_losses(true)?;
-        tally
-    }
-
-    /// Sets whether senders probe for the loss of their last segments, which they do by
-    /// default.
-    fn probe_losses(&self, probe: bool) -> anyhow::Result<()> {
-        const PROBES: &str = "/proc/sys/net/ipv4/tcp_early_retrans";
-        // The default, or no probes.
-        let value = if probe { "3" } else { "0" };
-        within(Some(&self.peer), || {
-            fs::write(PROBES, value).context(PROBES)
-        })
-    }
-
-    fn transfer_over(
-        &self,
-        connection: (TcpStream, TcpStream),
-        ring: &mut WideRing,
-        ifq: &Ifq,
-        len: usize,
-    ) -> anyhow::Result<Tally> {
-        let mut stream = Stream::over(connection, 1);
-        // The first packet of the connection may have been late and sent twice.
-        let sent_again = stream.sent_again()?;
-        let before = self.counts()?;
-        let thread = stream.send_later(len)?;
-        ring.push(stream.recv(ifq, 0))?;
-        let mut completions = 0;
-        loop {
-            let cqe = ring.cqe()?;
-            if cqe.flags & IORING_CQE_F_MORE != 0 {
-                completions += 1;
-                ifq.give_back(stream.take(ifq, &cqe)?);
-            } else if cqe.res == -libc::ENOSPC {
-                // The completion queue was full.
-                ring.push(stream.recv(ifq, 0))?;
-            } else {
-                expect_result("the end", cqe.res, 0)?;
-                break;
-            }
-        }
-        expect_eq("bytes left", stream.left(), 0)?;
-        thread.join().ok().context("the sender panicked")??;
-        let after = self.counts()?;
-        Ok(Tally {
-            completions,
-            niov_frags: after.niov_frags - before.niov_frags,
-            page_frags: after.page_frags - before.page_frags,
-            no_buffer: after.no_buffer - before.no_buffer,
-            sent_again: stream.sent_again()? - sent_again,
-        })
-    }
-
-    /// Checks that a transfer of `len` bytes copies and loses nothing: each completion
-    /// is of a fragment in the area, and there always was a buffer. Returns the number
-    /// of completions.
-    pub fn zero_copy(&self, ring: &mut WideRing, ifq: &Ifq, len: usize) -> anyhow::Result<u64> {
-        self.zero_copy_to("10.9.0.1", ring, ifq, len)
-    }
-
-    /// Checks the same of a transfer to a given address of [`PORT`].
-    pub fn zero_copy_to(
-        &self,
-        address: &str,
-        ring: &mut WideRing,
-        ifq: &Ifq,
-        len: usize,
-    ) -> anyhow::Result<u64> {
-        let tally = self.patient_transfer(address, ring, ifq, len)?;
-        expect_eq("packets without a buffer", tally.no_buffer, 0)?;
-        expect_eq("segments that were sent again", tally.sent_again, 0)?;
-        expect_eq("fragments in pages", tally.page_frags, 0)?;
-        expect_eq("completions", tally.completions, tally.niov_frags)?;
-        Ok(tally.completions)
-    }
-}
-
-/// The counts of one transfer.
-#[derive(Clone, Copy, Debug)]
-pub struct Tally {
-    pub completions: u64,
-    /// Fragments delivered in the area.
-    pub niov_frags: u64,
-    /// Fragments delivered in pages.
-    pub page_frags: u64,
-    /// Packets that were dropped because there was no buffer for them.
-    pub no_buffer: u64,
-    /// Segments that TCP sent more than once.
-    pub sent_again: u32,
 }
 
 impl Drop for Nic {

@@ -70,7 +70,7 @@ impl Settings {
     }
 
     /// Restores the settings that have changed. Returns their files.
-    pub fn put_back(&self) -> anyhow::Result<Vec<&Path>> {
+    pub fn restore(&self) -> anyhow::Result<Vec<&Path>> {
         let mut changed = Vec::new();
         for (path, value) in &self.0 {
             let name = || format!("{path:?}");

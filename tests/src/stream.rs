@@ -66,7 +66,7 @@ impl Stream {
     pub fn send(&mut self, len: usize) -> anyhow::Result<()> {
         let bytes = self.next(len);
         self.sender.write_all(&bytes)?;
-        self.arrives()
+        self.wait_arrived()
     }
 
     /// Sends up to `most` more bytes, as many as the sockets have room for, and does
@@ -101,32 +101,32 @@ impl Stream {
     }
 
     /// Returns the number of bytes that were sent and not yet taken.
-    pub fn left(&self) -> usize {
+    pub fn untaken(&self) -> usize {
         self.sent - self.taken
     }
 
     /// Waits until all bytes that were sent and not taken can be received.
-    pub fn arrives(&self) -> anyhow::Result<()> {
+    pub fn wait_arrived(&self) -> anyhow::Result<()> {
         let start = Instant::now();
         loop {
             let mut there: libc::c_int = 0;
             // SAFETY: FIONREAD writes an int.
             let ret = unsafe { libc::ioctl(self.receiver.as_raw_fd(), libc::FIONREAD, &mut there) };
             ensure!(ret == 0, "FIONREAD: {}", std::io::Error::last_os_error());
-            if there as usize == self.left() {
+            if there as usize == self.untaken() {
                 return Ok(());
             }
             ensure!(
                 start.elapsed() < limit(5),
                 "{there} bytes of {} arrived",
-                self.left()
+                self.untaken()
             );
             std::thread::sleep(Duration::from_millis(1));
         }
     }
 
     /// Counts the segments that TCP has sent more than once.
-    pub fn sent_again(&self) -> anyhow::Result<u32> {
+    pub fn retransmissions(&self) -> anyhow::Result<u32> {
         // SAFETY: all zeroes is a valid structure.
         let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
         let mut size = size_of_val(&info) as libc::socklen_t;
@@ -161,10 +161,10 @@ impl Stream {
 
     /// Takes all bytes that were sent, and gives every buffer back at once.
     pub fn take_all(&mut self, ring: &mut WideRing, ifq: &Ifq) -> anyhow::Result<()> {
-        while self.left() != 0 {
+        while self.untaken() != 0 {
             let cqe = ring.cqe()?;
             let offset = self.take(ifq, &cqe)?;
-            ifq.give_back(offset);
+            ifq.return_buffer(offset);
             ifq.flush_all(ring.fd())?;
         }
         Ok(())
@@ -179,7 +179,7 @@ impl Stream {
                 return Ok(cqe);
             }
             let offset = self.take(ifq, &cqe)?;
-            ifq.give_back(offset);
+            ifq.return_buffer(offset);
             ifq.flush_all(ring.fd())?;
         }
     }
@@ -188,7 +188,7 @@ impl Stream {
     /// this ends the request, with no error.
     pub fn end(self, ring: &mut WideRing) -> anyhow::Result<()> {
         let want = ended(self.user_data, 0);
-        expect_eq("bytes that are not taken", self.left(), 0)?;
+        expect_eq("bytes that are not taken", self.untaken(), 0)?;
         drop(self);
         expect_eq("the end of a stream", ring.cqe()?, want)
     }
@@ -196,11 +196,11 @@ impl Stream {
     /// Fills `data` by read(2) and compares it with what was sent.
     pub fn read(&mut self, data: &mut [u8]) -> anyhow::Result<()> {
         self.receiver.read_exact(data)?;
-        self.was_read(data)
+        self.compare(data)
     }
 
     /// Compares bytes that the caller has read from the connection with what was sent.
-    pub fn was_read(&mut self, data: &[u8]) -> anyhow::Result<()> {
+    pub fn compare(&mut self, data: &[u8]) -> anyhow::Result<()> {
         ensure!(
             data == pattern(self.taken, data.len()),
             "other bytes were read than were sent, from {} on",
@@ -213,7 +213,7 @@ impl Stream {
     /// Reads what is left by read(2), and checks that it is all that was sent and no
     /// more.
     pub fn read_left(&mut self) -> anyhow::Result<()> {
-        let mut data = vec![0; self.left()];
+        let mut data = vec![0; self.untaken()];
         self.read(&mut data)?;
         self.receiver.set_nonblocking(true)?;
         let more = self.receiver.read(&mut [0]);
@@ -261,10 +261,10 @@ pub fn expect_free(ring: &mut WideRing, ifq: &Ifq, count: usize) -> anyhow::Resu
     let _ = thread.join();
     expect_eq("free buffers", offsets.len(), count)?;
     for &offset in &offsets {
-        if ifq.unread() == ifq.entries {
+        if ifq.pending() == ifq.entries {
             ifq.flush_all(ring.fd())?;
         }
-        ifq.give_back(offset);
+        ifq.return_buffer(offset);
     }
     ifq.flush_all(ring.fd())?;
     offsets.sort_unstable();

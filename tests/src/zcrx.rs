@@ -284,7 +284,7 @@ impl RefillQueue {
     }
 
     /// Returns the number of entries that the kernel has not consumed yet.
-    pub fn unread(&self) -> u32 {
+    pub fn pending(&self) -> u32 {
         self.tail().wrapping_sub(self.head())
     }
 
@@ -297,7 +297,7 @@ impl RefillQueue {
     }
 
     /// Gives back the buffer that a completion handed out.
-    pub fn give_back(&self, offset: u64) {
+    pub fn return_buffer(&self, offset: u64) {
         self.push(Rqe {
             off: offset,
             ..Default::default()
@@ -317,11 +317,11 @@ impl RefillQueue {
     /// Makes the kernel consume all entries. The kernel may stop at an entry that is
     /// not valid, so this calls it as often as needed.
     pub fn flush_all(&self, fd: RawFd) -> anyhow::Result<()> {
-        while self.unread() != 0 {
-            let before = self.unread();
+        while self.pending() != 0 {
+            let before = self.pending();
             expect_result("flush", self.flush(fd), 0)?;
             ensure!(
-                self.unread() < before,
+                self.pending() < before,
                 "the kernel consumed none of {before} entries"
             );
         }
@@ -431,7 +431,7 @@ pub fn transfer(ring: &mut WideRing, ifq: &Ifq, len: usize) -> anyhow::Result<()
             "other bytes than were sent, from {taken} on"
         );
         taken += data.len();
-        ifq.give_back(cqe.extra.context("no offset")?[0]);
+        ifq.return_buffer(cqe.extra.context("no offset")?[0]);
         expect_result("flush", ifq.flush(ring.fd()), 0)?;
     }
     let last = ring.cqe()?;

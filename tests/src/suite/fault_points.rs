@@ -128,7 +128,7 @@ pub trait Scenario: Sized {
 
 /// The number of outcomes of each kind in a sweep.
 #[derive(Default, Debug)]
-pub struct Met {
+pub struct Outcomes {
     pub no_memory: u32,
     pub fault: u32,
     /// Calls that succeeded in spite of the failure, as the JIT allows.
@@ -143,11 +143,11 @@ const UNTOUCHED: u32 = 4;
 
 /// Fails the first, second, … fault point of a scenario, each in a new child, until the
 /// call has no more of them.
-pub fn sweep<S: Scenario>(what: &str) -> anyhow::Result<Met> {
+pub fn sweep<S: Scenario>(what: &str) -> anyhow::Result<Outcomes> {
     const MOST: usize = 2000;
     let shared = Shared::<[AtomicU32; 1]>::new()?;
     let outcome = &shared[0];
-    let mut met = Met::default();
+    let mut met = Outcomes::default();
     for n in 1..MOST {
         outcome.store(0, SeqCst);
         sandbox::in_child(|| {
@@ -160,7 +160,7 @@ pub fn sweep<S: Scenario>(what: &str) -> anyhow::Result<Met> {
             FAULT => met.fault += 1,
             ABSORBED => met.absorbed += 1,
             UNTOUCHED => {
-                let Met {
+                let Outcomes {
                     no_memory,
                     fault,
                     absorbed,

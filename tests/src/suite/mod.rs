@@ -28,6 +28,7 @@ mod stress_anything;
 mod stress_rings;
 mod submission;
 mod task_restrictions;
+mod zcrx_areas;
 mod zcrx_churn;
 mod zcrx_control;
 mod zcrx_device;
@@ -39,11 +40,11 @@ mod zcrx_device_fault;
 mod zcrx_device_netlink;
 mod zcrx_device_points;
 mod zcrx_device_pools;
+mod zcrx_device_provider;
 mod zcrx_device_replaced;
 mod zcrx_device_selftest;
 mod zcrx_device_stress;
 mod zcrx_device_unbind;
-mod zcrx_device_whose;
 mod zcrx_errors;
 mod zcrx_events;
 mod zcrx_export;
@@ -62,6 +63,7 @@ mod zcrx_stream;
 mod zcrx_stress;
 mod zcrx_tasks;
 mod zcrx_waiting;
+mod zcrx_write_back;
 
 use std::fmt;
 
@@ -190,13 +192,18 @@ const GROUPS: &[Group] = &[
     Group {
         tag: "D7",
         name: "zcrx registration",
-        tests: &[zcrx_registration::TESTS, zcrx_memory::TESTS],
+        tests: &[
+            zcrx_registration::TESTS,
+            zcrx_write_back::TESTS,
+            zcrx_memory::TESTS,
+        ],
     },
     Group {
         tag: "D8",
         name: "zcrx control and sharing",
         tests: &[
             zcrx_control::TESTS,
+            zcrx_areas::TESTS,
             zcrx_export::TESTS,
             zcrx_sharing::TESTS,
             zcrx_flush::TESTS,
@@ -230,7 +237,7 @@ const GROUPS: &[Group] = &[
             zcrx_device_replaced::TESTS,
             zcrx_device_netlink::TESTS,
             zcrx_device_unbind::TESTS,
-            zcrx_device_whose::TESTS,
+            zcrx_device_provider::TESTS,
             zcrx_device_selftest::TESTS,
         ],
     },

@@ -201,7 +201,7 @@ fn repeated_deny_rest_denies_the_same_opcodes() -> TestResult {
 
 /// The errors with which prep refuses a zeroed request before filters run, and the
 /// opcodes of each.
-const OF_PREP: &[(i32, &[u8])] = &[
+const PREP_ERRORS: &[(i32, &[u8])] = &[
     (
         libc::EFAULT,
         &[9, 10, 18, 21, 29, 35, 36, 37, 38, 39, 41, 42, 43, 44, 48],
@@ -240,7 +240,7 @@ fn deny_rest_keeps_earlier_filters_in_force() -> TestResult {
         if [op::NOP, op::SOCKET, op::CLOSE].contains(&opcode) {
             continue;
         }
-        let of_prep = OF_PREP
+        let of_prep = PREP_ERRORS
             .iter()
             .find(|(_, opcodes)| opcodes.contains(&opcode));
         let want = of_prep.map_or(DENIED, |(errno, _)| -errno);

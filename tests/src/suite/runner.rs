@@ -11,7 +11,7 @@ use anyhow::Context;
 use super::{NOTE, Test};
 use crate::kernel;
 use crate::ktap::{self, Finished, Verdict};
-use crate::leftovers::{Leftovers, Look};
+use crate::leftovers::{Leftovers, Scope};
 use crate::settings::Settings;
 
 /// A runner of tests, which records how long they take.
@@ -43,24 +43,24 @@ impl Runner {
         let finished = ktap::run(&mut command, kernel::limit(test.limit), test)
             .with_context(|| format!("running {test}"))?;
         let mut verdict = finished.verdict();
-        for path in self.settings.put_back().context("settings")? {
+        for path in self.settings.restore().context("settings")? {
             if finished.status.is_none() {
                 ktap::diagnostic(4, &format!("{}: {} is put back", test.tag, path.display()));
             }
         }
-        let left = Leftovers::wait(Look::Group(finished.group), &mut self.known)?;
+        let left = Leftovers::wait(Scope::Group(finished.group), &mut self.known)?;
         if !left.is_empty() {
             let reason = format!("{}, leaves {left}", in_words(&verdict));
             verdict = Verdict::Failed(reason);
         }
-        say(test, &finished, &verdict);
+        show_output(test, &finished, &verdict);
         self.times.push((finished.took, test));
         Ok(verdict)
     }
 
     /// Waits until nothing is left of any test.
     pub fn finish(&mut self) -> anyhow::Result<Verdict> {
-        let left = Leftovers::wait(Look::Everywhere, &mut self.known)?;
+        let left = Leftovers::wait(Scope::Everywhere, &mut self.known)?;
         Ok(if left.is_empty() {
             Verdict::Passed
         } else {
@@ -90,7 +90,7 @@ fn in_words(verdict: &Verdict) -> String {
 }
 
 /// Shows a test's notes, and all its output if it failed.
-fn say(test: &Test, finished: &Finished, verdict: &Verdict) {
+fn show_output(test: &Test, finished: &Finished, verdict: &Verdict) {
     let failed = matches!(verdict, Verdict::Failed(_));
     for line in finished.output.lines() {
         if let Some(note) = line.strip_prefix(NOTE) {

@@ -16,11 +16,11 @@ use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::zcrx_registration::read_only;
 use super::zcrx_sharing::{ENTRIES, PAGES, export, export_of, import, receive_file, send_file};
 use super::zcrx_stress::{importing_ring, part};
+use super::zcrx_write_back::read_only;
 use super::{NOTE, Outcome, Test, TestResult, is_long, seed, tests};
-use crate::buffers::{Consumer, Held, Taken, offset};
+use crate::buffers::{Consumer, Resources, TakenBuffer, offset};
 use crate::kernel::{self, expect_eq, expect_result};
 use crate::register::PAGE_SIZE;
 use crate::sandbox::{self, Shared, killed, pins};
@@ -89,7 +89,7 @@ fn hand_on(
     for _ in 0..rounds(32) {
         let file = receive_file(from)?;
         let mut importer = import(&file)?;
-        let mut taken: Vec<Taken> = Vec::new();
+        let mut taken: Vec<TakenBuffer> = Vec::new();
         for _ in 0..rng.usize(..4) {
             taken.extend(importer.try_take()?);
         }
@@ -104,7 +104,7 @@ fn hand_on(
         {
             let _filling = Filling::begin(filling);
             for taken in &taken {
-                importer.give_back(taken.offset);
+                importer.return_buffer(taken.offset);
             }
             if rng.bool() {
                 importer.flush()?;
@@ -122,7 +122,7 @@ fn hand_on(
 /// Sends one queue of ST07 through the processes. Its maker keeps it open if `keep`.
 fn wander(keep: bool, filling: &AtomicU32, rng: &mut Rng) -> anyhow::Result<()> {
     const PROCESSES: usize = 3;
-    let (held, pinned) = (Held::now()?, pins()?);
+    let (held, pinned) = (Resources::now()?, pins()?);
     let sockets = (0..PROCESSES).map(|_| UnixStream::pair());
     let sockets = sockets.collect::<std::io::Result<Vec<_>>>()?;
     // Nothing has been made yet that the children could inherit.
@@ -268,7 +268,7 @@ fn fail_and_end(rng: &mut Rng) -> anyhow::Result<u32> {
 /// page stays pinned.
 fn refill_queues_are_mapped_while_rings_end() -> TestResult {
     println!("{NOTE}seed {}", seed());
-    let (held, pinned) = (Held::now()?, pins()?);
+    let (held, pinned) = (Resources::now()?, pins()?);
     let mut rng = Rng::with_seed(seed());
     let mut maps = 0;
     for round in 0..rounds(120) {
@@ -296,8 +296,8 @@ fn receive_some(ring: &mut WideRing, ifq: &Ifq) -> anyhow::Result<()> {
             ring.push(stream.recv(ifq, 0))?;
             continue;
         }
-        ifq.give_back(stream.take(ifq, &cqe)?);
-        while ifq.unread() != 0 {
+        ifq.return_buffer(stream.take(ifq, &cqe)?);
+        while ifq.pending() != 0 {
             expect_result("flush", ifq.flush(ring.fd()), 0)?;
         }
     }
@@ -314,7 +314,7 @@ fn victim(counts: &[AtomicU32; 2]) -> anyhow::Result<()> {
     sandbox::count_locked_memory()?;
     setrlimit(Resource::RLIMIT_MEMLOCK, LOCKED, LOCKED).context("RLIMIT_MEMLOCK")?;
     loop {
-        let held = Held::now()?;
+        let held = Resources::now()?;
         let mut ring = WideRing::with(8, 64, ZCRX_SETUP)?;
         let ifq = Ifq::new(ring.fd(), 8, 2 * PAGES)?;
         let file = export_of(&ring, ifq.id)?;

@@ -76,7 +76,7 @@ fn data_is_not_copied() -> TestResult {
     }
     let copied: Stats = ifq.refill.memory.read(stats);
     expect_eq("copied", copied, Stats::default())?;
-    nic.conserved(&mut ring, &ifq, 4096)?;
+    nic.expect_conserved(&mut ring, &ifq, 4096)?;
     Ok(Outcome::Passed)
 }
 
@@ -104,9 +104,9 @@ pub fn works(nic: &Nic) -> anyhow::Result<()> {
     let mut ring = roomy_ring()?;
     let ifq = nic.ifq(&ring, ENTRIES, BUFFERS)?;
     nic.zero_copy(&mut ring, &ifq, 100 * PAGE_SIZE)?;
-    nic.conserved(&mut ring, &ifq, BUFFERS)?;
+    nic.expect_conserved(&mut ring, &ifq, BUFFERS)?;
     drop((ifq, ring));
-    nic.released()?;
+    nic.wait_released()?;
     nic::wait_pinned(0)
 }
 
@@ -141,7 +141,7 @@ fn unsuitable_devices_and_queues_are_refused() -> TestResult {
         let area = memory(8)?;
         let got = nic.registration(64, &area).register(ring.fd());
         drop(ring);
-        nic.released()?;
+        nic.wait_released()?;
         Ok(got == 0)
     })?;
     nic::wait_pinned(0)?;
@@ -168,7 +168,7 @@ fn unsuitable_devices_and_queues_are_refused() -> TestResult {
     registration.reg.if_rxq = QUEUE + 1;
     expect_result("another queue", registration.register(other.fd()), 0)?;
     drop((other, ifq, ring));
-    nic.released()?;
+    nic.wait_released()?;
     works(&nic)?;
     Ok(Outcome::Passed)
 }
@@ -249,7 +249,7 @@ fn large_buffers_must_be_contiguous() -> TestResult {
     expect_result("scattered", got, want)?;
     expect_eq("pinned", pinned()?, if want == 0 { 64 } else { 0 })?;
     drop(ring);
-    nic.released()?;
+    nic.wait_released()?;
     nic::wait_pinned(0)?;
 
     let area = huge()?;
@@ -268,9 +268,9 @@ fn large_buffers_must_be_contiguous() -> TestResult {
         completions < (4 << 20) / PAGE_SIZE as u64,
         "{completions} completions"
     );
-    nic.conserved(&mut ring, &ifq, buffers)?;
+    nic.expect_conserved(&mut ring, &ifq, buffers)?;
     drop((ifq, ring));
-    nic.released()?;
+    nic.wait_released()?;
 
     works(&nic)?;
     Ok(Outcome::Passed)
@@ -310,9 +310,9 @@ fn buffers_larger_than_a_dma_segment_are_refused() -> TestResult {
         let ifq = Ifq::attach(ring.fd(), registration, area)?;
         nic.set_ring(16)?;
         nic.zero_copy(&mut ring, &ifq, 1 << 20)?;
-        nic.conserved(&mut ring, &ifq, buffers)?;
+        nic.expect_conserved(&mut ring, &ifq, buffers)?;
         drop((ifq, ring));
-        nic.released()?;
+        nic.wait_released()?;
         nic::wait_pinned(0)?;
     }
     works(&nic)?;
@@ -372,7 +372,7 @@ fn netlink_reports_queue_and_pool() -> TestResult {
     expect_eq("when up again", nic.provided()?, size)?;
     expect_eq("pools when up", netdev::provided_pools()?.len(), 1)?;
     drop((ifq, ring));
-    nic.released()?;
+    nic.wait_released()?;
     Ok(Outcome::Passed)
 }
 
@@ -396,6 +396,6 @@ fn channels_of_a_bound_queue_cannot_be_removed() -> TestResult {
     nic.ethtool("-L zsim0 combined 3")?;
     nic.ethtool("-N zsim0 flow-type tcp4 dst-port 9000 action 1")?;
     nic.zero_copy(&mut ring, &ifq, 100 * PAGE_SIZE)?;
-    nic.conserved(&mut ring, &ifq, BUFFERS)?;
+    nic.expect_conserved(&mut ring, &ifq, BUFFERS)?;
     Ok(Outcome::Passed)
 }

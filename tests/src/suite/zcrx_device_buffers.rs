@@ -44,7 +44,7 @@ pub const TESTS: &[Test] = tests! {
 /// offsets of the buffers.
 fn take_all(ring: &mut WideRing, ifq: &Ifq, stream: &mut Stream) -> anyhow::Result<Vec<u64>> {
     let mut offsets = Vec::new();
-    while stream.left() != 0 {
+    while stream.untaken() != 0 {
         let cqe = ring.cqe()?;
         offsets.push(stream.take(ifq, &cqe)?);
     }
@@ -71,7 +71,7 @@ fn event_fires_when_no_buffer_is_left() -> TestResult {
         // Each packet takes one buffer. The event fires when the last buffer is in the
         // ring and the device asks for another.
         while offsets.len() < FEW {
-            if stream.left() == 0 {
+            if stream.untaken() == 0 {
                 stream.send_some(100)?;
             }
             let cqe = ring.cqe()?;
@@ -107,11 +107,11 @@ fn event_fires_when_no_buffer_is_left() -> TestResult {
         expect_result("armed for the next round", got, 0)?;
 
         for offset in offsets.drain(..) {
-            ifq.give_back(offset);
+            ifq.return_buffer(offset);
         }
         // The packet finds a buffer now, unless NAPI came first and the event fires
         // again.
-        while stream.left() != 0 {
+        while stream.untaken() != 0 {
             let cqe = ring.cqe()?;
             if cqe.user_data == EVENT {
                 let got = arm(&ring, &ifq, ZCRX_EVENT_ALLOC_FAIL);
@@ -123,7 +123,7 @@ fn event_fires_when_no_buffer_is_left() -> TestResult {
         drop(stream);
         expect_eq("the end of the connection", ring.cqe().is_ok(), true)?;
         for offset in offsets.drain(..) {
-            ifq.give_back(offset);
+            ifq.return_buffer(offset);
         }
         ifq.flush_all(ring.fd())?;
     }
@@ -164,7 +164,7 @@ fn buffers_return_to_their_pool_after_a_restart() -> TestResult {
     // that they came from.
     for (number, offsets) in held.into_iter().enumerate().rev() {
         for offset in offsets {
-            ifq.give_back(offset);
+            ifq.return_buffer(offset);
         }
         if number == 1 {
             ifq.flush_all(ring.fd())?;
@@ -179,7 +179,7 @@ fn buffers_return_to_their_pool_after_a_restart() -> TestResult {
         Ok(pools.len() == 1 && !pools[0].detached)
     })?;
     stream.end(&mut ring)?;
-    nic.conserved(&mut ring, &ifq, 2 * BUFFERS)?;
+    nic.expect_conserved(&mut ring, &ifq, 2 * BUFFERS)?;
     Ok(Outcome::Passed)
 }
 
@@ -195,8 +195,8 @@ fn napi_and_flush_consume_the_refill_queue() -> TestResult {
     // This is many times as much data as there is room for, without a flush.
     for _ in 0..4 {
         let head = ifq.head();
-        let tally = nic.transfer(&mut ring, &ifq, 8 * FEW * PAGE_SIZE)?;
-        expect_eq("pages", tally.page_frags, 0)?;
+        let counts = nic.transfer(&mut ring, &ifq, 8 * FEW * PAGE_SIZE)?;
+        expect_eq("pages", counts.page_frags, 0)?;
         let read = ifq.head().wrapping_sub(head);
         ensure!(read as usize > 4 * FEW, "NAPI has read {read} entries");
     }
@@ -206,11 +206,11 @@ fn napi_and_flush_consume_the_refill_queue() -> TestResult {
     ring.push(stream.recv(&ifq, 0))?;
     let last = stream.take_until_end(&mut ring, &ifq)?;
     expect_eq("the end", last, ended(1, 0))?;
-    expect_eq("bytes left", stream.left(), 0)?;
+    expect_eq("bytes left", stream.untaken(), 0)?;
     thread.join().ok().context("the sender panicked")??;
-    expect_eq("entries that are not read", ifq.unread(), 0)?;
+    expect_eq("entries that are not read", ifq.pending(), 0)?;
     drop(stream);
-    nic.conserved(&mut ring, &ifq, FEW)?;
+    nic.expect_conserved(&mut ring, &ifq, FEW)?;
     Ok(Outcome::Passed)
 }
 
@@ -241,28 +241,28 @@ fn data_in_pages_is_copied() -> TestResult {
             let what = format!("lists {lists}, pages {pages}");
             nic.set("page_frags", pages)?;
             let before = copied();
-            let tally = nic.patient_transfer("10.9.0.1", &mut ring, &ifq, LEN)?;
+            let counts = nic.transfer_without_timeouts("10.9.0.1", &mut ring, &ifq, LEN)?;
             let (count, bytes) = (
                 copied().copy_count - before.copy_count,
                 copied().copy_bytes - before.copy_bytes,
             );
             if pages == -1 {
-                expect_eq(&what, tally.niov_frags, 0)?;
+                expect_eq(&what, counts.niov_frags, 0)?;
                 expect_eq(&what, bytes, LEN as u64)?;
             } else if pages == 0 {
-                expect_eq(&what, (tally.page_frags, count, bytes), (0, 0, 0))?;
+                expect_eq(&what, (counts.page_frags, count, bytes), (0, 0, 0))?;
             } else {
-                ensure!(tally.page_frags > 0 && tally.niov_frags > 0, "{what}");
+                ensure!(counts.page_frags > 0 && counts.niov_frags > 0, "{what}");
             }
-            expect_eq(&what, (tally.no_buffer, tally.sent_again), (0, 0))?;
-            let delivered = tally.niov_frags + tally.page_frags;
-            expect_eq(&what, tally.completions, delivered)?;
-            expect_eq(&what, count, tally.page_frags)?;
+            expect_eq(&what, (counts.no_buffer, counts.retransmissions), (0, 0))?;
+            let delivered = counts.niov_frags + counts.page_frags;
+            expect_eq(&what, counts.completions, delivered)?;
+            expect_eq(&what, count, counts.page_frags)?;
             // Buffers with copied data come back only by a flush.
             ifq.flush_all(ring.fd())?;
         }
     }
-    nic.conserved(&mut ring, &ifq, 2 * BUFFERS)?;
+    nic.expect_conserved(&mut ring, &ifq, 2 * BUFFERS)?;
     Ok(Outcome::Passed)
 }
 
@@ -287,7 +287,7 @@ fn until_read(
     held: &mut Vec<u64>,
 ) -> anyhow::Result<()> {
     for _ in 0..1000 {
-        if ifq.unread() == 0 {
+        if ifq.pending() == 0 {
             return Ok(());
         }
         held.push(four(ring, ifq, stream)?);
@@ -316,7 +316,7 @@ fn buffer_with_several_fragments_needs_all_entries() -> TestResult {
         ring.push(stream.recv(&ifq, 0))?;
         let first = four(&mut ring, &ifq, &mut stream)?;
         for part in 0..entries {
-            ifq.give_back(first + part % 4 * 1024);
+            ifq.return_buffer(first + part % 4 * 1024);
         }
         let mut held = Vec::new();
         if flush {
@@ -324,10 +324,10 @@ fn buffer_with_several_fragments_needs_all_entries() -> TestResult {
         } else {
             until_read(&mut ring, &ifq, &mut stream, &mut held)?;
         }
-        expect_eq(&what, ifq.unread(), 0)?;
+        expect_eq(&what, ifq.pending(), 0)?;
         for offset in held {
             for part in 0..4 {
-                ifq.give_back(offset + part * 1024);
+                ifq.return_buffer(offset + part * 1024);
             }
             ifq.flush_all(ring.fd())?;
         }
@@ -342,12 +342,12 @@ fn buffer_with_several_fragments_needs_all_entries() -> TestResult {
         })?;
         // These entries drop the remaining references, if there are any.
         for _ in given..4 {
-            ifq.give_back(first);
+            ifq.return_buffer(first);
         }
         nic.up()?;
-        nic.conserved(&mut ring, &ifq, BUFFERS)?;
+        nic.expect_conserved(&mut ring, &ifq, BUFFERS)?;
         drop((ifq, ring));
-        nic.released()?;
+        nic.wait_released()?;
     }
     Ok(Outcome::Passed)
 }
@@ -396,7 +396,7 @@ fn area_can_be_added_under_load() -> TestResult {
         // So many buffers are kept for a while that every area gets used.
         held.push_back(offset);
         while held.len() > FEW * areas.len() - 150 {
-            ifq.give_back(held.pop_front().context("none held")?);
+            ifq.return_buffer(held.pop_front().context("none held")?);
         }
         if taken > areas.len() * LEN / 8 && areas.len() < 4 {
             let area = memory(FEW)?;
@@ -412,15 +412,15 @@ fn area_can_be_added_under_load() -> TestResult {
     thread.join().ok().context("the sender panicked")??;
     ensure!(of_area.iter().all(|&count| count > 0), "{of_area:?}");
     for offset in held {
-        ifq.give_back(offset);
+        ifq.return_buffer(offset);
     }
     ifq.flush_all(ring.fd())?;
     drop(stream);
     nic.down()?;
-    nic::drained()?;
+    nic::wait_drained()?;
     nic.up()?;
     drop((ifq, ring));
-    nic.released()?;
+    nic.wait_released()?;
     nic::wait_pinned(0)?;
     Ok(Outcome::Passed)
 }
@@ -435,7 +435,7 @@ fn pool_passes_over_invalid_entries_in_bounded_steps() -> TestResult {
     let mut ring = roomy_ring()?;
     let ifq = nic.ifq(&ring, 1024, BUFFERS)?;
     for _ in 0..NOTHING {
-        ifq.give_back(7 << AREA_SHIFT);
+        ifq.return_buffer(7 << AREA_SHIFT);
     }
     let mut stream = nic.stream(1)?;
     ring.push(stream.recv(&ifq, 0))?;
@@ -469,12 +469,12 @@ fn copy_finds_buffers_without_a_flush() -> TestResult {
     let mut ring = roomy_ring()?;
     let ifq = nic.ifq(&ring, ENTRIES, FEW)?;
     nic.transfer(&mut ring, &ifq, 10 * PAGE_SIZE)?;
-    ensure!(ifq.unread() != 0, "the pool has its buffers back already");
+    ensure!(ifq.pending() != 0, "the pool has its buffers back already");
     // This data comes over loopback, so the device does not consume the refill queue.
     let pages = give_back_only(&mut ring, &ifq, &mut Stream::new()?, 4)?;
     if zcrx_implementation() == Implementation::C {
         ensure!(pages < FEW, "{pages} pages were copied");
     }
-    nic.conserved(&mut ring, &ifq, FEW)?;
+    nic.expect_conserved(&mut ring, &ifq, FEW)?;
     Ok(Outcome::Passed)
 }

@@ -90,7 +90,7 @@ fn dmabuf_is_received_into_without_copies() -> TestResult {
     offsets.dedup();
     expect_eq("different buffers", offsets.len(), BUFFERS)?;
     drop((ifq, ring, stream));
-    nic.released()?;
+    nic.wait_released()?;
     works(&nic)?;
     Ok(Outcome::Passed)
 }
@@ -139,14 +139,14 @@ fn invalid_dmabufs_are_refused() -> TestResult {
     };
     let got = add(&roomy, &ifq, &mut description);
     expect_result("to a queue of memory", got, -libc::EINVAL)?;
-    nic.conserved(&mut roomy, &ifq, BUFFERS)?;
+    nic.expect_conserved(&mut roomy, &ifq, BUFFERS)?;
     drop((ifq, roomy));
-    nic.released()?;
+    nic.wait_released()?;
 
     let mut registration = with_dmabuf(&nic, fd, &area);
     expect_result("as it is", registration.register(ring.fd()), 0)?;
     drop((buffer, ring));
-    nic.released()?;
+    nic.wait_released()?;
     nic::wait_pinned(0)?;
     Ok(Outcome::Passed)
 }
@@ -179,14 +179,14 @@ fn bounce_buffers_are_synced() -> TestResult {
         let got = registration.register(ring.fd());
         expect_result(&format!("dma-buf {dmabuf}"), got, 0)?;
         let ifq = Ifq::attach(ring.fd(), registration, area)?;
-        let tally = nic.transfer(&mut ring, &ifq, 1 << 20);
-        let tally = tally.with_context(|| format!("dma-buf {dmabuf}"))?;
-        expect_eq("pages", tally.page_frags, 0)?;
+        let counts = nic.transfer(&mut ring, &ifq, 1 << 20);
+        let counts = counts.with_context(|| format!("dma-buf {dmabuf}"))?;
+        expect_eq("pages", counts.page_frags, 0)?;
         if !dmabuf {
-            nic.conserved(&mut ring, &ifq, FEW)?;
+            nic.expect_conserved(&mut ring, &ifq, FEW)?;
         }
         drop((ifq, ring));
-        nic.released()?;
+        nic.wait_released()?;
         nic::wait_pinned(0)?;
     }
 
@@ -200,10 +200,10 @@ fn bounce_buffers_are_synced() -> TestResult {
     expect_eq("provided", nic.provided()?, None)?;
     let mut ring = roomy_ring()?;
     let ifq = nic.ifq(&ring, ENTRIES, FEW)?;
-    let tally = nic.transfer(&mut ring, &ifq, 1 << 18).context("after it")?;
-    expect_eq("pages", tally.page_frags, 0)?;
-    nic.conserved(&mut ring, &ifq, FEW)?;
+    let counts = nic.transfer(&mut ring, &ifq, 1 << 18).context("after it")?;
+    expect_eq("pages", counts.page_frags, 0)?;
+    nic.expect_conserved(&mut ring, &ifq, FEW)?;
     drop((ifq, ring));
-    nic.released()?;
+    nic.wait_released()?;
     Ok(Outcome::Passed)
 }

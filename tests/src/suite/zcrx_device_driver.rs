@@ -121,7 +121,7 @@ fn restart(nic: &Nic, by_itself: bool) -> anyhow::Result<()> {
         nic.down()?;
         nic.up()?;
     }
-    nic.released()
+    nic.wait_released()
 }
 
 /// Registers a queue, uses it, and leaves the buffers of `out` in packets of the stream
@@ -195,7 +195,7 @@ fn failed_close_keeps_memory_mapped_until_the_restart() -> TestResult {
     announce_report("Failed to restart old queue in error path")?;
     announce_report(CLOSE_FAILED)?;
     drop((ifq, ring));
-    nic.released()?;
+    nic.wait_released()?;
     nic::wait_pinned(0)?;
     restart(&nic, true)?;
     works(&nic)?;
@@ -218,7 +218,7 @@ fn failed_close_keeps_memory_mapped_until_the_restart() -> TestResult {
     drop((ifq, ring));
     close_failed(&nic)?;
     nic::unplug(PORT)?;
-    nic::drained()?;
+    nic::wait_drained()?;
     nic::wait_pinned(0)?;
     drop(nic);
     works(&Nic::new()?)?;
@@ -293,7 +293,7 @@ fn ring_may_end_while_its_queue_is_hidden() -> TestResult {
             nic.down()?;
         }
         drop((ifq, ring, stream));
-        nic::drained()?;
+        nic::wait_drained()?;
         nic::wait_pinned(0)?;
         if while_down {
             nic.up()?;
@@ -332,7 +332,7 @@ fn device_may_go_while_its_queue_is_hidden() -> TestResult {
     transfer(&mut ring, &ifq, 50 * PAGE_SIZE)?;
     expect_eq("pinned", pinned()?, BUFFERS)?;
     drop((ifq, ring));
-    nic::drained()?;
+    nic::wait_drained()?;
     nic::wait_pinned(0)?;
     drop(nic);
     works(&Nic::new()?)?;
@@ -364,19 +364,19 @@ fn queue_survives_being_hidden() -> TestResult {
         }
         show(&nic)?;
         expect_eq("provided", nic.provided()?, Some(PAGE_SIZE as u64))?;
-        while stream.left() != 0 {
+        while stream.untaken() != 0 {
             let cqe = ring.cqe()?;
             held.push(stream.take(&ifq, &cqe)?);
         }
         nic.zero_copy(&mut ring, &ifq, 100 * PAGE_SIZE)?;
     }
     for offset in held {
-        ifq.give_back(offset);
+        ifq.return_buffer(offset);
     }
     stream.end(&mut ring)?;
-    nic.conserved(&mut ring, &ifq, BUFFERS)?;
+    nic.expect_conserved(&mut ring, &ifq, BUFFERS)?;
     drop((ifq, ring));
-    nic.released()?;
+    nic.wait_released()?;
     nic::wait_pinned(0)?;
     Ok(Outcome::Passed)
 }
@@ -421,7 +421,7 @@ fn unaligned_large_buffers_are_refused() -> TestResult {
         let ifq = Ifq::attach(ring.fd(), registration, area)?;
         if beside == 0 {
             nic.zero_copy(&mut ring, &ifq, 1 << 20)?;
-            nic.conserved(&mut ring, &ifq, LEN / LARGE)?;
+            nic.expect_conserved(&mut ring, &ifq, LEN / LARGE)?;
         } else {
             if !aligned {
                 announce_report(FAULT)?;
@@ -436,7 +436,7 @@ fn unaligned_large_buffers_are_refused() -> TestResult {
             drop((sender, receiver));
         }
         drop((ifq, ring));
-        nic.released()?;
+        nic.wait_released()?;
         nic::wait_pinned(0)?;
         nic.set("dma_faults", 0)?;
     }
@@ -461,14 +461,14 @@ fn header_pool_is_not_provided() -> TestResult {
     stream.send(16 * PAGE_SIZE)?;
     nic.set_ring(32)?;
     ring.push(stream.recv(&ifq, 0))?;
-    while stream.left() != 0 {
+    while stream.untaken() != 0 {
         let cqe = ring.cqe()?;
-        ifq.give_back(stream.take(&ifq, &cqe)?);
+        ifq.return_buffer(stream.take(&ifq, &cqe)?);
     }
     stream.end(&mut ring)?;
-    nic.conserved(&mut ring, &ifq, BUFFERS)?;
+    nic.expect_conserved(&mut ring, &ifq, BUFFERS)?;
     drop((ifq, ring));
-    nic.released()?;
+    nic.wait_released()?;
     plain(&nic)?;
     nic.set("header_ring", 0)?;
     works(&nic)?;
@@ -536,7 +536,7 @@ fn single_free_buffer_is_found_in_any_area() -> TestResult {
             .position(of_area)
             .with_context(|| what.clone())?;
         let back = held.swap_remove(at);
-        ifq.give_back(back);
+        ifq.return_buffer(back);
         if round % 2 == 0 {
             ifq.flush_all(ring.fd())?;
         }
@@ -547,14 +547,14 @@ fn single_free_buffer_is_found_in_any_area() -> TestResult {
     }
     // All buffers can be received a second time.
     for offset in held.drain(..) {
-        ifq.give_back(offset);
+        ifq.return_buffer(offset);
     }
     exhaust(&mut ring, &mut stream, &mut held, AREAS * EACH)?;
     held.sort_unstable();
     held.dedup();
     expect_eq("different buffers", held.len(), AREAS * EACH)?;
     drop((ifq, ring, stream));
-    nic.released()?;
+    nic.wait_released()?;
     nic::wait_pinned(0)?;
     Ok(Outcome::Passed)
 }

@@ -70,7 +70,7 @@ pub fn keep_all(
     let mut offsets = Vec::new();
     ring.push(stream.recv(ifq, 0))?;
     while offsets.len() < buffers {
-        if stream.left() == 0 {
+        if stream.untaken() == 0 {
             stream.sender.set_nonblocking(true)?;
             stream.send_some(PAGE_SIZE)?;
         }
@@ -100,7 +100,7 @@ fn ring_may_end_before_the_device_goes_down() -> TestResult {
         nic.transfer(&mut ring, &ifq, 200 * PAGE_SIZE)?;
         expect_eq("pinned", pinned()?, BUFFERS)?;
         drop((ifq, ring));
-        nic.released()?;
+        nic.wait_released()?;
         nic::wait_pinned(0)?;
         let before = nic.counts()?;
         plain(&nic)?;
@@ -124,7 +124,7 @@ fn ring_may_end_before_the_device_goes_down() -> TestResult {
     let ifq = nic.ifq(&ring, ENTRIES, BUFFERS)?;
     nic.up()?;
     nic.zero_copy(&mut ring, &ifq, 100 * PAGE_SIZE)?;
-    nic.conserved(&mut ring, &ifq, BUFFERS)?;
+    nic.expect_conserved(&mut ring, &ifq, BUFFERS)?;
     Ok(Outcome::Passed)
 }
 
@@ -140,7 +140,7 @@ fn device_may_go_before_the_ring_ends() -> TestResult {
     ring.push(stream.recv(&ifq, 0))?;
     stream.send(8 * PAGE_SIZE)?;
     let mut held = Vec::new();
-    while stream.left() != 0 {
+    while stream.untaken() != 0 {
         let cqe = ring.cqe()?;
         held.push((stream.take(&ifq, &cqe)?, ifq.data(&cqe)?.to_vec(), cqe));
     }
@@ -159,10 +159,10 @@ fn device_may_go_before_the_ring_ends() -> TestResult {
     }
     transfer(&mut ring, &ifq, 50 * PAGE_SIZE)?;
     for (offset, _, _) in held {
-        ifq.give_back(offset);
+        ifq.return_buffer(offset);
     }
     ifq.flush_all(ring.fd())?;
-    nic::drained()?;
+    nic::wait_drained()?;
     expect_free(&mut ring, &ifq, BUFFERS)?;
     expect_eq("pinned", pinned()?, BUFFERS)?;
     drop((ifq, ring));
@@ -235,7 +235,7 @@ fn ring_and_device_may_end_at_once() -> TestResult {
             })
             .context(what)?;
         }
-        nic::drained()?;
+        nic::wait_drained()?;
         nic::wait_until("all pages are let go of", || Ok(pins()? == before))?;
         nic::plug(PORT)?;
     }
@@ -278,7 +278,7 @@ fn unread_packets_keep_the_area() -> TestResult {
     // The queue works for other rings meanwhile.
     works_beside(&nic)?;
     drop(stream);
-    nic.released()?;
+    nic.wait_released()?;
     nic::wait_pinned(0)?;
     works(&nic)?;
     Ok(Outcome::Passed)
@@ -308,7 +308,7 @@ fn ring_may_end_with_all_buffers_in_user_space() -> TestResult {
     ring.submit()?;
     expect_eq("a completion without a buffer", ring.try_cqe(), None)?;
     drop((ifq, ring));
-    nic.released()?;
+    nic.wait_released()?;
     drop(stream);
     nic::wait_pinned(0)?;
 
@@ -328,7 +328,7 @@ fn ring_may_end_with_all_buffers_in_user_space() -> TestResult {
     };
     expect_eq("the end", last, ended(1, 0))?;
     drop((ifq, ring));
-    nic.released()?;
+    nic.wait_released()?;
     nic::wait_pinned(0)?;
     works(&nic)?;
     Ok(Outcome::Passed)
@@ -356,19 +356,19 @@ fn unreported_packets_are_lost_without_harm() -> TestResult {
     )?;
     nic.set_ring(128)?;
     // The packets are lost, and TCP sends them again.
-    nic::wait_until("they are sent again", || Ok(stream.sent_again()? > 0))?;
+    nic::wait_until("they are sent again", || Ok(stream.retransmissions()? > 0))?;
     expect_eq("after a restart", nic.counts()?, before)?;
     nic.set("delay", 0)?;
-    while stream.left() != 0 {
+    while stream.untaken() != 0 {
         let cqe = ring.cqe()?;
-        ifq.give_back(stream.take(&ifq, &cqe)?);
+        ifq.return_buffer(stream.take(&ifq, &cqe)?);
     }
     nic.zero_copy(&mut ring, &ifq, 100 * PAGE_SIZE)?;
 
     nic.set("delay", LATE)?;
     stream.send_some(16 * PAGE_SIZE)?;
     drop((ifq, ring));
-    nic.released()?;
+    nic.wait_released()?;
     nic::wait_pinned(0)?;
     nic.set("delay", 0)?;
     drop(stream);
@@ -381,7 +381,7 @@ fn unreported_packets_are_lost_without_harm() -> TestResult {
     nic.set("delay", LATE)?;
     stream.send_some(16 * PAGE_SIZE)?;
     nic::unplug(PORT)?;
-    nic::drained()?;
+    nic::wait_drained()?;
     drop((ifq, ring));
     nic::wait_pinned(0)?;
     drop((stream, nic));
@@ -422,7 +422,7 @@ fn leased_queue_ends_with_its_virtual_device() -> TestResult {
         nic.zero_copy(&mut ring, &ifq, 200 * PAGE_SIZE)?;
         if !keep_ring {
             drop((ifq, ring));
-            nic.released()?;
+            nic.wait_released()?;
             nic.ip("link del nk0")?;
             continue;
         }
@@ -431,7 +431,7 @@ fn leased_queue_ends_with_its_virtual_device() -> TestResult {
         ring.push(stream.recv(&ifq, 0))?;
         stream.send(10 * PAGE_SIZE)?;
         let mut held = Vec::new();
-        while stream.left() != 0 {
+        while stream.untaken() != 0 {
             let cqe = ring.cqe()?;
             held.push(stream.take(&ifq, &cqe)?);
         }
@@ -441,16 +441,16 @@ fn leased_queue_ends_with_its_virtual_device() -> TestResult {
         expect_result("an area for no device", got, -libc::EFAULT)?;
         // Data that comes over the device now is in pages, and is copied.
         stream.send(10 * PAGE_SIZE)?;
-        while stream.left() != 0 {
+        while stream.untaken() != 0 {
             let cqe = ring.cqe()?;
             held.push(stream.take(&ifq, &cqe)?);
         }
         stream.end(&mut ring)?;
         for offset in held {
-            ifq.give_back(offset);
+            ifq.return_buffer(offset);
         }
         ifq.flush_all(ring.fd())?;
-        nic::drained()?;
+        nic::wait_drained()?;
         expect_free(&mut ring, &ifq, BUFFERS)?;
         drop((ifq, ring));
         nic::wait_pinned(0)?;

@@ -51,7 +51,7 @@ fn queue_survives_a_failing_driver() -> TestResult {
         nic.ethtool_fails("-G zsim0 rx 32", reason)?;
         expect_eq(knob, nic.provided()?, Some(PAGE_SIZE as u64))?;
         nic.zero_copy(&mut ring, &ifq, 100 * PAGE_SIZE)?;
-        nic.conserved(&mut ring, &ifq, BUFFERS)?;
+        nic.expect_conserved(&mut ring, &ifq, BUFFERS)?;
     }
     Ok(Outcome::Passed)
 }
@@ -221,24 +221,24 @@ fn starved(nic: &Nic, fail: &dyn Fn(i64) -> anyhow::Result<()>) -> anyhow::Resul
     while nic.counts()?.no_buffer == dropped {
         stream.send_some(16 * PAGE_SIZE)?;
         while let Some(cqe) = ring.try_cqe() {
-            ifq.give_back(stream.take(&ifq, &cqe)?);
+            ifq.return_buffer(stream.take(&ifq, &cqe)?);
         }
         ring.submit()?;
     }
     fail(0)?;
-    while stream.left() != 0 {
+    while stream.untaken() != 0 {
         let cqe = ring.cqe()?;
-        ifq.give_back(stream.take(&ifq, &cqe)?);
+        ifq.return_buffer(stream.take(&ifq, &cqe)?);
     }
     stream.end(&mut ring)?;
     nic.zero_copy(&mut ring, &ifq, 1 << 20)?;
-    nic.conserved(&mut ring, &ifq, BUFFERS)?;
+    nic.expect_conserved(&mut ring, &ifq, BUFFERS)?;
     // This queue begins without a buffer.
     fail(8)?;
     nic.set_ring(128)?;
     nic.transfer(&mut ring, &ifq, 1 << 20)?;
-    nic.conserved(&mut ring, &ifq, BUFFERS)?;
+    nic.expect_conserved(&mut ring, &ifq, BUFFERS)?;
     nic.set_ring(RING)?;
     drop((ifq, ring));
-    nic.released()
+    nic.wait_released()
 }

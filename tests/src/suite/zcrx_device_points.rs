@@ -8,10 +8,10 @@ use anyhow::{Context, ensure};
 
 use super::fault_points::{Points, Scenario, prepare, sweep};
 use super::zcrx_device_end::add_area;
-use super::zcrx_fault::{either, none};
+use super::zcrx_fault::{by_implementation, expect_no_queue};
 use super::zcrx_receive::roomy_ring;
 use super::{Outcome, Test, TestResult, tests};
-use crate::buffers::Held;
+use crate::buffers::Resources;
 use crate::kernel::expect_eq;
 use crate::netdev;
 use crate::nic::Nic;
@@ -53,7 +53,7 @@ fn works(ring: &mut WideRing, ifq: &Ifq) -> anyhow::Result<()> {
     let mut stream = nic()?.stream(1)?;
     stream.send(SOME)?;
     ring.push(stream.recv(ifq, 0))?;
-    while stream.left() != 0 {
+    while stream.untaken() != 0 {
         let cqe = ring.cqe()?;
         stream.take(ifq, &cqe)?;
     }
@@ -63,22 +63,22 @@ fn works(ring: &mut WideRing, ifq: &Ifq) -> anyhow::Result<()> {
 
 /// Registering the first queue of a ring.
 struct Bind {
-    begin: Held,
+    begin: Resources,
     ring: Option<WideRing>,
     area: Option<Mapping>,
     registration: Option<Registration>,
-    held: Held,
+    held: Resources,
 }
 
 impl Scenario for Bind {
     fn setup() -> anyhow::Result<Self> {
-        let begin = Held::now()?;
+        let begin = Resources::now()?;
         Ok(Bind {
             begin,
             ring: Some(roomy_ring()?),
             area: Some(memory(PAGES)?),
             registration: None,
-            held: Held::now()?,
+            held: Resources::now()?,
         })
     }
     fn act(&mut self) -> i32 {
@@ -89,7 +89,7 @@ impl Scenario for Bind {
         registration.register(ring.fd())
     }
     fn unchanged(&mut self) -> anyhow::Result<()> {
-        none(self.ring.as_ref().context("no ring")?)?;
+        expect_no_queue(self.ring.as_ref().context("no ring")?)?;
         unbound()?;
         self.held.wait("failing")
     }
@@ -103,24 +103,24 @@ impl Scenario for Bind {
         let ifq = Ifq::attach(ring.fd(), registration, area)?;
         works(&mut ring, &ifq)?;
         drop((ifq, ring));
-        nic()?.released()?;
+        nic()?.wait_released()?;
         self.begin.wait("closing")
     }
 }
 
 /// Adding an area to a queue.
 struct AddArea {
-    begin: Held,
+    begin: Resources,
     queue: Option<(WideRing, Ifq)>,
     area: Mapping,
     description: AreaReg,
     got: i32,
-    held: Held,
+    held: Resources,
 }
 
 impl Scenario for AddArea {
     fn setup() -> anyhow::Result<Self> {
-        let begin = Held::now()?;
+        let begin = Resources::now()?;
         let ring = roomy_ring()?;
         let ifq = nic()?.ifq(&ring, ENTRIES, PAGES)?;
         Ok(AddArea {
@@ -129,7 +129,7 @@ impl Scenario for AddArea {
             area: memory(MORE)?,
             description: AreaReg::default(),
             got: 0,
-            held: Held::now()?,
+            held: Resources::now()?,
         })
     }
     fn act(&mut self) -> i32 {
@@ -142,7 +142,7 @@ impl Scenario for AddArea {
     fn unchanged(&mut self) -> anyhow::Result<()> {
         let copied = self.got == -libc::ENOMEM;
         // C has written the token by then, unless writing it is what failed.
-        let token = if copied { either(1, 0) } else { 0 };
+        let token = if copied { by_implementation(1, 0) } else { 0 };
         let want = u64::from(token) << AREA_SHIFT;
         expect_eq("the token", self.description.rq_area_token, want)?;
         self.held.expect("failing")
@@ -154,7 +154,7 @@ impl Scenario for AddArea {
         let (mut ring, ifq) = self.queue.take().context("no queue")?;
         works(&mut ring, &ifq)?;
         drop((ifq, ring));
-        nic()?.released()?;
+        nic()?.wait_released()?;
         self.begin.wait("closing")
     }
 }
@@ -162,7 +162,7 @@ impl Scenario for AddArea {
 /// Sweeps all fault points of a scenario, and then its user copies, of which there are
 /// exactly `copies`. The number of allocations is not certain, as they may find objects
 /// that were freed.
-fn swept<S: Scenario>(what: &str, copies: u32) -> TestResult {
+fn sweep_and_exhaust<S: Scenario>(what: &str, copies: u32) -> TestResult {
     if let Some(skipped) = prepare(Points::All)? {
         return Ok(skipped);
     }
@@ -180,7 +180,7 @@ fn swept<S: Scenario>(what: &str, copies: u32) -> TestResult {
 /// without effect.
 fn registering_fails_at_each_point() -> TestResult {
     // The kernel reads the queue, the region and the area, and writes the same back.
-    swept::<Bind>("a queue of a device", 6)
+    sweep_and_exhaust::<Bind>("a queue of a device", 6)
 }
 
 /// Checks that adding an area to a queue of a device fails at each allocation and user
@@ -190,5 +190,5 @@ fn registering_fails_at_each_point() -> TestResult {
 fn adding_an_area_fails_at_each_point() -> TestResult {
     // The kernel reads the operation and the description, and writes the description,
     // in Rust twice.
-    swept::<AddArea>("one more area of a device", either(3, 4))
+    sweep_and_exhaust::<AddArea>("one more area of a device", by_implementation(3, 4))
 }

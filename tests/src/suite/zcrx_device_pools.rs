@@ -54,12 +54,12 @@ fn driver_without_other_sizes_is_not_asked_for_one() -> TestResult {
         // The queue restarts, and is configured the same way.
         nic.set_ring(RING / 2)?;
         nic.zero_copy(&mut ring, &ifq, 50 * PAGE_SIZE)?;
-        nic.conserved(&mut ring, &ifq, BUFFERS)?;
+        nic.expect_conserved(&mut ring, &ifq, BUFFERS)?;
         nic.set_ring(RING)?;
         let (got, _) = add_area(&ring, &ifq, &memory(8)?);
         expect_result("one more area", got, 0)?;
         drop((ifq, ring));
-        nic.released()?;
+        nic.wait_released()?;
         nic::wait_pinned(0)?;
     }
     // A driver whose pools have larger buffers by default cannot take these.
@@ -111,9 +111,9 @@ fn pools_of_another_or_no_device_are_refused() -> TestResult {
         nic.set(knob, 0)?;
         expect_eq(knob, nic.provided()?, Some(PAGE_SIZE as u64))?;
         nic.zero_copy(&mut ring, &ifq, 50 * PAGE_SIZE)?;
-        nic.conserved(&mut ring, &ifq, BUFFERS)?;
+        nic.expect_conserved(&mut ring, &ifq, BUFFERS)?;
         drop((ifq, ring));
-        nic.released()?;
+        nic.wait_released()?;
         nic::wait_pinned(0)?;
         expect_eq("faults", nic.dma_faults()?, 0)?;
     }

@@ -44,11 +44,11 @@ impl Successor {
         };
         nic::unplug(PORT)?;
         match self {
-            Successor::Other => nic.at_peer(|| to(PEER)),
+            Successor::Other => nic.in_peer_namespace(|| to(PEER)),
             Successor::Same => {
                 nic::plug(PORT)?;
                 nic.move_to_peer(PORT)?;
-                nic.at_peer(|| to(PORT))?;
+                nic.in_peer_namespace(|| to(PORT))?;
                 nic.ethtool("-G zsim0 tcp-data-split on")?;
                 // A device that is down reports no queues.
                 nic.up()
@@ -94,7 +94,7 @@ fn memory_is_not_given_to_another_device() -> TestResult {
             };
             expect_eq(&what, held, (pages, buffer))?;
         }
-        nic::drained()?;
+        nic::wait_drained()?;
         nic::wait_pinned(0)?;
         if let Successor::Dummy = successor {
             nic.ip("link del dummy7")?;

@@ -62,7 +62,7 @@ fn iou_zcrx_passes() -> TestResult {
         let pages = after.page_frags - before.page_frags;
         expect_eq("fragments in pages", pages, 0)?;
         ensure!(after.niov_frags > before.niov_frags, "{what}: nothing came");
-        nic.released()?;
+        nic.wait_released()?;
     }
     Ok(Outcome::Passed)
 }

@@ -153,7 +153,7 @@ fn areas_events_and_dumps_under_traffic() -> TestResult {
                 if cqe.user_data == EVENT {
                     events += 1;
                     for offset in kept.take().unwrap_or_default() {
-                        ifq.give_back(offset);
+                        ifq.return_buffer(offset);
                     }
                     let got = arm(&ring, &ifq, ZCRX_EVENT_ALLOC_FAIL);
                     expect_result("arming", got, 0)?;
@@ -161,7 +161,7 @@ fn areas_events_and_dumps_under_traffic() -> TestResult {
                     let offset = receiver.take(&cqe)?;
                     match &mut kept {
                         Some(kept) => kept.push(offset),
-                        None => ifq.give_back(offset),
+                        None => ifq.return_buffer(offset),
                     }
                 } else if cqe.res == -libc::ENOSPC {
                     ring.push(request)?;
@@ -191,7 +191,7 @@ fn areas_events_and_dumps_under_traffic() -> TestResult {
         "too little happened"
     );
     drop((socket, ifq, ring));
-    nic.released()?;
+    nic.wait_released()?;
     nic::wait_pinned(0)?;
     Ok(Outcome::Passed)
 }
@@ -206,7 +206,7 @@ fn receive_for_ever(nic: &Nic, socket: &TcpStream) -> anyhow::Result<()> {
     loop {
         let cqe = ring.cqe()?;
         if cqe.flags & IORING_CQE_F_MORE != 0 {
-            ifq.give_back(receiver.take(&cqe)?);
+            ifq.return_buffer(receiver.take(&cqe)?);
         } else {
             ring.push(request)?;
         }
@@ -244,7 +244,7 @@ fn device_and_process_end_under_traffic() -> TestResult {
         sending.join().ok().context("sending panicked")??;
     }
     let nic = Nic::new()?;
-    nic::drained()?;
+    nic::wait_drained()?;
     nic::wait_until("all pages are let go of", || Ok(pins()? == before))?;
     works(&nic)?;
     Ok(Outcome::Passed)
@@ -279,7 +279,7 @@ fn queue_restarts_under_traffic() -> TestResult {
             loop {
                 let cqe = ring.cqe()?;
                 if cqe.flags & IORING_CQE_F_MORE != 0 {
-                    ifq.give_back(receiver.take(&cqe)?);
+                    ifq.return_buffer(receiver.take(&cqe)?);
                 } else if cqe.res == -libc::ENOSPC {
                     ring.push(request)?;
                 } else {
@@ -297,7 +297,7 @@ fn queue_restarts_under_traffic() -> TestResult {
     println!("{NOTE}{restarts} restarts");
     ensure!(restarts > 1, "too few restarts");
     drop(socket);
-    nic.conserved(&mut ring, &ifq, 2 * BUFFERS)?;
+    nic.expect_conserved(&mut ring, &ifq, 2 * BUFFERS)?;
     Ok(Outcome::Passed)
 }
 
@@ -370,7 +370,7 @@ fn process_ends_while_another_has_its_queue() -> TestResult {
         loop {
             let cqe = ring.cqe()?;
             if cqe.flags & IORING_CQE_F_MORE != 0 {
-                refill.give_back(receiver.take(&cqe)?);
+                refill.return_buffer(receiver.take(&cqe)?);
             } else if cqe.res == -libc::ENOSPC {
                 ring.push(request)?;
             } else {
@@ -388,7 +388,7 @@ fn process_ends_while_another_has_its_queue() -> TestResult {
         // This process still has the queue, which ends with it.
         expect_eq("of the queue", nic.provided()?, Some(PAGE_SIZE as u64))?;
         drop((socket, first, second, refill, ring));
-        nic.released()?;
+        nic.wait_released()?;
     }
     nic::wait_until("all pages are let go of", || Ok(pins()? == before))?;
     works(&nic)?;
@@ -413,7 +413,7 @@ fn long_stream_arrives_intact() -> TestResult {
         let cqe = ring.cqe()?;
         if cqe.flags & IORING_CQE_F_MORE != 0 {
             completions += 1;
-            ifq.give_back(receiver.take(&cqe)?);
+            ifq.return_buffer(receiver.take(&cqe)?);
         } else if cqe.res == -libc::ENOSPC {
             ring.push(request)?;
         } else {
@@ -432,6 +432,6 @@ fn long_stream_arrives_intact() -> TestResult {
     let (mib, seconds) = (len >> 20, start.elapsed().as_secs_f32());
     println!("{NOTE}{mib} MiB in {seconds:.1} s, {completions} completions");
     drop(socket);
-    nic.conserved(&mut ring, &ifq, 4 * BUFFERS)?;
+    nic.expect_conserved(&mut ring, &ifq, 4 * BUFFERS)?;
     Ok(Outcome::Passed)
 }

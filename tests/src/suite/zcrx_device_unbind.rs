@@ -114,7 +114,7 @@ fn memory_is_unmapped_before_the_driver_goes() -> TestResult {
     ensure!(pools.iter().all(|pool| pool.detached), "the pool is in use");
     expect_eq("pinned", pinned()?, BUFFERS)?;
     drop(stream);
-    nic::drained()?;
+    nic::wait_drained()?;
     nic::wait_pinned(0)?;
     drop((driver, nic));
     works(&Nic::new()?)?;
@@ -140,7 +140,7 @@ fn device_without_a_driver_is_refused() -> TestResult {
     expect_result("no driver", got, if rust { -libc::EOPNOTSUPP } else { 0 })?;
     expect_eq("provided", nic.provided()?.is_some(), !rust)?;
     drop(ring);
-    nic.released()?;
+    nic.wait_released()?;
     nic::wait_pinned(0)?;
     drop((driver, nic));
     works(&Nic::new()?)?;

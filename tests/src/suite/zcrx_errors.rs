@@ -7,7 +7,7 @@ use anyhow::Context;
 use super::zcrx_device_end::add;
 use super::zcrx_receive::roomy_ring;
 use super::{Outcome, Test, TestResult, tests};
-use crate::buffers::Held;
+use crate::buffers::Resources;
 use crate::kernel::{Implementation, expect_eq, expect_result, zcrx_implementation};
 use crate::nic::{self, Nic};
 use crate::register::PAGE_SIZE;
@@ -32,10 +32,10 @@ pub const TESTS: &[Test] = tests! {
 fn misplaced_statistics_leave_the_region_untouched() -> TestResult {
     const ENTRIES: u32 = 64;
     let used = RQES as u64 + 16 * u64::from(ENTRIES);
-    let before = Held::now()?;
+    let before = Resources::now()?;
     let ring = WideRing::new(2)?;
     let (area, region) = (memory(4)?, memory(1)?);
-    let held = Held::now()?;
+    let held = Resources::now()?;
     let fill = |at: usize| 0x5a5a_0000_0000_0001 ^ at as u64;
     for (what, offset, error) in [
         ("not aligned", used + 4, libc::EINVAL),
@@ -126,7 +126,7 @@ fn area_that_cannot_be_mapped_leaves_nothing_behind() -> TestResult {
     let error = if in_c { libc::ERANGE } else { libc::EINVAL };
     fails("an odd one more", odd, error, MAX_AREAS)?;
     drop((ifq, ring));
-    nic.released()?;
+    nic.wait_released()?;
     nic::wait_pinned(0)?;
     Ok(Outcome::Passed)
 }

@@ -66,14 +66,14 @@ fn receive(
     stream: &mut Stream,
 ) -> anyhow::Result<(u64, Vec<WideCqe>)> {
     let (mut completions, mut events) = (0, Vec::new());
-    while stream.left() != 0 {
+    while stream.untaken() != 0 {
         let cqe = ring.cqe()?;
         if cqe.user_data == EVENT {
             events.push(cqe);
             continue;
         }
         let offset = stream.take(ifq, &cqe)?;
-        ifq.give_back(offset);
+        ifq.return_buffer(offset);
         ifq.flush_all(ring.fd())?;
         completions += 1;
     }
@@ -143,7 +143,7 @@ fn linear_event() -> anyhow::Result<()> {
     let event = ended(EVENT, ZCRX_EVENT_COPY as i32);
     let mut received = |parts: &[usize]| {
         restore(&mut stream, parts)?;
-        ring.push(stream.recv(&ifq, stream.left()))?;
+        ring.push(stream.recv(&ifq, stream.untaken()))?;
         let (completions, events) = receive(&mut ring, &ifq, &mut stream)?;
         if !events.is_empty() {
             let got = arm(&ring, &ifq, ZCRX_EVENT_COPY);
@@ -241,7 +241,7 @@ fn statistics_count_copied_completions() -> TestResult {
     for fragments in [1, 2, 1] {
         let mut stream = Stream::new()?;
         restore(&mut stream, &[fragments * FRAGMENT])?;
-        ring.push(stream.recv(&ifq, stream.left()))?;
+        ring.push(stream.recv(&ifq, stream.untaken()))?;
         let (completions, _) = receive(&mut ring, &ifq, &mut stream)?;
         expect_eq("completions", completions, 8 * fragments as u64)?;
         want.copy_count += match zcrx_implementation() {

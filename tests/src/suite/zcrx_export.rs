@@ -14,7 +14,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use super::zcrx_sharing::{ENTRIES, PAGES, export, export_ctrl, import, import_into, import_reg};
 use super::{Outcome, Test, TestResult, tests};
-use crate::buffers::{Consumer, Held};
+use crate::buffers::{Consumer, Resources};
 use crate::dmabuf;
 use crate::kernel::{expect_eq, expect_result};
 use crate::register::{PAGE_SIZE, Page, register};
@@ -40,9 +40,9 @@ pub const TESTS: &[Test] = tests! {
 
 /// Checks that each reserved byte of an export that is not zero gives EINVAL.
 fn reserved_bytes_must_be_zero() -> TestResult {
-    let before = Held::now()?;
+    let before = Resources::now()?;
     let (consumer, _area) = Consumer::new(ENTRIES, PAGES)?;
-    let held = Held::now()?;
+    let held = Resources::now()?;
     for bit in (0..48 * 8).step_by(8) {
         let mut ctrl = export_ctrl(0);
         ctrl.union[bit / 64] = 1 << (bit % 64);
@@ -62,9 +62,9 @@ fn reserved_bytes_must_be_zero() -> TestResult {
 /// Checks that an export makes a close-on-exec file called anon_inode:[zcrx], which can
 /// be imported and neither read nor written.
 fn file_can_only_be_imported() -> TestResult {
-    let before = Held::now()?;
+    let before = Resources::now()?;
     let (consumer, _area) = Consumer::new(ENTRIES, PAGES)?;
-    let held = Held::now()?;
+    let held = Resources::now()?;
     let file = export(&consumer)?;
     held.with_files(1).expect("an export")?;
     let flags = fcntl(&file, FcntlArg::F_GETFD)?;
@@ -94,9 +94,9 @@ fn file_can_only_be_imported() -> TestResult {
 /// Checks that an export into a read-only page gives EFAULT, and leaves no file,
 /// descriptor or reference.
 fn failed_write_back_leaves_no_file() -> TestResult {
-    let before = Held::now()?;
+    let before = Resources::now()?;
     let (consumer, _area) = Consumer::new(ENTRIES, PAGES)?;
-    let held = Held::now()?;
+    let held = Resources::now()?;
     let lowest = export(&consumer)?.as_raw_fd();
     let page = Page::new()?;
     page.write(0, &export_ctrl(0));
@@ -122,9 +122,9 @@ fn failed_write_back_leaves_no_file() -> TestResult {
 /// Checks that an export without a free descriptor gives EMFILE and leaves nothing
 /// behind.
 fn no_free_descriptor_leaves_nothing_behind() -> TestResult {
-    let before = Held::now()?;
+    let before = Resources::now()?;
     let (consumer, _area) = Consumer::new(ENTRIES, PAGES)?;
-    let held = Held::now()?;
+    let held = Resources::now()?;
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
     for _ in 0..10 {
         let mut ctrl = export_ctrl(0);
@@ -154,7 +154,7 @@ fn pidfd() -> anyhow::Result<OwnedFd> {
 /// Checks that files of other kinds, fields that an import does not have, unsuitable
 /// rings and missing privilege each give their own error.
 fn invalid_imports_are_refused() -> TestResult {
-    let before = Held::now()?;
+    let before = Resources::now()?;
     let (consumer, area) = Consumer::new(ENTRIES, PAGES)?;
     let file = export(&consumer)?;
     let ring = WideRing::new(8)?;
@@ -165,7 +165,7 @@ fn invalid_imports_are_refused() -> TestResult {
     let process = pidfd()?;
     let (dmabuf, behind) = dmabuf::new(PAGE_SIZE)?;
     let closed = null.try_clone()?.as_raw_fd();
-    let held = Held::now()?;
+    let held = Resources::now()?;
     let valid = import_reg(file.as_raw_fd());
     // The fields that a registration without import has.
     let mut like = Registration::new(ENTRIES, &area);

@@ -8,11 +8,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 
-use super::fault_points::{FailNth, Met, Points, Scenario, exhaust, prepare, sweep, without_pages};
-use super::zcrx_control::limit_pages;
+use super::fault_points::{
+    FailNth, Outcomes, Points, Scenario, exhaust, prepare, sweep, without_pages,
+};
+use super::zcrx_areas::limit_pages;
 use super::zcrx_registration::map_error;
 use super::{Outcome, Test, TestResult, tests};
-use crate::buffers::{Consumer, Held, offset};
+use crate::buffers::{Consumer, Resources, offset};
 use crate::kernel::{Implementation, expect_eq, expect_result, limit, zcrx_implementation};
 use crate::register::PAGE_SIZE;
 use crate::sandbox::{self, pins};
@@ -40,7 +42,7 @@ const REGION_PAGES: usize = 3;
 const STATS: usize = RQES + 16 * ENTRIES as usize;
 
 /// Checks that a ring has no queue, which could be controlled or mapped.
-pub(super) fn none(ring: &WideRing) -> anyhow::Result<()> {
+pub(super) fn expect_no_queue(ring: &WideRing) -> anyhow::Result<()> {
     let mut ctrl = Ctrl {
         op: ZCRX_CTRL_FLUSH_RQ,
         ..Default::default()
@@ -89,14 +91,14 @@ fn written(now: &Registration, before: &Registration) -> anyhow::Result<usize> {
 /// Registering the first queue of a ring, with the refill queue in user memory if
 /// `OWN`. The limit of locked memory is exactly what this takes.
 struct Register<const OWN: bool> {
-    begin: Held,
+    begin: Resources,
     ring: Option<WideRing>,
     area: Option<Mapping>,
     own: Option<Mapping>,
     offered: Registration,
     registration: Registration,
     got: i32,
-    held: Held,
+    held: Resources,
 }
 
 impl<const OWN: bool> Register<OWN> {
@@ -163,7 +165,7 @@ impl<const OWN: bool> Scenario for Register<OWN> {
     fn setup() -> anyhow::Result<Self> {
         sandbox::be_counted_alone()?;
         limit_pages(Self::LOCKED)?;
-        let begin = Held::now()?;
+        let begin = Resources::now()?;
         let ring = WideRing::new(8)?;
         let (area, own) = (memory(PAGES)?, memory(REGION_PAGES)?);
         for at in (0..own.len()).step_by(8) {
@@ -177,7 +179,7 @@ impl<const OWN: bool> Scenario for Register<OWN> {
             area: Some(area),
             own: Some(own),
             got: 0,
-            held: Held::now()?,
+            held: Resources::now()?,
         })
     }
     fn act(&mut self) -> i32 {
@@ -189,7 +191,7 @@ impl<const OWN: bool> Scenario for Register<OWN> {
         self.got
     }
     fn unchanged(&mut self) -> anyhow::Result<()> {
-        none(self.ring.as_ref().context("no ring")?)?;
+        expect_no_queue(self.ring.as_ref().context("no ring")?)?;
         self.held.expect("failing")?;
         let written = written(&self.registration, &self.offered)?;
         // FI15 checks which structures are written before each failing copy.
@@ -243,14 +245,14 @@ fn token(area: usize) -> u64 {
 /// Adding one area more than fit into the first part of Rust's table of areas. The
 /// limit of locked memory is exactly what this takes.
 struct AddArea {
-    begin: Held,
+    begin: Resources,
     consumer: Option<Consumer>,
     /// The memory of the earlier areas, a page each.
     first: Mapping,
     second: Mapping,
     description: AreaReg,
     got: i32,
-    held: Held,
+    held: Resources,
 }
 
 impl AddArea {
@@ -291,7 +293,7 @@ impl Scenario for AddArea {
     fn setup() -> anyhow::Result<Self> {
         sandbox::be_counted_alone()?;
         limit_pages(Self::LOCKED)?;
-        let begin = Held::now()?;
+        let begin = Resources::now()?;
         let first = memory(Self::EARLIER)?;
         let nth = |number: usize| AreaReg {
             addr: first.address() as u64 + offset(number),
@@ -312,7 +314,7 @@ impl Scenario for AddArea {
             second: memory(PAGES)?,
             description: AreaReg::default(),
             got: 0,
-            held: Held::now()?,
+            held: Resources::now()?,
         })
     }
     fn act(&mut self) -> i32 {
@@ -379,7 +381,7 @@ fn expect_pins(before: i64, what: &str) -> anyhow::Result<()> {
 }
 
 /// Returns the number for the implementation that runs.
-pub(super) fn either(c: u32, rust: u32) -> u32 {
+pub(super) fn by_implementation(c: u32, rust: u32) -> u32 {
     match zcrx_implementation() {
         Implementation::C => c,
         Implementation::Rust => rust,
@@ -391,13 +393,13 @@ pub(super) fn either(c: u32, rust: u32) -> u32 {
 /// certain. Then makes memory run out for good, which also fails the allocations that
 /// are retried. Returns the outcomes of single failures, and the number of points at
 /// which memory had run out.
-pub(super) fn swept<S: Scenario>(
+pub(super) fn sweep_and_exhaust<S: Scenario>(
     what: &str,
     allocations: u32,
     copies: Option<u32>,
-) -> anyhow::Result<(Met, u32)> {
+) -> anyhow::Result<(Outcomes, u32)> {
     let before = pins()?;
-    let met: Met = sweep::<S>(what)?;
+    let met: Outcomes = sweep::<S>(what)?;
     ensure!(
         met.no_memory >= allocations,
         "too few allocations failed: {met:?}"
@@ -424,10 +426,10 @@ fn registering_fails_at_each_allocation() -> TestResult {
         return Ok(skipped);
     }
     // The kernel reads the queue, the region and the area, and writes the same back.
-    swept::<Register<false>>("a queue", either(9, 5), Some(6))?;
+    sweep_and_exhaust::<Register<false>>("a queue", by_implementation(9, 5), Some(6))?;
     // Mapping pages that are not contiguous takes objects that the kernel may have
     // cached, so the number of points varies. FI15 counts the copies.
-    swept::<Register<true>>("a queue in own memory", either(9, 5), None)?;
+    sweep_and_exhaust::<Register<true>>("a queue in own memory", by_implementation(9, 5), None)?;
     without_pages::<Register<false>>("a queue")?;
     Ok(Outcome::Passed)
 }
@@ -442,7 +444,11 @@ fn adding_an_area_fails_at_each_allocation() -> TestResult {
     }
     // The kernel reads the operation and the description, and writes the description,
     // in Rust twice.
-    swept::<AddArea>("one more area", either(9, 5), Some(either(3, 4)))?;
+    sweep_and_exhaust::<AddArea>(
+        "one more area",
+        by_implementation(9, 5),
+        Some(by_implementation(3, 4)),
+    )?;
     Ok(Outcome::Passed)
 }
 
@@ -454,7 +460,7 @@ fn memory_with_a_hole_is_unpinned() -> TestResult {
     let ring = WideRing::new(8)?;
     let unpinned = pins()?;
     let (mut consumer, area) = Consumer::new(ENTRIES, 1)?;
-    let (held, pinned) = (Held::now()?, pins()?);
+    let (held, pinned) = (Resources::now()?, pins()?);
     expect_eq("pins of an area", pinned, unpinned + 1)?;
     const HOLED: usize = 5;
     for hole in 0..HOLED {
@@ -481,7 +487,7 @@ fn memory_with_a_hole_is_unpinned() -> TestResult {
         let got = registration.register(ring.fd());
         expect_result("an area", got, -libc::EFAULT)?;
         expect_eq("description", registration.area, offered)?;
-        none(&ring)?;
+        expect_no_queue(&ring)?;
         unchanged("an area")?;
 
         let mut registration = Registration::new(ENTRIES, &area);
@@ -492,7 +498,7 @@ fn memory_with_a_hole_is_unpinned() -> TestResult {
         let got = registration.register(ring.fd());
         expect_result("a region", got, -libc::EFAULT)?;
         expect_eq("description", registration.region, offered)?;
-        none(&ring)?;
+        expect_no_queue(&ring)?;
         unchanged("a region")?;
 
         let offered = AddArea::offer(&holed);
@@ -528,13 +534,13 @@ fn registering_fails_at_each_user_copy() -> TestResult {
     };
     for copy in 1..=COPIES {
         let what = format!("copy {copy}");
-        let begin = Held::now()?;
+        let begin = Resources::now()?;
         let (mut ring, area) = (WideRing::new(8)?, memory(PAGES)?);
-        let held = Held::now()?;
+        let held = Resources::now()?;
         let before = copy.saturating_sub(COPIES - 2);
         let got = offer(&ring, &area, copy)?;
         expect_eq(&what, got, (-libc::EFAULT, true, before))?;
-        none(&ring)?;
+        expect_no_queue(&ring)?;
         held.expect(&what)?;
 
         // There are no more user copies than these.

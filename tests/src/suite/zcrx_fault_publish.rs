@@ -8,10 +8,10 @@ use std::path::Path;
 
 use super::zcrx_device::{BUFFERS, works};
 use super::zcrx_device_fault::Faults;
-use super::zcrx_fault::{ENTRIES, PAGES, none};
+use super::zcrx_fault::{ENTRIES, PAGES, expect_no_queue};
 use super::zcrx_sharing::{export, import_into, import_reg};
 use super::{Outcome, Test, TestResult, tests};
-use crate::buffers::{Consumer, Held, offset};
+use crate::buffers::{Consumer, Resources, offset};
 use crate::kernel::{expect_eq, expect_result};
 use crate::netdev;
 use crate::nic::{self, Nic};
@@ -52,14 +52,14 @@ fn unwritten(now: &Registration, before: &Registration) -> anyhow::Result<()> {
 
 /// Refuses a queue without a device.
 fn without_device(stores: &Faults) -> anyhow::Result<()> {
-    let begin = Held::now()?;
+    let begin = Resources::now()?;
     let (mut ring, area) = (WideRing::new(8)?, memory(PAGES)?);
-    let held = Held::now()?;
+    let held = Resources::now()?;
     let mut registration = Registration::new(ENTRIES, &area);
     let got = failing(stores, || registration.register(ring.fd()))?;
     expect_result("a queue", got, -libc::ENOMEM)?;
     unwritten(&registration, &Registration::new(ENTRIES, &area))?;
-    none(&ring)?;
+    expect_no_queue(&ring)?;
     held.expect("failing")?;
 
     // Its id is free, and the ring as good as before.
@@ -89,7 +89,7 @@ fn of_device(stores: &Faults) -> anyhow::Result<()> {
     let got = failing(stores, || registration.register(ring.fd()))?;
     expect_result("a queue of a device", got, -libc::ENOMEM)?;
     unwritten(&registration, &nic.registration(ENTRIES, &area))?;
-    none(&ring)?;
+    expect_no_queue(&ring)?;
     expect_eq("provided", nic.provided()?, None)?;
     expect_eq("pools", netdev::provided_pools()?.len(), 0)?;
     expect_eq("pinned", pinned()?, 0)?;
@@ -98,14 +98,14 @@ fn of_device(stores: &Faults) -> anyhow::Result<()> {
     let mut registration = nic.registration(ENTRIES, &area);
     expect_result("again", registration.register(ring.fd()), 0)?;
     drop(ring);
-    nic.released()?;
+    nic.wait_released()?;
     nic::wait_pinned(0)?;
     works(&nic)
 }
 
 /// Refuses the queue of another ring, which goes on.
 fn imported(stores: &Faults) -> anyhow::Result<()> {
-    let begin = Held::now()?;
+    let begin = Resources::now()?;
     let (mut consumer, area) = Consumer::new(ENTRIES, PAGES)?;
     let file = export(&consumer)?;
     let taken = consumer.take()?;
@@ -123,7 +123,7 @@ fn imported(stores: &Faults) -> anyhow::Result<()> {
         ..import_reg(file.as_raw_fd())
     };
     expect_eq("what an import writes", reg, want)?;
-    none(&ring)?;
+    expect_no_queue(&ring)?;
 
     // Nobody has left who was not there: what is taken stays so.
     let free = (0..PAGES).map(offset).filter(|at| *at != taken.offset);

@@ -8,10 +8,10 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use anyhow::{Context, ensure};
 
 use super::fault_points::{Points, Scenario, prepare};
-use super::zcrx_fault::{ENTRIES, PAGES, either, none, swept};
+use super::zcrx_fault::{ENTRIES, PAGES, by_implementation, expect_no_queue, sweep_and_exhaust};
 use super::zcrx_sharing::{export, export_ctrl, import_reg};
 use super::{Outcome, Test, TestResult, tests};
-use crate::buffers::{Consumer, Held, offset};
+use crate::buffers::{Consumer, Resources, offset};
 use crate::kernel::{expect_eq, expect_result};
 use crate::wide::WideRing;
 use crate::zcrx::{Ctrl, IfqReg, control, register_ifq};
@@ -25,17 +25,17 @@ pub const TESTS: &[Test] = tests! {
 
 /// Exporting a queue when the table of files must grow for it.
 struct Export {
-    begin: Held,
+    begin: Resources,
     consumer: Option<Consumer>,
     files: Vec<File>,
     ctrl: Ctrl,
-    held: Held,
+    held: Resources,
 }
 
 impl Scenario for Export {
     fn setup() -> anyhow::Result<Self> {
         const TABLE: RawFd = 64;
-        let begin = Held::now()?;
+        let begin = Resources::now()?;
         // Only the queue keeps the area.
         let (consumer, _) = Consumer::new(ENTRIES, PAGES)?;
         let mut files = vec![File::open("/dev/null")?];
@@ -50,7 +50,7 @@ impl Scenario for Export {
             ctrl: export_ctrl(consumer.id),
             consumer: Some(consumer),
             files,
-            held: Held::now()?,
+            held: Resources::now()?,
         })
     }
     fn act(&mut self) -> i32 {
@@ -97,18 +97,18 @@ impl Scenario for Export {
 
 /// Importing a queue of another ring.
 struct Import {
-    begin: Held,
+    begin: Resources,
     consumer: Option<Consumer>,
     taken: u64,
     file: Option<OwnedFd>,
     ring: Option<WideRing>,
     reg: IfqReg,
-    held: Held,
+    held: Resources,
 }
 
 impl Scenario for Import {
     fn setup() -> anyhow::Result<Self> {
-        let begin = Held::now()?;
+        let begin = Resources::now()?;
         let (mut consumer, _) = Consumer::new(ENTRIES, PAGES)?;
         let file = export(&consumer)?;
         Ok(Import {
@@ -118,7 +118,7 @@ impl Scenario for Import {
             reg: import_reg(file.as_raw_fd()),
             file: Some(file),
             ring: Some(WideRing::new(8)?),
-            held: Held::now()?,
+            held: Resources::now()?,
         })
     }
     fn act(&mut self) -> i32 {
@@ -135,7 +135,7 @@ impl Scenario for Import {
             self.reg,
             import_reg(file.as_raw_fd()),
         )?;
-        none(self.ring.as_ref().context("no ring")?)?;
+        expect_no_queue(self.ring.as_ref().context("no ring")?)?;
         self.held.expect("failing")
     }
     fn done(&mut self) -> anyhow::Result<()> {
@@ -163,7 +163,7 @@ fn exporting_fails_at_each_allocation() -> TestResult {
     if let Some(skipped) = prepare(Points::All)? {
         return Ok(skipped);
     }
-    swept::<Export>("an export", either(3, 5), Some(2))?;
+    sweep_and_exhaust::<Export>("an export", by_implementation(3, 5), Some(2))?;
     Ok(Outcome::Passed)
 }
 
@@ -175,7 +175,7 @@ fn importing_survives_a_failed_allocation() -> TestResult {
     }
     // An import allocates only a node of the array of queues, and retries that. A
     // single failure does no harm, and without memory this is the only point.
-    let (met, refused) = swept::<Import>("an import", 0, Some(2))?;
+    let (met, refused) = sweep_and_exhaust::<Import>("an import", 0, Some(2))?;
     expect_eq("imports that failed", met.no_memory, 0)?;
     ensure!(met.absorbed > 0, "no allocation failed: {met:?}");
     expect_eq("points without memory", refused, 1)?;

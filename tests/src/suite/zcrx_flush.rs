@@ -10,7 +10,7 @@ use nix::unistd::pause;
 
 use super::zcrx_sharing::{export, import_into};
 use super::{NOTE, Outcome, Test, TestResult, tests};
-use crate::buffers::{Consumer, Held, offset};
+use crate::buffers::{Consumer, Resources, offset};
 use crate::kernel::{Implementation, expect_eq, expect_result, zcrx_implementation};
 use crate::sandbox;
 use crate::wide::WideRing;
@@ -52,10 +52,10 @@ fn exhausted() -> anyhow::Result<Consumer> {
 /// Checks that reserved words give EINVAL, an unknown id ENXIO, and neither consumes an
 /// entry; flushing an empty queue does nothing.
 fn invalid_operation_consumes_nothing() -> TestResult {
-    let before = Held::now()?;
+    let before = Resources::now()?;
     let mut consumer = exhausted()?;
     let fd = consumer.ring.fd();
-    let held = Held::now()?;
+    let held = Resources::now()?;
     consumer.flush_to(0)?;
     consumer.push_offsets(&[offset(3)]);
     let valid = Ctrl {
@@ -313,7 +313,7 @@ fn killed_process_stops_between_batches() -> TestResult {
     /// The number of buffers that the kernel gives back before it checks for a fatal
     /// signal.
     const BATCH: u32 = 32;
-    let before = Held::now()?;
+    let before = Resources::now()?;
     let (mut consumer, area) = Consumer::new(MAX_ENTRIES, BUFFERS)?;
     let all = all(BUFFERS);
     consumer.expect_free("at first", &all)?;
@@ -323,7 +323,7 @@ fn killed_process_stops_between_batches() -> TestResult {
     for round in 0..50 {
         let (begin, end) = (round * MAX_ENTRIES, (round + 1) * MAX_ENTRIES);
         for offset in all.iter().flat_map(|&at| [at; EACH as usize]) {
-            consumer.give_back(offset);
+            consumer.return_buffer(offset);
         }
         let child = sandbox::spawn(|| {
             let ring = WideRing::new(2)?;

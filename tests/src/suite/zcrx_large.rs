@@ -11,7 +11,7 @@ use anyhow::{Context, ensure};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use super::{NOTE, Outcome, Test, TestResult, tests};
-use crate::buffers::Held;
+use crate::buffers::Resources;
 use crate::kernel::{expect_eq, expect_result};
 use crate::sandbox::{self, Sysctl};
 use crate::wide::{Mapping, WideRing};
@@ -78,7 +78,7 @@ fn large_area_lets_other_tasks_run() -> TestResult {
     const FEW: usize = 5;
     let _pages = Sysctl::set("vm/nr_hugepages", "1")?;
     let (memory, first) = repeated()?;
-    let before = Held::now()?;
+    let before = Resources::now()?;
     // The watcher inherits this CPU.
     sandbox::stay_on_cpu(0)?;
     let stop = AtomicBool::new(false);

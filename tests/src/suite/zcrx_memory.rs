@@ -10,7 +10,7 @@ use nix::sys::resource::{Resource, setrlimit};
 use super::zcrx_registration::{map_error, refused};
 use super::zcrx_sharing::{export_of, import_into, import_reg};
 use super::{Outcome, Test, TestResult, tests};
-use crate::buffers::Held;
+use crate::buffers::Resources;
 use crate::kernel::{Implementation, expect_eq, expect_result, zcrx_implementation};
 use crate::register::PAGE_SIZE;
 use crate::sandbox;
@@ -180,7 +180,7 @@ fn limit_on_locked_memory_is_enforced() -> TestResult {
         setrlimit(Resource::RLIMIT_MEMLOCK, 64 * PAGE, 64 * PAGE)?;
         let mut ring = WideRing::new(8)?;
         let (small, large) = (memory(16)?, memory(128)?);
-        let held = Held::now()?;
+        let held = Resources::now()?;
         for _ in 0..20 {
             let mut registration = Registration::new(64, &large);
             let got = registration.register(ring.fd());
@@ -340,7 +340,7 @@ fn part_of_a_huge_page_is_charged_as_a_whole() -> TestResult {
 /// cannot be mapped.
 fn ids_end_where_offsets_for_mapping_do() -> TestResult {
     const IDS: u32 = 2048;
-    let before = Held::now()?;
+    let before = Resources::now()?;
     let ring = WideRing::new(2)?;
     let area = memory(1)?;
     let add = |id: u32| {

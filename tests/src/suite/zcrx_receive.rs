@@ -80,7 +80,7 @@ pub fn restore(stream: &mut Stream, lengths: &[usize]) -> anyhow::Result<()> {
         libc::TCP_REPAIR,
         &TCP_REPAIR_OFF_NO_WP,
     )?;
-    stream.arrives()
+    stream.wait_arrived()
 }
 
 /// Calls socket(2).
@@ -141,7 +141,7 @@ fn invalid_requests_are_refused() -> TestResult {
     ring.push(valid)?;
     let cqe = ring.cqe()?;
     stream.take(&ifq, &cqe)?;
-    expect_eq("bytes not received", stream.left(), 0)?;
+    expect_eq("bytes not received", stream.untaken(), 0)?;
     Ok(Outcome::Passed)
 }
 
@@ -273,12 +273,12 @@ fn request_ends_after_its_length() -> TestResult {
     // All data is there: each request takes its part and leaves the rest.
     stream.send(LENGTHS.iter().sum::<usize>() + 77)?;
     for len in LENGTHS {
-        let before = stream.left();
+        let before = stream.untaken();
         ring.push(stream.recv(&ifq, len))?;
         expect_eq("the end", stream.take_until_end(&mut ring, &ifq)?, last)?;
-        expect_eq("bytes taken", before - stream.left(), len)?;
+        expect_eq("bytes taken", before - stream.untaken(), len)?;
     }
-    expect_eq("bytes left", stream.left(), 77)?;
+    expect_eq("bytes left", stream.untaken(), 77)?;
 
     // The request must wait for its last byte.
     ring.push(stream.recv(&ifq, 100))?;
@@ -289,7 +289,7 @@ fn request_ends_after_its_length() -> TestResult {
     expect_eq("one byte is missing", ring.try_cqe(), None)?;
     stream.send(10)?;
     expect_eq("the end", stream.take_until_end(&mut ring, &ifq)?, last)?;
-    expect_eq("bytes left", stream.left(), 9)?;
+    expect_eq("bytes left", stream.untaken(), 9)?;
     stream.read_left()?;
     Ok(Outcome::Passed)
 }
@@ -321,10 +321,10 @@ fn request_ends_when_the_peer_shuts_down() -> TestResult {
     let mut stream = Stream::new()?;
     let thread = stream.send_later(30_000)?;
     thread.join().ok().context("the sender panicked")??;
-    stream.arrives()?;
+    stream.wait_arrived()?;
     ring.push(stream.recv(&ifq, 0))?;
     expect_eq("the end", stream.take_until_end(&mut ring, &ifq)?, last)?;
-    expect_eq("bytes left", stream.left(), 0)?;
+    expect_eq("bytes left", stream.untaken(), 0)?;
     Ok(Outcome::Passed)
 }
 
@@ -366,7 +366,7 @@ fn request_ends_with_the_error_of_a_reset() -> TestResult {
     let last = stream.take_until_end(&mut ring, &ifq)?;
     let want = ended(stream.user_data, -libc::ECONNRESET);
     expect_eq("the end", last, want)?;
-    expect_eq("bytes left", stream.left(), 0)?;
+    expect_eq("bytes left", stream.untaken(), 0)?;
     Ok(Outcome::Passed)
 }
 
@@ -440,7 +440,7 @@ fn cancelled_request_takes_no_more_data() -> TestResult {
     ring.push(stream.recv(&ifq, 0))?;
     stream.send(10_000)?;
     let mut granted = Vec::new();
-    while stream.left() != 0 {
+    while stream.untaken() != 0 {
         let cqe = ring.cqe()?;
         let bytes = ifq.data(&cqe)?.to_vec();
         granted.push((cqe, bytes));
@@ -459,10 +459,10 @@ fn cancelled_request_takes_no_more_data() -> TestResult {
     expect_eq("after the end", ring.try_cqe(), None)?;
     for (cqe, bytes) in &granted {
         ensure!(ifq.data(cqe)? == bytes, "a buffer changed");
-        ifq.give_back(cqe.offset()?);
+        ifq.return_buffer(cqe.offset()?);
     }
     ifq.flush_all(ring.fd())?;
-    ring.push(stream.recv(&ifq, stream.left()))?;
+    ring.push(stream.recv(&ifq, stream.untaken()))?;
     let last = ended(stream.user_data, 0);
     expect_eq("the end", stream.take_until_end(&mut ring, &ifq)?, last)?;
     expect_free(&mut ring, &ifq, 64)?;
@@ -492,7 +492,7 @@ fn two_sockets_share_a_queue() -> TestResult {
         }
         let stream = streams.get_mut(cqe.user_data as usize);
         let offset = stream.context("data of no stream")?.take(&ifq, &cqe)?;
-        ifq.give_back(offset);
+        ifq.return_buffer(offset);
         ifq.flush_all(ring.fd())?;
     }
     for thread in threads {
@@ -501,7 +501,7 @@ fn two_sockets_share_a_queue() -> TestResult {
     ends.sort_by_key(|cqe| cqe.user_data);
     expect_eq("the ends", ends, vec![ended(0, 0), ended(1, 0)])?;
     for stream in &streams {
-        expect_eq("bytes left", stream.left(), 0)?;
+        expect_eq("bytes left", stream.untaken(), 0)?;
     }
     expect_free(&mut ring, &ifq, 1024)?;
     Ok(Outcome::Passed)
@@ -527,17 +527,17 @@ fn request_stops_at_urgent_data() -> TestResult {
     set_option(receiver, libc::SOL_SOCKET, libc::SO_OOBINLINE, &1)?;
     stream.send(5000)?;
     send_urgent(&mut stream)?;
-    stream.arrives()?;
+    stream.wait_arrived()?;
     stream.send(3000)?;
 
     // The request receives up to the mark, and no further.
     ring.push(stream.recv(&ifq, 0))?;
-    while stream.left() > 3001 {
+    while stream.untaken() > 3001 {
         let cqe = ring.cqe()?;
         let offset = stream.take(&ifq, &cqe)?;
-        ifq.give_back(offset);
+        ifq.return_buffer(offset);
     }
-    expect_eq("bytes before the mark", stream.left(), 3001)?;
+    expect_eq("bytes before the mark", stream.untaken(), 3001)?;
     ring.submit()?;
     expect_eq("at the mark", ring.try_cqe(), None)?;
     stream.send(100)?;
@@ -573,7 +573,7 @@ fn link_is_cancelled_unless_all_bytes_came() -> TestResult {
         stream.sender.shutdown(std::net::Shutdown::Write)?;
         let last = stream.take_until_end(&mut ring, &ifq)?;
         expect_eq("the receive", last, ended(stream.user_data, 0))?;
-        expect_eq("bytes left", stream.left(), 0)?;
+        expect_eq("bytes left", stream.untaken(), 0)?;
         expect_eq("the NOP", ring.cqe()?, ended(NOP, nop))?;
     }
     // Running out of buffers is a failure as well.
@@ -587,7 +587,7 @@ fn link_is_cancelled_unless_all_bytes_came() -> TestResult {
     let last = ended(stream.user_data, -libc::ENOMEM);
     expect_eq("the receive", ring.cqe()?, last)?;
     expect_eq("the NOP", ring.cqe()?, ended(NOP, -libc::ECANCELED))?;
-    small.give_back(offset);
+    small.return_buffer(offset);
     small.flush_all(ring.fd())?;
     stream.read_left()?;
     Ok(Outcome::Passed)

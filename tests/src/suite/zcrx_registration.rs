@@ -20,9 +20,9 @@ use crate::wide::{
     WideRing, ZCRX_SETUP,
 };
 use crate::zcrx::{
-    EventDesc, IORING_REGISTER_ZCRX_IFQ, IORING_ZCRX_AREA_DMABUF, Ifq, IfqReg, MAX_ENTRIES,
-    Offsets, RQES, Registration, TAIL, ZCRX_EVENT_DESC_FLAG_STATS, map_offset, memory, pinned,
-    region_size, register_ifq, transfer,
+    EventDesc, IORING_REGISTER_ZCRX_IFQ, IORING_ZCRX_AREA_DMABUF, Ifq, IfqReg, MAX_ENTRIES, RQES,
+    Registration, TAIL, ZCRX_EVENT_DESC_FLAG_STATS, map_offset, memory, pinned, region_size,
+    register_ifq, transfer,
 };
 
 pub const TESTS: &[Test] = tests! {
@@ -42,9 +42,6 @@ pub const TESTS: &[Test] = tests! {
         ZR18 statistics_must_be_aligned_and_after_the_entries;
         ZR21 dmabuf_without_a_device_is_refused;
         ZR22 only_page_sized_buffers_without_a_device;
-        ZR24 failed_write_back_leaves_no_queue;
-        ZR25 failed_write_back_of_the_area_leaves_no_queue;
-        ZR26 offsets_id_and_sizes_are_written_back;
         ZR27 unsuitable_devices_are_refused;
         ZR28 device_of_another_namespace_is_not_found;
         ZR29 ring_can_have_two_queues;
@@ -96,7 +93,7 @@ pub(super) fn map_error(ring: &WideRing, hint: usize, offset: i64, len: usize) -
 }
 
 /// Checks that the next queue of a ring is its first.
-fn none_so_far(ring: &WideRing) -> anyhow::Result<()> {
+pub(super) fn none_so_far(ring: &WideRing) -> anyhow::Result<()> {
     let error = map_error(ring, 0, map_offset(0), PAGE_SIZE);
     expect_eq("mapping the first queue", error, Some(libc::EINVAL))?;
     let ifq = Ifq::new(ring.fd(), 64, 4)?;
@@ -399,90 +396,6 @@ fn only_page_sized_buffers_without_a_device() -> TestResult {
     none_so_far(&ring)?;
     let got = offer(ring.fd(), |r| r.reg.rx_buf_len = page)?;
     expect_result("buffers of a page", got, 0)?;
-    Ok(Outcome::Passed)
-}
-
-/// The offsets of the descriptors of [`read_only`] in its pages.
-const AREA_AT: usize = 512;
-const REGION_AT: usize = 1024;
-
-/// Registers a queue with descriptors that cannot be written back: all of them if
-/// `all`, or else only that of the area.
-pub(super) fn read_only(fd: RawFd, all: bool) -> anyhow::Result<i32> {
-    let memory = memory(4)?;
-    let mut registration = Registration::new(64, &memory);
-    let (page, area_page) = (Page::new()?, Page::new()?);
-    area_page.write(AREA_AT, &registration.area);
-    page.write(REGION_AT, &registration.region);
-    registration.reg.area_ptr = area_page.address as u64 + AREA_AT as u64;
-    registration.reg.region_ptr = page.address as u64 + REGION_AT as u64;
-    page.write(0, &registration.reg);
-    area_page.protect(libc::PROT_READ)?;
-    if all {
-        page.protect(libc::PROT_READ)?;
-    }
-    Ok(register(
-        fd,
-        IORING_REGISTER_ZCRX_IFQ,
-        page.address.cast(),
-        1,
-    ))
-}
-
-/// Checks that descriptors that are all read-only give EFAULT, and leave no queue and
-/// no pinned page.
-fn failed_write_back_leaves_no_queue() -> TestResult {
-    let ring = WideRing::new(2)?;
-    for _ in 0..3 {
-        expect_result("read-only", read_only(ring.fd(), true)?, -libc::EFAULT)?;
-        expect_eq("pinned", pinned()?, 0)?;
-    }
-    none_so_far(&ring)?;
-    Ok(Outcome::Passed)
-}
-
-/// Checks that a read-only area descriptor gives EFAULT, and leaves no queue and no
-/// pinned page.
-fn failed_write_back_of_the_area_leaves_no_queue() -> TestResult {
-    let ring = WideRing::new(2)?;
-    for _ in 0..3 {
-        let got = read_only(ring.fd(), false)?;
-        expect_result("the last one is read-only", got, -libc::EFAULT)?;
-        expect_eq("pinned", pinned()?, 0)?;
-    }
-    none_so_far(&ring)?;
-    Ok(Outcome::Passed)
-}
-
-/// Checks that the offsets of the refill queue, the id, the buffer size and the offset
-/// for mmap are written back, and nothing else.
-fn offsets_id_and_sizes_are_written_back() -> TestResult {
-    let ring = WideRing::new(2)?;
-    let area = memory(4)?;
-    for id in 0..4 {
-        let mut registration = Registration::new(64, &area);
-        let (reg, region) = (registration.reg, registration.region);
-        expect_result("registering", registration.register(ring.fd()), 0)?;
-        let want = IfqReg {
-            area_ptr: registration.reg.area_ptr,
-            region_ptr: registration.reg.region_ptr,
-            offsets: Offsets {
-                head: 0,
-                tail: TAIL as u32,
-                rqes: RQES as u32,
-                ..reg.offsets
-            },
-            zcrx_id: id,
-            rx_buf_len: PAGE_SIZE as u32,
-            ..reg
-        };
-        expect_eq("description", registration.reg, want)?;
-        let offset = registration.region.mmap_offset;
-        expect_eq("offset", offset, map_offset(id) as u64)?;
-        expect_eq("size", registration.region.size, region.size)?;
-        expect_eq("token", registration.area.rq_area_token, 0)?;
-        expect_eq("address", registration.area.addr, area.address() as u64)?;
-    }
     Ok(Outcome::Passed)
 }
 

@@ -121,7 +121,7 @@ fn have_queue(
     loop {
         let cqe = ring.cqe()?;
         if cqe.flags & IORING_CQE_F_MORE != 0 {
-            ifq.give_back(cqe.offset()?);
+            ifq.return_buffer(cqe.offset()?);
         } else {
             ring.push(request)?;
         }
@@ -182,7 +182,7 @@ fn queue_is_free_as_soon_as_its_process_is_reaped() -> TestResult {
         "of {rounds} rounds, EEXIST after a kill in {reaped}, for {longest:?} at most, and after \
          a close in {closed}"
     );
-    nic.released()?;
+    nic.wait_released()?;
     nic::wait_until("all pages are let go of", || Ok(pins()? == before))?;
     works(&nic)?;
     Ok(Outcome::Passed)

@@ -52,7 +52,7 @@ fn request_ends_with_enomem_without_buffers() -> TestResult {
         let sqe = stream.recv(&ifq, len);
         expect_end(&mut ring, "without a buffer", sqe, -libc::ENOMEM)?;
     }
-    ifq.give_back(offsets[2]);
+    ifq.return_buffer(offsets[2]);
     if zcrx_implementation() == Implementation::C {
         let sqe = stream.recv(&ifq, 0);
         expect_end(&mut ring, "before the flush", sqe, -libc::ENOMEM)?;
@@ -66,10 +66,10 @@ fn request_ends_with_enomem_without_buffers() -> TestResult {
     expect_eq("the end", ring.cqe()?, last)?;
 
     for &offset in &offsets {
-        ifq.give_back(offset);
+        ifq.return_buffer(offset);
     }
     ifq.flush_all(ring.fd())?;
-    ring.push(stream.recv(&ifq, stream.left()))?;
+    ring.push(stream.recv(&ifq, stream.untaken()))?;
     let last = ended(stream.user_data, 0);
     loop {
         // The area may be used up again before the first buffer is back.
@@ -78,9 +78,9 @@ fn request_ends_with_enomem_without_buffers() -> TestResult {
             break;
         }
         expect_result("the end", end.res, -libc::ENOMEM)?;
-        ring.push(stream.recv(&ifq, stream.left()))?;
+        ring.push(stream.recv(&ifq, stream.untaken()))?;
     }
-    expect_eq("bytes left", stream.left(), 0)?;
+    expect_eq("bytes left", stream.untaken(), 0)?;
     expect_free(&mut ring, &ifq, PAGES)?;
     Ok(Outcome::Passed)
 }
@@ -95,7 +95,7 @@ fn completion_lies_within_one_buffer() -> TestResult {
     for len in [1, 2, 4095, 4096, 4097, 8191, 8193, 12_345, 32_768, 40_000] {
         stream.send(len)?;
         let mut used = Vec::new();
-        while stream.left() != 0 {
+        while stream.untaken() != 0 {
             let cqe = ring.cqe()?;
             ensure!(
                 cqe.res as usize <= PAGE_SIZE,
@@ -119,7 +119,7 @@ fn completion_lies_within_one_buffer() -> TestResult {
         );
         for offset in used {
             // Any offset in a buffer stands for that buffer.
-            ifq.give_back(offset + len as u64 % PAGE_SIZE as u64);
+            ifq.return_buffer(offset + len as u64 % PAGE_SIZE as u64);
         }
         ifq.flush_all(ring.fd())?;
     }
@@ -143,7 +143,7 @@ pub(super) fn give_back_only(
     ring.push(stream.recv(ifq, 0))?;
     'pages: for _ in 0..wanted {
         stream.send(PAGE_SIZE)?;
-        while stream.left() != 0 {
+        while stream.untaken() != 0 {
             let cqe = ring.cqe()?;
             if cqe.flags & IORING_CQE_F_MORE == 0 {
                 let want = ended(stream.user_data, -libc::ENOMEM);
@@ -152,7 +152,7 @@ pub(super) fn give_back_only(
             }
             expect_result("a page", cqe.res, PAGE_SIZE as i32)?;
             pages += 1;
-            ifq.give_back(stream.take(ifq, &cqe)?);
+            ifq.return_buffer(stream.take(ifq, &cqe)?);
         }
     }
     match zcrx_implementation() {
@@ -202,14 +202,14 @@ fn buffers_are_found_without_a_flush() -> TestResult {
             ..Default::default()
         });
     }
-    ifq.give_back(offsets[0]);
+    ifq.return_buffer(offsets[0]);
     ring.push(stream.recv(&ifq, 0))?;
     let cqe = ring.cqe()?;
     match zcrx_implementation() {
         Implementation::C => expect_eq("in C", cqe, last)?,
         Implementation::Rust => {
             expect_eq("the buffer", stream.take(&ifq, &cqe)?, offsets[0])?;
-            expect_eq("unread", ifq.unread(), 0)?;
+            expect_eq("unread", ifq.pending(), 0)?;
         }
     }
     Ok(Outcome::Passed)
@@ -258,7 +258,7 @@ impl Transfer {
         let thread = transfer.stream.send_later(len)?;
         let requests = transfer.take(returns)?;
         thread.join().ok().context("the sender panicked")??;
-        expect_eq("bytes left", transfer.stream.left(), 0)?;
+        expect_eq("bytes left", transfer.stream.untaken(), 0)?;
         // No buffer was lost, and none is free twice.
         transfer.give_back_all()?;
         expect_free(&mut transfer.ring, &transfer.ifq, PAGES)?;
@@ -336,7 +336,7 @@ impl Transfer {
 
     /// Puts an entry into the refill queue, after a flush if the queue is full.
     fn put(&mut self, rqe: Rqe) -> anyhow::Result<()> {
-        if self.ifq.unread() == self.ifq.entries {
+        if self.ifq.pending() == self.ifq.entries {
             self.ifq.flush_all(self.ring.fd())?;
         }
         self.ifq.push(rqe);
@@ -344,7 +344,7 @@ impl Transfer {
     }
 
     /// Gives one buffer back, whose data must be unchanged. Returns the entry.
-    fn give_back(&mut self, index: usize) -> anyhow::Result<Rqe> {
+    fn return_buffer(&mut self, index: usize) -> anyhow::Result<Rqe> {
         let (cqe, bytes) = self.held.swap_remove(index);
         ensure!(
             self.ifq.data(&cqe)? == bytes,
@@ -363,14 +363,14 @@ impl Transfer {
     fn give_back_any(&mut self) -> anyhow::Result<()> {
         if !self.held.is_empty() {
             let index = self.rng.usize(..self.held.len());
-            self.give_back(index)?;
+            self.return_buffer(index)?;
         }
         Ok(())
     }
 
     fn give_back_all(&mut self) -> anyhow::Result<()> {
         while let Some(last) = self.held.len().checked_sub(1) {
-            self.give_back(last)?;
+            self.return_buffer(last)?;
         }
         self.ifq.flush_all(self.ring.fd())
     }
@@ -383,7 +383,7 @@ impl Transfer {
             match self.rng.u32(..4) {
                 0 if !self.held.is_empty() => {
                     let index = self.rng.usize(..self.held.len());
-                    returned.push(self.give_back(index)?);
+                    returned.push(self.return_buffer(index)?);
                 }
                 1 => {
                     let double = match self.rng.choice(&returned) {

@@ -10,7 +10,7 @@ use anyhow::{Context, ensure};
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
 
 use super::{Outcome, Test, TestResult, tests};
-use crate::buffers::{Consumer, Gone, Held, Taken, offset};
+use crate::buffers::{Consumer, Resources, RingClosed, TakenBuffer, offset};
 use crate::kernel::{expect_eq, expect_result};
 use crate::sandbox;
 use crate::wide::{Mapping, WideRing};
@@ -39,7 +39,7 @@ fn all() -> Vec<u64> {
 }
 
 /// Returns the offsets of all buffers but these.
-fn without(taken: &[Taken]) -> Vec<u64> {
+fn without(taken: &[TakenBuffer]) -> Vec<u64> {
     let mut left = all();
     left.retain(|offset| taken.iter().all(|taken| taken.offset != *offset));
     left
@@ -107,16 +107,16 @@ pub(super) fn import(file: &OwnedFd) -> anyhow::Result<Consumer> {
 
 /// Closes a ring and waits until it has been taken down.
 pub(super) fn close(consumer: Consumer) -> anyhow::Result<()> {
-    let gone = Gone::watch(consumer.ring.fd())?;
+    let gone = RingClosed::watch(consumer.ring.fd())?;
     drop(consumer);
     gone.wait()
 }
 
 /// Checks that a ring can have its own queue under several ids.
 fn queue_can_be_imported_into_its_own_ring() -> TestResult {
-    let before = Held::now()?;
+    let before = Resources::now()?;
     let (mut consumer, area) = Consumer::new(ENTRIES, PAGES)?;
-    let held = Held::now()?;
+    let held = Resources::now()?;
     let file = export(&consumer)?;
     import_into(&consumer.ring, &file, 1)?;
     import_into(&consumer.ring, &file, 2)?;
@@ -150,7 +150,7 @@ fn queue_can_be_imported_into_its_own_ring() -> TestResult {
 /// Checks that a ring that imported a queue receives, returns and exports after the
 /// first ring has closed.
 fn importer_receives_after_the_exporter_ends() -> TestResult {
-    let before = Held::now()?;
+    let before = Resources::now()?;
     let (mut exporter, area) = Consumer::new(ENTRIES, PAGES)?;
     let file = export(&exporter)?;
     let mut importer = import(&file)?;
@@ -160,7 +160,7 @@ fn importer_receives_after_the_exporter_ends() -> TestResult {
     close(exporter)?;
     expect_eq(
         "pinned",
-        Held::now()?.pinned,
+        Resources::now()?.pinned,
         before.with_pages(PAGES).pinned,
     )?;
     // Buffers that were handed out stay so, and come back through the other ring.
@@ -212,11 +212,11 @@ fn rings_and_file_may_close_in_any_order() -> TestResult {
         [IMPORTER, EXPORTER, FILE],
         [IMPORTER, FILE, EXPORTER],
     ] {
-        let before = Held::now()?;
+        let before = Resources::now()?;
         let (exporter, area) = Consumer::new(ENTRIES, PAGES)?;
         let mut file = Some(export(&exporter)?);
         let importer = import(file.as_ref().context("no file")?)?;
-        let pinned = Held::now()?.pinned;
+        let pinned = Resources::now()?.pinned;
         let mut rings = [Some(exporter), None, Some(importer)];
         let mut taken = Vec::new();
         for ring in rings.iter_mut().flatten() {
@@ -240,7 +240,7 @@ fn rings_and_file_may_close_in_any_order() -> TestResult {
                 Some(ring) => close_busy(ring)?,
             }
             if step < 2 {
-                expect_eq(&what, Held::now()?.pinned, pinned)?;
+                expect_eq(&what, Resources::now()?.pinned, pinned)?;
                 for ring in rings.iter_mut().flatten() {
                     works(ring, &area, &free).with_context(|| what.clone())?;
                 }
@@ -253,7 +253,7 @@ fn rings_and_file_may_close_in_any_order() -> TestResult {
 
 /// Checks that a file alone keeps a queue as it was, for rings that import it later.
 fn file_alone_keeps_a_queue() -> TestResult {
-    let before = Held::now()?;
+    let before = Resources::now()?;
     let (mut consumer, area) = Consumer::new(ENTRIES, PAGES)?;
     let file = export(&consumer)?;
     let taken = consumer.take_some(3)?;
@@ -285,7 +285,7 @@ fn file_alone_keeps_a_queue() -> TestResult {
 /// Checks that rings that share a queue return each other's buffers and flush each
 /// other's entries.
 fn each_ring_can_return_buffers_of_the_other() -> TestResult {
-    let before = Held::now()?;
+    let before = Resources::now()?;
     let (mut exporter, area) = Consumer::new(ENTRIES, PAGES)?;
     let mut importer = import(&export(&exporter)?)?;
     let (of_importer, of_exporter) = (importer.take_some(3)?, exporter.take_some(3)?);
@@ -317,7 +317,7 @@ fn each_ring_can_return_buffers_of_the_other() -> TestResult {
 /// Checks that an importing ring maps the refill queue of the queue that it imported,
 /// which outlives the rings.
 fn importer_maps_the_same_refill_queue() -> TestResult {
-    let before = Held::now()?;
+    let before = Resources::now()?;
     let (mut exporter, _area) = Consumer::new(ENTRIES, PAGES)?;
     let file = export(&exporter)?;
     let ring = WideRing::new(8)?;
@@ -399,7 +399,7 @@ pub(super) fn receive_file(socket: &UnixStream) -> anyhow::Result<OwnedFd> {
 fn importing_process(mut socket: UnixStream) -> anyhow::Result<()> {
     let file = receive_file(&socket)?;
     let mut importer = import(&file)?;
-    let tell = |taken: &[Taken], mut socket: &UnixStream| -> anyhow::Result<()> {
+    let tell = |taken: &[TakenBuffer], mut socket: &UnixStream| -> anyhow::Result<()> {
         for taken in taken {
             socket.write_all(&taken.offset.to_ne_bytes())?;
             socket.write_all(&[taken.byte])?;
@@ -433,7 +433,7 @@ fn another_process_can_import() -> TestResult {
     // Nothing has been made yet that the child could inherit.
     let child = sandbox::spawn(|| importing_process(other.try_clone()?))?;
     drop(other);
-    let before = Held::now()?;
+    let before = Resources::now()?;
     let (consumer, area) = Consumer::new(ENTRIES, PAGES)?;
     let file = export(&consumer)?;
     send_file(&socket, &file)?;
@@ -443,7 +443,7 @@ fn another_process_can_import() -> TestResult {
             socket.read_exact(&mut bytes)?;
             let [start @ .., byte] = bytes;
             let offset = u64::from_ne_bytes(start);
-            Taken { offset, byte }.check(&[&area])?;
+            TakenBuffer { offset, byte }.check(&[&area])?;
         }
         Ok(())
     };

@@ -47,7 +47,7 @@ fn long_queues_of_packets_take_turns() -> TestResult {
     let mut streams = [Stream::starting_at(0, 0)?, Stream::starting_at(70_000, 1)?];
     for stream in &mut streams {
         restore(stream, &[3000; PACKETS])?;
-        ring.push(stream.recv(&ifq, stream.left()))?;
+        ring.push(stream.recv(&ifq, stream.untaken()))?;
     }
     let event = EventFd::new()?;
     ring.push(Sqe::poll(event.as_raw_fd(), libc::POLLIN).user_data(POLL))?;
@@ -65,11 +65,11 @@ fn long_queues_of_packets_take_turns() -> TestResult {
         let stream = streams.get_mut(cqe.user_data as usize);
         let offset = stream.context("data of no stream")?.take(&ifq, &cqe)?;
         expect_eq("a packet", cqe.res, 3000)?;
-        ifq.give_back(offset);
+        ifq.return_buffer(offset);
         ifq.flush_all(ring.fd())?;
     }
     for stream in &streams {
-        expect_eq("bytes left", stream.left(), 0)?;
+        expect_eq("bytes left", stream.untaken(), 0)?;
     }
     ends.sort_by_key(|cqe| cqe.user_data);
     let polled = ended(POLL, libc::POLLIN.into());
@@ -95,7 +95,7 @@ fn long_queues_of_packets_take_turns() -> TestResult {
         let bytes = stream.next(11);
         stream.sender.write_all(&bytes)?;
     }
-    stream.arrives()?;
+    stream.wait_arrived()?;
     ring.push(stream.recv(&ifq, 0))?;
     stream.take_all(&mut ring, &ifq)?;
     Ok(Outcome::Passed)
@@ -110,8 +110,8 @@ fn full_completion_queue_ends_the_request() -> TestResult {
     let mut stream = Stream::new()?;
     stream.send(60_000)?;
     let mut arms = 0;
-    while stream.left() != 0 {
-        ring.push(stream.recv(&ifq, stream.left()))?;
+    while stream.untaken() != 0 {
+        ring.push(stream.recv(&ifq, stream.untaken()))?;
         ring.submit()?;
         arms += 1;
         let filled = ring.waiting();
@@ -122,17 +122,21 @@ fn full_completion_queue_ends_the_request() -> TestResult {
                 break;
             }
             let offset = stream.take(&ifq, &cqe)?;
-            ifq.give_back(offset);
+            ifq.return_buffer(offset);
         }
         expect_eq("a further completion in the queue", ring.try_cqe(), None)?;
         // If there is no room for the last completion, it waits for room and is not
         // lost.
         expect_eq("lost completions", ring.overflow(), 0)?;
-        if stream.left() != 0 {
+        if stream.untaken() != 0 {
             expect_eq("the end", last, None)?;
             expect_eq("completions", filled, ENTRIES)?;
         }
-        let res = if stream.left() == 0 { 0 } else { -libc::ENOSPC };
+        let res = if stream.untaken() == 0 {
+            0
+        } else {
+            -libc::ENOSPC
+        };
         let last = last.map_or_else(|| ring.cqe(), Ok)?;
         expect_eq("the end", last, ended(stream.user_data, res))?;
         ifq.flush_all(ring.fd())?;
@@ -169,7 +173,7 @@ fn mixed_completions_do_not_wrap() -> TestResult {
             let flags = IORING_CQE_F_MORE | IORING_CQE_F_32;
             expect_eq("flags of data", cqe.flags, flags)?;
             let offset = stream.take(&ifq, &cqe)?;
-            ifq.give_back(offset);
+            ifq.return_buffer(offset);
             // A completion of two slots does not wrap around the end.
             let slots = if at % ENTRIES == ENTRIES - 1 {
                 expect_eq("the last slot", ring.slot(at), filler)?;
@@ -206,8 +210,8 @@ fn mixed_full(entries: u32) -> anyhow::Result<()> {
             expect_result("NOP", ring.run(Sqe::nop())?, 0)?;
         }
         stream.send(60_000)?;
-        while stream.left() != 0 {
-            ring.push(stream.recv(&ifq, stream.left()))?;
+        while stream.untaken() != 0 {
+            ring.push(stream.recv(&ifq, stream.untaken()))?;
             ring.submit()?;
             let mut taken = 0;
             let last = loop {
@@ -216,14 +220,18 @@ fn mixed_full(entries: u32) -> anyhow::Result<()> {
                     break cqe;
                 }
                 let offset = stream.take(&ifq, &cqe)?;
-                ifq.give_back(offset);
+                ifq.return_buffer(offset);
                 taken += 1;
             };
-            let res = if stream.left() == 0 { 0 } else { -libc::ENOSPC };
+            let res = if stream.untaken() == 0 {
+                0
+            } else {
+                -libc::ENOSPC
+            };
             expect_result("the end", last.res, res)?;
             expect_eq("the end is narrow", last.extra, None)?;
             ensure!(
-                stream.left() == 0 || (3..=4).contains(&taken),
+                stream.untaken() == 0 || (3..=4).contains(&taken),
                 "{taken} completions fill the queue"
             );
             expect_eq("lost completions", ring.overflow(), 0)?;

@@ -18,7 +18,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use super::zcrx_events::{EVENT, arm, with_events};
 use super::zcrx_sharing::{export_of, import_into};
 use super::{NOTE, Outcome, Test, TestResult, seed, tests};
-use crate::buffers::Held;
+use crate::buffers::Resources;
 use crate::kernel::{self, describe, expect_eq, expect_result};
 use crate::register::{IORING_REGISTER_EVENTFD, PAGE_SIZE, register};
 use crate::ring::IORING_CQE_F_MORE;
@@ -114,7 +114,7 @@ fn receive(
             back.send(cqe.offset()?)?;
         }
         if cqe == ended(stream.user_data, 0) {
-            expect_eq("bytes left", stream.left(), 0)?;
+            expect_eq("bytes left", stream.untaken(), 0)?;
             return Ok(used_up);
         }
         if cqe.flags & IORING_CQE_F_MORE == 0 {
@@ -132,7 +132,7 @@ fn threads_receive_return_and_flush_at_once() -> TestResult {
     const PAGES: usize = 16;
     const ENTRIES: u32 = 8;
     println!("{NOTE}seed {}", seed());
-    let before = Held::now()?;
+    let before = Resources::now()?;
     let mut ring = WideRing::with(8, 64, ZCRX_SETUP)?;
     let ifq = Ifq::new(ring.fd(), ENTRIES, PAGES)?;
     let file = export_of(&ring, ifq.id)?;
@@ -154,12 +154,12 @@ fn threads_receive_return_and_flush_at_once() -> TestResult {
     };
     let produce = || -> anyhow::Result<()> {
         for offset in returned {
-            while ifq.unread() == ENTRIES {
+            while ifq.pending() == ENTRIES {
                 thread::yield_now();
             }
             // From now on the buffer may be handed out again.
             owned.give(offset)?;
-            ifq.give_back(offset);
+            ifq.return_buffer(offset);
         }
         Ok(())
     };
@@ -299,7 +299,7 @@ fn queue(ring: &WideRing, user: bool) -> anyhow::Result<Ifq> {
 
 /// Runs one round of ST12: receives everything, or closes the ring in the middle.
 fn overwritten(round: u64, close: bool, longest: &AtomicU32) -> anyhow::Result<()> {
-    let before = Held::now()?;
+    let before = Resources::now()?;
     let mut ring = WideRing::with(8, 64, ZCRX_SETUP)?;
     // A mapping of the ring would keep the ring from being closed.
     let ifq = queue(&ring, close)?;
@@ -361,7 +361,7 @@ fn everything_is_there(ring: &mut WideRing, ifq: &Ifq) -> anyhow::Result<()> {
         ifq.set_tail(ifq.head());
     }
     for page in 0..PAGES {
-        ifq.give_back((page * PAGE_SIZE) as u64);
+        ifq.return_buffer((page * PAGE_SIZE) as u64);
     }
     ifq.flush_all(ring.fd())?;
     expect_free(ring, ifq, PAGES)
@@ -371,7 +371,7 @@ fn everything_is_there(ring: &mut WideRing, ifq: &Ifq) -> anyhow::Result<()> {
 /// and every buffer is there afterwards.
 fn refill_queue_may_be_overwritten_at_any_time() -> TestResult {
     println!("{NOTE}seed {}", seed());
-    let before = Held::now()?;
+    let before = Resources::now()?;
     let longest = AtomicU32::new(0);
     for round in 0..8 {
         let close = round % 2 == 1;
@@ -433,7 +433,7 @@ impl Storm {
             } else if cqe.flags & IORING_CQE_F_MORE != 0 {
                 let offset = stream.take(&self.ifq, &cqe)?;
                 let _filling = self.filling.lock().expect("no thread panics");
-                self.ifq.give_back(offset);
+                self.ifq.return_buffer(offset);
                 self.ifq.flush_all(ring.fd())?;
                 if !waits {
                     ring.push(poll)?;
@@ -449,7 +449,7 @@ impl Storm {
             }
             self.arm(ring)?;
         }
-        expect_eq("bytes left", stream.left(), 0)
+        expect_eq("bytes left", stream.untaken(), 0)
     }
 }
 
@@ -474,7 +474,7 @@ fn watch(rings: [OwnedFd; 2], events: &EventFd, stop: &AtomicBool) -> anyhow::Re
 /// Checks that two rings receive and arm an event at the same time, and it fires once
 /// each time that it was armed.
 fn events_are_armed_by_two_rings_at_once() -> TestResult {
-    let before = Held::now()?;
+    let before = Resources::now()?;
     let mut ring = WideRing::with(8, 256, ZCRX_SETUP)?;
     let (ifq, _) = with_events(&ring, 1 << ZCRX_EVENT_COPY)?;
     let file = export_of(&ring, ifq.id)?;

@@ -109,7 +109,7 @@ fn event_after_exec_of_the_ring_maker_is_dropped() -> TestResult {
     let mut stream = Stream::new()?;
     let mut receive = || -> anyhow::Result<()> {
         stream.send(20_000)?;
-        let left = stream.left();
+        let left = stream.untaken();
         importer.push(stream.recv(&ifq, left))?;
         stream.take_all(&mut importer, &ifq)?;
         let last = importer.cqe()?;
@@ -181,7 +181,7 @@ fn copy(
         // The refill queue may have one producer at a time.
         let refill = refill.lock().unwrap_or_else(PoisonError::into_inner);
         for offset in offsets {
-            refill.give_back(offset);
+            refill.return_buffer(offset);
         }
         refill.flush_all(ring.fd())?;
     }

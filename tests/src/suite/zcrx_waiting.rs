@@ -12,11 +12,11 @@ use anyhow::{Context, ensure};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::{Pid, gettid};
 
-use super::zcrx_control::{add, add_at};
+use super::zcrx_areas::{add, add_at};
 use super::zcrx_device_end::add_area;
 use super::zcrx_sharing::{ENTRIES, PAGES, export, import};
 use super::{Outcome, Test, TestResult, tests};
-use crate::buffers::{Consumer, Held, offset};
+use crate::buffers::{Consumer, Resources, offset};
 use crate::kernel::{Implementation, expect_eq, expect_result, result, zcrx_implementation};
 use crate::nic::{self, Nic, PORT};
 use crate::register::PAGE_SIZE;
@@ -184,7 +184,7 @@ fn description(memory: &Mapping) -> AreaReg {
 ///
 /// In C, it waits, and the slow area gets the lower number.
 fn slow_area_does_not_delay_another() -> TestResult {
-    let before = Held::now()?;
+    let before = Resources::now()?;
     let (consumer, area) = Consumer::new(ENTRIES, PAGES)?;
     let file = export(&consumer)?;
     let withheld = Withheld::new(2)?;
@@ -256,7 +256,7 @@ fn slow_area_does_not_delay_another() -> TestResult {
 /// In C, the other area waits and gets the number.
 fn failed_area_keeps_its_number_unused() -> TestResult {
     const MAX_AREAS: u64 = 1024;
-    let before = Held::now()?;
+    let before = Resources::now()?;
     let (mut consumer, area) = Consumer::new(ENTRIES, PAGES)?;
     let file = export(&consumer)?;
     let withheld = Withheld::new(2)?;
@@ -266,7 +266,7 @@ fn failed_area_keeps_its_number_unused() -> TestResult {
     page.memory.write(0, failing);
     let (more, third) = (memory(3)?, memory(1)?);
     let mut quick = description(&more);
-    let (main, held) = (gettid(), Held::now()?);
+    let (main, held) = (gettid(), Resources::now()?);
 
     let got = thread::scope(|scope| -> anyhow::Result<i32> {
         let first = scope.spawn(|| -> anyhow::Result<i32> {
@@ -402,7 +402,7 @@ fn device_can_go_while_memory_is_withheld() -> TestResult {
     expect_eq("its description", written, want)?;
     let all = if in_c { PAGES + 4 } else { PAGES };
     expect_eq("pinned", pinned, all)?;
-    nic::drained()?;
+    nic::wait_drained()?;
     nic::wait_pinned(0)?;
     drop(nic);
 
@@ -417,7 +417,7 @@ fn device_can_go_while_memory_is_withheld() -> TestResult {
         )
     })??;
     expect_result("registering", got, if in_c { 0 } else { -libc::ENODEV })?;
-    nic::drained()?;
+    nic::wait_drained()?;
     nic::wait_pinned(0)?;
     drop(nic);
     Nic::new()?;

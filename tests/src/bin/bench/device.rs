@@ -58,7 +58,7 @@ impl Link {
         let mut sent = Ok(());
         let took = timed(|| sent = self.stream.sender.write_all(&bytes))?;
         sent?;
-        self.stream.arrives()?;
+        self.stream.wait_arrived()?;
         Ok(took)
     }
 
@@ -84,9 +84,9 @@ impl Link {
         }
     }
 
-    fn give_back(&self, offsets: impl IntoIterator<Item = u64>) {
+    fn return_buffer(&self, offsets: impl IntoIterator<Item = u64>) {
         for offset in offsets {
-            self.ifq.give_back(offset);
+            self.ifq.return_buffer(offset);
         }
     }
 
@@ -107,7 +107,7 @@ fn transfer() -> anyhow::Result<(f64, f64)> {
     for _ in 0..WARM_UP + ROUNDS {
         let sending = link.send(PAGES)?;
         let (receiving, offsets) = link.receive(PAGES)?;
-        link.give_back(offsets);
+        link.return_buffer(offsets);
         receiver.push(receiving);
         system.push(sending + receiving);
     }
@@ -133,11 +133,11 @@ pub fn giving_back() -> anyhow::Result<f64> {
     for _ in 0..WARM_UP + ROUNDS {
         link.send(PAGES)?;
         let (_, offsets) = link.receive(PAGES)?;
-        link.give_back(offsets);
+        link.return_buffer(offsets);
         let mut result = 0;
         samples.push(timed(|| result = link.ifq.flush(link.ring.fd()))?);
         expect_result("giving back", result, 0)?;
-        expect_eq("entries left", link.ifq.unread(), 0)?;
+        expect_eq("entries left", link.ifq.pending(), 0)?;
     }
     link.check()?;
     Ok(median(samples.split_off(WARM_UP)) / PAGES as f64)
@@ -163,9 +163,9 @@ pub fn refilling() -> anyhow::Result<f64> {
     let mut samples = Vec::new();
     for _ in 0..WARM_UP + ROUNDS {
         let mut timed_with = |count: usize| -> anyhow::Result<f64> {
-            link.give_back(held.drain(..count));
+            link.return_buffer(held.drain(..count));
             let took = take(&mut link, &mut held, 1)?;
-            expect_eq("entries left", link.ifq.unread(), 0)?;
+            expect_eq("entries left", link.ifq.pending(), 0)?;
             for _ in 1..count {
                 take(&mut link, &mut held, 1)?;
             }

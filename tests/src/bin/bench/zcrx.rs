@@ -49,16 +49,16 @@ fn transfer() -> anyhow::Result<(f64, f64)> {
             if cqe.flags & IORING_CQE_F_MORE == 0 {
                 break cqe;
             }
-            ifq.give_back(stream.take(&ifq, &cqe)?);
+            ifq.return_buffer(stream.take(&ifq, &cqe)?);
             buffers += 1;
         };
         expect_result("the end of a receive", last.res, 0)?;
-        ensure!(stream.left() == 0, "{} bytes are left", stream.left());
+        ensure!(stream.untaken() == 0, "{} bytes are left", stream.untaken());
 
         let mut result = 0;
         let took = timed(|| result = ifq.flush(ring.fd()))?;
         expect_result("giving back", result, 0)?;
-        ensure!(ifq.unread() == 0, "{} entries are left", ifq.unread());
+        ensure!(ifq.pending() == 0, "{} entries are left", ifq.pending());
         returned.push(took / f64::from(buffers));
     }
     let received = median(received.split_off(WARM_UP)) / PAGES as f64;

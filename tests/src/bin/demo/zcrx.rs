@@ -93,8 +93,8 @@ fn receive(stream: &TcpStream, ring: &mut WideRing, ifq: &Ifq) -> anyhow::Result
             let offset = cqe.offset()?;
             let buffer = received.used.get_mut((offset >> 12) as usize);
             *buffer.context("a completion names a buffer outside the area")? += 1;
-            ifq.give_back(offset);
-            if ifq.unread() >= ifq.entries / 2 {
+            ifq.return_buffer(offset);
+            if ifq.pending() >= ifq.entries / 2 {
                 ifq.flush_all(ring.fd())?;
             }
         };

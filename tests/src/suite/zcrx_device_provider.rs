@@ -53,11 +53,11 @@ impl Receiver {
     /// Receives without a limit. Checks that this takes exactly `bytes` bytes, which
     /// are compared, and ends with `errno` for what comes next.
     fn stops_after(&mut self, stream: &mut Stream, bytes: usize, errno: i32) -> anyhow::Result<()> {
-        let left = stream.left();
+        let left = stream.untaken();
         self.ring.push(stream.recv(&self.ifq, 0))?;
         let last = stream.take_until_end(&mut self.ring, &self.ifq)?;
         expect_eq("the end", last, ended(STREAM, -errno))?;
-        expect_eq("bytes taken", left - stream.left(), bytes)
+        expect_eq("bytes taken", left - stream.untaken(), bytes)
     }
 
     /// Checks that receives of a stream get nothing but an error.
@@ -70,16 +70,16 @@ impl Receiver {
             self.ring.submit()?;
             expect_eq(&what, self.ring.try_cqe(), None)?;
         }
-        stream.arrives()
+        stream.wait_arrived()
     }
 
     /// Receives all that is left of a stream.
     fn takes_all(&mut self, stream: &mut Stream) -> anyhow::Result<()> {
-        let left = stream.left();
+        let left = stream.untaken();
         self.ring.push(stream.recv(&self.ifq, left))?;
         let last = stream.take_until_end(&mut self.ring, &self.ifq)?;
         expect_eq("the end", last, ended(STREAM, 0))?;
-        expect_eq("bytes left", stream.left(), 0)
+        expect_eq("bytes left", stream.untaken(), 0)
     }
 }
 
@@ -112,12 +112,12 @@ fn send_by(nic: &Nic, queue: u32, stream: &mut Stream) -> anyhow::Result<()> {
 
 /// Checks that all buffers of two queues of the first port are free once the port is
 /// down.
-fn conserved(nic: &Nic, receivers: [&mut Receiver; 2]) -> anyhow::Result<()> {
+fn expect_conserved(nic: &Nic, receivers: [&mut Receiver; 2]) -> anyhow::Result<()> {
     for receiver in &receivers {
         receiver.ifq.flush_all(receiver.ring.fd())?;
     }
     nic.down()?;
-    nic::drained()?;
+    nic::wait_drained()?;
     for receiver in receivers {
         expect_free(&mut receiver.ring, &receiver.ifq, BUFFERS)?;
     }
@@ -181,18 +181,18 @@ fn data_of_another_queue_is_refused() -> TestResult {
     let socket = stream.receiver.as_raw_fd();
     let receive = recv_zc(socket, 1, SOME as u32).user_data(STREAM);
     without_device.ring.push(receive)?;
-    while stream.left() != 0 {
+    while stream.untaken() != 0 {
         let cqe = without_device.ring.cqe()?;
-        own.ifq.give_back(stream.take(&own.ifq, &cqe)?);
+        own.ifq.return_buffer(stream.take(&own.ifq, &cqe)?);
     }
     let last = without_device.ring.cqe()?;
     expect_eq("the end", last, ended(STREAM, 0))?;
 
     drop(stream);
-    conserved(&nic, [&mut own, &mut other])?;
+    expect_conserved(&nic, [&mut own, &mut other])?;
     expect_free(&mut without_device.ring, &without_device.ifq, BUFFERS)?;
     drop((own, other, without_device));
-    nic.released()?;
+    nic.wait_released()?;
     nic::wait_pinned(0)?;
     works(&nic)?;
     Ok(Outcome::Passed)
@@ -207,7 +207,7 @@ fn data_of_another_device_is_refused() -> TestResult {
     nic.peer_ip("link set lo up")?;
     nic.peer_ethtool("-G zsim1 tcp-data-split on")?;
     nic.peer_ethtool("-X zsim1 weight 0 1 0 0")?;
-    let mut there = nic.at_peer(|| {
+    let mut there = nic.in_peer_namespace(|| {
         let (ring, area) = (roomy_ring()?, memory(BUFFERS)?);
         let mut registration = nic.registration(ENTRIES, &area);
         registration.reg.if_idx = nix::net::if_::if_nametoindex(PEER)?;
@@ -237,11 +237,11 @@ fn data_of_another_device_is_refused() -> TestResult {
     send_by(&nic, QUEUE, &mut stream)?;
     here.takes_all(&mut stream)?;
     drop((stream, back));
-    nic.at_peer(nic::drained)?;
+    nic.in_peer_namespace(nic::wait_drained)?;
     nic::wait_pinned(BUFFERS)?;
-    nic.conserved(&mut here.ring, &here.ifq, BUFFERS)?;
+    nic.expect_conserved(&mut here.ring, &here.ifq, BUFFERS)?;
     drop(here);
-    nic.released()?;
+    nic.wait_released()?;
     nic::wait_pinned(0)?;
     works(&nic)?;
     Ok(Outcome::Passed)
@@ -276,10 +276,10 @@ fn data_in_a_foreign_dmabuf_is_refused() -> TestResult {
     foreign.take(&mut stream, SOME)?;
     own.stops_after(&mut stream, SOME, libc::EFAULT)?;
     own.gets_nothing(&mut stream)?;
-    expect_eq("bytes left", stream.left(), SOME)?;
+    expect_eq("bytes left", stream.untaken(), SOME)?;
 
     drop((stream, foreign));
-    nic.conserved(&mut own.ring, &own.ifq, BUFFERS)?;
+    nic.expect_conserved(&mut own.ring, &own.ifq, BUFFERS)?;
     // The queue that had the dma-buf can be registered.
     let mut other = Receiver::of(&nic, OTHER)?;
     let mut stream = nic.stream(STREAM)?;
@@ -287,9 +287,9 @@ fn data_in_a_foreign_dmabuf_is_refused() -> TestResult {
     own.gets_nothing(&mut stream)?;
     other.takes_all(&mut stream)?;
     drop(stream);
-    conserved(&nic, [&mut own, &mut other])?;
+    expect_conserved(&nic, [&mut own, &mut other])?;
     drop((own, other));
-    nic.released()?;
+    nic.wait_released()?;
     nic::wait_pinned(0)?;
     nic.steer(QUEUE)?;
     works(&nic)?;
