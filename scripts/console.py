@@ -34,7 +34,7 @@ STAMP = re.compile(r"^(?:<\d+>)?\[ *\d+\.\d+\](?:\[ *[TC]\d+\])? ?")
 REPORT_LINES = 40
 
 
-class Watch:
+class ConsoleReader:
     """A reader of the console's lines that collects the reports in them. It leaves out
     reports that a test has announced; announcements without a report stay in `expected`."""
 

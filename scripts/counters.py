@@ -42,7 +42,7 @@ def saved(name):
     """Returns the object that saves the counters of the guest `name` when it ends."""
     FOLDER.mkdir(parents=True, exist_ok=True)
     address, content = sections()["cnts"]
-    return machine.Saved(address - MAPPED_AT, len(content), FOLDER / f"{name}.counters")
+    return machine.MemorySaver(address - MAPPED_AT, len(content), FOLDER / f"{name}.counters")
 
 
 def raw_profile(counters):

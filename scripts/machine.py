@@ -101,7 +101,7 @@ def use_kvm(image):
     return answer
 
 
-class Saved(threading.Thread):
+class MemorySaver(threading.Thread):
     """Saves `length` bytes of the guest's memory, from the physical address `start` on,
     in the file `path` once the guest has powered off."""
 

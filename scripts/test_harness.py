@@ -40,7 +40,7 @@ def load_mutations():
 def reports(*lines):
     """Returns the first line of each report that the watch finds in these lines, and
     the announced reports that did not come."""
-    watch = console.Watch()
+    watch = console.ConsoleReader()
     with contextlib.redirect_stdout(io.StringIO()):
         for number, line in enumerate(lines):
             watch.line(f"[{number:5}.000000] {line}")
