@@ -162,13 +162,13 @@ mod tests {
     const CONTEXT: Context = [5, 6, 0x0102_0304, 0, 9, 0, 0, 0, 0, 0xffff_ffff];
 
     #[test]
-    fn conjunction_of_words() {
+    fn all_words_must_match() {
         let both = |a, b| run(&bpf::allow_if_all(&[(0, a), (4, b)]), &CONTEXT);
         assert_eq!([both(5, 6), both(5, 7), both(4, 6)], [1, 0, 0]);
     }
 
     #[test]
-    fn one_bit_of_the_context() {
+    fn selected_bit_is_the_verdict() {
         let mut context = CONTEXT;
         let mut word = 0;
         for bit in 0..32 {
@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn programs_of_a_given_length() {
+    fn programs_have_the_requested_length_and_verdict() {
         for len in [4, 5, 4096] {
             assert_eq!(bpf::long(len, 1).len(), len);
             assert_eq!(run(&bpf::long(len, 0), &CONTEXT), 0);

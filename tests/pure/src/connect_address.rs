@@ -51,13 +51,13 @@ fn sockaddr() -> impl Strategy<Value = Vec<u8>> {
 
 proptest! {
     #[test]
-    fn agrees_with_the_model(bytes in sockaddr()) {
+    fn address_agrees_with_the_model(bytes in sockaddr()) {
         prop_assert_eq!(parse(&bytes), model(&bytes).0);
     }
 
     /// Bytes that are not shown have no effect.
     #[test]
-    fn shows_nothing_else(bytes in sockaddr(), noise: [u8; STORAGE / 4]) {
+    fn address_depends_on_no_other_bytes(bytes in sockaddr(), noise: [u8; STORAGE / 4]) {
         let (shown, used) = model(&bytes);
         let mut changed = bytes;
         for (i, byte) in changed.iter_mut().enumerate() {
@@ -70,7 +70,7 @@ proptest! {
 
     /// Bytes after the complete structure have no effect.
     #[test]
-    fn longer_shows_the_same(bytes in sockaddr(), more: [u8; 8]) {
+    fn bytes_after_the_address_have_no_effect(bytes in sockaddr(), more: [u8; 8]) {
         let complete = match model(&bytes).0.family {
             AF_INET => bytes.len() >= IN,
             AF_INET6 => bytes.len() >= IN6,
@@ -84,7 +84,7 @@ proptest! {
 
 /// Checks every length of one address of each family.
 #[test]
-fn every_length() {
+fn address_of_every_length_agrees_with_the_model() {
     for family in [0, 1, AF_INET, AF_INET6, 0x0200, 0x0a00, u16::MAX] {
         let mut bytes: Vec<u8> = (0..STORAGE as u8).map(|i| i ^ 0xa5).collect();
         bytes[..2].copy_from_slice(&family.to_ne_bytes());

@@ -170,7 +170,7 @@ proptest! {
     /// A verdict is never "allow" for a program that can deny, nor "deny" for one that
     /// can allow.
     #[test]
-    fn verdicts_hold(program in program(30), (of, contexts) in requests()) {
+    fn constant_verdicts_hold_for_every_request(program in program(30), (of, contexts) in requests()) {
         let verdict = evaluate(&program, of);
         for context in &contexts {
             match (verdict, run(&program, context)) {
@@ -183,7 +183,7 @@ proptest! {
 
     /// A fused chain decides as its filters do one by one.
     #[test]
-    fn fused_chains_decide_alike(
+    fn fused_chain_decides_as_its_filters(
         chain in prop::collection::vec(prop_oneof![program(30), word_test()], 1..6),
         (_, contexts) in requests(),
     ) {
@@ -204,7 +204,7 @@ proptest! {
 
     /// The fused programs have jumps that no longer fit their eight bits.
     #[test]
-    fn long_programs_fuse(
+    fn long_programs_with_far_jumps_fuse(
         newer in program(1200), older in program(600), (_, contexts) in requests(),
     ) {
         let one = fused(&newer, &older);
@@ -218,7 +218,7 @@ proptest! {
 
 /// Checks an example of each kind of filter that people write.
 #[test]
-fn verdicts_are_found() {
+fn constant_verdicts_are_found() {
     let ret = |k| Insn::new(RET_K, k);
     let ld = |k| Insn::new(LD_ABS, k);
     let and = |k| Insn::new(ALU | AND | K, k);
@@ -318,7 +318,7 @@ fn verdicts_are_found() {
 
 /// A filter that tests the same word as the one before it costs one instruction.
 #[test]
-fn fused_tests_are_short() {
+fn second_test_of_a_word_costs_one_instruction() {
     let test = |k| {
         vec![
             Insn::new(LD_ABS, 0),
@@ -342,7 +342,7 @@ fn fused_tests_are_short() {
 
 /// A and X are zero again at the start of the older program, if it reads them.
 #[test]
-fn registers_start_at_zero() {
+fn registers_start_at_zero_in_every_filter() {
     let newer = [
         Insn::new(LD_IMM, 7),
         Insn::new(MISC_TAX, 0),
@@ -366,7 +366,7 @@ fn registers_start_at_zero() {
 /// A program that the kernel refuses never gets a constant verdict. Its codes may be
 /// unknown, and its jumps or its end may lead out of it.
 #[test]
-fn refused_programs_are_undecided() {
+fn refused_programs_get_no_constant_verdict() {
     let judge = |program: &[Insn], room: usize| {
         let context = classic::verdict::context(NOP.0, NOP.1);
         classic::verdict::evaluate(program, &context, &mut vec![None; room])
@@ -404,7 +404,7 @@ fn refused_programs_are_undecided() {
 /// A filter may have only the codes that the interpreter knows, and may load only
 /// aligned words of the context.
 #[test]
-fn codes_are_checked() {
+fn only_known_codes_and_aligned_loads_are_accepted() {
     for code in 0..=u16::MAX {
         let known = classic::CODES.contains(&code);
         for k in [
@@ -435,7 +435,7 @@ fn codes_are_checked() {
 
 /// Checks the inputs that `make fuzz` found worth keeping.
 #[test]
-fn corpus_holds() {
+fn corpus_passes() {
     let corpus = concat!(env!("CARGO_MANIFEST_DIR"), "/../fuzz/corpus");
     let files: Vec<_> = std::fs::read_dir(corpus).unwrap().collect();
     assert!(files.len() >= 20, "{} files in {corpus}", files.len());

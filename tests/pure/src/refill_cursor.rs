@@ -18,26 +18,26 @@ proptest! {
 
     /// Positions hold for any moves of user space.
     #[test]
-    fn positions_hold(data in prop::collection::vec(any::<u8>(), 0..400)) {
+    fn positions_hold_for_any_moves_of_user_space(data in prop::collection::vec(any::<u8>(), 0..400)) {
         judge(&data);
     }
 
     /// Entries are decoded correctly for buffers of any size.
     #[test]
-    fn entries_hold(offset: u64, padding in prop_oneof![4 => Just(0), 1 => any::<u32>()], shift in 12..31u32) {
+    fn entries_decode_as_in_the_model(offset: u64, padding in prop_oneof![4 => Just(0), 1 => any::<u32>()], shift in 12..31u32) {
         check_entry(offset, padding, shift);
     }
 
     /// Entries are decoded correctly if few bits of their offset are set.
     #[test]
-    fn single_bits_hold(bits in prop::collection::vec(0..64u32, 0..4), shift in 12..31u32) {
+    fn entries_with_few_bits_decode_as_in_the_model(bits in prop::collection::vec(0..64u32, 0..4), shift in 12..31u32) {
         check_entry(bits.iter().fold(0, |offset, bit| offset | 1 << bit), 0, shift);
     }
 }
 
 /// Goes around a queue of each size several times, with the queue always full.
 #[test]
-fn full_queues() {
+fn full_queue_of_every_size_goes_around() {
     for bits in 0..16 {
         let entries = 1u32 << bits;
         let mut cursor = Cursor::new(entries);
@@ -59,7 +59,7 @@ fn full_queues() {
 
 /// Checks the inputs that `make fuzz` found worth keeping.
 #[test]
-fn corpus_holds() {
+fn corpus_passes() {
     let corpus = concat!(env!("CARGO_MANIFEST_DIR"), "/../fuzz/corpus");
     for file in std::fs::read_dir(corpus).unwrap() {
         judge(&std::fs::read(file.unwrap().path()).unwrap());

@@ -116,12 +116,12 @@ fn list() -> impl Strategy<Value = Vec<Entry>> {
 proptest! {
     /// The entries may be any.
     #[test]
-    fn agrees_with_the_model(entries in prop::collection::vec(any::<Entry>(), 0..8)) {
+    fn random_lists_agree_with_the_model(entries in prop::collection::vec(any::<Entry>(), 0..8)) {
         prop_assert_eq!(parse(&entries), model(&entries));
     }
 
     #[test]
-    fn agrees_with_the_model_on_valid_lists(entries in list()) {
+    fn valid_lists_agree_with_the_model(entries in list()) {
         let rules = parse(&entries);
         prop_assert!(rules.is_some());
         prop_assert_eq!(rules, model(&entries));
@@ -129,7 +129,7 @@ proptest! {
 
     /// The position of the invalid entry does not matter.
     #[test]
-    fn one_invalid_entry_spoils_the_list(
+    fn single_invalid_entry_refuses_the_list(
         mut entries in list(),
         invalid in invalid(),
         at in any::<prop::sample::Index>(),
@@ -157,14 +157,14 @@ proptest! {
     }
 
     #[test]
-    fn saying_it_twice_changes_nothing(entries in list()) {
+    fn repeated_entries_change_nothing(entries in list()) {
         let twice: Vec<Entry> = entries.iter().chain(&entries).copied().collect();
         prop_assert_eq!(parse(&twice), parse(&entries));
     }
 
     /// The last entry of each kind of flags counts.
     #[test]
-    fn last_flags_win(entries in list(), allowed: u8, required: u8) {
+    fn last_flags_entry_of_each_kind_counts(entries in list(), allowed: u8, required: u8) {
         let mut entries = entries;
         entries.extend([(FLAGS_REQUIRED, required), (FLAGS_ALLOWED, allowed)]);
         let rules = parse(&entries).expect("a valid list");
@@ -176,7 +176,7 @@ proptest! {
 }
 
 #[test]
-fn limits() {
+fn limits_are_those_of_the_uapi() {
     assert_eq!(REGISTER_LAST, REGISTER_OPCODES.into());
     assert_eq!(OP_LAST, SQE_OPCODES.into());
     assert_eq!(MAX_ENTRIES, 107);
@@ -193,7 +193,7 @@ fn empty_list_denies_everything() {
 }
 
 #[test]
-fn every_single_entry() {
+fn every_single_entry_agrees_with_the_model() {
     for kind in (0..8).chain([0x100, 0x101, u16::MAX]) {
         for value in 0..=u8::MAX {
             let entry = [(kind, value)];
@@ -203,7 +203,7 @@ fn every_single_entry() {
 }
 
 #[test]
-fn opcodes_at_the_edges() {
+fn first_and_last_opcodes_are_members() {
     let list = [
         (REGISTER_OP, 0),
         (REGISTER_OP, 37),
@@ -222,7 +222,7 @@ fn opcodes_at_the_edges() {
 
 /// Checks the answers that the kernel gets from the rules.
 #[test]
-fn questions() {
+fn answers_are_those_of_the_list() {
     for (list, anything) in [
         (&[][..], true),
         (&[(REGISTER_OP, 5)], true),
@@ -246,7 +246,7 @@ fn questions() {
 
 /// A number beyond the bitmap is never a member, and inserting one changes nothing.
 #[test]
-fn beyond_the_bitmap() {
+fn opcode_beyond_the_bitmap_is_never_a_member() {
     let mut set = OpSet::<2>::EMPTY;
     for op in [128, 129, 192, 1 << 20, usize::MAX] {
         set.insert(op);
