@@ -81,21 +81,24 @@ pub(crate) type Filters = Table<Program<FilterChecker>>;
 ///
 /// # Errors
 ///
-/// - [`EFAULT`], [`EINVAL`] and [`EMSGSIZE`] for a bad argument, see `import::read`; the first two
-///   also for a bad program, see [`bpf::read_program`].
+/// - [`EFAULT`], [`EINVAL`] and [`EMSGSIZE`] for a bad argument, see `import::import`; the first
+///   two also for a bad program, see [`bpf::read_program`].
 /// - [`ENOMEM`] if memory is short, or if the filters of the opcode would be longer than allowed.
-pub(crate) fn read(
+pub(crate) fn register(
     old: Option<&FilterSet<Filters>>,
     arg: UserPtr,
 ) -> Result<ARef<FilterSet<Filters>>> {
-    let request = import::read(arg)?;
-    let filter =
-        bpf::read_program::<FilterChecker>(request.insns, request.len, GFP_KERNEL_ACCOUNT)?;
+    let registration = import::import(arg)?;
+    let filter = bpf::read_program::<FilterChecker>(
+        registration.insns,
+        registration.len,
+        GFP_KERNEL_ACCOUNT,
+    )?;
     let table = Table::with_filter(
         old.map(|set| &**set),
-        request.opcode,
+        registration.opcode,
         filter,
-        request.deny_rest,
+        registration.deny_rest,
     )?;
 
     FilterSet::new(table, GFP_KERNEL_ACCOUNT)
@@ -103,7 +106,7 @@ pub(crate) fn read(
 
 /// Writes the arguments of `request` to `context`, if its opcode has arguments that filters see.
 pub(crate) fn populate(context: &mut FilterContext, request: &Request) {
-    payload::show(request, context);
+    payload::populate(request, context);
 }
 
 /// Checks whether `request` may run.
@@ -116,7 +119,7 @@ pub(crate) fn run(filters: &Filters, request: &Request) -> Result {
     match filters.slot(request.opcode()) {
         Slot::Allow { .. } => Ok(()),
         Slot::Deny { .. } => Err(EACCES),
-        Slot::Filter { chain, .. } => ask(chain, request),
+        Slot::Filter { chain, .. } => run_chain(chain, request),
     }
 }
 
@@ -127,7 +130,7 @@ pub(crate) fn run(filters: &Filters, request: &Request) -> Result {
 ///
 /// [`EACCES`] if a filter denies the request.
 #[inline(never)]
-fn ask(chain: &Chain<Program<FilterChecker>>, request: &Request) -> Result {
+fn run_chain(chain: &Chain<Program<FilterChecker>>, request: &Request) -> Result {
     let mut context =
         FilterContext::new(request.opcode(), request.sqe_flags(), request.user_data());
 
@@ -142,7 +145,7 @@ fn ask(chain: &Chain<Program<FilterChecker>>, request: &Request) -> Result {
     if older.is_empty() {
         return Ok(());
     }
-    ask_older(older, &context)
+    run_older(older, &context)
 }
 
 /// Runs the older programs of a chain. Not inlined, as few chains have any.
@@ -151,7 +154,7 @@ fn ask(chain: &Chain<Program<FilterChecker>>, request: &Request) -> Result {
 ///
 /// [`EACCES`] if a filter denies the request.
 #[inline(never)]
-fn ask_older(older: &[Arc<Link<Program<FilterChecker>>>], context: &FilterContext) -> Result {
+fn run_older(older: &[Arc<Link<Program<FilterChecker>>>], context: &FilterContext) -> Result {
     if older.iter().all(|link| link.program().run(context) != 0) {
         Ok(())
     } else {

@@ -96,7 +96,7 @@ pub(crate) fn register_ring(ring: &mut Ring<'_, Filters>, list: UserPtr, count: 
 /// # Errors
 ///
 /// [`EACCES`] if the task may not.
-fn may_restrict_itself() -> Result {
+fn check_may_restrict() -> Result {
     if capability::current_has_no_new_privs()
         || capability::current_has_noaudit(Capability::SYS_ADMIN)
     {
@@ -125,7 +125,7 @@ pub(crate) fn register_task(
     if task.get().is_some() {
         return Err(EPERM);
     }
-    may_restrict_itself()?;
+    check_may_restrict()?;
     if count != 1 {
         return Err(EINVAL);
     }
@@ -153,18 +153,18 @@ pub(crate) fn register_task(
 ///
 /// - [`EACCES`] if the task may not restrict itself.
 /// - [`EINVAL`] if `count` is not 1.
-/// - The errors of [`filter::read`].
+/// - The errors of [`filter::register`].
 pub(crate) fn register_task_filter(
     task: &mut TaskRestriction<'_, Filters>,
     arg: UserPtr,
     count: u32,
 ) -> Result {
-    may_restrict_itself()?;
+    check_may_restrict()?;
     if count != 1 {
         return Err(EINVAL);
     }
     let old = task.get();
-    let filters = filter::read(old.and_then(Restriction::filters), arg)?;
+    let filters = filter::register(old.and_then(Restriction::filters), arg)?;
     let rules = old.map(Restriction::rules).unwrap_or_default();
 
     task.set(Arc::new(

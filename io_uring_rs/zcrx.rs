@@ -48,7 +48,7 @@ pub(crate) use self::{
 use self::{
     area::Areas,
     event::Events,
-    refill::Refill, //
+    refill::RefillQueue, //
 };
 use kernel::{
     device::Device,
@@ -81,7 +81,7 @@ pub(crate) struct Ifq {
     #[pin]
     events: Events,
     #[pin]
-    refill: Refill,
+    refill: RefillQueue,
     /// Whether the kernel can write to the areas.
     writable: bool,
     /// The device that writes to the areas, if there is one.
@@ -116,7 +116,7 @@ impl User {
     }
 
     /// Hands this user's count over to a ring that has got the queue.
-    fn leave(self) {
+    fn hand_over(self) {
         self.0.users.inc();
     }
 }
@@ -183,7 +183,7 @@ mod tests {
         let mut desc = RegionDesc::of_size(PAGE_SIZE as u64);
         let region = Region::new(account.clone(), &mut desc, 0)?;
         let areas = Areas::new(shift)?;
-        let refill = Refill::new(region, 8, None)?;
+        let refill = RefillQueue::new(region, 8, None)?;
         let ifq = Arc::pin_init(
             ProvidedQueue::new(
                 shift,
@@ -199,11 +199,11 @@ mod tests {
             ),
             GFP_KERNEL,
         )?;
-        let memory = Memory::nowhere(BUFFERS << shift);
+        let memory = Memory::without_pages(BUFFERS << shift);
 
         ifq.areas
             .reserve()?
-            .fill(Area::of_memory(memory, shift, true)?);
+            .publish(Area::of_memory(memory, shift, true)?);
         queues.reserve(0)?.publish(ifq.clone())?.keep();
         Ok(ifq)
     }

@@ -67,8 +67,8 @@ struct oracle {
 struct oracle *oracle_new(struct kunit *test);
 bool oracle_add_filter(struct oracle *o, const struct io_uring_bpf *arg,
 		       const struct sock_filter *insns, u32 len, int *ret);
-int oracle_ask_rust(struct oracle *o);
-int oracle_ask_c(struct oracle *o);
+int oracle_run_rust(struct oracle *o);
+int oracle_run_c(struct oracle *o);
 bool oracle_same_verdict(struct oracle *o, int *verdict);
 void oracle_drop_filters(struct oracle *o);
 void oracle_settle(void);

@@ -66,13 +66,13 @@ static int compare(const void *a, const void *b)
 }
 
 /* Returns the average time of a request in picoseconds. */
-static u64 time_round(struct oracle *o, int (*ask)(struct oracle *), int verdict)
+static u64 time_round(struct oracle *o, int (*run)(struct oracle *), int verdict)
 {
 	unsigned int i, other = 0;
 	u64 begin = ktime_get_ns(), took;
 
 	for (i = 0; i < requests; i++)
-		other += ask(o) != verdict;
+		other += run(o) != verdict;
 	took = ktime_get_ns() - begin;
 	KUNIT_EXPECT_EQ(o->test, other, 0);
 	return div_u64(took * 1000, requests ?: 1);
@@ -80,7 +80,7 @@ static u64 time_round(struct oracle *o, int (*ask)(struct oracle *), int verdict
 
 static void time_filters(struct kunit *test)
 {
-	static int (*const asks[2])(struct oracle *) = { oracle_ask_c, oracle_ask_rust };
+	static int (*const runs[2])(struct oracle *) = { oracle_run_c, oracle_run_rust };
 	const struct timing *timing = test->param_value;
 	struct oracle *o = oracle_new(test);
 	struct io_uring_bpf arg = {
@@ -107,7 +107,7 @@ static void time_filters(struct kunit *test)
 	}
 	for (i = 0; i < ROUNDS; i++) {
 		for (impl = 0; impl < 2; impl++)
-			took[impl][i] = time_round(o, asks[impl], timing->verdict);
+			took[impl][i] = time_round(o, runs[impl], timing->verdict);
 		cond_resched();
 	}
 	oracle_drop_filters(o);

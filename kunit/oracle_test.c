@@ -43,7 +43,7 @@ static unsigned int programs = IS_ENABLED(CONFIG_KASAN) ? 3000 : 24000;
 module_param(programs, uint, 0644);
 MODULE_PARM_DESC(programs, "Total number of random programs");
 
-int oracle_ask_rust(struct oracle *o)
+int oracle_run_rust(struct oracle *o)
 {
 	struct io_bpf_filters *set = o->rust.bpf_filters;
 
@@ -52,7 +52,7 @@ int oracle_ask_rust(struct oracle *o)
 	return __io_uring_run_bpf_filters(set->filters, &o->req);
 }
 
-int oracle_ask_c(struct oracle *o)
+int oracle_run_c(struct oracle *o)
 {
 	struct io_bpf_filters *set = o->c.bpf_filters;
 
@@ -106,9 +106,9 @@ fault:
 /* Runs the filters of both implementations. Returns false if they differ. */
 bool oracle_same_verdict(struct oracle *o, int *verdict)
 {
-	int c = oracle_ask_c(o);
+	int c = oracle_run_c(o);
 
-	*verdict = oracle_ask_rust(o);
+	*verdict = oracle_run_rust(o);
 	if (*verdict)
 		o->denied++;
 	else

@@ -80,11 +80,11 @@ fn fuse(newer: &[Insn], older: &[Insn], flags: Flags) -> Result<Option<KVVec<Ins
     if older.len() > newer.len().max(SHORT) {
         return Ok(None);
     }
-    let most = older.len() + fuse::JOINT + fuse::GROWTH * newer.len();
-    let mut backward = KVVec::with_capacity(most, flags)?;
-    let mut left = KVVec::from_elem(0, newer.len() + 1, flags)?;
+    let max = older.len() + fuse::GLUE_MAX + fuse::EXPANSION_MAX * newer.len();
+    let mut backward = KVVec::with_capacity(max, flags)?;
+    let mut insns_to_end = KVVec::from_elem(0, newer.len() + 1, flags)?;
 
-    fuse::fuse(newer, older, &mut left, |insn| {
+    fuse::fuse(newer, older, &mut insns_to_end, |insn| {
         backward.push(insn, flags)?;
         Ok::<_, Error>(())
     })?;

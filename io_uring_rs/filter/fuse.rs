@@ -18,10 +18,10 @@ use kernel::bpf::insn::{
 };
 
 /// The most instructions that [`fuse`] makes from one instruction of the newer program.
-pub(crate) const GROWTH: usize = 3;
+pub(crate) const EXPANSION_MAX: usize = 3;
 
 /// The most instructions that [`fuse`] adds between the two programs.
-pub(crate) const JOINT: usize = 2;
+pub(crate) const GLUE_MAX: usize = 2;
 
 /// The use of a register by an instruction.
 #[derive(Clone, Copy, Default)]
@@ -97,7 +97,7 @@ fn denies(insn: &Insn) -> bool {
 /// [`None`] if the program reads scratch words: the kernel's checker assumes that a program
 /// continues past a `ret`, so a jump to that `ret` would make it see reads of words that are not
 /// written yet.
-fn denial(program: &[Insn]) -> Option<usize> {
+fn shared_deny(program: &[Insn]) -> Option<usize> {
     let reads_scratch = |insn: &Insn| matches!(insn.code, insn::LD_MEM | insn::LDX_MEM);
 
     if program.iter().any(reads_scratch) {
@@ -116,7 +116,7 @@ fn only_by_jumps(program: &[Insn], pc: usize) -> bool {
 /// Writes the program that denies what `newer` or `older` denies. Calls `push` for each
 /// instruction, the last one first.
 ///
-/// `left` is scratch memory, with one element more than `newer` has instructions.
+/// `insns_to_end` is scratch memory, with one element more than `newer` has instructions.
 ///
 /// # Errors
 ///
@@ -124,7 +124,7 @@ fn only_by_jumps(program: &[Insn], pc: usize) -> bool {
 pub(crate) fn fuse<E>(
     newer: &[Insn],
     older: &[Insn],
-    left: &mut [u32],
+    insns_to_end: &mut [u32],
     mut push: impl FnMut(Insn) -> Result<(), E>,
 ) -> Result<(), E> {
     let [a, x] = reads_at_start(older);
@@ -142,20 +142,21 @@ pub(crate) fn fuse<E>(
     }
     // The number of instructions from the end of the newer program to a `ret` of the older one that
     // denies, if any jump can reach that far: conditional ones have eight bits for it.
-    let denial = denial(older)
+    let shared_deny = shared_deny(older)
         .map(|position| usize::from(a) + usize::from(x) + position)
-        .filter(|behind| behind + GROWTH * newer.len() <= usize::from(u8::MAX))
+        .filter(|behind| behind + EXPANSION_MAX * newer.len() <= usize::from(u8::MAX))
         .map(|behind| behind as u32);
 
     // Jumps only go forward. So, going backward, all that a jump skips is written already. For each
-    // instruction, `left` holds the number of those from it to the end of the newer program.
+    // instruction, `insns_to_end` holds the number of instructions from it to the end of the newer
+    // program.
     let mut here = 0u32;
     for (pc, insn) in newer.iter().enumerate().rev() {
         let end = here;
         let skip = |offset: u32| {
             let target = (pc + 1).saturating_add(offset as usize);
 
-            match (newer.get(target), denial) {
+            match (newer.get(target), shared_deny) {
                 // A `ret` that allows becomes a jump to the end, so jump there at once.
                 (
                     Some(&Insn {
@@ -167,7 +168,7 @@ pub(crate) fn fuse<E>(
                 ) => end,
                 // A `ret` that denies is shared with the older program.
                 (Some(insn), Some(behind)) if denies(insn) => end + behind,
-                _ => end.saturating_sub(left.get(target).copied().unwrap_or(0)),
+                _ => end.saturating_sub(insns_to_end.get(target).copied().unwrap_or(0)),
             }
         };
         let mut emit = |insn| {
@@ -181,10 +182,10 @@ pub(crate) fn fuse<E>(
                 skipped => emit(Insn::new(insn::JMP_JA, skipped))?,
             },
             // All jumps to this `ret` lead to the older program's, so it is left out.
-            (_, insn::RET_K) if denial.is_some() && only_by_jumps(newer, pc) => {}
+            (_, insn::RET_K) if shared_deny.is_some() && only_by_jumps(newer, pc) => {}
             (_, insn::RET_A) => {
                 let deny = Insn::new(insn::RET_K, 0);
-                let shared = denial.and_then(|behind| u8::try_from(end + behind).ok());
+                let shared = shared_deny.and_then(|behind| u8::try_from(end + behind).ok());
 
                 if let (Some(jt), Ok(jf)) = (shared, u8::try_from(end)) {
                     emit(Insn::jump(insn::JMP_JEQ_K, jt, jf, 0))?;
@@ -219,8 +220,8 @@ pub(crate) fn fuse<E>(
             }
             _ => emit(*insn)?,
         }
-        if let Some(left) = left.get_mut(pc) {
-            *left = here;
+        if let Some(to_end) = insns_to_end.get_mut(pc) {
+            *to_end = here;
         }
     }
     Ok(())

@@ -22,7 +22,7 @@ use kernel::{
 };
 
 /// A filter to register, checked except for its program.
-pub(super) struct Request {
+pub(super) struct Registration {
     /// The opcode to filter.
     pub(super) opcode: Opcode,
     /// The address of the program in user space.
@@ -76,7 +76,7 @@ fn check_fields(bpf: &Bpf) -> Result<(Opcode, u16)> {
 /// - [`EFAULT`] if `arg` cannot be read or written.
 /// - [`EINVAL`] for a value that is unknown, reserved or out of range.
 /// - [`EMSGSIZE`] if the caller expects another size of the opcode's arguments.
-pub(super) fn read(arg: UserPtr) -> Result<Request> {
+pub(super) fn import(arg: UserPtr) -> Result<Registration> {
     let bpf: Bpf = UserSlice::new(arg, size_of::<Bpf>()).reader().read()?;
     let (opcode, len) = check_fields(&bpf)?;
     let mut filter = bpf.filter();
@@ -93,7 +93,7 @@ pub(super) fn read(arg: UserPtr) -> Result<Request> {
     .write(&filter)?;
     verdict?;
 
-    Ok(Request {
+    Ok(Registration {
         opcode,
         insns: filter.insns(),
         len,

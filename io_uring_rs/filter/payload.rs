@@ -26,12 +26,12 @@ use kernel::io_uring::{
 /// The arguments of a request that filters see.
 trait Payload {
     /// Writes the arguments to `context`, whose payload must be zero before.
-    fn show(&self, context: &mut FilterContext);
+    fn populate(&self, context: &mut FilterContext);
 }
 
 impl Payload for Socket<'_> {
     #[inline]
-    fn show(&self, context: &mut FilterContext) {
+    fn populate(&self, context: &mut FilterContext) {
         context.set_socket(
             self.domain().cast_unsigned(),
             self.socket_type().cast_unsigned(),
@@ -42,13 +42,13 @@ impl Payload for Socket<'_> {
 
 impl Payload for Open<'_> {
     #[inline]
-    fn show(&self, context: &mut FilterContext) {
+    fn populate(&self, context: &mut FilterContext) {
         context.set_open(self.flags(), self.mode(), self.resolve());
     }
 }
 
 impl Payload for Connect<'_> {
-    fn show(&self, context: &mut FilterContext) {
+    fn populate(&self, context: &mut FilterContext) {
         let Address { family, port, addr } = Address::from_bytes(self.address());
 
         context.set_connect(family, port, addr);
@@ -57,11 +57,11 @@ impl Payload for Connect<'_> {
 
 /// Writes the arguments of `request` to `context`, if its opcode has arguments that filters see.
 #[inline]
-pub(super) fn show(request: &Request, context: &mut FilterContext) {
+pub(super) fn populate(request: &Request, context: &mut FilterContext) {
     match request.command() {
-        Command::Socket(socket) => socket.show(context),
-        Command::Open(open) => open.show(context),
-        Command::Connect(connect) => connect.show(context),
+        Command::Socket(socket) => socket.populate(context),
+        Command::Open(open) => open.populate(context),
+        Command::Connect(connect) => connect.populate(context),
         Command::Other => {}
     }
 }

@@ -56,9 +56,9 @@ pub(super) enum Slot<P> {
 
 impl<P> Slot<P> {
     /// The slot of an opcode without a filter.
-    const UNTOUCHED: Self = Slot::Allow { cost: 0 };
+    const UNFILTERED: Self = Slot::Allow { cost: 0 };
     /// The slot of an opcode without a filter, when such opcodes are denied.
-    const REST: Self = Slot::Deny { cost: 0 };
+    const DENIED_UNFILTERED: Self = Slot::Deny { cost: 0 };
 }
 
 impl<P> Clone for Slot<P> {
@@ -104,7 +104,7 @@ impl<P: Compile> Slot<P> {
     /// [`Chain::push`].
     fn with_filter(&self, opcode: Opcode, filter: KVVec<Insn>) -> Result<Self> {
         let cost = match self {
-            Slot::Deny { cost: 0 } => return Ok(Self::REST),
+            Slot::Deny { cost: 0 } => return Ok(Self::DENIED_UNFILTERED),
             Slot::Allow { cost } | Slot::Deny { cost } | Slot::Filter { cost, .. } => *cost,
         };
         // Neither `cost` nor the length is above 2^16, so that the sum cannot overflow.
@@ -145,27 +145,27 @@ impl<P: Compile> Table<P> {
         filter: KVVec<Insn>,
         deny_rest: bool,
     ) -> Result<impl Init<Self> + use<'_, P>> {
-        let rest = if deny_rest {
-            &Slot::REST
+        let unfiltered = if deny_rest {
+            &Slot::DENIED_UNFILTERED
         } else {
-            &Slot::UNTOUCHED
+            &Slot::UNFILTERED
         };
-        let other_slot = move |op| match old.map(|old| old.slot(op)) {
-            None | Some(Slot::Allow { cost: 0 }) => rest,
+        let carried_slot = move |op| match old.map(|old| old.slot(op)) {
+            None | Some(Slot::Allow { cost: 0 }) => unfiltered,
             Some(slot) => slot,
         };
-        let old_slot = old.map_or(&Slot::UNTOUCHED, |old| old.slot(opcode));
+        let old_slot = old.map_or(&Slot::UNFILTERED, |old| old.slot(opcode));
         let new_slot = old_slot.with_filter(opcode, filter)?;
         let allows_all = matches!(new_slot, Slot::Allow { .. })
             && Opcode::all()
                 .filter(|&op| op != opcode)
-                .all(|op| matches!(other_slot(op), Slot::Allow { .. }));
+                .all(|op| matches!(carried_slot(op), Slot::Allow { .. }));
 
         let slots = PerOpcode::init(move |op| {
             if op == opcode {
                 new_slot.clone()
             } else {
-                other_slot(op).clone()
+                carried_slot(op).clone()
             }
         });
         Ok(init!(Self {
@@ -188,7 +188,7 @@ impl<P: Send + Sync + 'static> Contents for Table<P> {
         let mut released = 0;
 
         for slot in self.slots.iter_mut() {
-            let Slot::Filter { chain, .. } = core::mem::replace(slot, Slot::UNTOUCHED) else {
+            let Slot::Filter { chain, .. } = core::mem::replace(slot, Slot::UNFILTERED) else {
                 continue;
             };
 
@@ -527,7 +527,7 @@ mod tests {
 
     /// Checks that filters whose verdict is certain are in no chain, and still count as filters.
     #[test]
-    fn certain_verdicts_are_not_asked() -> Result {
+    fn certain_verdicts_are_not_run() -> Result {
         let (nop, other) = (opcode(0)?, opcode(1)?);
         let allow: Set = register(None, nop, constant(1, 1)?, false)?;
         assert!(matches!(allow.slot(nop), Slot::Allow { .. }) && allow.allows_all());
@@ -538,8 +538,8 @@ mod tests {
         assert!(matches!(rest.slot(other), Slot::Allow { .. }));
         assert!(matches!(rest.slot(opcode(2)?), Slot::Deny { .. }));
 
-        let asked = register(Some(&allow), nop, filter(7)?, false)?;
-        let still = register(Some(&asked), nop, constant(1, 1)?, false)?;
+        let filtered = register(Some(&allow), nop, filter(7)?, false)?;
+        let still = register(Some(&filtered), nop, constant(1, 1)?, false)?;
         assert!(Model::Filters(kernel::kvec![7]?).matches(still.slot(nop)) && !still.allows_all());
 
         let deny = register(Some(&still), nop, constant(1, 0)?, false)?;

@@ -80,7 +80,7 @@ impl Bits {
     }
 
     /// Returns what is known of a word that is either `self` or `other`.
-    fn join(self, other: Self) -> Self {
+    fn meet(self, other: Self) -> Self {
         Self::partial(
             self.known & other.known & !(self.value ^ other.value),
             self.value,
@@ -103,9 +103,9 @@ impl State {
     };
 
     /// Keeps only what is also known in `other`, the state on another path.
-    fn join(&mut self, other: &Self) {
-        self.a = self.a.join(other.a);
-        self.x = self.x.join(other.x);
+    fn meet(&mut self, other: &Self) {
+        self.a = self.a.meet(other.a);
+        self.x = self.x.meet(other.x);
     }
 
     /// Returns what is known of the second operand of `insn`.
@@ -246,7 +246,7 @@ pub(crate) fn evaluate(
             return Verdict::Depends;
         };
         match jump {
-            Some(other) if reached => state.join(other),
+            Some(other) if reached => state.meet(other),
             Some(other) => state = *other,
             None if reached => {}
             None => continue,
@@ -309,7 +309,7 @@ pub(crate) fn evaluate(
             let target = usize::try_from(offset).ok();
 
             match target.and_then(|target| ahead.get_mut(target)) {
-                Some(Some(other)) => other.join(&state),
+                Some(Some(other)) => other.meet(&state),
                 Some(target) => *target = Some(state),
                 None => return Verdict::Depends,
             }

@@ -2,7 +2,7 @@
 
 //! Areas: memory into which data is received, cut into buffers.
 //!
-//! Lock: `Areas::adding`, a mutex, which is held to reserve the id of an area or to give it up.
+//! Lock: `Areas::ids_lock`, a mutex, which is held to reserve the id of an area or to give it up.
 
 use super::{
     buffers::Buffers,
@@ -176,7 +176,7 @@ impl<'a> Batch<'a> {
     /// Returns the buffer to be filled next, without removing it. If the batch is empty, up to
     /// `wanted` buffers are taken off a free list before. Returns [`None`] if no area has a free
     /// buffer.
-    pub(super) fn next(&mut self, wanted: usize) -> Option<Buffer<'a>> {
+    pub(super) fn peek(&mut self, wanted: usize) -> Option<Buffer<'a>> {
         if self.len == 0 {
             self.refill(wanted);
         }
@@ -193,7 +193,7 @@ impl<'a> Batch<'a> {
         })
     }
 
-    /// Grants user space the buffer that [`Self::next`] returned, and removes it from the batch.
+    /// Grants user space the buffer that [`Self::peek`] returned, and removes it from the batch.
     pub(super) fn grant(&mut self) {
         let Some((buffer, left)) = self.buffers.get(..self.len).and_then(<[u32]>::split_last)
         else {
@@ -253,7 +253,7 @@ pub(super) struct Areas {
     hint: Atomic<u32>,
     /// Held while `len` changes.
     #[pin]
-    adding: Mutex<()>,
+    ids_lock: Mutex<()>,
 }
 
 impl Areas {
@@ -271,7 +271,7 @@ impl Areas {
             len: Atomic::new(0),
             free,
             hint: Atomic::new(0),
-            adding <- new_mutex!((), "zcrx_adding"),
+            ids_lock <- new_mutex!((), "zcrx_ids_lock"),
         }))
     }
 
@@ -309,7 +309,7 @@ impl Areas {
     ///
     /// [`EINVAL`] if no id is free, [`ENOMEM`] if memory is short.
     pub(super) fn reserve(&self) -> Result<Reservation<'_>> {
-        let _guard = self.adding.lock();
+        let _guard = self.ids_lock.lock();
         let id = self.len();
         let part = self.parts.get(id as usize / PART).ok_or(EINVAL)?;
 
@@ -357,7 +357,7 @@ impl Areas {
     }
 
     /// Puts free buffers into the cache of a pool, until it is full or no area has any.
-    pub(super) fn fill(&self, cache: &mut AllocCache<'_>) {
+    pub(super) fn fill_cache(&self, cache: &mut AllocCache<'_>) {
         let mut buffers = [0; AllocCache::CAPACITY];
 
         loop {
@@ -420,7 +420,7 @@ impl Reservation<'_> {
     }
 
     /// Publishes the area under this id. From then on its buffers can be taken.
-    pub(super) fn fill(self, area: Pin<KBox<Area>>) {
+    pub(super) fn publish(self, area: Pin<KBox<Area>>) {
         area.buffers.set_token(token(self.id));
         self.slot.populate(area);
         // This comes last, so that a CPU that sees free buffers of the area also finds the area.
@@ -432,7 +432,7 @@ impl Reservation<'_> {
 
 impl Drop for Reservation<'_> {
     fn drop(&mut self) {
-        let _guard = self.areas.adding.lock();
+        let _guard = self.areas.ids_lock.lock();
 
         // Only the last id can be given up. Any other one stays unused.
         if self.slot.as_ref().is_none() && self.areas.len() == self.id.wrapping_add(1) {

@@ -52,7 +52,7 @@ use kernel::{
 };
 
 /// The number of buffers after which a loop over all of them lets other tasks run.
-const REST_EVERY: u32 = 4096;
+const RESCHED_EVERY: u32 = 4096;
 
 /// Returns the numbers below `count`, of which there may be millions, in ranges. Other tasks may
 /// run before each range, so the caller must be able to sleep.
@@ -60,13 +60,13 @@ pub(super) fn ranges(count: u32) -> impl Iterator<Item = Range<u32>> {
     ranges_with(count, sched::cond_resched)
 }
 
-/// Implements [`ranges`], with `rest` as the function that lets other tasks run.
-fn ranges_with(count: u32, rest: impl Fn()) -> impl Iterator<Item = Range<u32>> {
-    let range = move |first: u32| first..first.saturating_add(REST_EVERY).min(count);
+/// Implements [`ranges`], with `resched` as the function that lets other tasks run.
+fn ranges_with(count: u32, resched: impl Fn()) -> impl Iterator<Item = Range<u32>> {
+    let range = move |first: u32| first..first.saturating_add(RESCHED_EVERY).min(count);
 
     (0..count)
-        .step_by(REST_EVERY as usize)
-        .inspect(move |_| rest())
+        .step_by(RESCHED_EVERY as usize)
+        .inspect(move |_| resched())
         .map(range)
 }
 
@@ -214,7 +214,7 @@ impl Buffers {
     ) {
         match &self.granted {
             Granted::Counts(counts) => {
-                if let Some(buffer) = ungrant(counts, buffer, count) {
+                if let Some(buffer) = take_back_counted(counts, buffer, count) {
                     free.get_or_insert_with(|| self.free.lock()).push(buffer);
                 }
             }
@@ -256,7 +256,7 @@ impl Buffers {
 
 /// Subtracts `count` from the count of `buffer` in `counts`, but no more than user space was
 /// granted. Returns the number of the buffer if user space had it and has it no more.
-fn ungrant(counts: &[Atomic<i32>], buffer: u64, count: u32) -> Option<u32> {
+fn take_back_counted(counts: &[Atomic<i32>], buffer: u64, count: u32) -> Option<u32> {
     let index = nospec::index_in(counts, usize::try_from(buffer).ok()?)?;
     let granted = counts.get(index)?;
     let mut old = granted.load(Relaxed);
@@ -325,28 +325,30 @@ mod tests {
 
     /// Checks that other tasks may run before each few thousand buffers, and that none is left out.
     #[test]
-    fn loops_rest() {
-        const MOST: u32 = REST_EVERY;
+    fn loops_let_others_run() {
+        const MAX: u32 = RESCHED_EVERY;
 
         for (count, pieces) in [
             (0, 0),
             (1, 1),
-            (MOST, 1),
-            (MOST + 1, 2),
-            (3 * MOST - 1, 3),
+            (MAX, 1),
+            (MAX + 1, 2),
+            (3 * MAX - 1, 3),
             (u32::MAX, 1 << 20),
         ] {
-            let rests = Cell::new(0);
+            let rescheds = Cell::new(0);
             let mut end = 0;
 
-            for (number, range) in ranges_with(count, || rests.set(rests.get() + 1)).enumerate() {
+            for (number, range) in
+                ranges_with(count, || rescheds.set(rescheds.get() + 1)).enumerate()
+            {
                 assert_eq!(range.start, end);
-                assert!(!range.is_empty() && range.len() <= MOST as usize);
-                assert_eq!(rests.get(), number + 1);
+                assert!(!range.is_empty() && range.len() <= MAX as usize);
+                assert_eq!(rescheds.get(), number + 1);
                 end = range.end;
             }
             assert_eq!(end, count);
-            assert_eq!(rests.get(), pieces);
+            assert_eq!(rescheds.get(), pieces);
         }
     }
 
@@ -406,7 +408,7 @@ mod tests {
 
     #[test]
     fn scrubbing() -> Result {
-        let buffers = buffers(REST_EVERY + 3)?;
+        let buffers = buffers(RESCHED_EVERY + 3)?;
 
         assert_eq!(drain(&buffers)?.len(), 4099);
         for granted in [0, 7, 4096, 4098] {

@@ -67,7 +67,7 @@ pub(crate) struct Place {
 impl Place {
     /// Decodes an entry with this `offset` and `padding`, for buffers of `1 << shift` bytes.
     /// Returns [`None`] if the padding is not zero.
-    pub(crate) fn of_entry(offset: u64, padding: u32, shift: u32) -> Option<Self> {
+    pub(crate) fn decode(offset: u64, padding: u32, shift: u32) -> Option<Self> {
         const WITHIN: u64 = (1 << AREA_SHIFT) - 1;
 
         (padding == 0).then(|| Self {
@@ -109,16 +109,13 @@ mod tests {
     fn entries_name_buffers() {
         let place = |area, buffer| Some(Place { area, buffer });
 
-        assert_eq!(Place::of_entry(0, 0, 12), place(0, 0));
-        assert_eq!(Place::of_entry(0, 1, 12), None);
-        assert_eq!(Place::of_entry(0x5fff, 0, 12), place(0, 5));
-        assert_eq!(Place::of_entry(3 << 48 | 0x5000, 0, 12), place(3, 5));
-        assert_eq!(
-            Place::of_entry(u64::MAX, 0, 12),
-            place(0xffff, (1 << 36) - 1)
-        );
+        assert_eq!(Place::decode(0, 0, 12), place(0, 0));
+        assert_eq!(Place::decode(0, 1, 12), None);
+        assert_eq!(Place::decode(0x5fff, 0, 12), place(0, 5));
+        assert_eq!(Place::decode(3 << 48 | 0x5000, 0, 12), place(3, 5));
+        assert_eq!(Place::decode(u64::MAX, 0, 12), place(0xffff, (1 << 36) - 1));
         // C drops the upper bits of this one.
-        assert_eq!(Place::of_entry(1 << 44, 0, 12), place(0, 1 << 32));
+        assert_eq!(Place::decode(1 << 44, 0, 12), place(0, 1 << 32));
         assert_eq!(Place { area: 3, buffer: 5 }.offset(12), 3 << 48 | 0x5000);
     }
 }

@@ -48,7 +48,7 @@ enum Kind {
     DmaBuf(DmaBuf),
     /// No memory at all, in unit tests.
     #[cfg(CONFIG_IO_URING_RS_KUNIT_TEST)]
-    Nowhere,
+    NoPages,
 }
 
 /// The memory of an area.
@@ -127,9 +127,9 @@ impl Memory {
 
     /// Creates memory of `size` bytes without pages, for unit tests.
     #[cfg(CONFIG_IO_URING_RS_KUNIT_TEST)]
-    pub(super) fn nowhere(size: usize) -> Self {
+    pub(super) fn without_pages(size: usize) -> Self {
         Self {
-            kind: Kind::Nowhere,
+            kind: Kind::NoPages,
             size,
         }
     }
@@ -151,7 +151,7 @@ impl Memory {
             #[cfg(CONFIG_DMA_SHARED_BUFFER)]
             Kind::DmaBuf(_) => None,
             #[cfg(CONFIG_IO_URING_RS_KUNIT_TEST)]
-            Kind::Nowhere => None,
+            Kind::NoPages => None,
         }
     }
 
@@ -174,7 +174,7 @@ impl Memory {
                 KBox::new(Attachment::new(buf, dev)?, GFP_KERNEL)? as KBox<dyn DmaMemory>
             }
             #[cfg(CONFIG_IO_URING_RS_KUNIT_TEST)]
-            Kind::Nowhere => return Err(EINVAL),
+            Kind::NoPages => return Err(EINVAL),
         };
         let (mut total, mut bits): (ResourceSize, ResourceSize) = (0, 0);
 

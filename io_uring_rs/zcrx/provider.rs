@@ -50,9 +50,9 @@ impl MemoryProvider for Ifq {
     }
 
     fn alloc(&self, cache: &mut AllocCache<'_>) {
-        self.refill.refill(&self.areas, cache);
+        self.refill.fill_cache(&self.areas, cache);
         if cache.is_empty() {
-            self.areas.fill(cache);
+            self.areas.fill_cache(cache);
         }
         if cache.is_empty() {
             self.events.send(EVENT_ALLOC_FAIL);
@@ -83,9 +83,9 @@ pub(super) fn open(
     let netdev = NetDevice::find(reg.if_idx)?;
     let netdev = netdev.lock();
     let dev = netdev.dma_device(reg.if_rxq)?;
-    let is_its = |its: &ARef<Device>| ptr::addr_eq(&**its, dev);
+    let is_same = |bound: &ARef<Device>| ptr::addr_eq(&**bound, dev);
 
-    if !ifq.dev.as_ref().is_some_and(is_its) {
+    if !ifq.dev.as_ref().is_some_and(is_same) {
         return Err(ENODEV);
     }
     // Zero leaves the size to the driver. It is only set if user space asks for one.
@@ -95,7 +95,7 @@ pub(super) fn open(
     };
 
     area.map(dev)?;
-    first.fill(area);
+    first.publish(area);
     ProvidedQueue::open(ifq, &netdev, reg.if_rxq, page_size)
 }
 
@@ -106,12 +106,12 @@ pub(super) fn open(
 /// [`EFAULT`] if the device has gone, and the errors of [`Area::map`].
 pub(super) fn add(ifq: &Queue, reservation: Reservation<'_>, area: Pin<KBox<Area>>) -> Result {
     if ifq.dev.is_none() {
-        reservation.fill(area);
+        reservation.publish(area);
         return Ok(());
     }
     ifq.while_bound(|dev| {
         area.map(dev)?;
-        reservation.fill(area);
+        reservation.publish(area);
         Ok(())
     })
     .unwrap_or(Err(EFAULT))
@@ -160,18 +160,18 @@ mod tests {
         buffers: Buffers,
         /// The number of times that user space names each buffer, which the pool sees when it wants
         /// some.
-        named: [Atomic<u32>; COUNT as usize],
-        /// The number of times that a pool has looked.
-        looked: Atomic<u32>,
+        pending_returns: [Atomic<u32>; COUNT as usize],
+        /// The number of times that a pool has asked for buffers.
+        pool_lookups: Atomic<u32>,
     }
 
     impl MemoryProvider for Provider {
         fn alloc(&self, cache: &mut AllocCache<'_>) {
             let mut buffers = [0; 7];
 
-            for (buffer, named) in self.named.iter().enumerate() {
+            for (buffer, pending_returns) in self.pending_returns.iter().enumerate() {
                 if cache.room() != 0 {
-                    let count = named.xchg(0, Relaxed);
+                    let count = pending_returns.xchg(0, Relaxed);
 
                     self.buffers
                         .take_back(buffer as u64, count, &mut None, &mut |iov| {
@@ -179,7 +179,7 @@ mod tests {
                         });
                 }
             }
-            self.looked.add(1, Relaxed);
+            self.pool_lookups.add(1, Relaxed);
             while cache.room() != 0 {
                 let wanted = cache.room().min(buffers.len());
                 let count = self.buffers.take(&mut buffers[..wanted]);
@@ -208,8 +208,8 @@ mod tests {
                 PAGE_SHIFT as u32,
                 pin_init!(Provider {
                     buffers <- buffers,
-                    named: [const { Atomic::new(0) }; COUNT as usize],
-                    looked: Atomic::new(0),
+                    pending_returns: [const { Atomic::new(0) }; COUNT as usize],
+                    pool_lookups: Atomic::new(0),
                 }),
             ),
             GFP_KERNEL,
@@ -259,8 +259,8 @@ mod tests {
         granted: u32,
         /// Whether it was copied to, and is not in the pool.
         copied: bool,
-        /// The number of times that user space has named it since the pool has last looked.
-        named: u32,
+        /// The number of times that user space has named it since a pool last asked for buffers.
+        pending_returns: u32,
     }
 
     impl Model {
@@ -295,11 +295,11 @@ mod tests {
                 0 | 1 => {
                     let packet = pool.receive();
 
-                    if provider.looked.xchg(0, Relaxed) != 0 {
-                        for (at, named) in model.iter_mut().zip(&provider.named) {
+                    if provider.pool_lookups.xchg(0, Relaxed) != 0 {
+                        for (at, pending) in model.iter_mut().zip(&provider.pending_returns) {
                             // The cache had room for this one.
-                            if named.load(Relaxed) == 0 {
-                                let count = core::mem::take(&mut at.named);
+                            if pending.load(Relaxed) == 0 {
+                                let count = core::mem::take(&mut at.pending_returns);
                                 at.given_back(count);
                             }
                         }
@@ -332,8 +332,8 @@ mod tests {
                         give_back(&provider, any, count);
                         at.given_back(count);
                     } else {
-                        provider.named[any].add(count, Relaxed);
-                        at.named += count;
+                        provider.pending_returns[any].add(count, Relaxed);
+                        at.pending_returns += count;
                     }
                 }
                 6 => {
@@ -415,19 +415,19 @@ mod tests {
 
     /// A taker that grants user space the buffers of a provider, and notes number, offset and
     /// length of each.
-    struct Lender<'p> {
+    struct Recorder<'p> {
         provider: &'p ProvidedQueue<Provider>,
-        lent: KVec<(usize, usize, usize)>,
+        handed_out: KVec<(usize, usize, usize)>,
     }
 
-    impl<'p> Taker for Lender<'p> {
+    impl<'p> Taker for Recorder<'p> {
         type Packet<'a> = Lookup<'a, 'p, Provider>;
 
         fn begin<'a>(&self, skb: &'a SkBuff) -> Self::Packet<'a> {
             Lookup::new(skb, self.provider)
         }
 
-        fn lend<'a>(
+        fn hand_out<'a>(
             &mut self,
             packet: &mut Self::Packet<'a>,
             piece: Piece<'a>,
@@ -435,7 +435,7 @@ mod tests {
         ) -> Result {
             let iov = packet.find(&piece).ok_or(EFAULT)?;
 
-            self.lent
+            self.handed_out
                 .push((iov.index(), iov.offset(), wanted), GFP_KERNEL)?;
             iov.grant();
             Ok(())
@@ -446,25 +446,25 @@ mod tests {
         }
     }
 
-    /// Lends the bytes of a packet from `offset` on. Returns the result, and the pieces lent.
-    fn lend(
+    /// Hands out the bytes of a packet from `offset` on. Returns the result, and its pieces.
+    fn hand_out(
         provider: &ProvidedQueue<Provider>,
         skb: &SkBuff,
         offset: usize,
     ) -> (Result<usize>, KVec<(usize, usize, usize)>) {
-        let mut lender = Lender {
+        let mut recorder = Recorder {
             provider,
-            lent: KVec::new(),
+            handed_out: KVec::new(),
         };
-        let result = Walk::default().take(skb, offset, skb.len() - offset, &mut lender);
+        let result = Walk::default().take(skb, offset, skb.len() - offset, &mut recorder);
 
-        (result, lender.lent)
+        (result, recorder.handed_out)
     }
 
     /// ZV21: Checks that what a device has received into memory of another provider is not handed
     /// out, wherever it is in a packet.
     #[test]
-    fn memory_of_others_is_not_lent() -> Result {
+    fn memory_of_others_is_not_handed_out() -> Result {
         let (own, other) = (provider()?, provider()?);
         let (mut own_pool, mut other_pool) = (TestPool::new(&own)?, TestPool::new(&other)?);
         let mut skb = OwnedSkBuff::new(0)?;
@@ -498,12 +498,13 @@ mod tests {
         assert_eq!(skb.len(), 210);
 
         let [first, second, foreign, third, last] = numbers;
-        let check = |provider, offset, want: Result<usize>, lent: &[(usize, usize, usize)]| {
-            let (got, pieces) = lend(provider, &skb, offset);
+        let check =
+            |provider, offset, want: Result<usize>, handed_out: &[(usize, usize, usize)]| {
+                let (got, pieces) = hand_out(provider, &skb, offset);
 
-            assert_eq!(got, want);
-            assert_eq!(pieces[..], *lent);
-        };
+                assert_eq!(got, want);
+                assert_eq!(pieces[..], *handed_out);
+            };
 
         check(&own, 0, Ok(30), &[(first, 3, 10), (second, 0, 20)]);
         check(&own, 5, Ok(25), &[(first, 8, 5), (second, 0, 20)]);

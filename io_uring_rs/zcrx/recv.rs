@@ -80,7 +80,7 @@ impl<'r> Taker for Receiver<'r> {
 
     // Always inline: this is most of the cost of a fragment that needs no copy.
     #[inline(always)]
-    fn lend<'a>(
+    fn hand_out<'a>(
         &mut self,
         packet: &mut Self::Packet<'a>,
         piece: Piece<'a>,
@@ -114,7 +114,7 @@ impl<'r> Taker for Receiver<'r> {
             return Err(ENOMEM);
         }
         while !piece.is_empty() {
-            let Some(buffer) = self.batch.next(wanted) else {
+            let Some(buffer) = self.batch.peek(wanted) else {
                 if self.drain(wanted) {
                     continue;
                 }
@@ -189,7 +189,7 @@ pub(crate) fn receive(
         };
     }
     match request.is_multishot() {
-        true if walk.left_some() || socket.is_done() => Ok(Received::Requeue),
+        true if walk.is_unfinished() || socket.is_done() => Ok(Received::Requeue),
         // The request is tried again until it gets zero bytes.
         false if socket.is_done() => Err(EAGAIN),
         _ => Ok(Received::Bytes(bytes)),

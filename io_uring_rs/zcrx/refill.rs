@@ -2,8 +2,8 @@
 
 //! The refill queue: a ring through which user space gives buffers back, in memory that it maps.
 //!
-//! Lock: `Refill::cursor`, which protects the kernel's position and disables bottom halves. Buffers
-//! are given back while it is held, under the locks of free lists and page pools.
+//! Lock: `RefillQueue::cursor`, which protects the kernel's position and disables bottom halves.
+//! Buffers are given back while it is held, under the locks of free lists and page pools.
 
 use super::{
     area::Areas,
@@ -11,7 +11,7 @@ use super::{
         Cursor,
         Place, //
     },
-    returns::Returns, //
+    returns::ReturnBatch, //
 };
 use kernel::{
     io_uring::{
@@ -85,7 +85,7 @@ fn stats(offset: u64, entries: u32, size: usize) -> Result<usize> {
 
 /// A refill queue, and the statistics after it, if user space asked for them.
 #[pin_data]
-pub(super) struct Refill {
+pub(super) struct RefillQueue {
     region: Region,
     entries: u32,
     /// The offset of the statistics in bytes, if user space asked for them.
@@ -94,7 +94,7 @@ pub(super) struct Refill {
     cursor: SpinLockBh<Cursor>,
 }
 
-impl Refill {
+impl RefillQueue {
     /// Creates a queue of `entries` entries, a power of two, in `region`, which must be large
     /// enough.
     ///
@@ -137,20 +137,20 @@ impl Refill {
         }
     }
 
-    /// Consumes up to `most` entries, and gives back the buffers of `1 << shift` bytes that they
+    /// Consumes up to `max` entries, and gives back the buffers of `1 << shift` bytes that they
     /// name. Returns the number of entries consumed. Entries that name no buffer are skipped.
     ///
     /// The buffers are given back before the queue is unlocked. So if another CPU then finds the
     /// queue empty, it finds the buffers on the free lists and in the pools.
-    fn read<'a, F: FnMut(PooledIov<'a>)>(
+    fn drain<'a, F: FnMut(PooledIov<'a>)>(
         &self,
-        most: u32,
+        max: u32,
         shift: u32,
-        returns: &mut Returns<'a, F>,
+        returns: &mut ReturnBatch<'a, F>,
     ) -> u32 {
         let mut cursor = self.cursor.lock();
         let tail = self.region.load_acquire_u32(RQ_TAIL);
-        let count = cursor.available(tail).min(most);
+        let count = cursor.available(tail).min(max);
 
         let Some(entries) = self.region.entries::<RQE_SIZE>(RQ_ENTRIES, self.entries) else {
             return 0;
@@ -160,7 +160,7 @@ impl Refill {
             let offset = entries.read_u64::<RQE_OFF>(entry);
             let padding = entries.read_u32::<RQE_PAD>(entry);
 
-            if let Some(place) = Place::of_entry(offset, padding, shift) {
+            if let Some(place) = Place::decode(offset, padding, shift) {
                 returns.push(place);
             }
         }
@@ -171,18 +171,18 @@ impl Refill {
 
     /// Consumes entries until the cache of a pool is full, and puts the buffers that they name into
     /// it. Consumes no more than [`REFILL_CAP`] entries.
-    pub(super) fn refill(&self, areas: &Areas, cache: &mut AllocCache<'_>) {
+    pub(super) fn fill_cache(&self, areas: &Areas, cache: &mut AllocCache<'_>) {
         let mut total = 0;
 
         while total < REFILL_CAP && cache.room() != 0 {
             // The cache has room for 64 buffers at most.
-            let most = REFILL_CAP.saturating_sub(total).min(cache.room() as u32);
-            let mut returns = Returns::new(areas, |iov| cache.recycle(iov));
-            let count = self.read(most, areas.shift(), &mut returns);
+            let max = REFILL_CAP.saturating_sub(total).min(cache.room() as u32);
+            let mut returns = ReturnBatch::new(areas, |iov| cache.recycle(iov));
+            let count = self.drain(max, areas.shift(), &mut returns);
 
             drop(returns);
             total += count;
-            if count < most {
+            if count < max {
                 return;
             }
         }
@@ -198,22 +198,22 @@ impl Refill {
     ///
     /// No free list may be locked, because their locks are taken under the lock of the queue.
     ///
-    /// `left` is the number of entries that may be consumed, and is lowered by the number of those
-    /// that were. A caller that needs several buffers passes it again. So user space, which can go
-    /// on filling the queue, cannot keep the kernel busy. May sleep.
+    /// `budget` is the number of entries that may be consumed, and is lowered by the number of
+    /// those that were. A caller that needs several buffers passes it again. So user space, which
+    /// can go on filling the queue, cannot keep the kernel busy. May sleep.
     pub(super) fn drain_until(
         &self,
         areas: &Areas,
-        left: &mut u32,
+        budget: &mut u32,
         mut is_enough: impl FnMut() -> bool,
     ) -> bool {
-        while *left != 0 {
-            // This loop is not shared with `flush`, which is faster with its own copy of `read`.
-            let mut returns = Returns::new(areas, |iov| iov.put());
-            let count = self.read(BATCH, areas.shift(), &mut returns);
+        while *budget != 0 {
+            // This loop is not shared with `flush`, which is faster with its own copy of `drain`.
+            let mut returns = ReturnBatch::new(areas, |iov| iov.put());
+            let count = self.drain(BATCH, areas.shift(), &mut returns);
 
             drop(returns);
-            *left = left.saturating_sub(count);
+            *budget = budget.saturating_sub(count);
             if count != 0 && is_enough() {
                 return true;
             }
@@ -232,8 +232,8 @@ impl Refill {
         let mut total = 0;
 
         while total < self.entries {
-            let mut returns = Returns::new(areas, |iov| iov.put());
-            let count = self.read(BATCH, areas.shift(), &mut returns);
+            let mut returns = ReturnBatch::new(areas, |iov| iov.put());
+            let count = self.drain(BATCH, areas.shift(), &mut returns);
 
             drop(returns);
             total += count;

@@ -15,7 +15,7 @@ use super::{
     provider,
     refill::{
         self,
-        Refill, //
+        RefillQueue, //
     },
     Ifq,
     Queue,
@@ -117,7 +117,7 @@ fn buffer_shift(bytes: u32, has_device: bool) -> Result<u32> {
 }
 
 /// Checks whether the ring has the features that zero-copy receive needs.
-fn ring_is_fit(queues: &Queues<'_, Queue>) -> bool {
+fn ring_supports_zcrx(queues: &Queues<'_, Queue>) -> bool {
     let flags = queues.ring_flags();
 
     flags & SETUP_DEFER_TASKRUN != 0 && flags & (SETUP_CQE32 | SETUP_CQE_MIXED) != 0
@@ -144,7 +144,7 @@ pub(crate) fn register(queues: &mut Queues<'_, Queue>, arg: UserPtr) -> Result {
     if !capability::current_has(Capability::NET_ADMIN) {
         return Err(EPERM);
     }
-    if !ring_is_fit(queues) {
+    if !ring_supports_zcrx(queues) {
         return Err(EINVAL);
     }
     let to = arg.as_mut_ptr() as usize as u64;
@@ -190,7 +190,7 @@ pub(crate) fn register(queues: &mut Queues<'_, Queue>, arg: UserPtr) -> Result {
         MAP_OFFSET + (u64::from(id) << MAP_SHIFT),
     )?;
     let stats = (wanted.flags & EVENT_DESC_STATS != 0).then_some(wanted.stats_offset);
-    let refill = Refill::new(region, reg.rq_entries, stats)?;
+    let refill = RefillQueue::new(region, reg.rq_entries, stats)?;
 
     // The network device is not kept locked while memory is pinned, which may take long.
     // `provider::open` finds it again, and checks that it is the same.
@@ -227,7 +227,7 @@ pub(crate) fn register(queues: &mut Queues<'_, Queue>, arg: UserPtr) -> Result {
     let first = ifq.areas.reserve()?;
     area_reg.rq_area_token = token(first.id());
     if no_device {
-        first.fill(area);
+        first.publish(area);
     } else {
         provider::open(&ifq, &reg, first, area)?;
     }
@@ -242,7 +242,7 @@ pub(crate) fn register(queues: &mut Queues<'_, Queue>, arg: UserPtr) -> Result {
     write(reg.region_ptr, &desc)?;
     write(reg.area_ptr, &area_reg)?;
     published.keep();
-    user.leave();
+    user.hand_over();
     ifq.events.connect(ring);
     Ok(())
 }
@@ -263,7 +263,7 @@ fn import(queues: &mut Queues<'_, Queue>, to: u64, mut reg: IfqReg) -> Result {
     reg.set_offsets();
     write(to, &reg)?;
     reservation.publish(user.0.clone())?.keep();
-    user.leave();
+    user.hand_over();
     Ok(())
 }
 

@@ -14,7 +14,7 @@ use kernel::net::netmem::PooledIov;
 
 /// A batch of buffers that user space gives back. Entries in a row that name the same buffer are
 /// taken together, and the area is looked up once for entries in a row that name the same area.
-pub(super) struct Returns<'a, F: FnMut(PooledIov<'a>)> {
+pub(super) struct ReturnBatch<'a, F: FnMut(PooledIov<'a>)> {
     areas: &'a Areas,
     /// The buffer that was named last, and the number of times that it was named in a row.
     run: Place,
@@ -27,7 +27,7 @@ pub(super) struct Returns<'a, F: FnMut(PooledIov<'a>)> {
     pooled: F,
 }
 
-impl<'a, F: FnMut(PooledIov<'a>)> Returns<'a, F> {
+impl<'a, F: FnMut(PooledIov<'a>)> ReturnBatch<'a, F> {
     /// Creates a batch for buffers of `areas`. Those that page pools have go to `pooled`.
     pub(super) fn new(areas: &'a Areas, pooled: F) -> Self {
         Self {

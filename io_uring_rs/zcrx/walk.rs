@@ -32,7 +32,7 @@ pub(super) trait Taker {
     /// # Errors
     ///
     /// The reason for which none were taken.
-    fn lend<'a>(
+    fn hand_out<'a>(
         &mut self,
         packet: &mut Self::Packet<'a>,
         piece: Piece<'a>,
@@ -49,13 +49,13 @@ pub(super) trait Taker {
 }
 
 /// The range of a packet that is still to be taken.
-struct Rest {
+struct Remaining {
     /// The number of bytes to skip, because they were taken before.
     skip: usize,
     left: usize,
 }
 
-impl Rest {
+impl Remaining {
     /// Removes from a piece the bytes to skip.
     #[inline]
     fn begin(&mut self, piece: &mut Piece<'_>) {
@@ -120,7 +120,7 @@ pub(super) struct Walk {
 impl Walk {
     /// Returns whether bytes may be left that could be taken by another call: this one had to let
     /// other tasks run, or a packet was not taken as far as wanted.
-    pub(super) fn left_some(&self) -> bool {
+    pub(super) fn is_unfinished(&self) -> bool {
         self.skbs > SKBS_PER_CALL || self.stopped_early
     }
 
@@ -154,55 +154,55 @@ impl Walk {
         if self.skbs > SKBS_PER_CALL + 1 {
             return Err(EAGAIN);
         }
-        let mut rest = Rest {
+        let mut remaining = Remaining {
             skip: offset,
             left: len,
         };
-        let result = self.parts(skb, &mut rest, depth, taker);
+        let result = self.take_parts(skb, &mut remaining, depth, taker);
 
-        if rest.left != 0 {
+        if remaining.left != 0 {
             self.stopped_early = true;
         }
         // If bytes were taken, the error is dropped: the next call meets it again.
-        match len.wrapping_sub(rest.left) {
+        match len.wrapping_sub(remaining.left) {
             0 => result.map(|()| 0),
             taken => Ok(taken),
         }
     }
 
     /// Takes one part of a packet after the other, and stops after one that is not taken whole.
-    fn parts<'a, T: Taker>(
+    fn take_parts<'a, T: Taker>(
         &mut self,
         skb: &'a SkBuff,
-        rest: &mut Rest,
+        remaining: &mut Remaining,
         depth: u32,
         taker: &mut T,
     ) -> Result {
         let mut packet = taker.begin(skb);
         let linear = skb.linear();
 
-        if !linear.is_empty() && !rest.copy(linear, taker)? {
+        if !linear.is_empty() && !remaining.copy(linear, taker)? {
             return Ok(());
         }
         for mut piece in skb.frags() {
             if piece.is_copyable() {
-                if !rest.copy(piece, taker)? {
+                if !remaining.copy(piece, taker)? {
                     return Ok(());
                 }
                 continue;
             }
-            rest.begin(&mut piece);
-            match piece.len().min(rest.left) {
-                0 if rest.left == 0 => return Ok(()),
+            remaining.begin(&mut piece);
+            match piece.len().min(remaining.left) {
+                0 if remaining.left == 0 => return Ok(()),
                 0 => {}
                 wanted => {
-                    taker.lend(&mut packet, piece, wanted)?;
-                    rest.left = rest.left.wrapping_sub(wanted);
+                    taker.hand_out(&mut packet, piece, wanted)?;
+                    remaining.left = remaining.left.wrapping_sub(wanted);
                 }
             }
         }
         for skb in skb.frag_list() {
-            let go_on = rest.packet(skb.len(), |skip, wanted| {
+            let go_on = remaining.packet(skb.len(), |skip, wanted| {
                 let depth = depth.checked_sub(1).ok_or(EFAULT)?;
 
                 self.descend(skb, skip, wanted, depth, taker)
@@ -248,7 +248,7 @@ mod tests {
 
         fn begin<'a>(&self, _skb: &'a SkBuff) {}
 
-        fn lend<'a>(&mut self, (): &mut (), _piece: Piece<'a>, _wanted: usize) -> Result {
+        fn hand_out<'a>(&mut self, (): &mut (), _piece: Piece<'a>, _wanted: usize) -> Result {
             Err(EFAULT)
         }
 
@@ -291,7 +291,7 @@ mod tests {
 
         assert_eq!(result, Ok(want.iter().sum()));
         assert_eq!(pieces[..], want[..]);
-        assert_eq!(walk.left_some(), result != Ok(len));
+        assert_eq!(walk.is_unfinished(), result != Ok(len));
     }
 
     #[test]
@@ -345,13 +345,13 @@ mod tests {
 
             assert_eq!(result, Ok(room));
             assert_eq!(pieces[..], want[..]);
-            assert!(walk.left_some());
+            assert!(walk.is_unfinished());
         }
         let mut walk = Walk::default();
 
         assert_eq!(take(&mut walk, &skb, 0, 670, 0).0, Err(ENOSPC));
         assert_eq!(take(&mut walk, &skb, 610, 1, 0).0, Err(ENOSPC));
-        assert!(walk.left_some());
+        assert!(walk.is_unfinished());
         Ok(())
     }
 
@@ -362,7 +362,7 @@ mod tests {
         let mut walk = Walk::default();
 
         assert_eq!(take(&mut walk, &skb, 0, 23, usize::MAX).0, Ok(21));
-        assert!(walk.left_some());
+        assert!(walk.is_unfinished());
         assert_eq!(take(&mut walk, &skb, 0, 23, usize::MAX).0, Err(EAGAIN));
 
         let one = packet(1, &[], &[])?;
@@ -370,7 +370,7 @@ mod tests {
 
         for number in 1..=21 {
             assert_eq!(take(&mut walk, &one, 0, 1, usize::MAX).0, Ok(1));
-            assert_eq!(walk.left_some(), number > 20);
+            assert_eq!(walk.is_unfinished(), number > 20);
         }
         assert_eq!(take(&mut walk, &one, 0, 1, usize::MAX).0, Err(EAGAIN));
         Ok(())
@@ -398,17 +398,17 @@ mod tests {
         Ok(())
     }
 
-    /// Checks that a walk ends at a piece that cannot be copied and is not lent. Tests in
-    /// `provider` check whose memory is lent.
+    /// Checks that a walk ends at a piece that can be neither copied nor handed out. Tests in
+    /// `provider` check whose memory is handed out.
     #[test]
-    fn what_is_not_lent() -> Result {
+    fn what_is_not_handed_out() -> Result {
         let mut skb = packet(10, &[20], &[])?;
 
         skb.add_net_iov(30)?;
         let mut walk = Walk::default();
 
         assert_eq!(take(&mut walk, &skb, 0, 60, usize::MAX).0, Ok(30));
-        assert!(walk.left_some());
+        assert!(walk.is_unfinished());
         assert_eq!(take(&mut walk, &skb, 30, 30, usize::MAX).0, Err(EFAULT));
         Ok(())
     }

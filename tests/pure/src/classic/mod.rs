@@ -146,13 +146,13 @@ pub(crate) fn evaluate(program: &[Insn], (opcode, pdu_size): (u8, u16)) -> Verdi
 
 pub fn fused(newer: &[Insn], older: &[Insn]) -> Vec<Insn> {
     let mut program = Vec::new();
-    let mut left = vec![0; newer.len() + 1];
-    fuse::fuse::<()>(newer, older, &mut left, |insn| {
+    let mut insns_to_end = vec![0; newer.len() + 1];
+    fuse::fuse::<()>(newer, older, &mut insns_to_end, |insn| {
         program.push(insn);
         Ok(())
     })
     .unwrap();
-    assert!(program.len() <= fuse::GROWTH * newer.len() + fuse::JOINT + older.len());
+    assert!(program.len() <= fuse::EXPANSION_MAX * newer.len() + fuse::GLUE_MAX + older.len());
     program.reverse();
     program
 }

@@ -25,7 +25,7 @@ fn meaning(offset: u64, padding: u32, shift: u32) -> Option<(u32, u64)> {
 
 /// Checks one entry, with buffers of `1 << shift` bytes.
 pub fn check_entry(offset: u64, padding: u32, shift: u32) {
-    let place = Place::of_entry(offset, padding, shift);
+    let place = Place::decode(offset, padding, shift);
     let got = place.map(|place| (place.area, place.buffer));
     assert_eq!(got, meaning(offset, padding, shift));
 
