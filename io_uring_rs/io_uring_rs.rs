@@ -24,6 +24,9 @@ mod filter;
 #[cfg(CONFIG_IO_URING_BPF_RUST)]
 #[forbid(unsafe_code)]
 mod restriction;
+#[cfg(CONFIG_IO_URING_RS_KUNIT_TEST)]
+#[forbid(unsafe_code)]
+mod test_random;
 #[cfg(CONFIG_IO_URING_ZCRX_RUST)]
 #[forbid(unsafe_code)]
 mod zcrx;

@@ -210,6 +210,7 @@ impl<P: Send + Sync + 'static> Contents for Table<P> {
 #[kernel::macros::kunit_tests(io_uring_filter_table)]
 mod tests {
     use super::*;
+    use crate::test_random::Random;
     use kernel::{
         bpf::insn,
         io_uring::filter_set::FilterSet,
@@ -412,30 +413,23 @@ mod tests {
         const OWNERS: u32 = 12;
         // With KASAN, each step takes much longer.
         const STEPS: u32 = if cfg!(CONFIG_KASAN) { 2_000 } else { 20_000 };
-        let mut seed = 0x9e37_79b9u32;
-        let mut random = |below: u32| {
-            // xorshift
-            seed ^= seed << 13;
-            seed ^= seed >> 17;
-            seed ^= seed << 5;
-            seed % below
-        };
+        let mut random = Random::new(0x9e37_79b9);
         let mut owners = KVec::new();
 
         for _ in 0..OWNERS {
             owners.push(Owner::new(), GFP_KERNEL)?;
         }
         for step in 0..STEPS {
-            let which = random(OWNERS) as usize;
+            let which = random.below(OWNERS) as usize;
 
-            match random(8) {
+            match random.below(8) {
                 0 => {
                     if let Some(owner) = owners.get_mut(which) {
                         *owner = Owner::new();
                     }
                 }
                 1 | 2 => {
-                    let child = match owners.get(random(OWNERS) as usize) {
+                    let child = match owners.get(random.below(OWNERS) as usize) {
                         Some(parent) => Owner::inherit(parent)?,
                         None => continue,
                     };
@@ -444,10 +438,10 @@ mod tests {
                     }
                 }
                 _ => {
-                    let deny_rest = random(16) == 0;
+                    let deny_rest = random.below(16) == 0;
 
                     if let Some(owner) = owners.get_mut(which) {
-                        owner.register(random(4) as usize, step, deny_rest)?;
+                        owner.register(random.below(4) as usize, step, deny_rest)?;
                     }
                 }
             }

@@ -278,6 +278,7 @@ fn take_back_counted(counts: &[Atomic<i32>], buffer: u64, count: u32) -> Option<
 #[kernel::macros::kunit_tests(io_uring_zcrx_buffers)]
 mod tests {
     use super::*;
+    use crate::test_random::Random;
     use core::cell::Cell;
     use kernel::{
         impl_has_work,
@@ -537,19 +538,13 @@ mod tests {
         // The number of times that each was granted. A buffer that is taken or granted is not free.
         let mut granted = [0; COUNT as usize];
         let mut free = COUNT as usize;
-        let mut seed = 0x2545_f491_u32;
-        let mut random = |below: u32| {
-            seed ^= seed << 13;
-            seed ^= seed >> 17;
-            seed ^= seed << 5;
-            seed % below
-        };
+        let mut random = Random::new(0x2545_f491);
 
         for _ in 0..20_000 {
-            match random(3) {
+            match random.below(3) {
                 0 => {
                     let mut taken = [0; 5];
-                    let wanted = 1 + random(5) as usize;
+                    let wanted = 1 + random.below(5) as usize;
                     let count = buffers.take(&mut taken[..wanted]);
 
                     assert_eq!(count, wanted.min(free));
@@ -562,7 +557,7 @@ mod tests {
                 }
                 1 => {
                     // These buffers may be free, or may not exist.
-                    let named = [(); 3].map(|()| random(COUNT + 4));
+                    let named = [(); 3].map(|()| random.below(COUNT + 4));
 
                     give_back(&buffers, named.map(|buffer| (buffer.into(), 1)));
                     for buffer in named {

@@ -121,11 +121,14 @@ pub(super) fn add(ifq: &Queue, reservation: Reservation<'_>, area: Pin<KBox<Area
 #[kernel::macros::kunit_tests(io_uring_zcrx_provider)]
 mod tests {
     use super::*;
-    use crate::zcrx::{
-        buffers::Buffers,
-        walk::{
-            Taker,
-            Walk, //
+    use crate::{
+        test_random::Random,
+        zcrx::{
+            buffers::Buffers,
+            walk::{
+                Taker,
+                Walk, //
+            }, //
         }, //
     };
     use kernel::{
@@ -277,21 +280,15 @@ mod tests {
         let provider = provider()?;
         let mut pool = TestPool::new(&provider)?;
         let mut model = KVec::new();
-        let mut seed = 0x9e37_79b9_u32;
-        let mut random = |below: u32| {
-            seed ^= seed << 13;
-            seed ^= seed >> 17;
-            seed ^= seed << 5;
-            seed % below
-        };
+        let mut random = Random::new(0x9e37_79b9);
 
         for _ in 0..COUNT {
             model.push(Model::default(), GFP_KERNEL)?;
         }
         for step in 0..1_000_000 {
-            let any = random(COUNT) as usize;
+            let any = random.below(COUNT) as usize;
 
-            match random(8) {
+            match random.below(8) {
                 0 | 1 => {
                     let packet = pool.receive();
 
@@ -325,10 +322,10 @@ mod tests {
                 }
                 5 => {
                     // Now and then, this is more often than user space has the buffer.
-                    let count = 1 + random(3);
+                    let count = 1 + random.below(3);
                     let at = &mut model[any];
 
-                    if random(2) == 0 {
+                    if random.below(2) == 0 {
                         give_back(&provider, any, count);
                         at.given_back(count);
                     } else {
@@ -343,7 +340,7 @@ mod tests {
                         let at = &mut model[buffer[0] as usize];
 
                         assert!(at.packets.is_empty() && at.granted == 0);
-                        if random(4) == 0 {
+                        if random.below(4) == 0 {
                             provider.buffers.put(&buffer);
                         } else {
                             provider.buffers.grant(buffer[0]);
@@ -352,7 +349,7 @@ mod tests {
                         }
                     }
                 }
-                _ if random(500) == 0 => {
+                _ if random.below(500) == 0 => {
                     provider.buffers.scrub();
                     for at in &mut model {
                         at.granted = 0;
