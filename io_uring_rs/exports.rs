@@ -11,11 +11,18 @@
 use crate::{
     filter::{
         self,
+        context,
         Filters, //
     },
     restriction,
 };
-use core::ptr::NonNull;
+use core::{
+    mem::{
+        offset_of,
+        size_of, //
+    },
+    ptr::NonNull, //
+};
 use kernel::{
     bindings,
     error::from_result,
@@ -36,6 +43,17 @@ use kernel::{
     },
     prelude::*,
     uaccess::UserPtr, //
+};
+
+const _: () = {
+    type Context = bindings::io_uring_bpf_ctx;
+
+    assert!(offset_of!(Context, user_data) == 0);
+    assert!(offset_of!(Context, opcode) == context::OPCODE);
+    assert!(offset_of!(Context, sqe_flags) == context::SQE_FLAGS);
+    assert!(offset_of!(Context, pdu_size) == context::PDU_SIZE);
+    assert!(offset_of!(Context, __bindgen_anon_1) == context::PAYLOAD);
+    assert!(size_of::<Context>() == 4 * context::WORDS);
 };
 
 /// Returns zero if `req` may run, and [`EACCES`] if a filter denies it.
@@ -289,7 +307,6 @@ pub unsafe extern "C" fn io_task_restriction_free(tsk: *mut bindings::task_struc
 #[kernel::macros::kunit_tests(io_uring_payload)]
 mod tests {
     use super::*;
-    use core::mem::size_of;
     use kernel::{
         io_uring::Opcode,
         transmute::AsBytes, //

@@ -5,6 +5,7 @@
 //! A ring or a task has one set of filters, which never changes once it is published: registering a
 //! filter makes a new set. A request runs only if all filters of its opcode return non-zero.
 //!
+//! - `context`: has the layout of the context that filters run on.
 //! - `import`: reads and checks the argument of a registration.
 //! - `check`: says which instructions a filter may contain.
 //! - `verdict`: finds filters that decide the same for every request of an opcode.
@@ -17,6 +18,7 @@
 
 mod chain;
 mod check;
+pub(crate) mod context;
 mod fuse;
 mod import;
 mod payload;

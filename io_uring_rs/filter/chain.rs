@@ -8,14 +8,16 @@
 //! own: otherwise each registration would pay for all filters before it. Chains are immutable and
 //! share the programs that they have in common.
 
-use super::fuse;
+use super::{
+    context,
+    fuse, //
+};
 use kernel::{
     alloc::{
         Flags,
         KVVec, //
     },
     bpf::{
-        insn,
         Insn,
         MAX_INSNS, //
     },
@@ -60,14 +62,6 @@ pub(super) struct Chain<P> {
     older: KVec<Arc<Link<P>>>,
     /// Whether any program loads a word that depends on the arguments of requests.
     reads_arguments: bool,
-}
-
-/// Checks whether `insns` load a word that depends on the arguments of a request: the one that
-/// contains `pdu_size`, at offset 8, or one of the payload, from offset 16 on.
-fn reads_arguments(insns: &[Insn]) -> bool {
-    insns
-        .iter()
-        .any(|insn| insn.code == insn::LD_ABS && (insn.k == 8 || insn.k >= 16))
 }
 
 /// Fuses `newer` and `older`. Returns [`None`] if compiling `older` again costs too much, or if the
@@ -123,8 +117,10 @@ impl<P: Compile> Chain<P> {
         for link in older.iter().flat_map(|chain| chain.links()).skip(replaced) {
             links.push(link.clone(), flags)?;
         }
-        let reads_arguments =
-            reads_arguments(&newest.insns) || links.iter().any(|link| reads_arguments(&link.insns));
+        let reads_arguments = context::reads_arguments(&newest.insns)
+            || links
+                .iter()
+                .any(|link| context::reads_arguments(&link.insns));
         let chain = Self {
             newest,
             older: links,

@@ -12,15 +12,19 @@
 //! [`Verdict::Deny`] to one that can return anything else. When in doubt, the verdict is
 //! [`Verdict::Depends`].
 //!
-//! Uses nothing but `core` and the instructions.
+//! Uses nothing but `core`, the instructions and the layout of the context.
 
+use super::context::{
+    OPCODE,
+    PAYLOAD,
+    PDU_SIZE,
+    SQE_FLAGS,
+    WORDS, //
+};
 use kernel::bpf::insn::{
     self,
     Insn, //
 };
-
-/// The number of 32-bit words of the context.
-pub(crate) const WORDS: usize = 10;
 
 /// The verdict of a program on all requests of an opcode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -122,7 +126,7 @@ impl State {
 /// of its arguments.
 pub(crate) fn context(opcode: u8, pdu_size: u16) -> [Bits; WORDS] {
     let mut words = [Bits::UNKNOWN; WORDS];
-    let arguments = 16..16 + usize::from(pdu_size);
+    let arguments = PAYLOAD..PAYLOAD + usize::from(pdu_size);
 
     for (index, word) in words.iter_mut().enumerate() {
         let mut known = [0; 4];
@@ -130,10 +134,10 @@ pub(crate) fn context(opcode: u8, pdu_size: u16) -> [Bits; WORDS] {
 
         for (offset, (known, value)) in (4 * index..).zip(known.iter_mut().zip(value.iter_mut())) {
             let constant = match offset {
-                8 => Some(opcode),
-                10 => u8::try_from(pdu_size).ok(),
+                OPCODE => Some(opcode),
+                PDU_SIZE => u8::try_from(pdu_size).ok(),
                 // `user_data` and the flags.
-                0..8 | 9 => None,
+                0..OPCODE | SQE_FLAGS => None,
                 _ if arguments.contains(&offset) => None,
                 _ => Some(0),
             };

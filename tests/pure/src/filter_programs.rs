@@ -4,7 +4,8 @@
 //! into one. Both are compared with an interpreter of classic BPF.
 
 use crate::classic::bpf::Action;
-use crate::classic::verdict::{Verdict, WORDS};
+use crate::classic::context::{WORDS, reads_arguments};
+use crate::classic::verdict::Verdict;
 use crate::classic::{self, insn::*};
 use crate::classic::{Context, as_requests_have_it, evaluate, fused, judge, run, valid};
 use proptest::prelude::*;
@@ -197,6 +198,34 @@ proptest! {
             prop_assert_eq!(run(&one, context) != 0, all);
         }
     }
+}
+
+proptest! {
+    #![proptest_config(cases(20_000))]
+
+    /// Checks that a filter that is said to read no arguments decides without them as with them.
+    #[test]
+    fn unread_arguments_do_not_matter(
+        program in prop_oneof![program(8), word_test()], (_, contexts) in requests(),
+    ) {
+        for context in contexts.iter().filter(|_| !reads_arguments(&program)) {
+            let mut without = *context;
+            without[10] = 0;
+            without[16..].fill(0);
+            prop_assert_eq!(run(&program, &without), run(&program, context));
+        }
+    }
+}
+
+/// Checks which words of the context depend on the arguments of a request.
+#[test]
+fn words_of_arguments() {
+    for word in 0..WORDS as u32 {
+        let program = [Insn::new(LD_ABS, 4 * word), Insn::new(RET_A, 0)];
+        assert_eq!(reads_arguments(&program), ![0, 1, 3].contains(&word));
+    }
+    // The same number is no offset here.
+    assert!(!reads_arguments(&[Insn::new(LD_IMM, 16)]));
 }
 
 proptest! {

@@ -30,6 +30,11 @@ pub mod check;
 
 // This is formatted as the kernel is.
 #[rustfmt::skip]
+#[path = "../../../../io_uring_rs/filter/context.rs"]
+pub mod context;
+
+// Formatted as the kernel is.
+#[rustfmt::skip]
 #[path = "../../../../io_uring_rs/filter/verdict.rs"]
 pub mod verdict;
 
