@@ -7,10 +7,12 @@ use super::{
         token,
         Area, //
     },
+    ifq::{
+        Queue,
+        User, //
+    },
     provider,
-    register,
-    Queue,
-    User, //
+    register, //
 };
 use kernel::{
     fs::{

@@ -5,7 +5,7 @@
 //! Lock: `Events::ring`, which disables bottom halves. While it is held, locks are taken to wake
 //! the task of the ring.
 
-use super::Queue;
+use super::ifq::Queue;
 use kernel::{
     io_uring::{
         event::RingRef,

@@ -12,8 +12,10 @@ use super::{
         Area,
         Reservation, //
     },
-    Ifq,
-    Queue, //
+    ifq::{
+        Ifq,
+        Queue, //
+    }, //
 };
 use core::ptr;
 use kernel::{

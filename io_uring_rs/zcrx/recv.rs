@@ -5,12 +5,14 @@
 
 use super::{
     area::Batch,
+    ifq::{
+        Ifq,
+        Queue, //
+    },
     walk::{
         Taker,
         Walk, //
-    },
-    Ifq,
-    Queue, //
+    }, //
 };
 use kernel::{
     io_uring::{

@@ -5,30 +5,34 @@
 use super::{
     area::{
         token,
-        Area,
-        Areas, //
+        Area, //
     },
-    event::{
-        self,
-        Events, //
+    event,
+    ifq::{
+        Ifq,
+        Queue,
+        User, //
     },
     provider,
     refill::{
         self,
         RefillQueue, //
-    },
-    Ifq,
-    Queue,
-    User, //
+    }, //
 };
 use kernel::{
     capability::{
         self,
         Capability, //
     },
+    device::Device,
     fs::anon_inode,
     io_uring::{
-        queues::Queues,
+        account::Account,
+        event::RingRef,
+        queues::{
+            Queues,
+            Reservation, //
+        },
         region::{
             Region,
             RegionDesc, //
@@ -48,20 +52,13 @@ use kernel::{
             SETUP_DEFER_TASKRUN, //
         }, //
     },
-    net::{
-        device::NetDevice,
-        page_pool::ProvidedQueue, //
-    },
+    net::device::NetDevice,
     page::{
         PAGE_SHIFT,
         PAGE_SIZE, //
     },
     prelude::*,
-    sync::{
-        aref::ARef,
-        Arc,
-        Refcount, //
-    },
+    sync::aref::ARef,
     transmute::{
         AsBytes,
         FromBytes, //
@@ -148,7 +145,7 @@ pub(crate) fn register(queues: &mut Queues<'_, Queue>, arg: UserPtr) -> Result {
         return Err(EINVAL);
     }
     let to = arg.as_mut_ptr() as usize as u64;
-    let mut reg: IfqReg = read(to)?;
+    let reg: IfqReg = read(to)?;
 
     if !reg.reserved_is_zero() || reg.zcrx_id != 0 || reg.flags & !(REG_IMPORT | REG_NODEV) != 0 {
         return Err(EINVAL);
@@ -156,91 +153,137 @@ pub(crate) fn register(queues: &mut Queues<'_, Queue>, arg: UserPtr) -> Result {
     if reg.flags & REG_IMPORT != 0 {
         return import(queues, to, reg);
     }
-    let mut desc: RegionDesc = read(reg.region_ptr)?;
-
-    if reg.if_rxq == u32::MAX || reg.rq_entries == 0 {
-        return Err(EINVAL);
-    }
-    let no_device = reg.flags & REG_NODEV != 0;
-    if no_device && (reg.if_rxq != 0 || reg.if_idx != 0) {
-        return Err(EINVAL);
-    }
-    reg.rq_entries = entries(reg.rq_entries, queues.ring_flags() & SETUP_CLAMP != 0)?;
-    let mut area_reg: AreaReg = read(reg.area_ptr)?;
-    if area_reg.rq_area_token != 0 {
-        return Err(EINVAL);
-    }
-    let mut wanted = EventDesc::default();
-    if reg.event_desc != 0 {
-        wanted = read(reg.event_desc)?;
-    }
-    event::check(&wanted)?;
-
+    let mut args = Args::read(to, reg, queues.ring_flags() & SETUP_CLAMP != 0)?;
     let account = queues.account();
     let ring = queues.ring();
     let reservation = queues.reserve(MAX_ID)?;
-    let id = reservation.id();
+    let user = build(&mut args, account, reservation.id())?;
 
-    if refill::size(reg.rq_entries).is_none_or(|size| size as u64 > desc.size()) {
+    publish(&args, ring, user, reservation)
+}
+
+/// The arguments of a registration: what user space asks for, and what it is told.
+struct Args {
+    /// The address of `reg` in user space. `reg` has the addresses of the other structures.
+    to: u64,
+    reg: IfqReg,
+    region: RegionDesc,
+    area: AreaReg,
+    events: EventDesc,
+}
+
+impl Args {
+    /// Reads the structures that `reg`, which was read at `to`, points to, and checks all values
+    /// that do not depend on the device or on memory. With `clamp`, too many entries are lowered.
+    fn read(to: u64, mut reg: IfqReg, clamp: bool) -> Result<Self> {
+        let region: RegionDesc = read(reg.region_ptr)?;
+
+        if reg.if_rxq == u32::MAX || reg.rq_entries == 0 {
+            return Err(EINVAL);
+        }
+        let no_device = reg.flags & REG_NODEV != 0;
+        if no_device && (reg.if_rxq != 0 || reg.if_idx != 0) {
+            return Err(EINVAL);
+        }
+        reg.rq_entries = entries(reg.rq_entries, clamp)?;
+        let area: AreaReg = read(reg.area_ptr)?;
+        if area.rq_area_token != 0 {
+            return Err(EINVAL);
+        }
+        let mut events = EventDesc::default();
+        if reg.event_desc != 0 {
+            events = read(reg.event_desc)?;
+        }
+        event::check(&events)?;
+
+        Ok(Self {
+            to,
+            reg,
+            region,
+            area,
+            events,
+        })
+    }
+
+    /// Returns the device whose receive queue is asked for, or [`None`] if none is.
+    ///
+    /// The network device is not kept locked while memory is pinned, which may take long.
+    /// [`provider::open`] finds it again, and checks that it is the same.
+    fn device(&self) -> Result<Option<ARef<Device>>> {
+        if self.reg.flags & REG_NODEV != 0 {
+            return Ok(None);
+        }
+        let netdev = NetDevice::find(self.reg.if_idx)?;
+        let netdev = netdev.lock();
+
+        Ok(Some(netdev.dma_device(self.reg.if_rxq)?.into()))
+    }
+
+    /// Writes the structures back to user space.
+    fn write(&self) -> Result {
+        write(self.to, &self.reg)?;
+        write(self.reg.region_ptr, &self.region)?;
+        write(self.reg.area_ptr, &self.area)
+    }
+}
+
+/// Builds the queue that `args` describe, with its first area, and binds it to its device if there
+/// is one. Notes in `args` what user space is to be told. Returns the first user of the queue:
+/// dropping it closes the queue.
+///
+/// `id` is the id that the queue will have, which decides where user space maps it.
+fn build(args: &mut Args, account: Account, id: u32) -> Result<User> {
+    let size = refill::size(args.reg.rq_entries);
+
+    if size.is_none_or(|size| size as u64 > args.region.size()) {
         return Err(EINVAL);
     }
     let region = Region::new(
         account.clone(),
-        &mut desc,
+        &mut args.region,
         MAP_OFFSET + (u64::from(id) << MAP_SHIFT),
     )?;
-    let stats = (wanted.flags & EVENT_DESC_STATS != 0).then_some(wanted.stats_offset);
-    let refill = RefillQueue::new(region, reg.rq_entries, stats)?;
+    let wants_stats = args.events.flags & EVENT_DESC_STATS != 0;
+    let stats = wants_stats.then_some(args.events.stats_offset);
+    let refill = RefillQueue::new(region, args.reg.rq_entries, stats)?;
 
-    // The network device is not kept locked while memory is pinned, which may take long.
-    // `provider::open` finds it again, and checks that it is the same.
-    let dev = if no_device {
-        None
-    } else {
-        let netdev = NetDevice::find(reg.if_idx)?;
-        let netdev = netdev.lock();
-
-        Some(ARef::from(netdev.dma_device(reg.if_rxq)?))
-    };
-    let shift = buffer_shift(reg.rx_buf_len, dev.is_some())?;
-    let area = Area::new(&account, &area_reg, shift, dev.is_some())?;
+    let dev = args.device()?;
+    let has_device = dev.is_some();
+    let shift = buffer_shift(args.reg.rx_buf_len, has_device)?;
+    let area = Area::new(&account, &args.area, shift, has_device)?;
     let writable = area.is_writable();
-    let areas = Areas::new(shift)?;
-    let ifq = Arc::pin_init(
-        ProvidedQueue::new(
-            shift,
-            pin_init!(Ifq {
-                account,
-                areas <- areas,
-                users: Refcount::new(1),
-                events <- Events::new(&wanted),
-                refill <- refill,
-                writable,
-                dev,
-            }),
-        ),
-        GFP_KERNEL,
-    )?;
-    // The first user of the queue, until the ring has it: dropping it closes the queue.
-    let user = User(ifq.clone());
+    let user = Ifq::create(account, shift, refill, &args.events, writable, dev)?;
+    let ifq = user.queue();
 
     let first = ifq.areas.reserve()?;
-    area_reg.rq_area_token = token(first.id());
-    if no_device {
-        first.publish(area);
+    args.area.rq_area_token = token(first.id());
+    if has_device {
+        provider::open(ifq, &args.reg, first, area)?;
     } else {
-        provider::open(&ifq, &reg, first, area)?;
+        first.publish(area);
     }
-    reg.zcrx_id = id;
+    args.reg.zcrx_id = id;
     // `shift` is 31 at most.
-    reg.rx_buf_len = 1 << shift;
-    reg.set_offsets();
+    args.reg.rx_buf_len = 1 << shift;
+    args.reg.set_offsets();
+    Ok(user)
+}
 
+/// Publishes the queue of `user` under the id of `reservation`, tells user space of it, and gives
+/// it to the ring, to which its events go from then on.
+///
+/// The ring keeps the queue only once user space was told of it: if that fails, it is withdrawn and
+/// closed.
+fn publish(
+    args: &Args,
+    ring: Option<RingRef>,
+    user: User,
+    reservation: Reservation<'_, Queue>,
+) -> Result {
+    let ifq = user.queue().clone();
     let published = reservation.publish(ifq.clone())?;
 
-    write(to, &reg)?;
-    write(reg.region_ptr, &desc)?;
-    write(reg.area_ptr, &area_reg)?;
+    args.write()?;
     published.keep();
     user.hand_over();
     ifq.events.connect(ring);
@@ -256,13 +299,13 @@ fn import(queues: &mut Queues<'_, Queue>, to: u64, mut reg: IfqReg) -> Result {
         return Err(EINVAL);
     }
     // This user keeps the queue from being closed by its last other user until the ring has it.
-    let user = anon_inode::with::<User, _>(reg.if_idx, |user| User::new(user.0.clone()))?;
+    let user = anon_inode::with::<User, _>(reg.if_idx, |user| User::new(user.queue().clone()))?;
     let reservation = queues.reserve(MAX_ID)?;
 
     reg.zcrx_id = reservation.id();
     reg.set_offsets();
     write(to, &reg)?;
-    reservation.publish(user.0.clone())?.keep();
+    reservation.publish(user.queue().clone())?.keep();
     user.hand_over();
     Ok(())
 }
