@@ -33,10 +33,7 @@ use kernel::{
     },
     io_uring::{
         filter_set::FilterSet,
-        request::{
-            FilterContext,
-            Request, //
-        },
+        request::Request,
         restriction::Restriction,
         ring::Ring,
         task::TaskRestriction, //
@@ -124,59 +121,6 @@ pub unsafe extern "C" fn io_put_bpf_filters(res: *mut bindings::io_restriction) 
 
         drop(owner.take_filters());
     }
-}
-
-/// Writes the arguments that filters see of a request that creates a socket.
-///
-/// # Safety
-///
-/// - `bctx` must be valid, all of its bytes initialised, and accessed by nobody else.
-/// - `req` must be a request whose opcode was validated and whose `prep` succeeded, and nobody else
-///   may write to it.
-#[export]
-pub unsafe extern "C" fn io_socket_bpf_populate(
-    bctx: *mut bindings::io_uring_bpf_ctx,
-    req: *mut bindings::io_kiocb,
-) {
-    // SAFETY: The caller guarantees that the context is valid and initialised, that the request is
-    // prepared, and that nobody else accesses the one or writes to the other.
-    let (context, request) = unsafe { (FilterContext::from_raw(bctx), Request::from_raw(req)) };
-
-    filter::populate(context, request);
-}
-
-/// Writes the arguments that filters see of a request that opens a file.
-///
-/// # Safety
-///
-/// As for [`io_socket_bpf_populate`].
-#[export]
-pub unsafe extern "C" fn io_openat_bpf_populate(
-    bctx: *mut bindings::io_uring_bpf_ctx,
-    req: *mut bindings::io_kiocb,
-) {
-    // SAFETY: The caller guarantees that the context is valid and initialised, that the request is
-    // prepared, and that nobody else accesses the one or writes to the other.
-    let (context, request) = unsafe { (FilterContext::from_raw(bctx), Request::from_raw(req)) };
-
-    filter::populate(context, request);
-}
-
-/// Writes the arguments that filters see of a request that connects a socket.
-///
-/// # Safety
-///
-/// As for [`io_socket_bpf_populate`].
-#[export]
-pub unsafe extern "C" fn io_connect_bpf_populate(
-    bctx: *mut bindings::io_uring_bpf_ctx,
-    req: *mut bindings::io_kiocb,
-) {
-    // SAFETY: The caller guarantees that the context is valid and initialised, that the request is
-    // prepared, and that nobody else accesses the one or writes to the other.
-    let (context, request) = unsafe { (FilterContext::from_raw(bctx), Request::from_raw(req)) };
-
-    filter::populate(context, request);
 }
 
 /// Registers the list of `nr_args` restrictions at `arg` with a ring.
@@ -308,7 +252,10 @@ pub unsafe extern "C" fn io_task_restriction_free(tsk: *mut bindings::task_struc
 mod tests {
     use super::*;
     use kernel::{
-        io_uring::Opcode,
+        io_uring::{
+            request::FilterContext,
+            Opcode, //
+        },
         transmute::AsBytes, //
     };
 
@@ -327,17 +274,10 @@ mod tests {
         // SAFETY: The field has room for the arguments of every opcode, and only this function has
         // the request.
         unsafe { (&raw mut request.__bindgen_anon_1).cast::<T>().write(cmd) };
-        let defs = (&raw const bindings::io_issue_defs).cast::<bindings::io_issue_def>();
-        // SAFETY: The table has an entry for each opcode.
-        match unsafe { (*defs.add(opcode.index())).filter_populate } {
-            // SAFETY: The request is as its `prep` would leave it, and only this function has both.
-            Some(populate) => unsafe { populate((&raw mut context).cast(), &raw mut *request) },
-            // SAFETY: As above.
-            None => filter::populate(&mut context, unsafe {
-                Request::from_raw(&raw mut *request)
-            }),
-        }
+        // SAFETY: The request is as its `prep` would leave it, and only this function has it.
+        let request = unsafe { Request::from_raw(&raw mut *request) };
 
+        filter::populate(&mut context, request);
         for (to, from) in bytes.iter_mut().zip(context.as_bytes()) {
             *to = *from;
         }
