@@ -1,10 +1,12 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * Functions of exports.rs that have no prototype elsewhere, because their C
- * counterparts are static or part of another function.
+ * Functions of io_uring_rs/exports.rs that have no prototype elsewhere, because
+ * their C counterparts are static or part of another function.
  */
-#ifndef IO_URING_RS_RESTRICTION_H
-#define IO_URING_RS_RESTRICTION_H
+#ifndef _LINUX_IO_URING_RESTRICTION_H
+#define _LINUX_IO_URING_RESTRICTION_H
+
+#include <linux/types.h>
 
 #ifdef CONFIG_IO_URING_BPF_RUST
 
