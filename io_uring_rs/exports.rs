@@ -6,7 +6,7 @@
 //! errno.
 //!
 //! Only functions of this file set the filters of rings and the restrictions of tasks, so that both
-//! hold [`Filters`]. SAFETY comments rely on this as "this file sets all filters", or restrictions.
+//! hold `Filters`. SAFETY comments rely on this as "this file sets all filters", or restrictions.
 
 use crate::{
     filter::{

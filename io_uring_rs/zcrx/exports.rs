@@ -6,7 +6,7 @@
 //! errno.
 //!
 //! Only functions of this file register queues with rings, so that the entries of `zcrx_ctxs` are
-//! [`Queue`]s. To C, they are pointers to a `struct io_zcrx_ifq`, which it only passes back.
+//! `Queue`s. To C, they are pointers to a `struct io_zcrx_ifq`, which it only passes back.
 
 use crate::zcrx::{
     self,
