@@ -20,8 +20,8 @@ use crate::filter::{
     Filters, //
 };
 use kernel::{
-    capability::{
-        self,
+    cred::{
+        current_ns_capable_noaudit,
         Capability, //
     },
     io_uring::{
@@ -97,9 +97,7 @@ pub(crate) fn register_ring(ring: &mut Ring<'_, Filters>, list: UserPtr, count: 
 ///
 /// [`EACCES`] if the task may not.
 fn check_may_restrict() -> Result {
-    if capability::current_has_no_new_privs()
-        || capability::current_has_noaudit(Capability::SYS_ADMIN)
-    {
+    if current!().no_new_privs() || current_ns_capable_noaudit(Capability::SYS_ADMIN) {
         Ok(())
     } else {
         Err(EACCES)

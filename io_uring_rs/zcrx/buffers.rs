@@ -35,7 +35,6 @@ use kernel::{
     },
     nospec,
     prelude::*,
-    sched,
     sync::{
         atomic::{
             Atomic,
@@ -48,7 +47,8 @@ use kernel::{
         },
         new_spinlock_bh,
         Arc, //
-    }, //
+    },
+    task::cond_resched, //
 };
 
 /// The number of buffers after which a loop over all of them lets other tasks run.
@@ -57,7 +57,7 @@ const RESCHED_EVERY: u32 = 4096;
 /// Returns the numbers below `count`, of which there may be millions, in ranges. Other tasks may
 /// run before each range, so the caller must be able to sleep.
 pub(super) fn ranges(count: u32) -> impl Iterator<Item = Range<u32>> {
-    ranges_with(count, sched::cond_resched)
+    ranges_with(count, cond_resched)
 }
 
 /// Implements [`ranges`], with `resched` as the function that lets other tasks run.

@@ -35,12 +35,12 @@ use kernel::{
     },
     page::PAGE_SIZE,
     prelude::*,
-    sched,
     sizes::SZ_1K,
     sync::{
         lock::spinlock_bh::SpinLockBh,
         new_spinlock_bh, //
-    }, //
+    },
+    task::cond_resched, //
 };
 
 /// The number of entries that are consumed at once when a queue is flushed.
@@ -220,7 +220,7 @@ impl RefillQueue {
             if count < BATCH {
                 return false;
             }
-            sched::cond_resched();
+            cond_resched();
         }
         false
     }
@@ -237,10 +237,10 @@ impl RefillQueue {
 
             drop(returns);
             total += count;
-            if count < BATCH || sched::fatal_signal_pending() {
+            if count < BATCH || current!().fatal_signal_pending() {
                 return;
             }
-            sched::cond_resched();
+            cond_resched();
         }
     }
 }

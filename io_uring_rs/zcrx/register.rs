@@ -20,8 +20,8 @@ use super::{
     }, //
 };
 use kernel::{
-    capability::{
-        self,
+    cred::{
+        capable,
         Capability, //
     },
     device::Device,
@@ -138,7 +138,7 @@ fn ring_supports_zcrx(queues: &Queues<'_, Queue>) -> bool {
 pub(crate) fn register(queues: &mut Queues<'_, Queue>, arg: UserPtr) -> Result {
     // The task gets a receive queue of the device for itself, and can see data that is for sockets
     // of other tasks.
-    if !capability::current_has(Capability::NET_ADMIN) {
+    if !capable(Capability::NET_ADMIN) {
         return Err(EPERM);
     }
     if !ring_supports_zcrx(queues) {

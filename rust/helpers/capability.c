@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
 #include <linux/capability.h>
-#include <linux/sched.h>
 
 #ifndef CONFIG_MULTIUSER
 __rust_helper bool rust_helper_capable(int cap)
@@ -14,8 +13,3 @@ __rust_helper bool rust_helper_ns_capable_noaudit(struct user_namespace *ns, int
 	return ns_capable_noaudit(ns, cap);
 }
 #endif
-
-__rust_helper bool rust_helper_task_no_new_privs(struct task_struct *task)
-{
-	return task_no_new_privs(task);
-}

@@ -47,7 +47,6 @@ use crate::{
     num::casts::u32_as_usize,
     prelude::*,
     scatterlist::SGTable,
-    sched,
     sync::{
         atomic::{
             Acquire,
@@ -58,6 +57,7 @@ use crate::{
         },
         barrier, //
     },
+    task::cond_resched,
     types::Opaque,
     warn_on_once, //
 };
@@ -75,7 +75,7 @@ pub(super) const NET_IOV: bindings::netmem_ref = bindings::NET_IOV as bindings::
 /// Yields the CPU after every 4,096th buffer: there may be millions.
 fn rest_after(number: usize) {
     if number % 4096 == 0 {
-        sched::cond_resched();
+        cond_resched();
     }
 }
 

@@ -239,11 +239,11 @@ mod tests {
             NetIovs,
             ProvidedIov, //
         },
-        sched,
         sync::{
             Arc,
             Completion, //
         },
+        task::cond_resched,
         workqueue, //
     };
 
@@ -282,7 +282,7 @@ mod tests {
         fn start(&self) -> Option<Iov<'_>> {
             self.ready.fetch_add(1, Full);
             while self.ready.load(Relaxed) < 2 {
-                sched::cond_resched();
+                cond_resched();
             }
             self.iovs.iov(0)
         }
