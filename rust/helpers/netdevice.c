@@ -1,18 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
 #include <linux/netdevice.h>
-#include <linux/nsproxy.h>
-#include <linux/sched.h>
-#include <net/netdev_rx_queue.h>
 #include <net/netlink.h>
 
 #ifdef CONFIG_PAGE_POOL
-
-/* Returns NULL if the current task is exiting. */
-__rust_helper struct net *rust_helper_current_net(void)
-{
-	return current->nsproxy ? current->nsproxy->net_ns : NULL;
-}
 
 __rust_helper void rust_helper_netdev_hold(struct net_device *dev,
 					   netdevice_tracker *tracker,
@@ -35,19 +26,6 @@ __rust_helper void rust_helper_netdev_lock(struct net_device *dev)
 __rust_helper void rust_helper_netdev_unlock(struct net_device *dev)
 {
 	netdev_unlock(dev);
-}
-
-__rust_helper bool
-rust_helper_netdev_is_registered(const struct net_device *dev)
-{
-	return READ_ONCE(dev->reg_state) == NETREG_REGISTERED;
-}
-
-__rust_helper void
-rust_helper_netdev_rx_queue_clear_mp(struct netdev_rx_queue *rxq)
-{
-	rxq->mp_params.mp_ops = NULL;
-	rxq->mp_params.mp_priv = NULL;
 }
 
 __rust_helper struct nlattr *rust_helper_nla_nest_start(struct sk_buff *skb,

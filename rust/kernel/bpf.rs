@@ -301,7 +301,7 @@ impl<C: Checker> Program<C> {
         // - `context` is valid for reads of that many bytes, all of which are initialised, as
         //   `C::Context` implements `AsBytes`.
         unsafe {
-            bindings::bpf_prog_run_bare(self.prog.as_ptr(), core::ptr::from_ref(context).cast())
+            bindings::bpf_prog_run_no_stats(self.prog.as_ptr(), core::ptr::from_ref(context).cast())
         }
     }
 }

@@ -55,11 +55,13 @@ impl NetDevice {
     pub fn find(ifindex: u32) -> Result<Self> {
         // Indices are positive values of type `int`.
         let ifindex = c_int::try_from(ifindex).map_err(|_| ENODEV)?;
-        // SAFETY: The function has no preconditions.
-        let net = unsafe { bindings::current_net() };
-        if net.is_null() {
-            return Err(ENODEV);
-        }
+        let task = current!().as_ptr();
+        // SAFETY: Only the current task itself changes this field.
+        let namespaces = unsafe { (*task).nsproxy };
+        // A task that is exiting has left its namespaces.
+        let namespaces = NonNull::new(namespaces).ok_or(ENODEV)?;
+        // SAFETY: The current task keeps these namespaces, and the field never changes.
+        let net = unsafe { (*namespaces.as_ptr()).net_ns };
         // SAFETY: `net` is the namespace of the current task. It stays valid, since only the task
         // itself can leave it.
         let dev = unsafe { bindings::netdev_get_by_index_lock(net, ifindex) };
@@ -154,8 +156,11 @@ impl LockedNetDevice<'_> {
     /// - [`ENODEV`] if the network device is not registered any more.
     /// - [`EOPNOTSUPP`] if the network device has no DMA device, or that device has no driver.
     pub fn dma_device(&self, queue: u32) -> Result<&Device<Bound>> {
-        // SAFETY: By the type invariants, the device is valid.
-        if !unsafe { bindings::netdev_is_registered(self.as_ptr()) } {
+        // SAFETY: By the type invariants, the device is valid. The read is volatile, like C's
+        // `READ_ONCE`.
+        let state = unsafe { (&raw const (*self.as_ptr()).reg_state).read_volatile() };
+
+        if u32::from(state) != bindings::netdev_reg_state_NETREG_REGISTERED {
             return Err(ENODEV);
         }
         // SAFETY: By the type invariants, the device is valid and locked.

@@ -49,7 +49,11 @@ use crate::{
 };
 use core::{
     marker::PhantomData,
-    ptr::NonNull, //
+    ptr::{
+        null,
+        null_mut,
+        NonNull, //
+    }, //
 };
 
 /// A provider of buffers for page pools.
@@ -108,8 +112,18 @@ impl NewPool<'_> {
     /// syncs touch no cache and only copy to and from bounce buffers, so that the pool must go on
     /// syncing.
     pub fn leave_caches_to_exporter(&mut self) {
-        // SAFETY: By the type invariants, the pool is valid and nobody else uses it.
-        unsafe { bindings::page_pool_sync_bounced_only(self.pool.as_ptr()) };
+        let pool = self.pool.as_ptr();
+        // SAFETY: By the type invariants, the pool is valid, and its parameters are set.
+        let dev = unsafe { (*pool).p.dev };
+
+        // SAFETY: The device of a valid pool is valid. Pools of unit tests have none.
+        if !dev.is_null() && !unsafe { bindings::dev_is_dma_coherent(dev) } {
+            // SAFETY: By the type invariants, the pool is valid and nobody else uses it.
+            unsafe {
+                bindings::page_pool::set_dma_sync_raw(pool, false);
+                bindings::page_pool::set_dma_sync_for_cpu_raw(pool, false);
+            }
+        }
     }
 }
 
@@ -205,20 +219,23 @@ impl AllocCache<'_> {
     fn sync(&mut self) {
         let pool = self.pool.as_ptr();
 
-        // SAFETY: By the type invariants, the pool is valid.
-        if !unsafe { bindings::page_pool_syncs_dma(pool) } {
-            return;
-        }
-        // SAFETY: By the type invariants, the pool is valid. These parameters do not change, but
-        // fields next to them may, so that this must not make a reference to all of them.
-        let (dev, dir, offset, order) = unsafe {
+        // SAFETY: By the type invariants, the pool is valid. The field and these parameters do not
+        // change, but fields next to them may, so that this must not make a reference to all of
+        // them.
+        let (syncs, dev, dir, offset, order) = unsafe {
             (
+                bindings::page_pool::dma_sync_raw(pool),
                 (*pool).p.dev,
                 (*pool).p.dma_dir,
                 (*pool).p.offset,
                 (*pool).p.order,
             )
         };
+
+        // SAFETY: A pool that syncs buffers has a valid device.
+        if !syncs || !unsafe { bindings::dma_dev_need_sync(dev) } {
+            return;
+        }
         // The sync begins at `offset`, and must not go past the end of the buffer.
         let size = 1usize
             .checked_shl(order.saturating_add(PAGE_SHIFT as u32))
@@ -432,7 +449,11 @@ impl<P: MemoryProvider> Adapter<P> {
         });
 
         queue.uninstalled();
-        // SAFETY: The caller guarantees that `rxq` is valid, and its device locked.
-        unsafe { bindings::netdev_rx_queue_clear_mp(rxq) };
+        // SAFETY: The caller guarantees that `rxq` is valid, and its device locked, which protects
+        // these fields.
+        unsafe {
+            (*rxq).mp_params.mp_ops = null();
+            (*rxq).mp_params.mp_priv = null_mut();
+        }
     }
 }

@@ -89,17 +89,22 @@ struct Pool(NonNull<bindings::page_pool>);
 unsafe impl Send for Pool {}
 
 impl Pool {
-    /// Returns whether the driver has destroyed the pool. Such a pool is only freed once all its
-    /// buffers are back.
+    /// Returns whether the driver has destroyed the pool. From then on, the pool only waits for its
+    /// buffers to come back: it asks its provider for no more buffers, and gives none to the
+    /// driver.
     fn is_destroyed(&self) -> bool {
-        // SAFETY: By the type invariants, the pool is valid.
-        unsafe { bindings::page_pool_is_destroyed(self.0.as_ptr()) }
+        // SAFETY: By the type invariants, the pool is valid. The read is volatile, like C's
+        // `READ_ONCE`, since the driver may be destroying the pool.
+        unsafe { (&raw const (*self.0.as_ptr()).destroy_cnt).read_volatile() != 0 }
     }
 
     /// Returns whether the pool may be syncing a buffer that is on its way back.
     fn may_sync(&self) -> bool {
-        // SAFETY: By the type invariants, the pool is valid, and so is its device.
-        unsafe { bindings::page_pool_dev_needs_sync(self.0.as_ptr()) }
+        // SAFETY: By the type invariants, the pool is valid. This field does not change.
+        let dev = unsafe { (*self.0.as_ptr()).p.dev };
+
+        // SAFETY: The device of a valid pool is valid. Pools of unit tests may have none.
+        !dev.is_null() && unsafe { bindings::dma_dev_need_sync(dev) }
     }
 }
 
@@ -394,7 +399,7 @@ impl<P: MemoryProvider> ProvidedQueue<P> {
             return Err(EINVAL);
         }
         // SAFETY: The caller guarantees that the pool is valid.
-        let is_mapped = unsafe { bindings::page_pool_maps_dma(pool.as_ptr()) };
+        let is_mapped = unsafe { bindings::page_pool::dma_map_raw(pool.as_ptr()) };
         if warn_on_once!(!is_mapped) {
             return Err(EOPNOTSUPP);
         }

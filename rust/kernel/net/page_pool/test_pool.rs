@@ -17,13 +17,80 @@ use crate::{
         TakenBack,
         NET_IOV, //
     },
+    page::PAGE_SIZE,
     prelude::*,
-    sync::Arc, //
+    sync::Arc,
+    types::ScopeGuard, //
 };
 use core::{
     marker::PhantomData,
     ptr::NonNull, //
 };
+
+/// Creates a pool that gets its buffers from the provider of `provided`.
+///
+/// The pool has no DMA device. Its network device is the loopback device, which stays for as long
+/// as any buffers of the pool are in use.
+///
+/// # Errors
+///
+/// The errors of `page_pool_create`.
+///
+/// # Safety
+///
+/// The provider and its functions must be valid until this returns, and if it succeeds, as long as
+/// the pool exists.
+unsafe fn create_provided(
+    provided: bindings::pp_memory_provider_params,
+) -> Result<*mut bindings::page_pool> {
+    let mut params = bindings::page_pool_params::default();
+
+    params.__bindgen_anon_1.fast.pool_size = 64;
+    params.__bindgen_anon_1.fast.nid = bindings::NUMA_NO_NODE;
+    params.__bindgen_anon_1.fast.dma_dir = bindings::dma_data_direction::DMA_FROM_DEVICE;
+    params.__bindgen_anon_1.fast.max_len = u32::try_from(PAGE_SIZE)?;
+    params.__bindgen_anon_2.slow.flags = bindings::PP_FLAG_DMA_MAP
+        | bindings::PP_FLAG_DMA_SYNC_DEV
+        | bindings::PP_FLAG_ALLOW_UNREADABLE_NETMEM;
+
+    // SAFETY: The function has no preconditions. Other readers of the device's queues hold this
+    // lock.
+    unsafe { bindings::rtnl_lock() };
+    let _rtnl = ScopeGuard::new(|| {
+        // SAFETY: The lock was taken above.
+        unsafe { bindings::rtnl_unlock() }
+    });
+    // SAFETY: The initial network namespace is always valid.
+    let dev = unsafe {
+        bindings::netdev_get_by_index_lock(
+            &raw mut bindings::init_net,
+            c_int::try_from(bindings::LOOPBACK_IFINDEX)?,
+        )
+    };
+    let dev = NonNull::new(dev).ok_or(ENODEV)?.as_ptr();
+    let _locked = ScopeGuard::new(|| {
+        // SAFETY: `netdev_get_by_index_lock` has locked the device, which stays.
+        unsafe { bindings::netdev_unlock(dev) }
+    });
+    // SAFETY: The device is valid, and has at least one receive queue. The array never changes.
+    let queue = unsafe { (*dev)._rx };
+
+    params.__bindgen_anon_2.slow.netdev = dev;
+    // SAFETY: The queue is valid. The locks that are held protect its parameters.
+    unsafe { (*queue).mp_params = provided };
+    // SAFETY: The parameters are valid, and their device has this queue and is locked.
+    let pool = from_err_ptr(unsafe { bindings::page_pool_create(&params) });
+    // SAFETY: The queue is valid. The locks that are held protect its parameters.
+    unsafe { (*queue).mp_params = pin_init::zeroed() };
+    let pool = pool?;
+
+    // SAFETY: The pool is new, so that nobody else uses it. It has no DMA device to sync for.
+    unsafe {
+        bindings::page_pool::set_dma_sync_raw(pool, false);
+        bindings::page_pool::set_dma_sync_for_cpu_raw(pool, false);
+    }
+    Ok(pool)
+}
 
 /// A page pool that gets its buffers from a provider.
 ///
@@ -44,10 +111,9 @@ impl<P: MemoryProvider> TestPool<P> {
     ///
     /// [`ENOMEM`] if memory is short, and the errors of [`MemoryProvider::init`].
     pub fn new(provider: &Arc<ProvidedQueue<P>>) -> Result<Self> {
-        let params = provider.params(0);
         // SAFETY: The functions are those of the provider, and constant. The provider stays valid
         // while the pool is created, which takes a reference of its own.
-        let pool = from_err_ptr(unsafe { bindings::page_pool_create_provided(&params) })?;
+        let pool = unsafe { create_provided(provider.params(0)) }?;
 
         // INVARIANT: The pool was just created with the functions of `P`.
         Ok(Self {

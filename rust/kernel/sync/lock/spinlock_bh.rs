@@ -92,7 +92,8 @@ pub struct SpinLockBhBackend;
 /// halves run at once, unless interrupts are disabled.
 pub type SpinLockBhGuard<'a, T> = Guard<'a, T, SpinLockBhBackend>;
 
-/// Releases the lock, and leaves pending bottom halves to `ksoftirqd`.
+/// Releases the lock, and leaves pending bottom halves to `ksoftirqd`. `spin_unlock_bh()` would run
+/// them, which enables interrupts.
 ///
 /// # Safety
 ///
@@ -100,8 +101,29 @@ pub type SpinLockBhGuard<'a, T> = Guard<'a, T, SpinLockBhBackend>;
 #[cold]
 #[inline(never)]
 unsafe fn unlock_with_interrupts_disabled(ptr: *mut bindings::spinlock_t) {
-    // SAFETY: The caller owns the lock and has disabled interrupts.
-    unsafe { bindings::spin_unlock_bh_irqs_disabled(ptr) }
+    // On PREEMPT_RT, `spin_unlock_bh()` itself leaves pending bottom halves to `ksoftirqd`.
+    #[cfg(CONFIG_PREEMPT_RT)]
+    // SAFETY: The caller owns the lock.
+    unsafe {
+        bindings::spin_unlock_bh(ptr)
+    };
+
+    #[cfg(not(CONFIG_PREEMPT_RT))]
+    {
+        // SAFETY: The caller owns the lock.
+        unsafe { bindings::spin_unlock(ptr) };
+        // SAFETY: Taking the lock disabled bottom halves, and the caller has disabled interrupts,
+        // with which this function must be called.
+        unsafe { bindings::_local_bh_enable() };
+        // SAFETY: The caller has disabled interrupts, so that the CPU does not change.
+        let pending = unsafe { bindings::local_softirq_pending() };
+
+        if pending != 0 {
+            // Raise one of them again, which wakes `ksoftirqd` to run all of them.
+            // SAFETY: The caller has disabled interrupts. This is the number of a bottom half.
+            unsafe { bindings::raise_softirq_irqoff(pending.trailing_zeros()) };
+        }
+    }
 }
 
 // SAFETY: The underlying kernel `spinlock_t` object ensures mutual exclusion. `relock` uses the
