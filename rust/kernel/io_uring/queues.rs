@@ -30,7 +30,7 @@ use crate::{
     },
     warn_on, //
 };
-#[cfg(CONFIG_IO_URING_RS_KUNIT_TEST)]
+#[cfg(CONFIG_RUST_IO_URING_KUNIT_TEST)]
 use crate::{
     sync::static_lock_class,
     types::Opaque, //
@@ -457,13 +457,13 @@ pub unsafe fn with_entry<T: Send + Sync + 'static, R>(
 ///
 /// The ring is zeroed except for its locks, its array of queues, and its reference count, which is
 /// dead. It does not move.
-#[cfg(CONFIG_IO_URING_RS_KUNIT_TEST)]
+#[cfg(CONFIG_RUST_IO_URING_KUNIT_TEST)]
 pub struct TestRing<T> {
     ctx: KBox<Opaque<bindings::io_ring_ctx>>,
     entries: PhantomData<Arc<T>>,
 }
 
-#[cfg(CONFIG_IO_URING_RS_KUNIT_TEST)]
+#[cfg(CONFIG_RUST_IO_URING_KUNIT_TEST)]
 impl<T: Send + Sync + 'static> TestRing<T> {
     /// Creates a ring without queues.
     ///
@@ -529,7 +529,7 @@ impl<T: Send + Sync + 'static> TestRing<T> {
     }
 }
 
-#[cfg(CONFIG_IO_URING_RS_KUNIT_TEST)]
+#[cfg(CONFIG_RUST_IO_URING_KUNIT_TEST)]
 impl<T> Drop for TestRing<T> {
     fn drop(&mut self) {
         // SAFETY: By the type invariants, the count was initialised, and nobody has a reference.

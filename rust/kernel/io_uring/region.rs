@@ -80,7 +80,7 @@ unsafe impl AsBytes for RegionDesc {}
 impl RegionDesc {
     /// Creates the description of a region of `size` bytes that the kernel allocates, for unit
     /// tests.
-    #[cfg(CONFIG_IO_URING_RS_KUNIT_TEST)]
+    #[cfg(CONFIG_RUST_IO_URING_KUNIT_TEST)]
     pub fn of_size(size: u64) -> Self {
         Self(bindings::io_uring_region_desc {
             size,

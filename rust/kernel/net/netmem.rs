@@ -427,7 +427,7 @@ impl Drop for NetIovs {
     }
 }
 
-#[cfg(CONFIG_RUST_IO_URING_KUNIT_TEST)]
+#[cfg(CONFIG_RUST_NET_KUNIT_TEST)]
 #[macros::kunit_tests(rust_kernel_net_netmem)]
 mod tests {
     use super::{

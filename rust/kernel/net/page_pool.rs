@@ -16,10 +16,10 @@
 //! [`include/net/page_pool/memory_provider.h`](srctree/include/net/page_pool/memory_provider.h),
 //! [`include/net/page_pool/types.h`](srctree/include/net/page_pool/types.h)
 
-#[cfg(CONFIG_IO_URING_RS_KUNIT_TEST)]
+#[cfg(CONFIG_RUST_NET_KUNIT_TEST)]
 mod nl_fill_test;
 mod queue;
-#[cfg(CONFIG_IO_URING_RS_KUNIT_TEST)]
+#[cfg(CONFIG_RUST_NET_KUNIT_TEST)]
 pub mod test_pool;
 
 pub use self::queue::{

@@ -10,7 +10,7 @@
 //!
 //! C header: [`include/linux/skbuff.h`](srctree/include/linux/skbuff.h)
 
-#[cfg(any(CONFIG_RUST_IO_URING_KUNIT_TEST, CONFIG_IO_URING_RS_KUNIT_TEST))]
+#[cfg(CONFIG_RUST_NET_KUNIT_TEST)]
 pub mod owned;
 
 use crate::{
@@ -412,7 +412,7 @@ unsafe fn copy_bytes(src: *const u8, page: PinnedPage<'_>, dst_offset: usize, le
     unsafe { bindings::kunmap_local(dst) };
 }
 
-#[cfg(CONFIG_RUST_IO_URING_KUNIT_TEST)]
+#[cfg(CONFIG_RUST_NET_KUNIT_TEST)]
 #[macros::kunit_tests(rust_kernel_net_skbuff)]
 mod tests {
     use super::*;

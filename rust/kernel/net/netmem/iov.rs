@@ -230,7 +230,7 @@ impl PooledIov<'_> {
     }
 }
 
-#[cfg(CONFIG_RUST_IO_URING_KUNIT_TEST)]
+#[cfg(CONFIG_RUST_NET_KUNIT_TEST)]
 #[macros::kunit_tests(rust_kernel_net_netmem_iov)]
 mod tests {
     use super::*;

@@ -2,7 +2,7 @@
 
 //! Buffers of a provider in packets: finding them, and granting them to user space.
 
-#[cfg(CONFIG_IO_URING_RS_KUNIT_TEST)]
+#[cfg(CONFIG_RUST_NET_KUNIT_TEST)]
 use super::iov::TakenBack;
 use super::iov::{
     Iov,
@@ -165,14 +165,14 @@ impl<'a> ProvidedIov<'a> {
     ///
     /// `iov` must be one of [`NetIovs`](super::NetIovs), and the caller must own a reference to it
     /// that is not given back before [`Self::unreference`].
-    #[cfg(CONFIG_IO_URING_RS_KUNIT_TEST)]
+    #[cfg(CONFIG_RUST_NET_KUNIT_TEST)]
     pub(in crate::net) unsafe fn whole(iov: NonNull<bindings::net_iov>) -> Self {
         // SAFETY: The caller guarantees that `iov` is a valid buffer of a `NetIovs`.
         Self::new(unsafe { Iov::from_raw(iov) }, 0)
     }
 
     /// Returns the buffer as a `netmem_ref`.
-    #[cfg(CONFIG_IO_URING_RS_KUNIT_TEST)]
+    #[cfg(CONFIG_RUST_NET_KUNIT_TEST)]
     pub(in crate::net) fn netmem(&self) -> bindings::netmem_ref {
         self.iov.netmem()
     }
@@ -182,7 +182,7 @@ impl<'a> ProvidedIov<'a> {
     /// # Safety
     ///
     /// The caller must own a reference and give it up.
-    #[cfg(CONFIG_IO_URING_RS_KUNIT_TEST)]
+    #[cfg(CONFIG_RUST_NET_KUNIT_TEST)]
     pub(in crate::net) unsafe fn unreference(&self) -> TakenBack<'_> {
         self.iov.put(1)
     }

@@ -14,7 +14,7 @@
 //! calls the exporter of a dma-buf, and the task that unregisters the network device waits for it.
 //! It waits in C, too.
 
-#[cfg(all(CONFIG_IO_URING_RS_KUNIT_TEST, CONFIG_IO_URING_ZCRX_SIM = "y"))]
+#[cfg(all(CONFIG_RUST_NET_KUNIT_TEST, CONFIG_IO_URING_ZCRX_SIM = "y"))]
 mod device_test;
 
 use super::{
@@ -428,7 +428,7 @@ impl<P: MemoryProvider> ProvidedQueue<P> {
     }
 }
 
-#[cfg(CONFIG_IO_URING_RS_KUNIT_TEST)]
+#[cfg(CONFIG_RUST_NET_KUNIT_TEST)]
 #[macros::kunit_tests(rust_kernel_net_page_pool_queue)]
 mod tests {
     use super::*;

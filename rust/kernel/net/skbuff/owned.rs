@@ -5,10 +5,9 @@
 //! C header: [`include/linux/skbuff.h`](srctree/include/linux/skbuff.h)
 
 use super::SkBuff;
-#[cfg(CONFIG_IO_URING_RS_KUNIT_TEST)]
-use crate::net::page_pool::test_pool::Packet;
 use crate::{
     bindings,
+    net::page_pool::test_pool::Packet,
     prelude::*, //
 };
 use core::{
@@ -30,7 +29,6 @@ pub struct OwnedSkBuff {
     room: usize,
     net_iovs: KVec<KBox<bindings::net_iov>>,
     /// The packets that were received into buffers of pools.
-    #[cfg(CONFIG_IO_URING_RS_KUNIT_TEST)]
     received: KVec<Packet<'static>>,
 }
 
@@ -46,7 +44,6 @@ impl OwnedSkBuff {
             skb: NonNull::new(skb).ok_or(ENOMEM)?,
             room,
             net_iovs: KVec::new(),
-            #[cfg(CONFIG_IO_URING_RS_KUNIT_TEST)]
             received: KVec::new(),
         })
     }
@@ -154,7 +151,6 @@ impl OwnedSkBuff {
 
     /// Appends a fragment of `len` bytes, from `offset` on, of the one-page buffer that `packet`
     /// was received into. The buffer goes back to its pool when this packet is dropped.
-    #[cfg(CONFIG_IO_URING_RS_KUNIT_TEST)]
     pub fn add_received(&mut self, packet: Packet<'static>, offset: usize, len: usize) -> Result {
         let index = self.next_frag()?;
         let (offset, len) = (c_int::try_from(offset)?, c_int::try_from(len)?);
@@ -169,7 +165,6 @@ impl OwnedSkBuff {
 
     /// Leaves room for exactly `room` linear bytes, by appending zeroes. Fails if there are bytes
     /// that are not linear.
-    #[cfg(CONFIG_IO_URING_RS_KUNIT_TEST)]
     pub fn leave_room(&mut self, room: usize) -> Result {
         if self.len() != self.linear().len() {
             return Err(EINVAL);
@@ -188,7 +183,6 @@ impl OwnedSkBuff {
     }
 
     /// Returns the packet as a C pointer, for functions that append linear bytes to it.
-    #[cfg(CONFIG_IO_URING_RS_KUNIT_TEST)]
     pub(in crate::net) fn as_ptr(&mut self) -> *mut bindings::sk_buff {
         self.skb.as_ptr()
     }
@@ -197,12 +191,9 @@ impl OwnedSkBuff {
     pub fn append(&mut self, mut other: OwnedSkBuff) -> Result {
         // Reserve the space first, so that nothing fails once a buffer has moved.
         self.net_iovs.reserve(other.net_iovs.len(), GFP_KERNEL)?;
-        #[cfg(CONFIG_IO_URING_RS_KUNIT_TEST)]
-        {
-            self.received.reserve(other.received.len(), GFP_KERNEL)?;
-            for packet in core::mem::take(&mut other.received) {
-                self.received.push(packet, GFP_KERNEL)?;
-            }
+        self.received.reserve(other.received.len(), GFP_KERNEL)?;
+        for packet in core::mem::take(&mut other.received) {
+            self.received.push(packet, GFP_KERNEL)?;
         }
         for net_iov in core::mem::take(&mut other.net_iovs) {
             self.net_iovs.push(net_iov, GFP_KERNEL)?;
@@ -250,7 +241,6 @@ impl Drop for OwnedSkBuff {
     }
 }
 
-#[cfg(CONFIG_RUST_IO_URING_KUNIT_TEST)]
 #[macros::kunit_tests(rust_kernel_net_skbuff_owned)]
 mod tests {
     use super::*;
