@@ -20,7 +20,6 @@ use kernel::{
     },
     io_uring::{
         account::Account,
-        pinned::PinnedPage,
         zcrx::AreaReg, //
     },
     net::{
@@ -32,7 +31,10 @@ use kernel::{
     },
     new_mutex,
     nospec,
-    page::PAGE_SHIFT,
+    page::{
+        SharedPage,
+        PAGE_SHIFT, //
+    },
     prelude::*,
     sync::{
         atomic::{
@@ -128,7 +130,7 @@ impl Area {
     }
 
     /// Returns the first page of `buffer`, if the memory consists of pages.
-    fn page(&self, buffer: u32) -> Option<PinnedPage<'_>> {
+    fn page(&self, buffer: u32) -> Option<SharedPage<'_>> {
         self.memory
             .page((buffer as usize).checked_shl(self.page_shift)?)
     }
@@ -138,12 +140,12 @@ impl Area {
 pub(super) struct Buffer<'a> {
     place: Place,
     shift: u32,
-    page: PinnedPage<'a>,
+    page: SharedPage<'a>,
 }
 
 impl<'a> Buffer<'a> {
     /// Returns the first page of the buffer.
-    pub(super) fn page(&self) -> PinnedPage<'a> {
+    pub(super) fn page(&self) -> SharedPage<'a> {
         self.page
     }
 

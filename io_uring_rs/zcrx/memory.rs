@@ -22,7 +22,6 @@ use kernel::{
         mapping::PinnedMapping,
         pinned::{
             self,
-            PinnedPage,
             PinnedPages, //
         },
         zcrx::{
@@ -31,6 +30,7 @@ use kernel::{
         }, //
     },
     page::{
+        SharedPage,
         PAGE_MASK,
         PAGE_SIZE, //
     },
@@ -145,7 +145,7 @@ impl Memory {
     }
 
     /// Returns the page with this `index`, if the memory consists of pages and has that many.
-    pub(super) fn page(&self, index: usize) -> Option<PinnedPage<'_>> {
+    pub(super) fn page(&self, index: usize) -> Option<SharedPage<'_>> {
         match &self.kind {
             Kind::Pages { pages, .. } => pages.get(index),
             #[cfg(CONFIG_DMA_SHARED_BUFFER)]

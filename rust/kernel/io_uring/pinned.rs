@@ -2,9 +2,8 @@
 
 //! Memory of user space that is pinned, so that it can be written to from any context.
 //!
-//! [`PinnedPages`] holds the pages, and [`PinnedPage`] is one of them. User space may access them
-//! at any time, so this module offers no access to their bytes: code that copies to a page must use
-//! a raw pointer.
+//! [`PinnedPages`] holds the pages. User space may access them at any time, so each of them is a
+//! [`SharedPage`], to which bytes can only be copied.
 //!
 //! C headers: [`io_uring/memmap.h`](srctree/io_uring/memmap.h),
 //! [`io_uring/rsrc.h`](srctree/io_uring/rsrc.h)
@@ -17,17 +16,15 @@ use crate::{
     },
     nospec::index_in,
     page::{
+        SharedPage,
         PAGE_SHIFT,
         PAGE_SIZE, //
     },
     prelude::*, //
 };
-use core::{
-    marker::PhantomData,
-    ptr::{
-        null_mut,
-        NonNull, //
-    }, //
+use core::ptr::{
+    null_mut,
+    NonNull, //
 };
 
 /// Checks that a range of user space can be pinned.
@@ -188,64 +185,24 @@ impl PinnedPages {
     ///
     /// The index may come from user space: it is clamped against speculative execution.
     #[inline]
-    pub fn get(&self, index: usize) -> Option<PinnedPage<'_>> {
+    pub fn get(&self, index: usize) -> Option<SharedPage<'_>> {
         let pages = self.as_slice();
-        let page = pages.get(index_in(pages, index)?)?;
+        let page = NonNull::new(*pages.get(index_in(pages, index)?)?)?;
 
-        // INVARIANT: By the type invariants, the page is pinned, and it stays pinned while `self`
-        // is borrowed.
-        Some(PinnedPage {
-            page: NonNull::new(*page)?,
-            pinned: PhantomData,
-        })
+        // SAFETY: By the type invariants, the page is pinned for writing, and it stays pinned while
+        // `self` is borrowed. As user space may write to it, nobody has a reference to its bytes.
+        Some(unsafe { SharedPage::from_raw(page) })
     }
 }
 
 impl Drop for PinnedPages {
     fn drop(&mut self) {
         // SAFETY: By the type invariants, the array holds `len` pages, and this object owns a pin
-        // of each. Nobody uses them any more, as `PinnedPage` borrows `self`.
+        // of each. Nobody uses them any more, as each `SharedPage` borrows `self`.
         unsafe { bindings::unpin_user_pages(self.pages.as_ptr(), self.len) };
         // SAFETY: By the type invariants, the array was allocated by `kvmalloc` and belongs to this
         // object.
         unsafe { bindings::kvfree(self.pages.as_ptr().cast()) };
-    }
-}
-
-/// A page of user space that is pinned for writing.
-///
-/// User space may access it at any time, and other objects may refer to the same page.
-///
-/// # Invariants
-///
-/// For the duration of `'a`, `page` is valid and pinned for writing.
-#[derive(Clone, Copy)]
-pub struct PinnedPage<'a> {
-    page: NonNull<bindings::page>,
-    pinned: PhantomData<&'a PinnedPages>,
-}
-
-// SAFETY: The pin is not tied to a task.
-unsafe impl Send for PinnedPage<'_> {}
-
-// SAFETY: This object is constant.
-unsafe impl Sync for PinnedPage<'_> {}
-
-impl PinnedPage<'_> {
-    /// Wraps a page that does not belong to user space, for unit tests.
-    #[cfg(CONFIG_RUST_IO_URING_KUNIT_TEST)]
-    pub(crate) fn of_page(page: &crate::page::Page) -> Option<PinnedPage<'_>> {
-        // INVARIANT: The page is valid while it is borrowed, which is as good as a pin.
-        Some(PinnedPage {
-            page: NonNull::new(page.as_ptr())?,
-            pinned: PhantomData,
-        })
-    }
-
-    /// Returns the page as a C pointer. It is valid and pinned for the lifetime of this object.
-    #[inline]
-    pub(crate) fn as_ptr(self) -> *mut bindings::page {
-        self.page.as_ptr()
     }
 }
 

@@ -15,9 +15,9 @@ pub mod owned;
 
 use crate::{
     bindings,
-    io_uring::pinned::PinnedPage,
     num::casts::u32_as_usize,
     page::{
+        SharedPage,
         PAGE_MASK,
         PAGE_SHIFT,
         PAGE_SIZE, //
@@ -264,6 +264,7 @@ impl Piece<'_> {
     /// Returns the `net_iov` that the bytes are in, if any, and the offset of the first byte in it.
     ///
     /// The packet has a reference to the `net_iov`.
+    #[cfg(CONFIG_PAGE_POOL)]
     #[inline]
     pub(super) fn net_iov(&self) -> Option<(NonNull<bindings::net_iov>, usize)> {
         match self.source {
@@ -311,12 +312,12 @@ impl Piece<'_> {
     ///
     /// ```
     /// use kernel::{
-    ///     io_uring::pinned::PinnedPage,
-    ///     net::skbuff::SkBuff, //
+    ///     net::skbuff::SkBuff,
+    ///     page::SharedPage, //
     /// };
     ///
     /// /// Copies the first bytes behind the headers of a packet.
-    /// fn copy_start(skb: &SkBuff, headers: usize, page: PinnedPage<'_>) -> usize {
+    /// fn copy_start(skb: &SkBuff, headers: usize, page: SharedPage<'_>) -> usize {
     ///     let mut piece = skb.linear();
     ///
     ///     piece.advance(headers);
@@ -324,14 +325,14 @@ impl Piece<'_> {
     /// }
     /// ```
     #[inline]
-    pub fn copy_to_page(&mut self, page: PinnedPage<'_>) -> usize {
+    pub fn copy_to_page(&mut self, page: SharedPage<'_>) -> usize {
         let len = self.len.min(PAGE_SIZE);
 
         match self.source {
             Source::Memory(data) => {
                 // SAFETY: By the type invariants, the memory is valid for reads of `self.len`
                 // bytes. `len` is at most `PAGE_SIZE`.
-                unsafe { copy_bytes(data, page, 0, len) };
+                unsafe { page.write_raw(data, 0, len) };
             }
             Source::Pages { page: first, start } => {
                 let mut copied: usize = 0;
@@ -352,7 +353,7 @@ impl Piece<'_> {
                     // SAFETY:
                     // - The page is mapped, and `offset + n` is at most `PAGE_SIZE`.
                     // - `copied + n` is at most `len`, which is at most `PAGE_SIZE`.
-                    unsafe { copy_bytes(src.cast::<u8>().wrapping_add(offset), page, copied, n) };
+                    unsafe { page.write_raw(src.cast::<u8>().wrapping_add(offset), copied, n) };
 
                     // SAFETY: This is the address that `kmap_local_page` returned. The page that
                     // was mapped after it has been unmapped, as the order of unmapping demands.
@@ -376,40 +377,6 @@ fn locate(at: usize) -> (usize, usize, usize) {
 
     // `offset` is less than `PAGE_SIZE`.
     (at >> PAGE_SHIFT, offset, PAGE_SIZE.wrapping_sub(offset))
-}
-
-/// Copies `len` bytes from `src` to `page`, from the offset `dst_offset` on.
-///
-/// Others may write to both meanwhile, and the two may overlap.
-///
-/// # Safety
-///
-/// - `src` must be valid for reads of `len` bytes by C functions.
-/// - `dst_offset + len` must be at most [`PAGE_SIZE`].
-#[inline]
-unsafe fn copy_bytes(src: *const u8, page: PinnedPage<'_>, dst_offset: usize, len: usize) {
-    // SAFETY: A `PinnedPage` is a valid page while it exists.
-    let dst = unsafe { bindings::kmap_local_page(page.as_ptr()) };
-
-    // This calls C's function and none of `core`, since user space may access the bytes meanwhile.
-    // In C, such an access is like a volatile one; in Rust, it would be a data race. The two may
-    // overlap, if user space sent the packet from the page that it is now copied to, which rules
-    // out `memcpy`.
-    //
-    // SAFETY:
-    // - The caller guarantees that `src` is valid for reads of `len` bytes.
-    // - The page is mapped and pinned for writing, there are no references to its bytes, and the
-    //   caller guarantees that the `len` bytes from `dst_offset` on are in it.
-    unsafe {
-        bindings::memmove(
-            dst.cast::<u8>().wrapping_add(dst_offset).cast(),
-            src.cast(),
-            len,
-        )
-    };
-
-    // SAFETY: This is the address that `kmap_local_page` returned. Nothing was mapped after it.
-    unsafe { bindings::kunmap_local(dst) };
 }
 
 #[cfg(CONFIG_RUST_NET_KUNIT_TEST)]
@@ -457,12 +424,14 @@ mod tests {
             packet: PhantomData,
         };
         let to = Page::alloc_page(GFP_KERNEL)?;
-        let pinned = PinnedPage::of_page(&to).ok_or(EINVAL)?;
+        // SAFETY: The page stays until the end of this function, which has no references to its
+        // bytes and lets nobody else write to it.
+        let shared = unsafe { SharedPage::from_raw(NonNull::new(to.as_ptr()).ok_or(EINVAL)?) };
         let mut all = KVec::new();
 
         while !piece.is_empty() {
             let mut bytes = KVec::from_elem(0, PAGE_SIZE, GFP_KERNEL)?;
-            let copied = piece.copy_to_page(pinned);
+            let copied = piece.copy_to_page(shared);
 
             // SAFETY: The buffer has room for a page, and nobody writes to the page.
             unsafe { to.read_raw(bytes.as_mut_ptr(), 0, copied) }?;
