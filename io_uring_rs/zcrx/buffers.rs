@@ -30,6 +30,7 @@ use kernel::{
         },
         page_pool::{
             AllocCache,
+            ProviderKind,
             Unused, //
         }, //
     },
@@ -100,7 +101,7 @@ impl Buffers {
     pub(super) fn new(count: u32, shift: u32, has_device: bool) -> Result<impl PinInit<Self>> {
         let free = FreeList::new(count)?;
         let granted = if has_device {
-            Granted::Iovs(NetIovs::new(count, shift)?)
+            Granted::Iovs(NetIovs::new(ProviderKind::IoUring, count, shift)?)
         } else {
             let mut counts = KVVec::with_capacity(count as usize, GFP_KERNEL_ACCOUNT)?;
 

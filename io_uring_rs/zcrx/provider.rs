@@ -31,6 +31,7 @@ use kernel::{
             MemoryProvider,
             NewPool,
             ProvidedQueue,
+            ProviderKind,
             Unused, //
         }, //
     },
@@ -42,6 +43,8 @@ use kernel::{
 };
 
 impl MemoryProvider for Ifq {
+    const KIND: ProviderKind = ProviderKind::IoUring;
+
     fn init(&self, pool: &mut NewPool<'_>) -> Result {
         // If the kernel cannot write to the areas, all of them are dma-bufs, and it is up to their
         // exporters to keep CPU caches coherent.
@@ -171,6 +174,8 @@ mod tests {
     }
 
     impl MemoryProvider for Provider {
+        const KIND: ProviderKind = ProviderKind::IoUring;
+
         fn alloc(&self, cache: &mut AllocCache<'_>) {
             let mut buffers = [0; 7];
 

@@ -33,7 +33,10 @@ use self::iov::{
     Owner,
     FREE, //
 };
-use super::page_pool::Unused;
+use super::page_pool::{
+    ProviderKind,
+    Unused, //
+};
 use crate::{
     bindings,
     device::{
@@ -105,13 +108,13 @@ unsafe impl Send for NetIovs {}
 unsafe impl Sync for NetIovs {}
 
 impl NetIovs {
-    /// Creates `count` free buffers of `1 << shift` bytes each. Their memory is not mapped yet. May
-    /// sleep.
+    /// Creates `count` free buffers of `1 << shift` bytes each, for providers of this `kind`. Their
+    /// memory is not mapped yet. May sleep.
     ///
     /// # Errors
     ///
     /// [`ENOMEM`] if memory is short.
-    pub fn new(count: u32, shift: u32) -> Result<Self> {
+    pub fn new(kind: ProviderKind, count: u32, shift: u32) -> Result<Self> {
         let capacity = u32_as_usize(count);
         let mut iovs = KVVec::with_capacity(capacity, GFP_KERNEL_ACCOUNT)?;
         let mut granted = KVVec::with_capacity(capacity, GFP_KERNEL_ACCOUNT)?;
@@ -143,7 +146,7 @@ impl NetIovs {
         for number in 0..capacity {
             let mut iov: bindings::net_iov = pin_init::zeroed();
 
-            iov.type_ = bindings::net_iov_type_NET_IOV_IOURING;
+            iov.type_ = kind.net_iov_type();
             // A pointer to the whole owner and not only to its area: `Iov::from_raw` casts it back.
             iov.owner = owner.as_ptr().cast();
             iov.desc.pp_ref_count.counter = FREE.try_into()?;
@@ -435,6 +438,8 @@ mod tests {
         *, //
     };
 
+    const KIND: ProviderKind = ProviderKind::IoUring;
+
     fn take_back(iovs: &NetIovs, index: u64, count: u32) -> Option<bool> {
         match iovs.take_back(index, count) {
             TakenBack::Held => None,
@@ -445,21 +450,21 @@ mod tests {
 
     #[test]
     fn numbers() -> Result {
-        let iovs = NetIovs::new(3, 12)?;
+        let iovs = NetIovs::new(KIND, 3, 12)?;
 
         assert_eq!(iovs.len(), 3);
         for index in 0..3 {
             assert_eq!(iovs.iov(index).map(Iov::index), Some(index as usize));
         }
         assert!(iovs.iov(3).is_none());
-        assert!(NetIovs::new(0, 12)?.is_empty());
+        assert!(NetIovs::new(KIND, 0, 12)?.is_empty());
         Ok(())
     }
 
     /// A buffer can be taken by one party at a time.
     #[test]
     fn taking() -> Result {
-        let iovs = NetIovs::new(2, 12)?;
+        let iovs = NetIovs::new(KIND, 2, 12)?;
 
         assert!(iovs.take(0).is_some());
         assert!(iovs.take(0).is_none());
@@ -483,7 +488,7 @@ mod tests {
     /// Returns the addresses that three buffers of `1 << shift` bytes get if `pieces` are mapped
     /// for a device. Each piece is an address and a number of bytes.
     fn told(pieces: [(u64, u32); 3], shift: u32) -> Result<[u64; 3]> {
-        let iovs = NetIovs::new(3, shift)?;
+        let iovs = NetIovs::new(KIND, 3, shift)?;
         let mut entries: [bindings::scatterlist; 3] = pin_init::zeroed();
         let mut table: bindings::sg_table = pin_init::zeroed();
 
@@ -528,7 +533,7 @@ mod tests {
     /// User space cannot give back more than it was granted.
     #[test]
     fn taking_back() -> Result {
-        let iovs = NetIovs::new(4, 12)?;
+        let iovs = NetIovs::new(KIND, 4, 12)?;
 
         assert_eq!(take_back(&iovs, 0, 1), None);
         assert!(iovs.grant_free(0));
@@ -565,7 +570,7 @@ mod tests {
     /// However often a buffer is granted, it is not freed before it was given back as often.
     #[test]
     fn grants_are_bounded() -> Result {
-        let iovs = NetIovs::new(1, 12)?;
+        let iovs = NetIovs::new(KIND, 1, 12)?;
         let iov = iovs.iov(0).ok_or(EINVAL)?;
         let received = ProvidedIov::new(iov, 0);
 
@@ -596,7 +601,7 @@ mod tests {
     /// Buffers go only into pools of their own device, size and provider.
     #[test]
     fn pools_that_they_fit_into() -> Result {
-        let iovs = NetIovs::new(1, 12)?;
+        let iovs = NetIovs::new(KIND, 1, 12)?;
         let (one, other) = (NonNull::<u32>::dangling(), NonNull::<u64>::dangling());
         let (dev, others) = (one.as_ptr().cast(), other.as_ptr().cast());
 
@@ -615,7 +620,7 @@ mod tests {
     /// A buffer is not freed while somebody else has a reference to it.
     #[test]
     fn held_elsewhere() -> Result {
-        let iovs = NetIovs::new(1, 12)?;
+        let iovs = NetIovs::new(KIND, 1, 12)?;
         let iov = iovs.iov(0).ok_or(EINVAL)?;
 
         assert!(iovs.grant_free(0));

@@ -56,6 +56,46 @@ use core::{
     }, //
 };
 
+/// The kind of a provider: what the network stack and user space take its buffers for.
+///
+/// `NET_IOV_DMABUF` is no kind: C takes the owner of such a buffer for its own binding of a
+/// dma-buf. It does not look at the owners of buffers of other kinds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProviderKind {
+    /// Zero-copy receive of io_uring: `NET_IOV_IOURING`.
+    IoUring,
+}
+
+impl ProviderKind {
+    /// Returns the type of the provider's `net_iov`s: `enum net_iov_type`.
+    pub(super) fn net_iov_type(self) -> bindings::net_iov_type {
+        match self {
+            Self::IoUring => bindings::net_iov_type_NET_IOV_IOURING,
+        }
+    }
+
+    /// Returns the netlink attribute that describes the provider of a receive queue.
+    fn queue_attribute(self) -> u32 {
+        match self {
+            Self::IoUring => bindings::NETDEV_A_QUEUE_IO_URING,
+        }
+    }
+
+    /// Returns the netlink attribute that describes the provider of a page pool.
+    fn pool_attribute(self) -> u32 {
+        match self {
+            Self::IoUring => bindings::NETDEV_A_PAGE_POOL_IO_URING,
+        }
+    }
+
+    /// Returns the netlink attribute, in one of the above, for the size of the buffers.
+    fn buffer_size_attribute(self) -> u32 {
+        match self {
+            Self::IoUring => bindings::NETDEV_A_IO_URING_PROVIDER_INFO_RX_BUF_LEN,
+        }
+    }
+}
+
 /// A provider of buffers for page pools.
 ///
 /// A pool keeps a reference to the [`ProvidedQueue`] of its provider until it has released all its
@@ -63,6 +103,9 @@ use core::{
 ///
 /// C counterpart: `struct memory_provider_ops`.
 pub trait MemoryProvider: Sized + Send + Sync + 'static {
+    /// The kind of the provider, of which its buffers must be, too.
+    const KIND: ProviderKind;
+
     /// Checks a pool that a driver is creating for the queue, and may refuse it. May sleep. The
     /// network device is locked.
     ///
@@ -402,15 +445,15 @@ impl<P: MemoryProvider> Adapter<P> {
         // SAFETY: The caller guarantees that a receive queue or a pool has `mp_priv`. It keeps the
         // `ProvidedQueue`.
         let queue = unsafe { ArcBorrow::<ProvidedQueue<P>>::from_raw(mp_priv.cast_const().cast()) };
-        let kind = if rxq.is_null() {
-            bindings::NETDEV_A_PAGE_POOL_IO_URING
+        let attribute = if rxq.is_null() {
+            P::KIND.pool_attribute()
         } else {
-            bindings::NETDEV_A_QUEUE_IO_URING
+            P::KIND.queue_attribute()
         };
 
         from_result(|| {
             // SAFETY: The caller guarantees that the message is valid.
-            let nest = unsafe { bindings::nla_nest_start(rsp, kind as c_int) };
+            let nest = unsafe { bindings::nla_nest_start(rsp, attribute as c_int) };
 
             if nest.is_null() {
                 return Err(EMSGSIZE);
@@ -419,7 +462,7 @@ impl<P: MemoryProvider> Adapter<P> {
             let put = to_result(unsafe {
                 bindings::nla_put_uint(
                     rsp,
-                    bindings::NETDEV_A_IO_URING_PROVIDER_INFO_RX_BUF_LEN as c_int,
+                    P::KIND.buffer_size_attribute() as c_int,
                     queue.buffer_size(),
                 )
             });

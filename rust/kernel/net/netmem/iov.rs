@@ -235,9 +235,12 @@ impl PooledIov<'_> {
 mod tests {
     use super::*;
     use crate::{
-        net::netmem::{
-            NetIovs,
-            ProvidedIov, //
+        net::{
+            netmem::{
+                NetIovs,
+                ProvidedIov, //
+            },
+            page_pool::ProviderKind, //
         },
         sync::{
             Arc,
@@ -264,7 +267,7 @@ mod tests {
 
     impl Race {
         fn new() -> Result<Arc<Self>> {
-            let iovs = NetIovs::new(1, 12)?;
+            let iovs = NetIovs::new(ProviderKind::IoUring, 1, 12)?;
 
             iovs.take(0).ok_or(EINVAL)?;
             Arc::pin_init(

@@ -9,6 +9,7 @@ mod tests {
         AllocCache,
         MemoryProvider,
         ProvidedQueue,
+        ProviderKind,
         Unused, //
     };
     use crate::{
@@ -26,6 +27,8 @@ mod tests {
     struct Nothing;
 
     impl MemoryProvider for Nothing {
+        const KIND: ProviderKind = ProviderKind::IoUring;
+
         fn alloc(&self, _cache: &mut AllocCache<'_>) {}
 
         fn release(&self, _tag: u64, _index: usize) {}

@@ -439,7 +439,8 @@ mod tests {
             netmem::NetIovs,
             page_pool::{
                 test_pool::TestPool,
-                AllocCache, //
+                AllocCache,
+                ProviderKind, //
             }, //
         },
         scatterlist::SGTable,
@@ -500,6 +501,8 @@ mod tests {
     }
 
     impl MemoryProvider for Provider {
+        const KIND: ProviderKind = ProviderKind::IoUring;
+
         fn alloc(&self, cache: &mut AllocCache<'_>) {
             // This buffer is for a device, and the pool has none.
             assert_eq!(cache.adopt(&self.mapped, &[0]), 0);
@@ -549,8 +552,8 @@ mod tests {
     pub(super) fn provider(dev: &Device<Bound>) -> Result<Counted> {
         let mapped = Arc::new(Atomic::new(0), GFP_KERNEL)?;
         let provider = Provider {
-            buffer: NetIovs::new(1, PAGE_SHIFT as u32)?,
-            mapped: NetIovs::new(1, 12)?,
+            buffer: NetIovs::new(ProviderKind::IoUring, 1, PAGE_SHIFT as u32)?,
+            mapped: NetIovs::new(ProviderKind::IoUring, 1, 12)?,
         };
 
         provider.mapped.map(memory(&mapped)?, dev)?;

@@ -7,7 +7,10 @@
 use super::SkBuff;
 use crate::{
     bindings,
-    net::page_pool::test_pool::Packet,
+    net::page_pool::{
+        test_pool::Packet,
+        ProviderKind, //
+    },
     prelude::*, //
 };
 use core::{
@@ -142,7 +145,7 @@ impl OwnedSkBuff {
         let netmem = &raw mut *net_iov as bindings::netmem_ref | 1;
 
         // The network stack does not count references to this type.
-        net_iov.type_ = bindings::net_iov_type_NET_IOV_IOURING;
+        net_iov.type_ = ProviderKind::IoUring.net_iov_type();
         self.net_iovs.push(net_iov, GFP_KERNEL)?;
         // SAFETY: The object stays as long as the packet, and nobody accesses its contents.
         unsafe { self.add(index, netmem, 0, len) };
