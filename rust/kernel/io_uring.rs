@@ -14,6 +14,22 @@
 //! - [`account`], [`region`], [`pinned`], [`mapping`]: memory shared with user space and devices,
 //!   and the users that it is charged to.
 //!
+//! # Why they are part of the kernel crate
+//!
+//! Several of these modules ([`ring`], [`task`], [`queues`], [`receive`], [`event`],
+//! [`filter_set`], [`restriction`]) wrap what io_uring's private headers declare, and have one
+//! user: `io_uring_rs`, which is the implementation. They stand here and not beside it:
+//!
+//! - Bindings are for this crate to wrap. So are functions that it keeps to itself, such as those
+//!   that turn allocation flags and devices into what C takes. Private headers are in the bindings
+//!   for other subsystems as well, such as Binder.
+//! - C's rules on locks and lifetimes can be kept by unsafe code only. `io_uring_rs` has none but
+//!   in the functions that C calls, which the compiler checks. The boundary of the crate is what
+//!   makes that possible: what is here must be sound for any safe caller, and is reviewed and
+//!   tested as such, without the implementation.
+//! - Nothing else in this crate depends on these modules. If abstractions move beside the C code
+//!   that they wrap one day, all of this folder can go to `io_uring/` as it is.
+//!
 //! C headers: [`include/linux/io_uring_types.h`](srctree/include/linux/io_uring_types.h),
 //! [`io_uring/opdef.h`](srctree/io_uring/opdef.h)
 

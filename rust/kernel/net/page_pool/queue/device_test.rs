@@ -6,8 +6,8 @@
 #[macros::kunit_tests(rust_kernel_net_page_pool_queue_device)]
 mod tests {
     use super::super::{
-        tests::{
-            provider,
+        test_queue::{
+            bound_queue,
             Provider, //
         },
         *, //
@@ -118,7 +118,7 @@ mod tests {
         let netdev = Port::find(0)?;
         // Assert nothing while the device is locked: a failed assertion ends the test without
         // unlocking.
-        let (queue, mapped) = provider(netdev.lock().dma_device(QUEUE)?)?;
+        let (queue, mapped) = bound_queue(netdev.lock().dma_device(QUEUE)?)?;
         let open = |provider: &Arc<ProvidedQueue<Provider>>, number| {
             ProvidedQueue::open(provider, &netdev.lock(), number, 0)
         };
@@ -140,7 +140,7 @@ mod tests {
         open(&queue, OTHER)?;
         assert!(has(OTHER));
         // A queue that has a provider refuses another one, which is not bound afterwards.
-        let (second, second_mapped) = provider(netdev.lock().dma_device(OTHER)?)?;
+        let (second, second_mapped) = bound_queue(netdev.lock().dma_device(OTHER)?)?;
         assert_eq!(open(&second, OTHER), Err(EEXIST));
         assert!(!second.is_bound());
         assert_eq!(second_mapped.load(Relaxed), 0);
@@ -217,7 +217,7 @@ mod tests {
 
         for bound_again in [None, Some(&netdev), Some(&other)] {
             let locked = netdev.lock();
-            let (queue, mapped) = provider(locked.dma_device(QUEUE)?)?;
+            let (queue, mapped) = bound_queue(locked.dma_device(QUEUE)?)?;
             ProvidedQueue::open(&queue, &locked, QUEUE, 0)?;
             let closed = queue.clone();
             let closer = Elsewhere::start(move || closed.close())?;
@@ -278,7 +278,7 @@ mod tests {
         let netdev = Port::find(0)?;
         let locked = netdev.lock();
         let dev = locked.dma_device(QUEUE)?;
-        let (queue, _mapped) = provider(dev)?;
+        let (queue, _mapped) = bound_queue(dev)?;
         let own = dev.as_raw();
 
         ProvidedQueue::open(&queue, &locked, QUEUE, 0)?;
