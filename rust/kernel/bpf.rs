@@ -344,31 +344,31 @@ mod tests {
     use super::*;
 
     /// Converts `code` to the type that codes of instructions have.
-    fn narrow(code: u32) -> u16 {
+    fn as_code(code: u32) -> u16 {
         code.try_into().unwrap_or(u16::MAX)
     }
 
     #[test]
     fn context_loads_stay_inside() {
-        let load = |k| rewrite(narrow(LD_W_ABS), k, Action::LoadContext, 40);
+        let load = |k| rewrite(as_code(LD_W_ABS), k, Action::LoadContext, 40);
 
-        assert_eq!(load(0), Ok((narrow(LDX_W_ABS), 0)));
-        assert_eq!(load(36), Ok((narrow(LDX_W_ABS), 36)));
+        assert_eq!(load(0), Ok((as_code(LDX_W_ABS), 0)));
+        assert_eq!(load(36), Ok((as_code(LDX_W_ABS), 36)));
         assert_eq!(load(38), Err(EINVAL));
         assert_eq!(load(40), Err(EINVAL));
         assert_eq!(load(u32::MAX - 3), Err(EINVAL));
         assert_eq!(
-            rewrite(narrow(LD_W_ABS), 4, Action::LoadContext, 7),
+            rewrite(as_code(LD_W_ABS), 4, Action::LoadContext, 7),
             Err(EINVAL)
         );
     }
 
     #[test]
     fn lengths_become_constants() {
-        let load = |code| rewrite(narrow(code), 7, Action::LoadConstant(40), 40);
+        let load = |code| rewrite(as_code(code), 7, Action::LoadConstant(40), 40);
 
-        assert_eq!(load(LD_W_LEN), Ok((narrow(LD_IMM), 40)));
-        assert_eq!(load(LDX_W_LEN), Ok((narrow(LDX_IMM), 40)));
+        assert_eq!(load(LD_W_LEN), Ok((as_code(LD_IMM), 40)));
+        assert_eq!(load(LDX_W_LEN), Ok((as_code(LDX_IMM), 40)));
         assert_eq!(load(LD_IMM), Err(EINVAL));
     }
 

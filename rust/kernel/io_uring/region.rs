@@ -208,7 +208,7 @@ impl Region {
     ///
     /// As long as `self` exists, the pointer is aligned and valid for reads and writes of a `T`.
     #[inline]
-    fn at<T>(&self, offset: usize) -> Option<*mut T> {
+    fn ptr_at<T>(&self, offset: usize) -> Option<*mut T> {
         const { assert!(align_of::<T>() <= PAGE_SIZE) };
 
         let end = offset.checked_add(size_of::<T>())?;
@@ -256,7 +256,7 @@ impl Region {
             return Err(EINVAL);
         }
         for offset in offset..end {
-            let byte: *mut u8 = self.at(offset).ok_or(EINVAL)?;
+            let byte: *mut u8 = self.ptr_at(offset).ok_or(EINVAL)?;
             // SAFETY: `at` returns pointers that are valid for writes. By the type invariants,
             // concurrent accesses are marked or like those of user space.
             unsafe { byte.write_volatile(0) };
@@ -270,7 +270,7 @@ impl Region {
     /// afterwards.
     #[inline]
     pub fn load_acquire_u32(&self, offset: usize) -> u32 {
-        self.at(offset).map_or(0, |word: *mut u32| {
+        self.ptr_at(offset).map_or(0, |word: *mut u32| {
             // SAFETY: `at` returns pointers that are valid and aligned. By the type invariants,
             // concurrent stores are marked or like those of user space.
             unsafe { atomic_load(word, Acquire) }
@@ -283,7 +283,7 @@ impl Region {
     /// written before is complete.
     #[inline]
     pub fn store_release_u32(&self, offset: usize, value: u32) {
-        if let Some(word) = self.at(offset) {
+        if let Some(word) = self.ptr_at(offset) {
             // SAFETY: `at` returns pointers that are valid and aligned. By the type invariants,
             // concurrent accesses are marked or like those of user space.
             unsafe { atomic_store(word, value, Release) };
@@ -296,7 +296,7 @@ impl Region {
     /// user space writes to the double word.
     #[inline]
     pub fn add_u64(&self, offset: usize, n: u64) {
-        if let Some(word) = self.at::<u64>(offset) {
+        if let Some(word) = self.ptr_at::<u64>(offset) {
             // SAFETY: `at` returns pointers that are valid and aligned. By the type invariants,
             // concurrent accesses are marked or like those of user space. The reference ends with
             // this statement.

@@ -33,7 +33,7 @@ use core::{
 /// # Safety
 ///
 /// `task` must be valid.
-unsafe fn field(task: NonNull<bindings::task_struct>) -> *mut *mut bindings::io_restriction {
+unsafe fn restrict_ptr(task: NonNull<bindings::task_struct>) -> *mut *mut bindings::io_restriction {
     // SAFETY: The caller guarantees that the task is valid. This takes the address of the field and
     // reads nothing.
     unsafe { &raw mut (*task.as_ptr()).io_uring_restrict }
@@ -98,7 +98,7 @@ impl<T: Contents> TaskRestriction<'_, T> {
     /// - All restrictions of tasks must be set through this type with the same `T`.
     pub unsafe fn inherit(child: NonNull<bindings::task_struct>) {
         // SAFETY: The caller guarantees that the task is valid.
-        let field = unsafe { field(child) };
+        let field = unsafe { restrict_ptr(child) };
         // SAFETY: The task does not run yet, so that nobody else writes to its flags or accesses
         // the field.
         let (flags, parents) = unsafe {
@@ -123,14 +123,19 @@ impl<T: Contents> TaskRestriction<'_, T> {
     pub fn get(&self) -> Option<&Restriction<T>> {
         // SAFETY: By the type invariants, the task is valid, and its pointer is null or a
         // reference, which is not dropped while `self` is borrowed.
-        unsafe { field(self.task).read().cast::<Restriction<T>>().as_ref() }
+        unsafe {
+            restrict_ptr(self.task)
+                .read()
+                .cast::<Restriction<T>>()
+                .as_ref()
+        }
     }
 
     /// Removes the restrictions and returns them. The result may be dropped in any context.
     pub fn take(&mut self) -> Option<Arc<Restriction<T>>> {
         // INVARIANT: The field becomes null.
         // SAFETY: By the type invariants, the task is valid, and nobody else accesses the field.
-        let old = unsafe { field(self.task).replace(null_mut()) };
+        let old = unsafe { restrict_ptr(self.task).replace(null_mut()) };
 
         // SAFETY: By the type invariants, a pointer that is not null came from `into_raw` and was
         // owned by the task. It was removed from the task, so that the `Arc` owns it now.
@@ -144,7 +149,7 @@ impl<T: Contents> TaskRestriction<'_, T> {
         // INVARIANT: The field becomes a reference that the task owns. A `Restriction` is a
         // transparent wrapper of what the field points to.
         // SAFETY: By the type invariants, the task is valid, and nobody else accesses the field.
-        unsafe { field(self.task).write(Arc::into_raw(new).cast_mut().cast()) };
+        unsafe { restrict_ptr(self.task).write(Arc::into_raw(new).cast_mut().cast()) };
     }
 }
 

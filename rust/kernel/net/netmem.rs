@@ -354,7 +354,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers() -> Result {
+    fn indices() -> Result {
         let iovs = NetIovs::new(KIND, 3, 12)?;
 
         assert_eq!(iovs.len(), 3);
@@ -368,7 +368,7 @@ mod tests {
 
     /// A buffer can be taken by one party at a time.
     #[test]
-    fn taking() -> Result {
+    fn taken_once() -> Result {
         let iovs = NetIovs::new(KIND, 2, 12)?;
 
         assert!(iovs.take(0).is_some());
@@ -479,7 +479,7 @@ mod tests {
 
     /// A buffer is not freed while somebody else has a reference to it.
     #[test]
-    fn held_elsewhere() -> Result {
+    fn not_freed_while_referenced() -> Result {
         let iovs = NetIovs::new(KIND, 1, 12)?;
         let iov = iovs.iov(0).ok_or(EINVAL)?;
 

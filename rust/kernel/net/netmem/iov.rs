@@ -260,7 +260,7 @@ mod tests {
         /// The number of tasks that are about to begin.
         ready: Atomic<u32>,
         /// Whether the worker has done its part.
-        is_over: Atomic<u32>,
+        worker_done: Atomic<u32>,
         #[pin]
         done: Completion,
     }
@@ -274,7 +274,7 @@ mod tests {
                 pin_init!(Self {
                     iovs,
                     ready: Atomic::new(0),
-                    is_over: Atomic::new(0),
+                    worker_done: Atomic::new(0),
                     done <- Completion::new(),
                 }),
                 GFP_KERNEL,
@@ -298,7 +298,7 @@ mod tests {
                 if let Some(iov) = race.start() {
                     part(&race, iov);
                 }
-                race.is_over.store(1, Release);
+                race.worker_done.store(1, Release);
                 race.done.complete_all();
             })?;
             Ok(())
@@ -311,7 +311,7 @@ mod tests {
 
         /// Waits for the worker and marks the buffer as free. Returns the number of grants and the
         /// number of references that were left.
-        fn end(&self, iov: Iov<'_>) -> (i32, isize) {
+        fn finish(&self, iov: Iov<'_>) -> (i32, isize) {
             self.done.wait_for_completion();
             let left = (iov.granted().load(Relaxed), iov.references().load(Relaxed));
 
@@ -335,10 +335,10 @@ mod tests {
         })?;
         let iov = race.start().ok_or(EINVAL)?;
 
-        while race.is_over.load(Acquire) == 0 {
+        while race.worker_done.load(Acquire) == 0 {
             f(&race);
         }
-        Ok(race.end(iov))
+        Ok(race.finish(iov))
     }
 
     /// No grant is lost while another one is given back on another CPU.
@@ -369,7 +369,7 @@ mod tests {
         for _ in 0..TIMES {
             race.take_back();
         }
-        assert_eq!(race.end(iov), (0, 1));
+        assert_eq!(race.finish(iov), (0, 1));
         Ok(())
     }
 

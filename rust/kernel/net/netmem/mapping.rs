@@ -126,7 +126,7 @@ mod tests {
 
     /// Returns the addresses that three buffers of `1 << shift` bytes get if `pieces` are mapped
     /// for a device. Each piece is an address and a number of bytes.
-    fn told(pieces: [(u64, u32); 3], shift: u32) -> Result<[u64; 3]> {
+    fn mapped_addresses(pieces: [(u64, u32); 3], shift: u32) -> Result<[u64; 3]> {
         let iovs = NetIovs::new(ProviderKind::IoUring, 3, shift)?;
         let mut entries: [bindings::scatterlist; 3] = pin_init::zeroed();
         let mut table: bindings::sg_table = pin_init::zeroed();
@@ -155,17 +155,17 @@ mod tests {
     #[test]
     fn addresses() {
         let odd = [(0x7000, 4096), (0x3000, 4096), (0x1_0000, 4096)];
-        assert_eq!(told(odd, 12), Ok([0x7000, 0x3000, 0x1_0000]));
+        assert_eq!(mapped_addresses(odd, 12), Ok([0x7000, 0x3000, 0x1_0000]));
         // No two of these pieces are contiguous.
-        assert_eq!(told(odd, 13), Err(EINVAL));
+        assert_eq!(mapped_addresses(odd, 13), Err(EINVAL));
         let long = [(0x8000, 16384), (0x2000, 8192), (0x4000, 8192)];
-        assert_eq!(told(long, 12), Ok([0x8000, 0x9000, 0xa000]));
-        assert_eq!(told(long, 13), Ok([0x8000, 0xa000, 0x2000]));
+        assert_eq!(mapped_addresses(long, 12), Ok([0x8000, 0x9000, 0xa000]));
+        assert_eq!(mapped_addresses(long, 13), Ok([0x8000, 0xa000, 0x2000]));
         // The first piece is contiguous, but not at a multiple of the larger size.
         let askew = [(0x9000, 16384), (0x2000, 8192), (0x4000, 8192)];
-        assert_eq!(told(askew, 12), Ok([0x9000, 0xa000, 0xb000]));
-        assert_eq!(told(askew, 13), Err(EINVAL));
+        assert_eq!(mapped_addresses(askew, 12), Ok([0x9000, 0xa000, 0xb000]));
+        assert_eq!(mapped_addresses(askew, 13), Err(EINVAL));
         let few = [(0x5000, 4096), (0x2000, 4096), (0x9000, 0)];
-        assert_eq!(told(few, 12), Err(EFAULT));
+        assert_eq!(mapped_addresses(few, 12), Err(EFAULT));
     }
 }

@@ -24,9 +24,9 @@ mod tests {
     };
 
     /// A provider without buffers.
-    struct Nothing;
+    struct EmptyProvider;
 
-    impl MemoryProvider for Nothing {
+    impl MemoryProvider for EmptyProvider {
         const KIND: ProviderKind = ProviderKind::IoUring;
 
         fn alloc(&self, _cache: &mut AllocCache<'_>) {}
@@ -53,8 +53,11 @@ mod tests {
     /// Adds the attributes of a queue, or of a pool, with buffers of `1 << shift` bytes to messages
     /// with any amount of room. Returns whether this adds exactly the `N` bytes of `want` if there
     /// is room for them, and otherwise fails and adds nothing.
-    fn tells<const N: usize>(shift: u32, is_queue: bool, want: [u8; N]) -> Result<bool> {
-        let queue = Arc::pin_init(ProvidedQueue::new::<Error>(shift, Ok(Nothing)), GFP_KERNEL)?;
+    fn fills_exactly<const N: usize>(shift: u32, is_queue: bool, want: [u8; N]) -> Result<bool> {
+        let queue = Arc::pin_init(
+            ProvidedQueue::new::<Error>(shift, Ok(EmptyProvider)),
+            GFP_KERNEL,
+        )?;
         let rxq = if is_queue {
             NonNull::dangling().as_ptr()
         } else {
@@ -68,8 +71,9 @@ mod tests {
             let before = skb.len();
             // SAFETY: The queue outlives the call, and the message is valid. The function does not
             // access the receive queue: it only checks whether the pointer is null.
-            let got =
-                unsafe { Adapter::<Nothing>::nl_fill(queue.params(0).mp_priv, skb.as_ptr(), rxq) };
+            let got = unsafe {
+                Adapter::<EmptyProvider>::nl_fill(queue.params(0).mp_priv, skb.as_ptr(), rxq)
+            };
             let is_right = if room < N {
                 got == EMSGSIZE.to_errno() && skb.len() == before
             } else {
@@ -113,20 +117,28 @@ mod tests {
             bindings::NETDEV_A_PAGE_POOL_IO_URING,
         );
 
-        assert!(tells::<12>(12, true, nest(queue, 4096u32.to_ne_bytes()))?);
-        assert!(tells::<12>(12, false, nest(pool, 4096u32.to_ne_bytes()))?);
-        assert!(tells::<12>(
+        assert!(fills_exactly::<12>(
+            12,
+            true,
+            nest(queue, 4096u32.to_ne_bytes())
+        )?);
+        assert!(fills_exactly::<12>(
+            12,
+            false,
+            nest(pool, 4096u32.to_ne_bytes())
+        )?);
+        assert!(fills_exactly::<12>(
             31,
             true,
             nest(queue, (1u32 << 31).to_ne_bytes())
         )?);
         // This size does not fit into 32 bits.
-        assert!(tells::<16>(
+        assert!(fills_exactly::<16>(
             33,
             true,
             nest(queue, (1u64 << 33).to_ne_bytes())
         )?);
-        assert!(tells::<16>(
+        assert!(fills_exactly::<16>(
             33,
             false,
             nest(pool, (1u64 << 33).to_ne_bytes())

@@ -272,7 +272,7 @@ impl<P: MemoryProvider> ProvidedQueue<P> {
         to_result(unsafe {
             bindings::netif_mp_open_rxq(netdev.as_ptr(), queue, &params, null_mut())
         })
-        .inspect_err(|_| provider.end(|binding| netdev.is(&binding.netdev)))
+        .inspect_err(|_| provider.remove_binding(|binding| netdev.is(&binding.netdev)))
     }
 
     /// Returns whether the provider is bound.
@@ -311,9 +311,14 @@ impl<P: MemoryProvider> ProvidedQueue<P> {
             };
             let netdev = netdev.lock();
             let is_its = |binding: &&Binding<P>| netdev.is(&binding.netdev);
-            let whose = |binding: &Binding<P>| (binding.queue, binding.params);
-            let Some((queue, params)) =
-                self.state.lock().binding.as_ref().filter(is_its).map(whose)
+            let params_of = |binding: &Binding<P>| (binding.queue, binding.params);
+            let Some((queue, params)) = self
+                .state
+                .lock()
+                .binding
+                .as_ref()
+                .filter(is_its)
+                .map(params_of)
             else {
                 // The provider was uninstalled meanwhile, and perhaps bound to another device.
                 continue;
@@ -326,7 +331,7 @@ impl<P: MemoryProvider> ProvidedQueue<P> {
             // queue has these parameters, unless it was just uninstalled, for which the function
             // checks.
             unsafe { bindings::netif_mp_close_rxq(netdev.as_ptr(), queue, &params) };
-            self.end(|binding| netdev.is(&binding.netdev));
+            self.remove_binding(|binding| netdev.is(&binding.netdev));
             return;
         }
     }
@@ -334,12 +339,12 @@ impl<P: MemoryProvider> ProvidedQueue<P> {
     /// Ends the binding because the network stack uninstalls the provider. The network device is
     /// locked, and was stopped before.
     pub(super) fn uninstalled(&self) {
-        self.end(|_| true);
+        self.remove_binding(|_| true);
     }
 
     /// Drops the binding if `is_its` returns true for it. Unmaps the memory if no pool uses it any
     /// more.
-    fn end(&self, is_its: impl FnOnce(&mut Binding<P>) -> bool) {
+    fn remove_binding(&self, is_its: impl FnOnce(&mut Binding<P>) -> bool) {
         let mut state = self.state.lock();
         let binding = state.binding.take_if(is_its);
 

@@ -257,7 +257,7 @@ mod tests {
         }
 
         /// Waits up to two seconds for the bottom half to run. Returns whether it has run.
-        fn runs(&self) -> bool {
+        fn wait_until_run(&self) -> bool {
             for _ in 0..200 {
                 if self.has_run() {
                     break;
@@ -334,7 +334,7 @@ mod tests {
 
             assert!(!early);
             assert!(disabled);
-            assert!(half.runs());
+            assert!(half.wait_until_run());
         }
         Ok(())
     }

@@ -45,7 +45,7 @@ mod tests {
         let (queue, mapped) = bound_queue(dev.as_ref().as_ref())?;
         let pools = (TestPool::new(&queue)?, TestPool::new(&queue)?);
 
-        queue.end(|_| true);
+        queue.remove_binding(|_| true);
         assert_eq!(mapped.load(Relaxed), 1);
         drop(pools.0);
         assert_eq!(mapped.load(Relaxed), 1);
@@ -64,7 +64,7 @@ mod tests {
 
         drop(pool);
         assert_eq!(mapped.load(Relaxed), 1);
-        queue.end(|_| true);
+        queue.remove_binding(|_| true);
         assert_eq!(mapped.load(Relaxed), 0);
         assert_eq!(queue.state.lock().pools.len(), 1);
         drop(packet);
@@ -107,7 +107,7 @@ mod tests {
         fn run(this: Arc<Self>) {
             this.state.store(Self::STARTED, Relaxed);
             this.wait(Self::MAY_END);
-            this.queue.end(|_| true);
+            this.queue.remove_binding(|_| true);
             this.state.store(Self::ENDED, Relaxed);
         }
     }
@@ -161,9 +161,9 @@ mod tests {
         let dev = faux::Registration::new(c"page_pool_queue", None)?;
         let (queue, mapped) = bound_queue(dev.as_ref().as_ref())?;
 
-        queue.end(|_| true);
+        queue.remove_binding(|_| true);
         assert_eq!(mapped.load(Relaxed), 0);
-        queue.end(|_| true);
+        queue.remove_binding(|_| true);
         drop(TestPool::new(&queue)?);
         assert_eq!(mapped.load(Relaxed), 0);
         Ok(())
