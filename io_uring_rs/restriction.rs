@@ -80,7 +80,7 @@ pub(crate) fn register_ring(ring: &mut Ring<'_, Filters>, list: UserPtr, count: 
     if !ring.is_disabled() {
         return Err(EBADFD);
     }
-    if ring.restriction().rules().restrict_anything() {
+    if ring.restriction().rules().restricts_anything() {
         return Err(EBUSY);
     }
     let rules = read_list(list, usize::try_from(count)?)?;

@@ -184,7 +184,7 @@ impl<P> Table<P> {
 }
 
 impl<P: Send + Sync + 'static> Contents for Table<P> {
-    fn release_some(&mut self) -> bool {
+    fn release_step(&mut self) -> bool {
         let mut released = 0;
 
         for slot in self.slots.iter_mut() {
@@ -512,9 +512,9 @@ mod tests {
             table = KBox::init(next, GFP_KERNEL)?;
         }
         assert_eq!(LIVE.load(Relaxed), LAST as i32);
-        assert!(table.release_some());
+        assert!(table.release_step());
         assert_eq!(LIVE.load(Relaxed), LEFT);
-        assert!(!table.release_some());
+        assert!(!table.release_step());
         assert_eq!(LIVE.load(Relaxed), 0);
         Ok(())
     }

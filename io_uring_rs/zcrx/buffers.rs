@@ -24,9 +24,9 @@ use kernel::{
     dma_memory::DmaMemory,
     net::{
         netmem::{
+            AfterPut, //
             NetIovs,
             PooledIov,
-            TakenBack, //
         },
         page_pool::{
             AllocCache,
@@ -175,7 +175,7 @@ impl Buffers {
     /// Puts buffers that [`Self::take`] took into the cache of a pool. Returns whether the cache
     /// took all of them; the others are put back on the free list.
     pub(super) fn adopt(&self, buffers: &[u32], cache: &mut AllocCache<'_>) -> bool {
-        let adopted = self.iovs().map_or(0, |iovs| cache.adopt(iovs, buffers));
+        let adopted = self.iovs().map_or(0, |iovs| cache.push_free(iovs, buffers));
         let refused = buffers.get(adopted..).unwrap_or(&[]);
 
         if !refused.is_empty() {
@@ -193,7 +193,7 @@ impl Buffers {
                 }
             }
             Granted::Iovs(iovs) => {
-                iovs.grant_free(buffer);
+                iovs.take_and_grant(buffer);
             }
         }
     }
@@ -220,10 +220,10 @@ impl Buffers {
                 }
             }
             Granted::Iovs(iovs) => match iovs.take_back(buffer, count) {
-                TakenBack::Held => {}
+                AfterPut::Held => {}
                 // User space had the buffer, so its number fits.
-                TakenBack::Free => self.put(&[buffer as u32]),
-                TakenBack::Pooled(iov) => pooled(iov),
+                AfterPut::Free => self.put(&[buffer as u32]),
+                AfterPut::Pooled(iov) => pooled(iov),
             },
         }
     }
@@ -246,9 +246,9 @@ impl Buffers {
                     }
                 }
                 Granted::Iovs(iovs) => match iovs.take_back_all(buffer) {
-                    TakenBack::Held => {}
-                    TakenBack::Free => self.put(&[buffer]),
-                    TakenBack::Pooled(iov) => iov.put(),
+                    AfterPut::Held => {}
+                    AfterPut::Free => self.put(&[buffer]),
+                    AfterPut::Pooled(iov) => iov.put(),
                 },
             }
         }

@@ -12,8 +12,8 @@ use kernel::{
         queues::Queues,
         zcrx::{
             EventDesc,
-            EVENTS,
             EVENT_DESC_STATS, //
+            EVENT_TYPES,
         }, //
     },
     prelude::*,
@@ -49,7 +49,7 @@ pub(super) struct Events {
 /// [`EINVAL`] for unknown events or flags, for reserved fields that are not zero, and for an offset
 /// of statistics that are not asked for.
 pub(super) fn check(desc: &EventDesc) -> Result {
-    if desc.type_mask >> EVENTS != 0
+    if desc.type_mask >> EVENT_TYPES != 0
         || desc.flags & !EVENT_DESC_STATS != 0
         || (desc.flags & EVENT_DESC_STATS == 0 && desc.stats_offset != 0)
         || !desc.reserved_is_zero()
@@ -82,7 +82,7 @@ impl Events {
 
     /// Stops sending events to the ring of `queues`.
     pub(super) fn disconnect(&self, queues: &Queues<'_, Queue>) {
-        drop(self.ring.lock().take_if(|ring| queues.is_of(ring)));
+        drop(self.ring.lock().take_if(|ring| queues.belong_to(ring)));
     }
 
     /// Sends an event, if it is wanted and was not sent since it was last armed.
@@ -112,7 +112,7 @@ impl Events {
     ///
     /// [`EINVAL`] if there is no such event, or if it was not sent.
     pub(super) fn arm(&self, event: u32) -> Result {
-        let bit = (event < EVENTS).then(|| 1 << event).ok_or(EINVAL)?;
+        let bit = (event < EVENT_TYPES).then(|| 1 << event).ok_or(EINVAL)?;
         let _ring = self.ring.lock();
         let fired = self.fired.load(Relaxed);
 

@@ -169,7 +169,7 @@ pub unsafe extern "C" fn io_zcrx_get_region(
         .and_then(|ctx| {
             // SAFETY: The caller guarantees that the ring is valid and the lock held. Its queues
             // are `Queue`s.
-            unsafe { queues::with_entry(ctx, id, |ifq: &Queue| ifq.region().as_raw()) }
+            unsafe { queues::with_queue(ctx, id, |ifq: &Queue| ifq.region().as_raw()) }
         })
         .unwrap_or(null_mut())
 }

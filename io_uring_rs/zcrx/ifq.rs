@@ -194,7 +194,7 @@ mod tests {
         ifq.areas
             .reserve()?
             .publish(Area::of_memory(memory, shift, true)?);
-        queues.reserve(0)?.publish(ifq.clone())?.keep();
+        queues.reserve(0)?.publish(ifq.clone())?.commit();
         user.hand_over();
         Ok(ifq)
     }

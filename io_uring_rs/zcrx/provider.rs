@@ -114,7 +114,7 @@ pub(super) fn add(ifq: &Queue, reservation: Reservation<'_>, area: Pin<KBox<Area
         reservation.publish(area);
         return Ok(());
     }
-    ifq.while_bound(|dev| {
+    ifq.with_device(|dev| {
         area.map(dev)?;
         reservation.publish(area);
         Ok(())
@@ -148,7 +148,7 @@ mod tests {
             },
             skbuff::{
                 owned::OwnedSkBuff,
-                Piece,
+                Chunk,
                 SkBuff, //
             }, //
         },
@@ -434,10 +434,10 @@ mod tests {
         fn hand_out<'a>(
             &mut self,
             packet: &mut Self::Packet<'a>,
-            piece: Piece<'a>,
+            chunk: Chunk<'a>,
             wanted: usize,
         ) -> Result {
-            let iov = packet.find(&piece).ok_or(EFAULT)?;
+            let iov = packet.find(&chunk).ok_or(EFAULT)?;
 
             self.handed_out
                 .push((iov.index(), iov.offset(), wanted), GFP_KERNEL)?;
@@ -445,12 +445,12 @@ mod tests {
             Ok(())
         }
 
-        fn copy(&mut self, piece: Piece<'_>, _left: usize) -> Result<usize> {
-            Ok(piece.len())
+        fn copy(&mut self, chunk: Chunk<'_>, _left: usize) -> Result<usize> {
+            Ok(chunk.len())
         }
     }
 
-    /// Hands out the bytes of a packet from `offset` on. Returns the result, and its pieces.
+    /// Hands out the bytes of a packet from `offset` on. Returns the result, and its chunks.
     fn hand_out(
         provider: &ProvidedQueue<Provider>,
         skb: &SkBuff,
@@ -504,10 +504,10 @@ mod tests {
         let [first, second, foreign, third, last] = numbers;
         let check =
             |provider, offset, want: Result<usize>, handed_out: &[(usize, usize, usize)]| {
-                let (got, pieces) = hand_out(provider, &skb, offset);
+                let (got, chunks) = hand_out(provider, &skb, offset);
 
                 assert_eq!(got, want);
-                assert_eq!(pieces[..], *handed_out);
+                assert_eq!(chunks[..], *handed_out);
             };
 
         check(&own, 0, Ok(30), &[(first, 3, 10), (second, 0, 20)]);

@@ -22,7 +22,7 @@ use kernel::{
     net::{
         netmem::Lookup,
         skbuff::{
-            Piece,
+            Chunk,
             SkBuff, //
         },
         tcp::TcpSocket, //
@@ -85,11 +85,11 @@ impl<'r> Taker for Receiver<'r> {
     fn hand_out<'a>(
         &mut self,
         packet: &mut Self::Packet<'a>,
-        piece: Piece<'a>,
+        chunk: Chunk<'a>,
         wanted: usize,
     ) -> Result {
         // A fragment of another provider is memory that a device received for somebody else.
-        let iov = packet.find(&piece).ok_or(EFAULT)?;
+        let iov = packet.find(&chunk).ok_or(EFAULT)?;
 
         // A packet has less than 2 GiB.
         if !self
@@ -107,7 +107,7 @@ impl<'r> Taker for Receiver<'r> {
 
     // Not inlined, as the loop needs all registers there are.
     #[inline(never)]
-    fn copy(&mut self, mut piece: Piece<'_>, left: usize) -> Result<usize> {
+    fn copy(&mut self, mut chunk: Chunk<'_>, left: usize) -> Result<usize> {
         let wanted = left.div_ceil(PAGE_SIZE);
         let mut copied = 0;
         let mut result = Ok(());
@@ -115,7 +115,7 @@ impl<'r> Taker for Receiver<'r> {
         if !self.ifq.writable {
             return Err(ENOMEM);
         }
-        while !piece.is_empty() {
+        while !chunk.is_empty() {
             let Some(buffer) = self.batch.peek(wanted) else {
                 if self.drain(wanted) {
                     continue;
@@ -123,7 +123,7 @@ impl<'r> Taker for Receiver<'r> {
                 result = Err(ENOMEM);
                 break;
             };
-            let bytes = piece.copy_to_page(buffer.page());
+            let bytes = chunk.copy_to_page(buffer.page());
 
             if !self.request.post(bytes as i32, || buffer.offset()) {
                 result = Err(ENOSPC);

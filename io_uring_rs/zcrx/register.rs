@@ -284,7 +284,7 @@ fn publish(
     let published = reservation.publish(ifq.clone())?;
 
     args.write()?;
-    published.keep();
+    published.commit();
     user.hand_over();
     ifq.events.connect(ring);
     Ok(())
@@ -305,7 +305,7 @@ fn import(queues: &mut Queues<'_, Queue>, to: u64, mut reg: IfqReg) -> Result {
     reg.zcrx_id = reservation.id();
     reg.set_offsets();
     write(to, &reg)?;
-    reservation.publish(user.queue().clone())?.keep();
+    reservation.publish(user.queue().clone())?.commit();
     user.hand_over();
     Ok(())
 }

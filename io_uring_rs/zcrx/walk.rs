@@ -4,7 +4,7 @@
 
 use kernel::{
     net::skbuff::{
-        Piece,
+        Chunk,
         SkBuff, //
     },
     prelude::*, //
@@ -18,7 +18,7 @@ const SKBS_PER_CALL: u32 = 20;
 /// makes them one deep.
 const DEPTH: u32 = 4;
 
-/// A taker of pieces of packets.
+/// A taker of chunks of packets.
 pub(super) trait Taker {
     /// The state that the taker keeps for one packet.
     type Packet<'a>;
@@ -26,7 +26,7 @@ pub(super) trait Taker {
     /// Begins a packet, or a packet in the list of another one.
     fn begin<'a>(&self, skb: &'a SkBuff) -> Self::Packet<'a>;
 
-    /// Takes the first `wanted` bytes of a piece that cannot be copied. The piece has that many.
+    /// Takes the first `wanted` bytes of a chunk that cannot be copied. The chunk has that many.
     /// Takes all of them or none.
     ///
     /// # Errors
@@ -35,17 +35,17 @@ pub(super) trait Taker {
     fn hand_out<'a>(
         &mut self,
         packet: &mut Self::Packet<'a>,
-        piece: Piece<'a>,
+        chunk: Chunk<'a>,
         wanted: usize,
     ) -> Result;
 
-    /// Copies bytes of a piece, which is not empty. `left` is the number of bytes that are wanted
-    /// of the piece and of what follows it. Returns the number of bytes copied.
+    /// Copies bytes of a chunk, which is not empty. `left` is the number of bytes that are wanted
+    /// of the chunk and of what follows it. Returns the number of bytes copied.
     ///
     /// # Errors
     ///
     /// The reason for which none were copied.
-    fn copy(&mut self, piece: Piece<'_>, left: usize) -> Result<usize>;
+    fn copy(&mut self, chunk: Chunk<'_>, left: usize) -> Result<usize>;
 }
 
 /// The range of a packet that is still to be taken.
@@ -56,27 +56,27 @@ struct Remaining {
 }
 
 impl Remaining {
-    /// Removes from a piece the bytes to skip.
+    /// Removes from a chunk the bytes to skip.
     #[inline]
-    fn begin(&mut self, piece: &mut Piece<'_>) {
+    fn begin(&mut self, chunk: &mut Chunk<'_>) {
         if self.skip != 0 {
-            let before = self.skip.min(piece.len());
+            let before = self.skip.min(chunk.len());
 
-            piece.advance(before);
+            chunk.advance(before);
             self.skip = self.skip.wrapping_sub(before);
         }
     }
 
-    /// Copies the wanted bytes of a piece. Returns whether to go on: all of them were copied, and
+    /// Copies the wanted bytes of a chunk. Returns whether to go on: all of them were copied, and
     /// more are wanted.
     #[inline(never)]
-    fn copy<T: Taker>(&mut self, mut piece: Piece<'_>, taker: &mut T) -> Result<bool> {
-        self.begin(&mut piece);
-        piece.truncate(self.left);
-        let wanted = piece.len();
+    fn copy<T: Taker>(&mut self, mut chunk: Chunk<'_>, taker: &mut T) -> Result<bool> {
+        self.begin(&mut chunk);
+        chunk.truncate(self.left);
+        let wanted = chunk.len();
 
         if wanted != 0 {
-            let taken = taker.copy(piece, self.left)?.min(wanted);
+            let taken = taker.copy(chunk, self.left)?.min(wanted);
 
             self.left = self.left.wrapping_sub(taken);
             if taken != wanted {
@@ -184,19 +184,19 @@ impl Walk {
         if !linear.is_empty() && !remaining.copy(linear, taker)? {
             return Ok(());
         }
-        for mut piece in skb.frags() {
-            if piece.is_copyable() {
-                if !remaining.copy(piece, taker)? {
+        for mut chunk in skb.frags() {
+            if chunk.is_copyable() {
+                if !remaining.copy(chunk, taker)? {
                     return Ok(());
                 }
                 continue;
             }
-            remaining.begin(&mut piece);
-            match piece.len().min(remaining.left) {
+            remaining.begin(&mut chunk);
+            match chunk.len().min(remaining.left) {
                 0 if remaining.left == 0 => return Ok(()),
                 0 => {}
                 wanted => {
-                    taker.hand_out(&mut packet, piece, wanted)?;
+                    taker.hand_out(&mut packet, chunk, wanted)?;
                     remaining.left = remaining.left.wrapping_sub(wanted);
                 }
             }
@@ -236,11 +236,11 @@ mod tests {
         Ok(skb)
     }
 
-    /// A taker that takes pieces whole until it has `room` bytes, and notes their lengths.
+    /// A taker that takes chunks whole until it has `room` bytes, and notes their lengths.
     struct Greedy {
         len: usize,
         room: usize,
-        pieces: KVec<usize>,
+        chunks: KVec<usize>,
     }
 
     impl Taker for Greedy {
@@ -248,25 +248,25 @@ mod tests {
 
         fn begin<'a>(&self, _skb: &'a SkBuff) {}
 
-        fn hand_out<'a>(&mut self, (): &mut (), _piece: Piece<'a>, _wanted: usize) -> Result {
+        fn hand_out<'a>(&mut self, (): &mut (), _chunk: Chunk<'a>, _wanted: usize) -> Result {
             Err(EFAULT)
         }
 
-        fn copy(&mut self, piece: Piece<'_>, left: usize) -> Result<usize> {
-            assert!(!piece.is_empty() && piece.len() <= left && left <= self.len);
-            let bytes = piece.len().min(self.room);
+        fn copy(&mut self, chunk: Chunk<'_>, left: usize) -> Result<usize> {
+            assert!(!chunk.is_empty() && chunk.len() <= left && left <= self.len);
+            let bytes = chunk.len().min(self.room);
 
             if bytes == 0 {
                 return Err(ENOSPC);
             }
             self.room -= bytes;
-            self.pieces.push(bytes, GFP_KERNEL)?;
+            self.chunks.push(bytes, GFP_KERNEL)?;
             Ok(bytes)
         }
     }
 
     /// Takes a packet with a taker that has `room`. Returns the result, and the lengths of the
-    /// pieces.
+    /// chunks.
     fn take(
         walk: &mut Walk,
         skb: &SkBuff,
@@ -277,20 +277,20 @@ mod tests {
         let mut taker = Greedy {
             len,
             room,
-            pieces: KVec::new(),
+            chunks: KVec::new(),
         };
         let result = walk.take(skb, offset, len, &mut taker);
 
-        (result, taker.pieces)
+        (result, taker.chunks)
     }
 
-    /// Checks the pieces that [`take`] takes of a packet if there is room for all of it.
+    /// Checks the chunks that [`take`] takes of a packet if there is room for all of it.
     fn check(skb: &SkBuff, offset: usize, len: usize, want: &[usize]) {
         let mut walk = Walk::default();
-        let (result, pieces) = take(&mut walk, skb, offset, len, usize::MAX);
+        let (result, chunks) = take(&mut walk, skb, offset, len, usize::MAX);
 
         assert_eq!(result, Ok(want.iter().sum()));
-        assert_eq!(pieces[..], want[..]);
+        assert_eq!(chunks[..], want[..]);
         assert_eq!(walk.is_unfinished(), result != Ok(len));
     }
 
@@ -341,10 +341,10 @@ mod tests {
             (640, &[100, 200, 300, 30, 10]),
         ] {
             let mut walk = Walk::default();
-            let (result, pieces) = take(&mut walk, &skb, 0, 670, room);
+            let (result, chunks) = take(&mut walk, &skb, 0, 670, room);
 
             assert_eq!(result, Ok(room));
-            assert_eq!(pieces[..], want[..]);
+            assert_eq!(chunks[..], want[..]);
             assert!(walk.is_unfinished());
         }
         let mut walk = Walk::default();
@@ -398,7 +398,7 @@ mod tests {
         Ok(())
     }
 
-    /// Checks that a walk ends at a piece that can be neither copied nor handed out. Tests in
+    /// Checks that a walk ends at a chunk that can be neither copied nor handed out. Tests in
     /// `provider` check whose memory is handed out.
     #[test]
     fn what_is_not_handed_out() -> Result {

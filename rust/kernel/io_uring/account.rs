@@ -80,7 +80,7 @@ impl Account {
     ///
     /// `ctx` must point to a ring that was set up and that has not begun to be freed, so that its
     /// `user` and `mm_account` are constant, and null or counted.
-    pub unsafe fn of_ring(ctx: NonNull<bindings::io_ring_ctx>) -> Self {
+    pub unsafe fn from_ring(ctx: NonNull<bindings::io_ring_ctx>) -> Self {
         // SAFETY: The caller guarantees that the ring is valid and its `user` constant.
         let user = unsafe { (*ctx.as_ptr()).user };
         // SAFETY: The caller guarantees that the ring is valid and its `mm_account` constant.

@@ -62,7 +62,7 @@ impl RingRef {
 
     /// Returns whether this is a reference to the ring `ctx`. Only the address is compared.
     #[inline]
-    pub fn same(&self, ctx: NonNull<bindings::io_ring_ctx>) -> bool {
+    pub fn refers_to(&self, ctx: NonNull<bindings::io_ring_ctx>) -> bool {
         self.0 == ctx
     }
 

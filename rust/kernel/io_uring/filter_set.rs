@@ -52,7 +52,7 @@ pub trait Contents: Send + Sync + 'static {
     /// Called repeatedly, in process context, once the set has no owner any more, until it returns
     /// `false`. Other work runs between the calls. After the last call, the contents are dropped,
     /// also in process context, so what is left by then must not take long to drop.
-    fn release_some(&mut self) -> bool;
+    fn release_step(&mut self) -> bool;
 
     /// Returns whether the contents allow every request, so that no filter need be called.
     ///
@@ -81,7 +81,7 @@ pub trait Contents: Send + Sync + 'static {
 /// struct Limit(u32);
 ///
 /// impl Contents for Limit {
-///     fn release_some(&mut self) -> bool {
+///     fn release_step(&mut self) -> bool {
 ///         false
 ///     }
 ///
@@ -215,7 +215,7 @@ impl<T: Contents> WorkItem for FilterSet<T> {
     type Pointer = Pin<KBox<Self>>;
 
     fn run(mut set: Pin<KBox<Self>>) {
-        if set.as_mut().project().contents.release_some() {
+        if set.as_mut().project().contents.release_step() {
             workqueue::system_dfl().enqueue(set);
         }
     }
@@ -251,7 +251,7 @@ mod tests {
     }
 
     impl Contents for Steps {
-        fn release_some(&mut self) -> bool {
+        fn release_step(&mut self) -> bool {
             self.done.fetch_add(1, Relaxed);
             self.steps = self.steps.saturating_sub(1);
             self.steps > 0

@@ -7,7 +7,7 @@
 //!
 //! Locks, in this order: the `uring_lock` of the ring, which the owner of a [`Queues`] holds, and
 //! `mmap_lock`. This module takes `mmap_lock` for every change, so that those who map a queue's
-//! memory need to hold only that lock: see [`with_entry`].
+//! memory need to hold only that lock: see [`with_queue`].
 //!
 //! C header: [`include/linux/io_uring_types.h`](srctree/include/linux/io_uring_types.h)
 
@@ -156,7 +156,7 @@ impl<T: Send + Sync + 'static> Queues<'_, T> {
     pub fn account(&self) -> Account {
         // SAFETY: By the type invariants, the ring is valid. It still has its references to the
         // user and the address space, as `from_raw` demands.
-        unsafe { Account::of_ring(self.ctx) }
+        unsafe { Account::from_ring(self.ctx) }
     }
 
     /// Takes a reference to the ring.
@@ -169,8 +169,8 @@ impl<T: Send + Sync + 'static> Queues<'_, T> {
     }
 
     /// Returns whether `ring` is a reference to this ring.
-    pub fn is_of(&self, ring: &RingRef) -> bool {
-        ring.same(self.ctx)
+    pub fn belong_to(&self, ring: &RingRef) -> bool {
+        ring.refers_to(self.ctx)
     }
 
     /// Reserves the lowest free id that is at most `max`. May sleep.
@@ -298,7 +298,7 @@ impl<T: Send + Sync + 'static> Queues<'_, T> {
         let entry = unsafe { erase(self.ctx, id) };
 
         // SAFETY: By the type invariants, the entry came from `Arc::into_raw` and owned that
-        // reference. The entry was erased with `mmap_lock` held, so that no `with_entry` uses it
+        // reference. The entry was erased with `mmap_lock` held, so that no `with_queue` uses it
         // any more.
         Some(unsafe { Arc::from_raw(entry.cast::<T>()) })
     }
@@ -404,7 +404,7 @@ pub struct Published<'a, T> {
 
 impl<T> Published<'_, T> {
     /// Leaves the queue with the ring.
-    pub fn keep(self) {
+    pub fn commit(self) {
         core::mem::forget(self);
     }
 }
@@ -415,7 +415,7 @@ impl<T> Drop for Published<'_, T> {
         let entry = unsafe { erase(self.ctx, self.id as usize) };
 
         // SAFETY: By the type invariants, the entry came from `Arc::into_raw` and owned that
-        // reference. The entry was erased with `mmap_lock` held, so that no `with_entry` uses it
+        // reference. The entry was erased with `mmap_lock` held, so that no `with_queue` uses it
         // any more.
         drop(unsafe { Arc::from_raw(entry.cast::<T>().cast_const()) });
     }
@@ -433,7 +433,7 @@ impl<T> Drop for Published<'_, T> {
 ///
 /// - During the call, `ctx` must point to a valid ring, and the caller must hold its `mmap_lock`.
 /// - `zcrx_ctxs` must be initialised, and must only be changed through [`Queues<T>`](Queues).
-pub unsafe fn with_entry<T: Send + Sync + 'static, R>(
+pub unsafe fn with_queue<T: Send + Sync + 'static, R>(
     ctx: NonNull<bindings::io_ring_ctx>,
     id: u32,
     f: impl FnOnce(&T) -> R,

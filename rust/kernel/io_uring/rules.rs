@@ -98,7 +98,7 @@ impl Default for Rules {
 
 impl Rules {
     /// Returns whether anything is restricted.
-    pub fn restrict_anything(&self) -> bool {
+    pub fn restricts_anything(&self) -> bool {
         self.registers_restricted || self.sqes_restricted
     }
 

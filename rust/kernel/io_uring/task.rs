@@ -184,7 +184,7 @@ mod tests {
     }
 
     impl Contents for Numbered {
-        fn release_some(&mut self) -> bool {
+        fn release_step(&mut self) -> bool {
             self.live.fetch_add(-1, Relaxed);
             false
         }

@@ -37,7 +37,7 @@ pub const EVENT_ALLOC_FAIL: u32 = bindings::zcrx_event_type_ZCRX_EVENT_ALLOC_FAI
 /// The event that data was copied.
 pub const EVENT_COPY: u32 = bindings::zcrx_event_type_ZCRX_EVENT_COPY;
 /// The number of event types.
-pub const EVENTS: u32 = bindings::zcrx_event_type___ZCRX_EVENT_TYPE_LAST;
+pub const EVENT_TYPES: u32 = bindings::zcrx_event_type___ZCRX_EVENT_TYPE_LAST;
 /// The flag of an [`EventDesc`] that asks for statistics.
 pub const EVENT_DESC_STATS: u32 = bindings::zcrx_event_desc_flags_ZCRX_EVENT_DESC_FLAG_STATS;
 /// The `op` of a [`Ctrl`] that drains the refill queue.

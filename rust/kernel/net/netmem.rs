@@ -20,8 +20,8 @@ mod provided;
 
 pub use self::{
     iov::{
+        AfterPut, //
         PooledIov,
-        TakenBack, //
     },
     provided::{
         Lookup,
@@ -67,7 +67,7 @@ use core::{
 pub(super) const NET_IOV: bindings::netmem_ref = bindings::NET_IOV as bindings::netmem_ref;
 
 /// Yields the CPU after every 4,096th buffer: there may be millions.
-fn rest_after(number: usize) {
+fn resched_after(number: usize) {
     if number % 4096 == 0 {
         cond_resched();
     }
@@ -143,7 +143,7 @@ impl NetIovs {
             iov.desc.pp_ref_count.counter = FREE.try_into()?;
             iovs.push(Opaque::new(iov), GFP_KERNEL_ACCOUNT)?;
             granted.push(Atomic::new(0), GFP_KERNEL_ACCOUNT)?;
-            rest_after(number);
+            resched_after(number);
         }
         // SAFETY: The owner is valid, and nobody else has a pointer to it yet. Moving the vectors
         // does not move their arrays.
@@ -203,7 +203,7 @@ impl NetIovs {
 
     /// Returns whether the buffers may be put into pools of `provider` that belong to `dev` and
     /// whose buffers have `1 << shift` bytes. If so, this claims the buffers for `provider`.
-    pub(super) fn fit(
+    pub(super) fn claim_for(
         &self,
         provider: NonNull<c_void>,
         dev: *mut bindings::device,
@@ -250,7 +250,7 @@ impl NetIovs {
     }
 
     /// Grants a free buffer to user space. Returns whether the buffer was free.
-    pub fn grant_free(&self, index: u32) -> bool {
+    pub fn take_and_grant(&self, index: u32) -> bool {
         match self.iov(index.into()) {
             Some(iov) if iov.take() => {
                 iov.granted().fetch_add(1, Release);
@@ -265,9 +265,9 @@ impl NetIovs {
     ///
     /// The index may come from user space: it is clamped against speculative execution.
     #[inline]
-    pub fn take_back(&self, index: u64, count: u32) -> TakenBack<'_> {
+    pub fn take_back(&self, index: u64, count: u32) -> AfterPut<'_> {
         let Some(iov) = self.iov(index) else {
-            return TakenBack::Held;
+            return AfterPut::Held;
         };
         let granted = iov.granted();
         let mut old = granted.load(Relaxed);
@@ -283,22 +283,22 @@ impl NetIovs {
                 Err(now) => old = now,
             }
         }
-        TakenBack::Held
+        AfterPut::Held
     }
 
     /// Takes back all grants of a buffer from user space. Returns the state that the buffer is in
     /// afterwards.
-    pub fn take_back_all(&self, index: u32) -> TakenBack<'_> {
+    pub fn take_back_all(&self, index: u32) -> AfterPut<'_> {
         let Some(iov) = self.iov(index.into()) else {
-            return TakenBack::Held;
+            return AfterPut::Held;
         };
 
         // Most buffers have no grants: spare them the atomic read-modify-write.
         if iov.granted().load(Relaxed) == 0 {
-            return TakenBack::Held;
+            return AfterPut::Held;
         }
         match iov.granted().xchg(0, Full) {
-            0 => TakenBack::Held,
+            0 => AfterPut::Held,
             count => iov.put(count),
         }
     }
@@ -319,7 +319,7 @@ impl Drop for NetIovs {
         // A pool that releases a buffer takes it out first, then marks it as free, and drops its
         // reference to the provider last (see `release`). So no buffer should still be held here.
         let any_held = (0..self.len()).any(|index| {
-            rest_after(index);
+            resched_after(index);
             // SAFETY: `index` is less than the number of buffers.
             is_held(unsafe { owner.iov_unchecked(index) })
         });
@@ -347,9 +347,9 @@ mod tests {
 
     fn take_back(iovs: &NetIovs, index: u64, count: u32) -> Option<bool> {
         match iovs.take_back(index, count) {
-            TakenBack::Held => None,
-            TakenBack::Free => Some(true),
-            TakenBack::Pooled(_) => Some(false),
+            AfterPut::Held => None,
+            AfterPut::Free => Some(true),
+            AfterPut::Pooled(_) => Some(false),
         }
     }
 
@@ -373,18 +373,18 @@ mod tests {
 
         assert!(iovs.take(0).is_some());
         assert!(iovs.take(0).is_none());
-        assert!(!iovs.grant_free(0));
-        assert!(iovs.grant_free(1));
+        assert!(!iovs.take_and_grant(0));
+        assert!(iovs.take_and_grant(1));
         assert!(iovs.take(1).is_none());
         assert!(iovs.take(2).is_none());
-        assert!(!iovs.grant_free(2));
+        assert!(!iovs.take_and_grant(2));
 
         // A buffer on its way back to its pool has no references for a moment.
         let references = iovs.iov(0).ok_or(EINVAL)?.references();
 
         references.store(0, Relaxed);
         assert!(iovs.take(0).is_none());
-        assert!(!iovs.grant_free(0));
+        assert!(!iovs.take_and_grant(0));
         // The buffer is in no pool: let it be freed.
         references.store(FREE, Relaxed);
         Ok(())
@@ -396,13 +396,13 @@ mod tests {
         let iovs = NetIovs::new(KIND, 4, 12)?;
 
         assert_eq!(take_back(&iovs, 0, 1), None);
-        assert!(iovs.grant_free(0));
+        assert!(iovs.take_and_grant(0));
         assert_eq!(take_back(&iovs, 0, 0), None);
         assert_eq!(take_back(&iovs, 0, 9), Some(true));
         assert_eq!(take_back(&iovs, 0, 1), None);
 
         // A buffer is granted once for each run of bytes received in it.
-        assert!(iovs.grant_free(1));
+        assert!(iovs.take_and_grant(1));
         let received = ProvidedIov::new(iovs.iov(1).ok_or(EINVAL)?, 7);
 
         received.grant();
@@ -420,10 +420,10 @@ mod tests {
             assert_eq!(take_back(&iovs, index, 1), None);
         }
 
-        assert!(matches!(iovs.take_back_all(2), TakenBack::Held));
-        assert!(iovs.grant_free(2));
-        assert!(matches!(iovs.take_back_all(2), TakenBack::Free));
-        assert!(iovs.grant_free(2));
+        assert!(matches!(iovs.take_back_all(2), AfterPut::Held));
+        assert!(iovs.take_and_grant(2));
+        assert!(matches!(iovs.take_back_all(2), AfterPut::Free));
+        assert!(iovs.take_and_grant(2));
         Ok(())
     }
 
@@ -434,7 +434,7 @@ mod tests {
         let iov = iovs.iov(0).ok_or(EINVAL)?;
         let received = ProvidedIov::new(iov, 0);
 
-        assert!(iovs.grant_free(0));
+        assert!(iovs.take_and_grant(0));
         if isize::BITS < 64 {
             iov.granted().store(GRANTED_MAX - 1, Relaxed);
             iov.references().store(GRANTED_MAX as isize - 1, Relaxed);
@@ -465,15 +465,15 @@ mod tests {
         let (one, other) = (NonNull::<u32>::dangling(), NonNull::<u64>::dangling());
         let (dev, others) = (one.as_ptr().cast(), other.as_ptr().cast());
 
-        assert!(!iovs.fit(one.cast(), dev, 12));
+        assert!(!iovs.claim_for(one.cast(), dev, 12));
         iovs.owner().dev.store(dev, Relaxed);
-        assert!(!iovs.fit(one.cast(), others, 12));
-        assert!(!iovs.fit(one.cast(), null_mut(), 12));
-        assert!(!iovs.fit(one.cast(), dev, 13));
-        assert!(!iovs.fit(one.cast(), dev, 11));
-        assert!(iovs.fit(one.cast(), dev, 12));
-        assert!(!iovs.fit(other.cast(), dev, 12));
-        assert!(iovs.fit(one.cast(), dev, 12));
+        assert!(!iovs.claim_for(one.cast(), others, 12));
+        assert!(!iovs.claim_for(one.cast(), null_mut(), 12));
+        assert!(!iovs.claim_for(one.cast(), dev, 13));
+        assert!(!iovs.claim_for(one.cast(), dev, 11));
+        assert!(iovs.claim_for(one.cast(), dev, 12));
+        assert!(!iovs.claim_for(other.cast(), dev, 12));
+        assert!(iovs.claim_for(one.cast(), dev, 12));
         Ok(())
     }
 
@@ -483,7 +483,7 @@ mod tests {
         let iovs = NetIovs::new(KIND, 1, 12)?;
         let iov = iovs.iov(0).ok_or(EINVAL)?;
 
-        assert!(iovs.grant_free(0));
+        assert!(iovs.take_and_grant(0));
         iov.references().add(1, Relaxed);
         assert_eq!(take_back(&iovs, 0, 1), None);
         assert_eq!(iov.references().load(Relaxed), 1);

@@ -217,15 +217,15 @@ impl AllocCache<'_> {
     ///
     /// Puts none if the buffers are not mapped for the pool's device, have another size, or belong
     /// to another provider. Stops, with a warning, at a buffer that is not free.
-    pub fn adopt(&mut self, iovs: &NetIovs, indices: &[u32]) -> usize {
+    pub fn push_free(&mut self, iovs: &NetIovs, indices: &[u32]) -> usize {
         let pool = self.pool.as_ptr();
         // SAFETY: By the type invariants, the pool is valid. These fields do not change.
         let (provider, dev, order) = unsafe { ((*pool).mp_priv, (*pool).p.dev, (*pool).p.order) };
         let shift = order.saturating_add(PAGE_SHIFT as u32);
         let room = self.room();
-        let mut adopted = 0;
+        let mut pushed = 0;
 
-        if !NonNull::new(provider).is_some_and(|provider| iovs.fit(provider, dev, shift)) {
+        if !NonNull::new(provider).is_some_and(|provider| iovs.claim_for(provider, dev, shift)) {
             return 0;
         }
         for &index in indices.iter().take(room) {
@@ -242,9 +242,9 @@ impl AllocCache<'_> {
             //   one.
             unsafe { bindings::net_mp_niov_set_page_pool(pool, iov.as_ptr()) };
             self.push(iov.addr().get() as bindings::netmem_ref | NET_IOV);
-            adopted += 1;
+            pushed += 1;
         }
-        adopted
+        pushed
     }
 
     /// Gives a buffer back to its pool. If that is this pool and there is room, the buffer goes
@@ -290,7 +290,7 @@ impl AllocCache<'_> {
             // SAFETY: All buffers in the cache came from the provider, and are valid.
             let address = unsafe { bindings::page_pool_get_dma_addr_netmem(netmem) };
 
-            // SAFETY: The pool's device is valid. `NetIovs::fit` made sure that the memory is
+            // SAFETY: The pool's device is valid. `NetIovs::claim_for` made sure that the memory is
             // mapped for this device at this address, and it stays mapped while the pool asks for
             // buffers.
             unsafe {

@@ -2,9 +2,9 @@
 
 //! Received packets, for reading.
 //!
-//! A [`SkBuff`] is a packet that somebody else owns, and a [`Piece`] is a run of its bytes. The
+//! A [`SkBuff`] is a packet that somebody else owns, and a [`Chunk`] is a run of its bytes. The
 //! bytes may change while they are read, as their memory may be shared with user space or with
-//! clones of the packet. So there are no references to them: [`Piece::copy_to_page`] copies them.
+//! clones of the packet. So there are no references to them: [`Chunk::copy_to_page`] copies them.
 //!
 //! Packets are taken from sockets in other modules: see [`tcp`](super::tcp).
 //!
@@ -81,13 +81,13 @@ impl SkBuff {
     ///
     /// C counterpart: `skb->data` and `skb_headlen`.
     #[inline]
-    pub fn linear(&self) -> Piece<'_> {
+    pub fn linear(&self) -> Chunk<'_> {
         let skb = self.0.get();
 
         // INVARIANT: By the type invariants, the packet is valid and does not change for the
         // duration of the borrow. A valid packet has `skb_headlen` bytes of kernel memory at
         // `data`.
-        Piece {
+        Chunk {
             // SAFETY: By the type invariants, the packet is valid.
             source: Source::Memory(unsafe { (*skb).data }),
             // SAFETY: By the type invariants, the packet is valid.
@@ -110,7 +110,7 @@ impl SkBuff {
     ///
     /// C counterpart: `skb_shinfo(skb)->frags`.
     #[inline]
-    pub fn frags(&self) -> impl Iterator<Item = Piece<'_>> {
+    pub fn frags(&self) -> impl Iterator<Item = Chunk<'_>> {
         let shared = self.shared_info();
         // SAFETY: By the type invariants, the packet is valid, so that it has a shared info, and
         // nobody changes the number of its fragments.
@@ -126,10 +126,10 @@ impl SkBuff {
             // SAFETY: By the type invariants, the packet is valid, so that its first `nr_frags`
             // fragments are, too. They do not change for the duration of the borrow, which the
             // iterator and its items do not outlive.
-            let piece = unsafe { Piece::from_frag(next) };
+            let chunk = unsafe { Chunk::from_frag(next) };
 
             next = next.wrapping_add(1);
-            Some(piece)
+            Some(chunk)
         })
     }
 
@@ -157,7 +157,7 @@ impl SkBuff {
     }
 }
 
-/// The memory that holds the bytes of a [`Piece`].
+/// The memory that holds the bytes of a [`Chunk`].
 #[derive(Clone)]
 enum Source {
     /// Memory that the kernel has an address for. The first byte is at this address.
@@ -188,18 +188,18 @@ enum Source {
 ///
 /// The bytes may change at any time.
 #[derive(Clone)]
-pub struct Piece<'a> {
+pub struct Chunk<'a> {
     source: Source,
     len: usize,
     packet: PhantomData<&'a SkBuff>,
 }
 
-impl Piece<'_> {
-    /// Creates a piece from a fragment.
+impl Chunk<'_> {
+    /// Creates a chunk from a fragment.
     ///
     /// # Safety
     ///
-    /// While the piece exists, `frag` must be a valid fragment of a packet that does not change.
+    /// While the chunk exists, `frag` must be a valid fragment of a packet that does not change.
     #[inline]
     unsafe fn from_frag(frag: *const bindings::skb_frag_t) -> Self {
         // SAFETY: The caller guarantees that the fragment is valid.
@@ -273,12 +273,12 @@ impl Piece<'_> {
         }
     }
 
-    /// Removes the first `n` bytes from the piece, or all if there are fewer.
+    /// Removes the first `n` bytes from the chunk, or all if there are fewer.
     #[inline]
     pub fn advance(&mut self, n: usize) {
         let n = n.min(self.len);
 
-        // INVARIANT: The bytes that remain were part of the piece before. `n` is at most
+        // INVARIANT: The bytes that remain were part of the chunk before. `n` is at most
         // `self.len`, so that nothing wraps around.
         match &mut self.source {
             Source::Memory(address) => *address = address.wrapping_add(n),
@@ -289,19 +289,19 @@ impl Piece<'_> {
         self.len = self.len.wrapping_sub(n);
     }
 
-    /// Removes all but the first `len` bytes from the piece.
+    /// Removes all but the first `len` bytes from the chunk.
     #[inline]
     pub fn truncate(&mut self, len: usize) {
-        // INVARIANT: The bytes that remain were part of the piece before.
+        // INVARIANT: The bytes that remain were part of the chunk before.
         self.len = self.len.min(len);
     }
 
-    /// Copies bytes to the beginning of `page`, as many as fit, and removes them from the piece.
+    /// Copies bytes to the beginning of `page`, as many as fit, and removes them from the chunk.
     /// Returns the number of bytes copied.
     ///
-    /// This is zero if the piece is empty or [`Self::is_copyable`] is false.
+    /// This is zero if the chunk is empty or [`Self::is_copyable`] is false.
     ///
-    /// If user space changes the bytes meanwhile, or the piece is itself in `page` and overlaps the
+    /// If user space changes the bytes meanwhile, or the chunk is itself in `page` and overlaps the
     /// destination, the result may be any mixture of old and new bytes.
     ///
     /// May be called in any context. Does not sleep.
@@ -318,10 +318,10 @@ impl Piece<'_> {
     ///
     /// /// Copies the first bytes behind the headers of a packet.
     /// fn copy_start(skb: &SkBuff, headers: usize, page: SharedPage<'_>) -> usize {
-    ///     let mut piece = skb.linear();
+    ///     let mut chunk = skb.linear();
     ///
-    ///     piece.advance(headers);
-    ///     piece.copy_to_page(page)
+    ///     chunk.advance(headers);
+    ///     chunk.copy_to_page(page)
     /// }
     /// ```
     #[inline]
@@ -344,7 +344,7 @@ impl Piece<'_> {
                     // Not zero: `rest` is not, and `copied` is less than `len`.
                     let n = rest.min(len.wrapping_sub(copied));
 
-                    // SAFETY: The byte at `offset` of this page belongs to the piece. By the type
+                    // SAFETY: The byte at `offset` of this page belongs to the chunk. By the type
                     // invariants, the page is therefore valid, can be mapped, and has its
                     // descriptor at this index.
                     let src =
@@ -388,9 +388,9 @@ mod tests {
         prelude::*, //
     };
 
-    /// Creates a piece of pages that are treated as high memory, though they are not.
-    fn piece(len: usize) -> Piece<'static> {
-        Piece {
+    /// Creates a chunk of pages that are treated as high memory, though they are not.
+    fn chunk(len: usize) -> Chunk<'static> {
+        Chunk {
             source: Source::Pages {
                 page: NonNull::dangling(),
                 start: 5,
@@ -402,7 +402,7 @@ mod tests {
 
     #[test]
     fn no_part_is_more_than_the_whole() {
-        let mut whole = piece(100);
+        let mut whole = chunk(100);
 
         whole.truncate(200);
         assert_eq!(whole.len(), 100);
@@ -415,10 +415,10 @@ mod tests {
         assert!(matches!(whole.source, Source::Pages { start: 95, .. }));
     }
 
-    /// Copies a piece of two consecutive pages until nothing is left. The piece begins at the
+    /// Copies a chunk of two consecutive pages until nothing is left. The chunk begins at the
     /// offset `start` and has `len` bytes.
     fn copy_all(first: NonNull<bindings::page>, start: usize, len: usize) -> Result<KVec<u8>> {
-        let mut piece = Piece {
+        let mut chunk = Chunk {
             source: Source::Pages { page: first, start },
             len,
             packet: PhantomData,
@@ -429,9 +429,9 @@ mod tests {
         let shared = unsafe { SharedPage::from_raw(NonNull::new(to.as_ptr()).ok_or(EINVAL)?) };
         let mut all = KVec::new();
 
-        while !piece.is_empty() {
+        while !chunk.is_empty() {
             let mut bytes = KVec::from_elem(0, PAGE_SIZE, GFP_KERNEL)?;
-            let copied = piece.copy_to_page(shared);
+            let copied = chunk.copy_to_page(shared);
 
             // SAFETY: The buffer has room for a page, and nobody writes to the page.
             unsafe { to.read_raw(bytes.as_mut_ptr(), 0, copied) }?;

@@ -233,14 +233,14 @@ fn answers_are_those_of_the_list() {
         list.iter()
             .for_each(|&(kind, value)| parser.entry(kind, value));
         let rules = parser.finish().expect("a valid list");
-        assert_eq!(rules.restrict_anything(), anything, "{list:?}");
+        assert_eq!(rules.restricts_anything(), anything, "{list:?}");
         let free = list.iter().any(|&(kind, _)| kind != REGISTER_OP);
         for op in 0..300 {
             let listed = list.contains(&(REGISTER_OP, op as u8)) && op < 256;
             assert_eq!(rules.allows_register(op), free || listed, "{list:?}, {op}");
         }
     }
-    assert!(!Rules::default().restrict_anything());
+    assert!(!Rules::default().restricts_anything());
     assert!((0..300).all(|op| Rules::default().allows_register(op)));
 }
 

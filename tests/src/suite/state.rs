@@ -95,7 +95,7 @@ impl Rules {
         }
     }
 
-    fn restrict_anything(&self) -> bool {
+    fn restricts_anything(&self) -> bool {
         self.sqe_ops.is_some() || self.register_ops.is_some()
     }
 }
@@ -170,7 +170,7 @@ impl RingState {
         if !self.disabled {
             return -libc::EBADFD;
         }
-        if self.object.rules.restrict_anything() {
+        if self.object.rules.restricts_anything() {
             return -libc::EBUSY;
         }
         match Rules::parse(list) {

@@ -152,7 +152,7 @@ impl<'a> Iov<'a> {
     /// Drops `count` references, which the caller must own. Returns the state that the buffer is in
     /// afterwards.
     #[inline]
-    pub(super) fn put(self, count: i32) -> TakenBack<'a> {
+    pub(super) fn put(self, count: i32) -> AfterPut<'a> {
         let (references, count) = (self.references(), count as isize);
 
         // Most often, nobody else has a reference. Then nobody else can change the number, so that
@@ -163,23 +163,23 @@ impl<'a> Iov<'a> {
             if before != count {
                 // As C does, warn if more references were dropped than there were.
                 warn_on_once!(before < count);
-                return TakenBack::Held;
+                return AfterPut::Held;
             }
         }
         if self.pool().is_null() {
             references.store(FREE, Release);
-            return TakenBack::Free;
+            return AfterPut::Free;
         }
         // A buffer that is given back to its pool has one reference: the pool's.
         references.store(1, Relaxed);
         // INVARIANT: The buffer is in a pool, and nobody else has a reference to it.
-        TakenBack::Pooled(PooledIov(self))
+        AfterPut::Pooled(PooledIov(self))
     }
 }
 
 /// The state of a buffer after references to it were dropped.
 #[must_use = "a buffer that is not given back to where it belongs is lost"]
-pub enum TakenBack<'a> {
+pub enum AfterPut<'a> {
     /// User space had no grant, or others still have references.
     Held,
     /// The buffer is free.

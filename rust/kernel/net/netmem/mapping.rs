@@ -5,7 +5,7 @@
 //! The parent module says how long the mapping lasts.
 
 use super::{
-    rest_after,
+    resched_after,
     NetIovs, //
 };
 use crate::{
@@ -81,7 +81,7 @@ impl NetIovs {
                     return Err(EFAULT);
                 }
                 address = address.wrapping_add(size as bindings::dma_addr_t);
-                rest_after(number);
+                resched_after(number);
             }
         }
         iovs.next().map_or(Ok(()), |_| Err(EFAULT))
@@ -109,7 +109,7 @@ impl NetIovs {
             // SAFETY: The `net_iov` is valid. Packets that still have it do not read its address,
             // nor do pools that `unused` knows to be destroyed. Zero always fits.
             unsafe { bindings::net_mp_niov_set_dma_addr(iov.get(), 0) };
-            rest_after(number);
+            resched_after(number);
         }
         drop(memory);
     }

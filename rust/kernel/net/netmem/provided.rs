@@ -3,7 +3,7 @@
 //! Buffers of a provider in packets: finding them, and granting them to user space.
 
 #[cfg(CONFIG_RUST_NET_KUNIT_TEST)]
-use super::iov::TakenBack;
+use super::iov::AfterPut;
 use super::iov::{
     Iov,
     Owner,
@@ -17,7 +17,7 @@ use crate::{
             ProvidedQueue, //
         },
         skbuff::{
-            Piece,
+            Chunk,
             SkBuff, //
         }, //
     },
@@ -60,11 +60,11 @@ impl<'a, 'p, P: MemoryProvider> Lookup<'a, 'p, P> {
         }
     }
 
-    /// Returns the buffer that the bytes of `piece` are in, or `None` if it is not from a pool of
+    /// Returns the buffer that the bytes of `chunk` are in, or `None` if it is not from a pool of
     /// the provider.
     #[inline]
-    pub fn find(&mut self, piece: &Piece<'a>) -> Option<ProvidedIov<'a>> {
-        let (iov, offset) = piece.net_iov()?;
+    pub fn find(&mut self, chunk: &Chunk<'a>) -> Option<ProvidedIov<'a>> {
+        let (iov, offset) = chunk.net_iov()?;
         // SAFETY: The packet has a reference to the buffer, so that it is valid.
         let owner = unsafe { (*iov.as_ptr()).owner }.cast_const().cast();
 
@@ -183,7 +183,7 @@ impl<'a> ProvidedIov<'a> {
     ///
     /// The caller must own a reference and give it up.
     #[cfg(CONFIG_RUST_NET_KUNIT_TEST)]
-    pub(in crate::net) unsafe fn unreference(&self) -> TakenBack<'_> {
+    pub(in crate::net) unsafe fn unreference(&self) -> AfterPut<'_> {
         self.iov.put(1)
     }
 }

@@ -284,7 +284,7 @@ impl<P: MemoryProvider> ProvidedQueue<P> {
     /// Returns [`None`] if the provider is not bound any more. May sleep.
     ///
     /// A task that unregisters the network device waits for `f`.
-    pub fn while_bound<R>(&self, f: impl FnOnce(&Device<Bound>) -> R) -> Option<R> {
+    pub fn with_device<R>(&self, f: impl FnOnce(&Device<Bound>) -> R) -> Option<R> {
         let state = self.state.lock();
         let binding = state.binding.as_ref()?;
 

@@ -13,8 +13,8 @@ use crate::{
     device::Device,
     error::from_err_ptr,
     net::netmem::{
+        AfterPut,
         ProvidedIov,
-        TakenBack,
         NET_IOV, //
     },
     page::PAGE_SIZE,
@@ -197,7 +197,7 @@ impl Packet<'_> {
 impl Drop for Packet<'_> {
     fn drop(&mut self) {
         // SAFETY: By the type invariants, the packet owns a reference, and it gives it up here.
-        if let TakenBack::Pooled(iov) = unsafe { self.iov.unreference() } {
+        if let AfterPut::Pooled(iov) = unsafe { self.iov.unreference() } {
             iov.put();
         }
     }

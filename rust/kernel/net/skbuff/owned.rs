@@ -248,7 +248,7 @@ impl Drop for OwnedSkBuff {
 mod tests {
     use super::*;
     use crate::{
-        net::skbuff::Piece,
+        net::skbuff::Chunk,
         page::{
             Page,
             SharedPage,
@@ -276,14 +276,14 @@ mod tests {
         Ok(unsafe { SharedPage::from_raw(page) })
     }
 
-    /// Reads all bytes of a piece, page by page.
-    fn read(mut piece: Piece<'_>) -> Result<KVec<u8>> {
+    /// Reads all bytes of a chunk, page by page.
+    fn read(mut chunk: Chunk<'_>) -> Result<KVec<u8>> {
         let page = Page::alloc_page(GFP_KERNEL)?;
         let to = shared(&page)?;
         let mut all = KVec::new();
 
-        while !piece.is_empty() {
-            let len = piece.copy_to_page(to);
+        while !chunk.is_empty() {
+            let len = chunk.copy_to_page(to);
             let mut bytes = KVec::from_elem(0, len, GFP_KERNEL)?;
 
             assert!(len != 0 && len <= PAGE_SIZE);
@@ -333,12 +333,12 @@ mod tests {
             let bytes = pattern(offset, len)?;
 
             skb.add_frag(offset, &bytes)?;
-            let piece = skb.frags().next().ok_or(EINVAL)?;
+            let chunk = skb.frags().next().ok_or(EINVAL)?;
 
-            assert!(piece.is_copyable());
-            assert_eq!(read(piece.clone())?[..], bytes[..]);
+            assert!(chunk.is_copyable());
+            assert_eq!(read(chunk.clone())?[..], bytes[..]);
 
-            let mut part = piece;
+            let mut part = chunk;
             part.advance(len / 3);
             part.truncate(len / 2);
             assert_eq!(read(part)?[..], bytes[len / 3..len / 3 + len / 2]);
@@ -352,12 +352,12 @@ mod tests {
         let page = Page::alloc_page(GFP_KERNEL)?;
 
         skb.add_net_iov(500)?;
-        let mut piece = skb.frags().next().ok_or(EINVAL)?;
+        let mut chunk = skb.frags().next().ok_or(EINVAL)?;
 
-        assert_eq!(piece.len(), 500);
-        assert!(!piece.is_copyable());
-        assert_eq!(piece.copy_to_page(shared(&page)?), 0);
-        assert_eq!(piece.len(), 500);
+        assert_eq!(chunk.len(), 500);
+        assert!(!chunk.is_copyable());
+        assert_eq!(chunk.copy_to_page(shared(&page)?), 0);
+        assert_eq!(chunk.len(), 500);
         Ok(())
     }
 }

@@ -71,10 +71,10 @@ impl MemoryProvider for Provider {
 
     fn alloc(&self, cache: &mut AllocCache<'_>) {
         // This buffer is for a device, and the pool has none.
-        assert_eq!(cache.adopt(&self.mapped, &[0]), 0);
-        if self.buffer.grant_free(0) {
+        assert_eq!(cache.push_free(&self.mapped, &[0]), 0);
+        if self.buffer.take_and_grant(0) {
             let _ = self.buffer.take_back_all(0);
-            assert_eq!(cache.adopt(&self.buffer, &[0]), 1);
+            assert_eq!(cache.push_free(&self.buffer, &[0]), 1);
         }
     }
 
