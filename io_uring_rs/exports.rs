@@ -293,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn socket() -> Result {
+    fn socket_is_shown_without_type_flags() -> Result {
         let mut cmd: bindings::io_socket = pin_init::zeroed();
         cmd.domain = -2;
         cmd.type_ = 0o2000005;
@@ -309,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn open() -> Result {
+    fn open_how_is_shown() -> Result {
         for opcode in [Opcode::OPENAT, Opcode::OPENAT2] {
             let mut cmd: bindings::io_open = pin_init::zeroed();
             cmd.how.flags = 0x0102_0304_0506_0708;
@@ -327,7 +327,7 @@ mod tests {
 
     /// Checks that bytes past the length that user space passed make no difference.
     #[test]
-    fn connect_ignores_what_is_not_there() -> Result {
+    fn connect_ignores_bytes_past_addr_len() -> Result {
         for family in [0u16, 1, 2, 10, 0xffff] {
             for len in 0..=128 {
                 let mut results = [[0; 40]; 2];
@@ -375,7 +375,7 @@ mod tests {
 
     /// Checks that a request without asynchronous data has no address.
     #[test]
-    fn connect_without_an_address() -> Result {
+    fn connect_without_async_data_shows_no_address() -> Result {
         let mut cmd: bindings::io_connect = pin_init::zeroed();
         cmd.addr_len = 16;
 
@@ -387,7 +387,7 @@ mod tests {
 
     /// Checks that an opcode has a size in C's table if and only if it has a payload here.
     #[test]
-    fn sizes_are_those_of_the_table() -> Result {
+    fn payload_sizes_match_c_table() -> Result {
         for opcode in Opcode::all() {
             // This is enough for every type of arguments: it has no length and no pointers.
             let bytes = seen(opcode, [0u64; 6], &mut [0; 128])?;

@@ -81,7 +81,7 @@ void oracle_random_filter(struct oracle *o, struct program *p);
 void oracle_random_request(struct oracle *o);
 
 /* oracle_corners.c */
-void oracle_corner_programs(struct kunit *test);
-void oracle_long_programs(struct kunit *test);
+void oracle_corner_cases_match_c(struct kunit *test);
+void oracle_longest_programs_match_c(struct kunit *test);
 
 #endif

@@ -102,7 +102,7 @@ static void end_corner(struct oracle *o, bool ok, const char *name, int expected
 			      name, verdict, expected);
 }
 
-void oracle_corner_programs(struct kunit *test)
+void oracle_corner_cases_match_c(struct kunit *test)
 {
 	struct oracle *o = oracle_new(test);
 	unsigned int i, j;
@@ -137,7 +137,7 @@ static u32 fill(struct sock_filter *insns, u32 from, u32 len, struct sock_filter
 	return len;
 }
 
-void oracle_long_programs(struct kunit *test)
+void oracle_longest_programs_match_c(struct kunit *test)
 {
 	const struct sock_filter add = ALU_K(BPF_ADD, 1), allow = RET(1), deny = RET(0);
 	struct oracle *o = oracle_new(test);

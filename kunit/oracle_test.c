@@ -225,7 +225,7 @@ struct oracle *oracle_new(struct kunit *test)
 	return o;
 }
 
-static void random_programs(struct kunit *test)
+static void random_programs_match_c(struct kunit *test)
 {
 	const unsigned int *number = test->param_value;
 	struct oracle *o = oracle_new(test);
@@ -269,9 +269,9 @@ static void describe(const unsigned int *number, char *desc)
 KUNIT_ARRAY_PARAM(numbers, numbers, describe);
 
 static struct kunit_case io_uring_filter_oracle_cases[] = {
-	KUNIT_CASE(oracle_corner_programs),
-	KUNIT_CASE(oracle_long_programs),
-	KUNIT_CASE_PARAM_ATTR(random_programs, numbers_gen_params,
+	KUNIT_CASE(oracle_corner_cases_match_c),
+	KUNIT_CASE(oracle_longest_programs_match_c),
+	KUNIT_CASE_PARAM_ATTR(random_programs_match_c, numbers_gen_params,
 			      { .speed = KUNIT_SPEED_SLOW }),
 	{}
 };

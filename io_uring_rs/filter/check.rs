@@ -74,7 +74,7 @@ mod tests {
     /// Checks every code with a context of 40 bytes. The codes that the uapi documents as allowed
     /// are written out as numbers.
     #[test]
-    fn every_code() {
+    fn only_documented_codes_are_accepted() {
         const KEPT: [u16; 38] = [
             0x06, 0x16, // ret
             0x04, 0x0c, 0x14, 0x1c, 0x24, 0x2c, 0x34, 0x3c, // add sub mul div
@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn context_offsets() {
+    fn loads_must_be_aligned_and_inside_the_context() {
         for k in 0..200 {
             let expected = (k < 40 && k % 4 == 0).then_some(Action::LoadContext);
 

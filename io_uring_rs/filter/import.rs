@@ -108,7 +108,7 @@ mod tests {
     use kernel::transmute::FromBytes;
 
     #[test]
-    fn pdu_sizes() {
+    fn pdu_size_may_be_smaller_unless_strict() {
         for (user, kernel, strict, expected) in [
             (0, 0, false, Ok(())),
             (0, 0, true, Ok(())),
@@ -126,7 +126,7 @@ mod tests {
 
     /// Sets each byte of a valid argument to values that it may or may not have.
     #[test]
-    fn fields() -> Result {
+    fn unknown_bits_in_any_field_are_refused() -> Result {
         const LAST: usize = Opcode::COUNT - 1;
         let mut valid = [0u8; 72];
         valid[0] = 1; // cmd_type

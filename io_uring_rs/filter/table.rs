@@ -409,7 +409,7 @@ mod tests {
     /// Compares owners with the model after each of many random registrations, inheritances and
     /// exits.
     #[test]
-    fn owners_follow_the_model() -> Result {
+    fn random_owners_match_the_model() -> Result {
         const OWNERS: u32 = 12;
         // With KASAN, each step takes much longer.
         const STEPS: u32 = if cfg!(CONFIG_KASAN) { 2_000 } else { 20_000 };
@@ -455,7 +455,7 @@ mod tests {
     /// Checks that a table with a chain for every opcode is freed by its last owner, and not
     /// before.
     #[test]
-    fn full_table_freed() -> Result {
+    fn last_owner_frees_all_filters() -> Result {
         let mut set = None;
 
         for op in Opcode::all() {
@@ -475,7 +475,7 @@ mod tests {
 
     /// Checks the bound on costs. Filters whose verdict is certain cost as much as others.
     #[test]
-    fn bound_is_exact() -> Result {
+    fn cost_limit_is_exact() -> Result {
         let op = opcode(0)?;
 
         for verdict in [1, 0] {
@@ -496,7 +496,7 @@ mod tests {
 
     /// Checks that one step of a release frees no more than its budget and a chain.
     #[test]
-    fn release_is_bounded() -> Result {
+    fn one_release_step_frees_at_most_its_budget() -> Result {
         const LAST: u32 = Opcode::COUNT as u32;
         const LEFT: i32 = (Opcode::COUNT - RELEASE_BUDGET) as i32;
 
@@ -561,7 +561,7 @@ mod tests {
 
     /// Checks that filters that are too long for one program become two, the newer one first.
     #[test]
-    fn long_filters_are_kept_apart() -> Result {
+    fn filters_too_long_to_merge_stay_separate() -> Result {
         let op = opcode(0)?;
         let mut set = register(None, op, long(1, 4096)?, false)?;
         // Together, they would be longer than a program may be.
@@ -577,7 +577,7 @@ mod tests {
 
     /// Checks that registering a filter compiles at most twice its instructions, or a few more.
     #[test]
-    fn registering_is_bounded() -> Result {
+    fn registering_recompiles_only_short_programs() -> Result {
         let op = opcode(0)?;
         let mut set = register(None, op, filter(0)?, false)?;
 

@@ -94,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn kinds() {
+    fn each_kind_of_entry_sets_its_rule() {
         let registers = Rules {
             registers_restricted: true,
             register_ops: OpSet::from_iter([0, LAST_REGISTER.into()]),
@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn registers() {
+    fn register_opcodes_are_free_unless_listed() {
         let all = |rules: &Rules| (0..REGISTER_LAST).all(|op| rules.allows_register(op));
 
         assert!(parse(&[(1, 3)]).is_some_and(|rules| all(&rules)));

@@ -355,7 +355,7 @@ mod tests {
     }
 
     #[test]
-    fn last_in_first_out() -> Result {
+    fn last_returned_buffer_is_taken_first() -> Result {
         let buffers = buffers(6)?;
         let mut taken = [99; 4];
 
@@ -373,7 +373,7 @@ mod tests {
 
     /// Checks that user space gives back only buffers that it was granted, and only as often.
     #[test]
-    fn what_is_given_back() -> Result {
+    fn buffer_is_free_after_as_many_returns_as_grants() -> Result {
         let buffers = buffers(4)?;
 
         assert_eq!(drain(&buffers)?.len(), 4);
@@ -409,7 +409,7 @@ mod tests {
     }
 
     #[test]
-    fn scrubbing() -> Result {
+    fn scrub_frees_all_granted_buffers_once() -> Result {
         let buffers = buffers(RESCHED_EVERY + 3)?;
 
         assert_eq!(drain(&buffers)?.len(), 4099);
@@ -491,7 +491,7 @@ mod tests {
     /// Checks that no buffer is lost and none is free twice when two tasks give back buffers at
     /// once, or when one does while all buffers are taken back.
     #[test]
-    fn at_the_same_time() -> Result {
+    fn concurrent_returns_and_scrubs_lose_no_buffer() -> Result {
         let buffers = Buffers::new(Shared::COUNT, 12, false)?;
         let shared = Arc::pin_init(
             pin_init!(Shared {
@@ -533,7 +533,7 @@ mod tests {
 
     /// Compares random sequences of operations with a model, which has one place for each buffer.
     #[test]
-    fn follow_the_model() -> Result {
+    fn random_operations_match_the_model() -> Result {
         const COUNT: u32 = 37;
         let buffers = buffers(COUNT)?;
         // The number of times that each was granted. A buffer that is taken or granted is not free.

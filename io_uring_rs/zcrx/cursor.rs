@@ -90,7 +90,7 @@ mod tests {
 
     /// Checks a full queue, an empty one, and a nonsensical position, also where numbers wrap.
     #[test]
-    fn never_more_than_there_are() {
+    fn available_entries_never_exceed_the_ring() {
         for head in [0, 1, 255, 256, u32::MAX - 3, u32::MAX] {
             let mut cursor = Cursor { head, mask: 255 };
 
@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn entries_name_buffers() {
+    fn entry_offset_gives_area_and_buffer() {
         let place = |area, buffer| Some(Place { area, buffer });
 
         assert_eq!(Place::decode(0, 0, 12), place(0, 0));

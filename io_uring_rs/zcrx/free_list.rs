@@ -124,7 +124,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn areas_are_found_in_a_circle() -> Result {
+    fn search_for_an_area_wraps_around() -> Result {
         let areas = FreeAreas::new(1024)?;
 
         assert_eq!(areas.find(0), None);
@@ -142,7 +142,7 @@ mod tests {
 
     /// Checks that the bit of an area follows its list.
     #[test]
-    fn lists_say_whether_there_are_any() -> Result {
+    fn area_bit_is_set_while_buffers_are_free() -> Result {
         let areas = FreeAreas::new(1024)?;
         let mut list = FreeList::new(3)?;
         let mut none = FreeList::new(0)?;

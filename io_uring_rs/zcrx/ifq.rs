@@ -219,7 +219,7 @@ mod tests {
     /// Requests that remain after a ring has let go of its queues can still receive packets that
     /// came before.
     #[test]
-    fn what_is_received_after_the_end_is_taken_back() -> Result {
+    fn buffers_received_after_close_are_taken_back() -> Result {
         for is_exported in [false, true] {
             let mut ring = TestRing::<Queue>::new()?;
             let ifq = ring.with(|mut queues| register(&mut queues))?;

@@ -283,7 +283,7 @@ mod tests {
     /// Compares random sequences of what a driver, packets, user space and copying do with a model.
     /// Each buffer is in one place, and none is lost.
     #[test]
-    fn follows_the_model() -> Result {
+    fn random_operations_match_the_model() -> Result {
         let provider = provider()?;
         let mut pool = TestPool::new(&provider)?;
         let mut model = KVec::new();
@@ -384,7 +384,7 @@ mod tests {
     /// Checks that a buffer of user space stays in the pool until it was given back as often as it
     /// was granted.
     #[test]
-    fn what_user_space_has_stays_in_the_pool() -> Result {
+    fn buffer_in_user_space_stays_in_the_pool() -> Result {
         let provider = provider()?;
         let mut pool = TestPool::new(&provider)?;
         let packet = pool.receive().ok_or(ENOMEM)?;

@@ -251,13 +251,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sizes() {
+    fn region_size_fits_header_and_entries() {
         assert_eq!(size(1), Some(RQ_ENTRIES + 16));
         assert_eq!(size(32768), Some(RQ_ENTRIES + (1 << 19)));
     }
 
     #[test]
-    fn where_statistics_may_be() {
+    fn statistics_must_follow_the_entries() {
         let used = (RQ_ENTRIES + 4 * RQE_SIZE) as u64;
         let last = (PAGE_SIZE - STATS_SIZE) as u64;
         let stats = |offset| stats(offset, 4, PAGE_SIZE);

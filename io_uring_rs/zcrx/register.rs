@@ -316,7 +316,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_of_entries() {
+    fn entries_are_rounded_up_and_clamped() {
         for clamp in [false, true] {
             assert_eq!(entries(0, clamp), Err(EINVAL));
             assert_eq!(entries(1, clamp), Ok(1));
@@ -331,7 +331,7 @@ mod tests {
     }
 
     #[test]
-    fn sizes_of_buffers() {
+    fn buffer_size_is_a_page_or_larger_power_of_two() {
         let page = PAGE_SIZE as u32;
         let shift = PAGE_SHIFT as u32;
 

@@ -295,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn linear_only() -> Result {
+    fn linear_part_is_taken_from_offset_to_end() -> Result {
         let skb = packet(100, &[], &[])?;
 
         check(&skb, 0, 100, &[100]);
@@ -311,7 +311,7 @@ mod tests {
 
     /// Checks walks that begin in each kind of part.
     #[test]
-    fn all_kinds_of_parts() -> Result {
+    fn linear_part_fragments_and_list_are_taken_in_order() -> Result {
         let skb = packet(100, &[200, 5000], &[30, 40])?;
 
         check(&skb, 0, 5370, &[100, 200, 5000, 30, 40]);
@@ -330,7 +330,7 @@ mod tests {
 
     /// Checks that nothing is taken after a part that was not taken whole.
     #[test]
-    fn no_room() -> Result {
+    fn walk_stops_at_a_part_taken_incompletely() -> Result {
         let skb = packet(100, &[200, 300], &[30, 40])?;
 
         for (room, want) in [
@@ -357,7 +357,7 @@ mod tests {
 
     /// Checks the limit on packets. A packet counts besides the packets in its list.
     #[test]
-    fn packets_in_a_row() -> Result {
+    fn one_walk_takes_at_most_21_packets() -> Result {
         let skb = packet(1, &[], &[1; 22])?;
         let mut walk = Walk::default();
 
@@ -377,7 +377,7 @@ mod tests {
     }
 
     #[test]
-    fn nested_lists() -> Result {
+    fn nesting_of_lists_is_limited() -> Result {
         let mut skb = packet(1, &[], &[])?;
 
         for depth in 0..=DEPTH + 1 {

@@ -349,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn context_loads_stay_inside() {
+    fn context_loads_outside_are_refused() {
         let load = |k| rewrite(as_code(LD_W_ABS), k, Action::LoadContext, 40);
 
         assert_eq!(load(0), Ok((as_code(LDX_W_ABS), 0)));
@@ -364,7 +364,7 @@ mod tests {
     }
 
     #[test]
-    fn lengths_become_constants() {
+    fn length_loads_become_constants() {
         let load = |code| rewrite(as_code(code), 7, Action::LoadConstant(40), 40);
 
         assert_eq!(load(LD_W_LEN), Ok((as_code(LD_IMM), 40)));
@@ -374,7 +374,7 @@ mod tests {
 
     /// Whatever a checker decides, no load of a packet is left.
     #[test]
-    fn packet_loads_never_survive() {
+    fn no_packet_load_remains() {
         for code in 0..=u16::MAX {
             for action in [Action::Keep, Action::LoadContext, Action::LoadConstant(0)] {
                 let Ok((code, _)) = rewrite(code, 0, action, 40) else {

@@ -65,7 +65,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn indices_in_range_are_kept() {
+    fn only_indices_in_range_are_returned() {
         const MAX: usize = isize::MAX.unsigned_abs();
 
         for size in [1, 2, 65, 1 << 16, MAX] {
@@ -79,7 +79,7 @@ mod tests {
 
     /// Sizes that no array has are refused: with these, C's mask would be wrong on some machines.
     #[test]
-    fn sizes_that_no_array_has() {
+    fn sizes_above_isize_max_have_no_valid_index() {
         for size in [1 << (usize::BITS - 1), usize::MAX] {
             for index in [0, 1, size - 1, size] {
                 assert_eq!(checked_index(index, size), None);
@@ -88,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn indices_in_slices() {
+    fn slice_index_must_be_below_its_length() {
         assert_eq!(index_in(&[7u64, 8, 9], 2), Some(2));
         assert_eq!(index_in(&[7u64, 8, 9], 3), None);
         assert_eq!(index_in::<u64>(&[], 0), None);

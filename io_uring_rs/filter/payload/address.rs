@@ -72,7 +72,7 @@ mod tests {
     }
 
     #[test]
-    fn lengths() {
+    fn address_is_shown_only_when_complete() {
         for family in [0, 1, AF_INET, AF_INET6, 0xffff] {
             let all = numbered(family);
 

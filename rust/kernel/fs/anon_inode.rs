@@ -354,7 +354,7 @@ mod tests {
     }
 
     #[test]
-    fn dropped_with_the_file() -> Result {
+    fn data_is_dropped_with_the_last_reference() -> Result {
         let note = Arc::new(Atomic::new(0), GFP_KERNEL)?;
         let data = Noted {
             note: note.clone(),
@@ -382,7 +382,7 @@ mod tests {
     }
 
     #[test]
-    fn of_another_kind_is_none() -> Result {
+    fn file_of_another_type_is_refused() -> Result {
         let note = Arc::new(Atomic::new(0), GFP_KERNEL)?;
         let data = Noted {
             note: note.clone(),
@@ -458,7 +458,7 @@ mod tests {
     /// The reference is taken with the file, and put after the data was dropped.
     #[cfg(CONFIG_MODULE_UNLOAD)]
     #[test]
-    fn keeps_its_module() -> Result {
+    fn file_keeps_its_module_loaded() -> Result {
         let note = Arc::new(Atomic::new(0), GFP_KERNEL)?;
         let data = Noted {
             note: note.clone(),
@@ -479,7 +479,7 @@ mod tests {
     /// No file can be created for a module that is being unloaded, and the data is dropped.
     #[cfg(CONFIG_MODULE_UNLOAD)]
     #[test]
-    fn no_files_of_a_module_that_goes() -> Result {
+    fn unloading_module_creates_no_files() -> Result {
         let note = Arc::new(Atomic::new(0), GFP_KERNEL)?;
         let data = Noted {
             note: note.clone(),

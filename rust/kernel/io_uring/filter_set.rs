@@ -274,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn c_sees_the_contents() -> Result {
+    fn c_pointer_leads_to_the_contents() -> Result {
         let done = Arc::new(Atomic::new(0), GFP_KERNEL)?;
         let none = Steps {
             steps: 0,
@@ -295,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn freed_once_in_steps() -> Result {
+    fn last_reference_frees_the_set_in_steps() -> Result {
         let done = Arc::new(Atomic::new(0), GFP_KERNEL)?;
         let contents = Steps {
             steps: 5,

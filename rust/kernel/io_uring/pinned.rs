@@ -212,7 +212,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_page_that_is_touched_counts() {
+    fn every_touched_page_counts() {
         assert_eq!(count_pages(PAGE_SIZE, PAGE_SIZE), Ok(1));
         assert_eq!(count_pages(PAGE_SIZE, PAGE_SIZE + 1), Ok(2));
         assert_eq!(count_pages(PAGE_SIZE + 1, PAGE_SIZE), Ok(2));
@@ -221,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn ranges_do_not_wrap() {
+    fn wrapping_range_is_refused() {
         assert_eq!(count_pages(1, usize::MAX), Err(EOVERFLOW));
         assert_eq!(count_pages(usize::MAX, 0), Err(EOVERFLOW));
         assert_eq!(count_pages(0, usize::MAX - PAGE_SIZE + 2), Err(EOVERFLOW));
@@ -233,7 +233,7 @@ mod tests {
 
     /// Unit tests run in a kernel thread, which has no user memory.
     #[test]
-    fn kernel_threads_pin_nothing() {
+    fn kernel_thread_cannot_pin() {
         assert!(matches!(
             PinnedPages::new(PAGE_SIZE, PAGE_SIZE),
             Err(error) if error == EFAULT

@@ -262,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn workers_inherit_nothing() -> Result {
+    fn children_inherit_but_workers_do_not() -> Result {
         let live = Arc::new(Atomic::new(0), GFP_KERNEL)?;
         let mut parent = task()?;
         handle(&mut parent).set(numbered(3, &live)?);
@@ -288,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn rings_get_a_copy() -> Result {
+    fn ring_keeps_restrictions_of_its_creation() -> Result {
         let live = Arc::new(Atomic::new(0), GFP_KERNEL)?;
         let mut maker = task()?;
         let mut ctx: KBox<bindings::io_ring_ctx> = KBox::init(pin_init::init_zeroed(), GFP_KERNEL)?;
@@ -324,7 +324,7 @@ mod tests {
     /// Tasks have the restrictions that a model predicts, through random forks, registrations and
     /// exits.
     #[test]
-    fn tasks_follow_the_model() -> Result {
+    fn random_forks_and_exits_match_the_model() -> Result {
         const TASKS: u32 = 16;
         let mut seed = 0x2545_f491u32;
         let mut random = |below: u32| {

@@ -392,7 +392,7 @@ mod tests {
 
     /// User space cannot give back more than it was granted.
     #[test]
-    fn taking_back() -> Result {
+    fn no_more_than_granted_is_taken_back() -> Result {
         let iovs = NetIovs::new(KIND, 4, 12)?;
 
         assert_eq!(take_back(&iovs, 0, 1), None);
@@ -429,7 +429,7 @@ mod tests {
 
     /// However often a buffer is granted, it is not freed before it was given back as often.
     #[test]
-    fn grants_are_bounded() -> Result {
+    fn grant_count_cannot_overflow() -> Result {
         let iovs = NetIovs::new(KIND, 1, 12)?;
         let iov = iovs.iov(0).ok_or(EINVAL)?;
         let received = ProvidedIov::new(iov, 0);
@@ -460,7 +460,7 @@ mod tests {
 
     /// Buffers go only into pools of their own device, size and provider.
     #[test]
-    fn pools_that_they_fit_into() -> Result {
+    fn pool_must_match_device_size_and_provider() -> Result {
         let iovs = NetIovs::new(KIND, 1, 12)?;
         let (one, other) = (NonNull::<u32>::dangling(), NonNull::<u64>::dangling());
         let (dev, others) = (one.as_ptr().cast(), other.as_ptr().cast());

@@ -401,7 +401,7 @@ mod tests {
     }
 
     #[test]
-    fn no_part_is_more_than_the_whole() {
+    fn truncate_and_advance_stay_inside_the_piece() {
         let mut whole = chunk(100);
 
         whole.truncate(200);
@@ -445,7 +445,7 @@ mod tests {
 
     /// Pages that have to be mapped are copied one after the other.
     #[test]
-    fn pages_are_copied_across_their_ends() -> Result {
+    fn copy_crosses_page_boundaries() -> Result {
         const ORDER: u32 = 1;
         let byte = |index: usize| (index % 251) as u8;
         // SAFETY: The function may be called where sleeping is allowed, as in this test.
@@ -481,7 +481,7 @@ mod tests {
     }
 
     #[test]
-    fn no_step_leaves_its_page() {
+    fn each_copy_step_stays_in_one_page() {
         assert_eq!(locate(0), (0, 0, PAGE_SIZE));
         assert_eq!(locate(PAGE_SIZE - 1), (0, PAGE_SIZE - 1, 1));
         assert_eq!(locate(PAGE_SIZE), (1, 0, PAGE_SIZE));

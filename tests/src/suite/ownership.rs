@@ -542,8 +542,8 @@ fn ring_keeps_its_filters_in_another_task() -> TestResult {
 /// Checks that a denial by any filter of a chain denies the request.
 fn any_filter_of_a_chain_can_deny() -> TestResult {
     // This test cannot see the order in which filters run. KUnit compares that order,
-    // for short filters in `owners_follow_the_model`, for long ones in
-    // `long_filters_are_kept_apart`.
+    // for short filters in `random_owners_match_the_model`, for long ones in
+    // `filters_too_long_to_merge_stay_separate`.
     let mut ring = Ring::new(2)?;
     for user_data in 1..=4 {
         ring.must_filter(op::NOP, &deny_nop(user_data))?;

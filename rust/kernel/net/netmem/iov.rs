@@ -343,7 +343,7 @@ mod tests {
 
     /// No grant is lost while another one is given back on another CPU.
     #[test]
-    fn granting_while_giving_back() -> Result {
+    fn grant_racing_with_a_return_is_not_lost() -> Result {
         let (granted, references) = grant_while(Race::take_back)?;
 
         assert!((0..=TIMES).contains(&granted));
@@ -354,7 +354,7 @@ mod tests {
     /// No grant is given back twice, as could happen if one task flushes the refill queue while a
     /// page pool refills from it.
     #[test]
-    fn giving_back_on_two_cpus() -> Result {
+    fn racing_returns_never_return_a_grant_twice() -> Result {
         let race = Race::new()?;
         let iov = race.iovs.iov(0).ok_or(EINVAL)?;
 
@@ -375,7 +375,7 @@ mod tests {
 
     /// Each grant counts once if all are taken back while more are made.
     #[test]
-    fn granting_while_all_are_taken_back() -> Result {
+    fn grant_racing_with_take_back_all_counts_once() -> Result {
         let (granted, references) = grant_while(|race| {
             let _ = race.iovs.take_back_all(0);
         })?;

@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses() {
+    fn buffers_need_contiguous_dma_addresses() {
         let odd = [(0x7000, 4096), (0x3000, 4096), (0x1_0000, 4096)];
         assert_eq!(mapped_addresses(odd, 12), Ok([0x7000, 0x3000, 0x1_0000]));
         // No two of these pieces are contiguous.

@@ -111,7 +111,7 @@ mod tests {
 
     /// A message gets all attributes or none, whatever room it has.
     #[test]
-    fn messages_that_are_nearly_full() -> Result {
+    fn attribute_is_written_whole_or_not_at_all() -> Result {
         let (queue, pool) = (
             bindings::NETDEV_A_QUEUE_IO_URING,
             bindings::NETDEV_A_PAGE_POOL_IO_URING,

@@ -295,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn parts_in_their_order() -> Result {
+    fn parts_are_listed_in_order() -> Result {
         let mut skb = OwnedSkBuff::new(200)?;
 
         assert!(skb.is_empty());
@@ -321,7 +321,7 @@ mod tests {
 
     /// Fragments are copied whatever their offset is and however many pages they have.
     #[test]
-    fn fragments_are_copied() -> Result {
+    fn fragments_at_any_offset_are_copied() -> Result {
         for (offset, len) in [
             (0, 1),
             (0, PAGE_SIZE),
@@ -347,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_of_devices_is_not_copied() -> Result {
+    fn device_memory_is_not_copied() -> Result {
         let mut skb = OwnedSkBuff::new(0)?;
         let page = Page::alloc_page(GFP_KERNEL)?;
 

@@ -276,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn unlocking_runs_bottom_halves() -> Result {
+    fn unlock_runs_pending_bottom_halves() -> Result {
         let lock = KBox::pin_init(new_spinlock_bh!((), "unlocking"), GFP_KERNEL)?;
         let half = BottomHalf::new()?;
 
@@ -292,7 +292,7 @@ mod tests {
 
     /// A failed `try_lock` does not change whether bottom halves are enabled.
     #[test]
-    fn trying_to_lock() -> Result {
+    fn failed_try_lock_keeps_bottom_halves_disabled() -> Result {
         let lock = KBox::pin_init(new_spinlock_bh!(0, "trying"), GFP_KERNEL)?;
         let half = BottomHalf::new()?;
 
@@ -313,7 +313,7 @@ mod tests {
     /// Bottom halves enable interrupts while they run, so they must not run while a token
     /// guarantees that interrupts are disabled.
     #[test]
-    fn unlocking_leaves_interrupts_disabled() -> Result {
+    fn unlock_keeps_interrupts_disabled() -> Result {
         for lock_first in [true, false] {
             let lock: Pin<KBox<SpinLockBh<()>>> =
                 KBox::pin_init(new_spinlock_bh!((), "interrupts"), GFP_KERNEL)?;

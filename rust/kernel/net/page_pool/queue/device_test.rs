@@ -114,7 +114,7 @@ mod tests {
 
     /// A provider is bound to one queue at a time, and can be bound to another one after that.
     #[test]
-    fn bound_twice() -> Result {
+    fn provider_is_bound_to_one_queue_at_a_time() -> Result {
         let netdev = Port::find(0)?;
         // Assert nothing while the device is locked: a failed assertion ends the test without
         // unlocking.
@@ -212,7 +212,7 @@ mod tests {
     /// the device's lock. If the provider is bound again by then, perhaps to another device, that
     /// task closes the new binding.
     #[test]
-    fn uninstalled_while_closing() -> Result {
+    fn uninstall_during_close_leaves_nothing_bound() -> Result {
         let (netdev, other) = (Port::find(0)?, Port::find(1)?);
 
         for bound_again in [None, Some(&netdev), Some(&other)] {
@@ -274,7 +274,7 @@ mod tests {
     /// A pool is refused if it belongs to another device, if it does not map its buffers, if they
     /// have another size, or if the device does not only write to them.
     #[test]
-    fn pools_that_do_not_fit() -> Result {
+    fn unsuitable_pools_are_refused() -> Result {
         let netdev = Port::find(0)?;
         let locked = netdev.lock();
         let dev = locked.dma_device(QUEUE)?;

@@ -40,7 +40,7 @@ mod tests {
     /// Memory stays mapped while a driver goes on with its pool, through which it still writes to
     /// it.
     #[test]
-    fn memory_stays_mapped_as_long_as_a_pool() -> Result {
+    fn memory_stays_mapped_until_the_last_pool_is_gone() -> Result {
         let dev = faux::Registration::new(c"page_pool_queue", None)?;
         let (queue, mapped) = bound_queue(dev.as_ref().as_ref())?;
         let pools = (TestPool::new(&queue)?, TestPool::new(&queue)?);
@@ -56,7 +56,7 @@ mod tests {
 
     /// Memory may be unmapped while packets have buffers of a pool that the driver has destroyed.
     #[test]
-    fn packets_do_not_keep_memory_mapped() -> Result {
+    fn packets_of_a_destroyed_pool_do_not_keep_memory_mapped() -> Result {
         let dev = faux::Registration::new(c"page_pool_queue", None)?;
         let (queue, mapped) = bound_queue(dev.as_ref().as_ref())?;
         let mut pool = TestPool::new(&queue)?;
@@ -115,7 +115,7 @@ mod tests {
     /// Unmapping waits for a softirq in which a pool may be syncing a buffer for its device.
     #[cfg(CONFIG_DMA_NEED_SYNC)]
     #[test]
-    fn syncs_are_waited_for() -> Result {
+    fn end_waits_for_dma_syncs() -> Result {
         let dev = faux::Registration::new(c"page_pool_queue", None)?;
         let (queue, mapped) = bound_queue(dev.as_ref().as_ref())?;
         let mut pool = TestPool::new(&queue)?;
