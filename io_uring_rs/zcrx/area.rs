@@ -211,12 +211,8 @@ impl<'a> Batch<'a> {
     /// Takes up to `wanted` buffers off the free list of an area that has any. The batch must be
     /// empty. Returns whether there was such an area.
     pub(super) fn refill(&mut self, wanted: usize) -> bool {
-        let wanted = wanted.clamp(1, BATCH);
-
-        let Some(buffers) = self.buffers.get_mut(..wanted) else {
-            return false;
-        };
-        let Some((id, area, count)) = self.areas.take(buffers) else {
+        let buffers = self.buffers.get_mut(..wanted.clamp(1, BATCH));
+        let Some((id, area, count)) = buffers.and_then(|buffers| self.areas.take(buffers)) else {
             return false;
         };
 
@@ -440,5 +436,130 @@ impl Drop for Reservation<'_> {
         if self.slot.as_ref().is_none() && self.areas.len() == self.id.wrapping_add(1) {
             self.areas.len.store(self.id, Release);
         }
+    }
+}
+
+#[cfg(CONFIG_IO_URING_RS_KUNIT_TEST)]
+#[kernel::macros::kunit_tests(io_uring_zcrx_area)]
+mod tests {
+    use super::{
+        super::free_list::FreeList,
+        *, //
+    };
+    use kernel::{
+        faux,
+        net::page_pool::{
+            test_pool::TestPool,
+            MemoryProvider,
+            ProvidedQueue,
+            ProviderKind, //
+        }, //
+    };
+
+    /// The number of buffers of an area.
+    const COUNT: usize = 3;
+
+    /// Creates an area without pages.
+    fn area(has_device: bool) -> Result<Pin<KBox<Area>>> {
+        let memory = Memory::without_pages(COUNT << PAGE_SHIFT);
+
+        Area::of_memory(memory, PAGE_SHIFT as u32, has_device)
+    }
+
+    /// Creates a set with one area without pages.
+    fn areas() -> Result<Pin<KBox<Areas>>> {
+        let areas = KBox::pin_init(Areas::new(PAGE_SHIFT as u32)?, GFP_KERNEL)?;
+
+        areas.reserve()?.publish(area(false)?);
+        Ok(areas)
+    }
+
+    /// Returns the number of free buffers of the first area, and leaves them free.
+    fn free(areas: &Areas) -> Option<usize> {
+        let mut all = [0; COUNT + 1];
+        let buffers = areas.get(0)?.buffers();
+        let count = buffers.take(&mut all);
+
+        buffers.put(all.get(..count)?);
+        Some(count)
+    }
+
+    /// An area may be noted as one that has free buffers just when others take them. The search
+    /// ends nevertheless.
+    #[test]
+    fn search_ends_although_an_area_looks_free() -> Result {
+        let areas = areas()?;
+        let mut list = FreeList::new(1)?;
+        let mut buffers = [0; COUNT];
+
+        assert_eq!(
+            areas.take(&mut buffers).map(|(_, _, count)| count),
+            Some(COUNT)
+        );
+        // There is no area with this id, so that nobody finds out that it has no buffers.
+        list.note_in(areas.free.clone(), 9);
+        assert!(areas.take(&mut buffers).is_none());
+        Ok(())
+    }
+
+    #[test]
+    fn granting_needs_a_buffer() -> Result {
+        let areas = areas()?;
+        let mut batch = Batch::new(&areas);
+
+        batch.grant();
+        assert_eq!(free(&areas), Some(COUNT));
+        // It has buffers, but these have no page to copy to.
+        assert!(batch.peek(1).is_none());
+        assert_eq!(free(&areas), Some(COUNT - 1));
+        drop(batch);
+        assert_eq!(free(&areas), Some(COUNT));
+        Ok(())
+    }
+
+    #[test]
+    fn memory_without_pages_cannot_be_mapped() -> Result {
+        let registration = faux::Registration::new(c"zcrx_area", None)?;
+        let dev: &Device<Bound> = registration.as_ref().as_ref();
+
+        assert_eq!(area(true)?.map(dev), Err(EINVAL));
+        Ok(())
+    }
+
+    /// A provider whose areas are for no device.
+    #[pin_data]
+    struct Provider {
+        #[pin]
+        areas: Areas,
+    }
+
+    impl MemoryProvider for Provider {
+        const KIND: ProviderKind = ProviderKind::IoUring;
+
+        fn alloc(&self, cache: &mut AllocCache<'_>) {
+            self.areas.fill_cache(cache);
+        }
+
+        fn release(&self, tag: u64, index: usize) {
+            self.areas.release(tag, index);
+        }
+
+        fn unmap(&self, unused: &Unused<'_>) {
+            self.areas.unmap(unused);
+        }
+    }
+
+    #[test]
+    fn buffers_that_a_pool_refuses_stay_free() -> Result {
+        let areas = Areas::new(PAGE_SHIFT as u32)?;
+        let queue = Arc::pin_init(
+            ProvidedQueue::new(PAGE_SHIFT as u32, pin_init!(Provider { areas <- areas })),
+            GFP_KERNEL,
+        )?;
+
+        queue.areas.reserve()?.publish(area(false)?);
+        assert!(TestPool::new(&queue)?.receive().is_none());
+        assert_eq!(free(&queue.areas), Some(COUNT));
+        Ok(())
     }
 }

@@ -101,6 +101,15 @@ impl Account {
         }
     }
 
+    /// Creates an account of neither a user nor an address space, for unit tests.
+    #[cfg(CONFIG_RUST_IO_URING_KUNIT_TEST)]
+    pub(super) fn of_nobody() -> Self {
+        Self {
+            user: None,
+            mm: None,
+        }
+    }
+
     /// Returns the user as a C pointer, or null. The pointer is valid as long as this object or a
     /// clone of it exists.
     pub(super) fn user(&self) -> *mut bindings::user_struct {
@@ -162,6 +171,30 @@ impl Drop for Charge {
         // - By the type invariants, this number of pages was charged to them.
         unsafe {
             bindings::io_unaccount_mem(self.account.user(), self.account.mm(), self.pages);
+        }
+    }
+}
+
+#[cfg(CONFIG_RUST_IO_URING_KUNIT_TEST)]
+#[macros::kunit_tests(rust_kernel_io_uring_account)]
+mod tests {
+    use super::*;
+
+    /// Checks that a number of pages that C would take for a negative one is refused, even if
+    /// there is nobody to charge.
+    #[test]
+    fn too_many_pages_are_refused() {
+        let account = Account::of_nobody();
+        let most = isize::MAX.unsigned_abs();
+
+        for (pages, expected) in [
+            (0, None),
+            (1, None),
+            (most, None),
+            (most + 1, Some(ENOMEM)),
+            (usize::MAX, Some(ENOMEM)),
+        ] {
+            assert_eq!(account.charge(pages).err(), expected);
         }
     }
 }

@@ -257,7 +257,7 @@ impl Region {
         }
         for offset in offset..end {
             let byte: *mut u8 = self.ptr_at(offset).ok_or(EINVAL)?;
-            // SAFETY: `at` returns pointers that are valid for writes. By the type invariants,
+            // SAFETY: `ptr_at` returns pointers that are valid for writes. By the type invariants,
             // concurrent accesses are marked or like those of user space.
             unsafe { byte.write_volatile(0) };
         }
@@ -271,7 +271,7 @@ impl Region {
     #[inline]
     pub fn load_acquire_u32(&self, offset: usize) -> u32 {
         self.ptr_at(offset).map_or(0, |word: *mut u32| {
-            // SAFETY: `at` returns pointers that are valid and aligned. By the type invariants,
+            // SAFETY: `ptr_at` returns pointers that are valid and aligned. By the type invariants,
             // concurrent stores are marked or like those of user space.
             unsafe { atomic_load(word, Acquire) }
         })
@@ -284,7 +284,7 @@ impl Region {
     #[inline]
     pub fn store_release_u32(&self, offset: usize, value: u32) {
         if let Some(word) = self.ptr_at(offset) {
-            // SAFETY: `at` returns pointers that are valid and aligned. By the type invariants,
+            // SAFETY: `ptr_at` returns pointers that are valid and aligned. By the type invariants,
             // concurrent accesses are marked or like those of user space.
             unsafe { atomic_store(word, value, Release) };
         }
@@ -297,7 +297,7 @@ impl Region {
     #[inline]
     pub fn add_u64(&self, offset: usize, n: u64) {
         if let Some(word) = self.ptr_at::<u64>(offset) {
-            // SAFETY: `at` returns pointers that are valid and aligned. By the type invariants,
+            // SAFETY: `ptr_at` returns pointers that are valid and aligned. By the type invariants,
             // concurrent accesses are marked or like those of user space. The reference ends with
             // this statement.
             unsafe { Atomic::from_ptr(word) }.add(n, Relaxed);
@@ -352,5 +352,106 @@ impl<const SIZE: usize> Entries<'_, SIZE> {
         // SAFETY: By the type invariants, this is within the region and aligned. By those of
         // `Region`, concurrent stores are marked or like those of user space.
         unsafe { self.base.wrapping_add(at).cast::<u32>().read_volatile() }
+    }
+}
+
+#[cfg(CONFIG_RUST_IO_URING_KUNIT_TEST)]
+#[macros::kunit_tests(rust_kernel_io_uring_region)]
+mod tests {
+    use super::*;
+
+    /// Creates a region of a page, in which each byte is `0xff`.
+    fn region() -> Result<Region> {
+        let size = PAGE_SIZE as u64;
+        let region = Region::new(Account::of_nobody(), &mut RegionDesc::of_size(size), 0)?;
+
+        for offset in (0..PAGE_SIZE).step_by(4) {
+            region.store_release_u32(offset, u32::MAX);
+        }
+        Ok(region)
+    }
+
+    /// Unit tests run in a kernel thread, which has no user memory.
+    #[test]
+    fn kernel_thread_cannot_provide_the_memory() {
+        let mut desc = RegionDesc::of_size(PAGE_SIZE as u64);
+
+        desc.0.user_addr = PAGE_SIZE as u64;
+        desc.0.flags = bindings::IORING_MEM_REGION_TYPE_USER;
+        let result = Region::new(Account::of_nobody(), &mut desc, 0);
+
+        assert_eq!(result.err(), Some(EFAULT));
+    }
+
+    #[test]
+    fn access_outside_of_the_region_does_nothing() -> Result {
+        let region = region()?;
+
+        // Outside, partly outside, or not aligned.
+        for offset in [PAGE_SIZE, PAGE_SIZE - 2, 2, usize::MAX - 1, usize::MAX - 3] {
+            assert_eq!(region.load_acquire_u32(offset), 0);
+            region.store_release_u32(offset, 0);
+            region.add_u64(offset, 1);
+        }
+        region.add_u64(PAGE_SIZE - 4, 1);
+        for (offset, len) in [
+            (PAGE_SIZE - 4, 5),
+            (PAGE_SIZE, 1),
+            (0, PAGE_SIZE + 1),
+            (usize::MAX, 1),
+            (1, usize::MAX),
+        ] {
+            assert_eq!(region.zero(offset, len), Err(EINVAL));
+        }
+        for offset in (0..PAGE_SIZE).step_by(4) {
+            assert_eq!(region.load_acquire_u32(offset), u32::MAX);
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn zero_stays_inside_its_range() -> Result {
+        let region = region()?;
+
+        region.zero(8, 3)?;
+        region.zero(PAGE_SIZE, 0)?;
+        assert_eq!(region.load_acquire_u32(4), u32::MAX);
+        assert_eq!(
+            region.load_acquire_u32(8),
+            u32::from_ne_bytes([0, 0, 0, 0xff])
+        );
+        assert_eq!(region.load_acquire_u32(12), u32::MAX);
+        Ok(())
+    }
+
+    /// Checks that all entries are in the region and aligned, and that their number is a power of
+    /// two, as an index is reduced by a mask.
+    #[test]
+    fn entries_are_inside_the_region() -> Result {
+        const SIZE: usize = 16;
+        const MOST: u32 = (PAGE_SIZE / SIZE) as u32;
+        let region = region()?;
+        let fit = |offset, count| region.entries::<SIZE>(offset, count).is_some();
+
+        assert!(fit(0, MOST) && fit(PAGE_SIZE - SIZE, 1) && fit(8, MOST / 2));
+        for (offset, count) in [
+            (0, 0),
+            (0, 3),
+            (0, 2 * MOST),
+            (0, u32::MAX),
+            (8, MOST),
+            (4, 1),
+            (PAGE_SIZE, 1),
+            (usize::MAX, 1),
+        ] {
+            assert!(!fit(offset, count));
+        }
+        let entries = region.entries::<SIZE>(SIZE, 2).ok_or(EINVAL)?;
+
+        region.store_release_u32(2 * SIZE + 8, 7);
+        for entry in [1, 3, u32::MAX] {
+            assert_eq!(entries.read_u32::<8>(entry), 7);
+        }
+        Ok(())
     }
 }

@@ -420,7 +420,9 @@ mod tests {
             assert_eq!(take_back(&iovs, index, 1), None);
         }
 
-        assert!(matches!(iovs.take_back_all(2), AfterPut::Held));
+        for index in [2, 4, u32::MAX] {
+            assert!(matches!(iovs.take_back_all(index), AfterPut::Held));
+        }
         assert!(iovs.take_and_grant(2));
         assert!(matches!(iovs.take_back_all(2), AfterPut::Free));
         assert!(iovs.take_and_grant(2));

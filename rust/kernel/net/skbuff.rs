@@ -404,6 +404,9 @@ mod tests {
     fn truncate_and_advance_stay_inside_the_piece() {
         let mut whole = chunk(100);
 
+        #[cfg(CONFIG_PAGE_POOL)]
+        assert!(whole.net_iov().is_none());
+
         whole.truncate(200);
         assert_eq!(whole.len(), 100);
         whole.advance(30);

@@ -29,7 +29,7 @@ pub const TESTS: &[Test] = tests! {
 };
 
 /// Builds a registration of the queue with a dma-buf as its area.
-fn with_dmabuf(nic: &Nic, fd: RawFd, memory: &Mapping) -> Registration {
+pub(super) fn with_dmabuf(nic: &Nic, fd: RawFd, memory: &Mapping) -> Registration {
     let mut registration = nic.registration(ENTRIES, memory);
     registration.area = AreaReg {
         len: memory.len() as u64,

@@ -2,16 +2,19 @@
 //! D11: queues of a network device at every point where an allocation or a user copy
 //! can fail. Queues without a device are in `zcrx_fault`.
 
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::OnceLock;
 
 use anyhow::{Context, ensure};
 
 use super::fault_points::{Points, Scenario, prepare, sweep};
+use super::zcrx_device_dmabuf::with_dmabuf;
 use super::zcrx_device_end::add_area;
 use super::zcrx_fault::{by_implementation, expect_no_queue};
 use super::zcrx_receive::roomy_ring;
 use super::{Outcome, Test, TestResult, tests};
 use crate::buffers::Resources;
+use crate::dmabuf;
 use crate::kernel::expect_eq;
 use crate::netdev;
 use crate::nic::Nic;
@@ -22,6 +25,7 @@ use crate::zcrx::{AREA_SHIFT, AreaReg, Ifq, Registration, memory};
 pub const TESTS: &[Test] = tests! {
     "zcrx::device::fault" {
         FI10device registering_fails_at_each_point (120 s);
+        FI10dmabuf registering_a_dmabuf_fails_at_each_point (120 s);
         FI11device adding_an_area_fails_at_each_point (120 s);
     }
 };
@@ -108,6 +112,46 @@ impl Scenario for Bind {
     }
 }
 
+/// Registering the first queue of a ring with a dma-buf as its area.
+struct BindDmabuf {
+    begin: Resources,
+    ring: Option<WideRing>,
+    dmabuf: Option<(OwnedFd, Mapping)>,
+    held: Resources,
+}
+
+impl Scenario for BindDmabuf {
+    fn setup() -> anyhow::Result<Self> {
+        let begin = Resources::now()?;
+        Ok(BindDmabuf {
+            begin,
+            ring: Some(roomy_ring()?),
+            dmabuf: Some(dmabuf::new(PAGES * PAGE_SIZE)?),
+            held: Resources::now()?,
+        })
+    }
+    fn act(&mut self) -> i32 {
+        let (Ok(nic), Some(ring), Some((fd, area))) = (nic(), &self.ring, &self.dmabuf) else {
+            return -libc::EINVAL;
+        };
+        with_dmabuf(nic, fd.as_raw_fd(), area).register(ring.fd())
+    }
+    fn unchanged(&mut self) -> anyhow::Result<()> {
+        expect_no_queue(self.ring.as_ref().context("no ring")?)?;
+        unbound()?;
+        self.held.wait("failing")
+    }
+    fn done(&mut self) -> anyhow::Result<()> {
+        let provided = nic()?.provided()?;
+        expect_eq("provided", provided, Some(PAGE_SIZE as u64))?;
+        // The memory of a dma-buf is not pinned.
+        self.held.wait("registering")?;
+        drop((self.ring.take(), self.dmabuf.take()));
+        nic()?.wait_released()?;
+        self.begin.wait("closing")
+    }
+}
+
 /// Adding an area to a queue.
 struct AddArea {
     begin: Resources,
@@ -181,6 +225,12 @@ fn sweep_and_exhaust<S: Scenario>(what: &str, copies: u32) -> TestResult {
 fn registering_fails_at_each_point() -> TestResult {
     // The kernel reads the queue, the region and the area, and writes the same back.
     sweep_and_exhaust::<Bind>("a queue of a device", 6)
+}
+
+/// Checks that registering a queue of a device whose area is a dma-buf fails at each
+/// allocation and user copy without effect.
+fn registering_a_dmabuf_fails_at_each_point() -> TestResult {
+    sweep_and_exhaust::<BindDmabuf>("a queue of a device with a dma-buf", 6)
 }
 
 /// Checks that adding an area to a queue of a device fails at each allocation and user

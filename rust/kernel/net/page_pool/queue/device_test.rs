@@ -325,4 +325,20 @@ mod tests {
         queue.close();
         Ok(())
     }
+
+    /// Memory whose buffers are in pools of another provider may be in use there.
+    #[test]
+    fn memory_of_another_provider_is_not_unmapped() -> Result {
+        let registration = faux::Registration::new(c"page_pool_queue", None)?;
+        let dev: &Device<Bound> = registration.as_ref().as_ref();
+        let (queue, mapped) = bound_queue(dev)?;
+        let other = NonNull::<u32>::dangling().cast();
+
+        assert!(queue.provider.mapped.claim_for(other, dev.as_raw(), 12));
+        without_warnings(|| queue.remove_binding(|_| true));
+        assert_eq!(mapped.load(Relaxed), 1);
+        drop(queue);
+        assert_eq!(mapped.load(Relaxed), 0);
+        Ok(())
+    }
 }

@@ -63,7 +63,7 @@ impl Drop for Fake {
 /// device.
 pub(super) struct Provider {
     buffer: NetIovs,
-    mapped: NetIovs,
+    pub(super) mapped: NetIovs,
 }
 
 impl MemoryProvider for Provider {
