@@ -20,8 +20,9 @@ use crate::netdev;
 use crate::nic::{self, Nic};
 use crate::register::PAGE_SIZE;
 use crate::ring::IORING_CQE_F_MORE;
+use crate::sqe::Sqe;
 use crate::stream::{Stream, ended};
-use crate::wide::WideRing;
+use crate::wide::{WideRing, ZCRX_SETUP};
 use crate::zcrx::{
     AREA_SHIFT, EventDesc, Ifq, RQES, Stats, ZCRX_EVENT_ALLOC_FAIL, ZCRX_EVENT_DESC_FLAG_STATS,
     memory, pattern,
@@ -36,6 +37,7 @@ pub const TESTS: &[Test] = tests! {
         ZN16 buffer_with_several_fragments_needs_all_entries;
         ZN20 area_can_be_added_under_load (30 s);
         ZN41 copy_finds_buffers_without_a_flush (30 s);
+        ZN49 full_completion_queue_loses_no_data;
         ZV27device pool_passes_over_invalid_entries_in_bounded_steps;
     }
 };
@@ -476,5 +478,35 @@ fn copy_finds_buffers_without_a_flush() -> TestResult {
         ensure!(pages < FEW, "{pages} pages were copied");
     }
     nic.expect_conserved(&mut ring, &ifq, FEW)?;
+    Ok(Outcome::Passed)
+}
+
+/// Checks that a receive that finds no room for its completion ends with ENOSPC, and
+/// consumes no data.
+fn full_completion_queue_loses_no_data() -> TestResult {
+    const LEN: usize = 100;
+    let nic = Nic::new()?;
+    let mut ring = WideRing::with(2, 2, ZCRX_SETUP)?;
+    let ifq = nic.ifq(&ring, ENTRIES, BUFFERS)?;
+    let mut stream = nic.stream(1)?;
+    stream.send(LEN)?;
+    stream.wait_arrived()?;
+    for user_data in [71, 72] {
+        ring.push(Sqe::nop().user_data(user_data))?;
+    }
+    expect_eq("NOPs", ring.submit()?, 2)?;
+    ring.push(stream.recv(&ifq, 0))?;
+    expect_eq("receives", ring.submit()?, 1)?;
+    for user_data in [71, 72] {
+        expect_eq("a NOP", ring.try_cqe(), Some(ended(user_data, 0)))?;
+    }
+    let end = ended(stream.user_data, -libc::ENOSPC);
+    expect_eq("the end", ring.cqe()?, end)?;
+
+    ring.push(stream.recv(&ifq, LEN))?;
+    stream.take_all(&mut ring, &ifq)?;
+    expect_eq("the end", ring.cqe()?, ended(stream.user_data, 0))?;
+    drop((ifq, ring));
+    nic.wait_released()?;
     Ok(Outcome::Passed)
 }
