@@ -12,12 +12,13 @@ class Alive(threading.Thread):
     the output is a terminal."""
 
     PERIOD = 30
-    WIDTH = 60
 
-    def __init__(self, label, at_work, in_place=False):
-        """`at_work` returns a few words, or nothing."""
+    def __init__(self, label, at_work, begin=None, in_place=False):
+        """`at_work` returns a few words, or nothing. The work began at the monotonic time
+        `begin`, or begins with the `with` block."""
         super().__init__(daemon=True)
         self.label, self.at_work = label, at_work
+        self.begin = time.monotonic() if begin is None else begin
         self.in_place = in_place and sys.stdout.isatty()
         self.over = threading.Event()
 
@@ -32,9 +33,10 @@ class Alive(threading.Thread):
             print("\r\033[K", end="", flush=True)
 
     def run(self):
-        begin = time.monotonic()
+        # A line that is replaced in place must fit into the terminal.
+        width = 60 if self.in_place else 100
         while not self.over.wait(1 if self.in_place else self.PERIOD):
-            seconds = int(time.monotonic() - begin)
+            seconds = int(time.monotonic() - self.begin)
             clock = f"{seconds // 60}:{seconds % 60:02}"
-            text = f"{clock:>6}  {self.label} … {(self.at_work() or '')[:self.WIDTH]}"
+            text = f"{clock:>6}  {self.label} … {(self.at_work() or '')[:width]}"
             print(f"\r\033[K{text}" if self.in_place else text, end="" if self.in_place else "\n", flush=True)

@@ -19,6 +19,7 @@ patterns, as in `kunit::rust_kernel_net*`."""
 import argparse
 import dataclasses
 import fnmatch
+import os
 import pathlib
 import re
 import sys
@@ -212,4 +213,5 @@ if __name__ == "__main__":
     except CatalogueError as error:
         sys.exit(f"error: {error}")
     except BrokenPipeError:
-        sys.exit(1)
+        # The reader, such as `head`, has enough. Nothing is left to be written at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -10,6 +10,7 @@ import io
 import pathlib
 import sys
 import threading
+import time
 import tomllib
 import unittest
 import unittest.mock
@@ -108,7 +109,7 @@ class Display(unittest.TestCase):
     """Tests of the display of long work."""
 
     def test_long_work_shows_that_it_goes_on(self):
-        words = iter(("first", "second " + 100 * "x", ""))
+        words = iter(("first", "second " + 200 * "x", ""))
         enough = threading.Event()
 
         def at_work():
@@ -118,10 +119,10 @@ class Display(unittest.TestCase):
             return word
 
         with contextlib.redirect_stdout(io.StringIO()) as shown, \
-                unittest.mock.patch.object(alive.Alive, "PERIOD", 0.01), alive.Alive("boot", at_work):
+                unittest.mock.patch.object(alive.Alive, "PERIOD", 0.01), alive.Alive("boot", at_work, begin=time.monotonic() - 83):
             self.assertTrue(enough.wait(10))
         lines = shown.getvalue().splitlines()[:3]
-        self.assertEqual(lines, ["  0:00  boot … first", "  0:00  boot … second " + 53 * "x", "  0:00  boot … "])
+        self.assertEqual(lines, ["  1:23  boot … first", "  1:23  boot … second " + 93 * "x", "  1:23  boot … "])
 
     def test_short_work_shows_nothing(self):
         with contextlib.redirect_stdout(io.StringIO()) as shown, alive.Alive("boot", lambda: "word"):
@@ -264,6 +265,8 @@ class Guests(unittest.TestCase):
         self.assertEqual(last("zcrx::device::dmabuf"), ["zcrx::device::dmabuf", "ZN23", "ZN17,ZN18,ZN23"])
         self.assertEqual(last("ZN01", iommu=True), ["ZN01"])
         self.assertEqual(last("", iommu=True), ["D10"])
+        with self.assertRaises(catalogue.CatalogueError):
+            self.boots("ZN01 kunit", iommu=True)
         self.assertEqual(last("")[1:], ["D10,D11,ST", "ZN23", "ZN01,ZN04,ZN07,ZN17,ZN27,ZN32"])
 
 
