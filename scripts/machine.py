@@ -133,9 +133,10 @@ class MemorySaver(threading.Thread):
 
 class Guest:
     """A running guest. Its console is ttyS0, the output of its programs ttyS1. The
-    memory that `saved` saves is complete when problems() has returned."""
+    memory that `saved` saves is complete when problems() has returned. A thread calls
+    `ended` when QEMU has ended."""
 
-    def __init__(self, image, initrd, append, *, limit, log, watch, icount=False, iommu=False, saved=None):
+    def __init__(self, image, initrd, append, *, limit, log, watch, icount=False, iommu=False, saved=None, ended=None):
         self.limit = limit
         self.watch = watch
         self.status = None
@@ -165,15 +166,15 @@ class Guest:
         os.close(report_qemu)
         self.readers = [
             threading.Thread(target=self._read, args=arguments, daemon=True)
-            for arguments in ((console_end, self.console, self.console_log, watch.line),
-                              (report_end, self.report, report_log, None))]
+            for arguments in ((console_end, self.console, self.console_log, watch.line, ended),
+                              (report_end, self.report, report_log, None, None))]
         for reader in self.readers:
             reader.start()
         self.timer = threading.Timer(limit, self._time_out)
         self.timer.daemon = True
         self.timer.start()
 
-    def _read(self, end, lines, log, look):
+    def _read(self, end, lines, log, look, ended):
         with os.fdopen(end, "rb") as pipe, open(log, "w", encoding="utf-8") as copy:
             for line in pipe:
                 text = line.decode(errors="replace").replace("\r", "").rstrip("\n")
@@ -185,6 +186,8 @@ class Guest:
                 lines.put(text)
         self.end = time.monotonic()
         lines.put(None)
+        if ended:
+            ended()
 
     def _time_out(self):
         self.timed_out = True
