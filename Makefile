@@ -34,7 +34,7 @@ tests_in_guests := $(if $(ONLY),$(filter-out host host::%,$(ONLY)),all)
 
 # Targets run one at a time, as each of them uses all CPUs.
 .NOTPARALLEL:
-.PHONY: help run test coverage mutants soak bench bench-um fuzz lint external kernel boot shell minutes host-tests apply unapply series series-check kconfig-matrix doc deb toolchain \
+.PHONY: help run test coverage mutants soak bench bench-um fuzz lint external kernel boot shell minutes host-tests apply unapply series series-check series-cc kconfig-matrix doc deb toolchain \
 	tree guest only list clean
 
 help: ## list the targets
@@ -109,11 +109,14 @@ apply: ## add this project to a kernel tree of your own: LINUX=/path/to/linux
 unapply: ## remove it from that tree again: LINUX=/path/to/linux
 	@scripts/apply --undo
 
-series: tree ## write the patches for review to build/series
+series: tree ## write the patches for review to build/series: [SERIES=filters]
 	@scripts/series
 
-series-check: series ## apply the patches one by one and build after each; takes long
+series-check: tree ## apply the patches one by one and build after each; takes long: [SERIES=filters]
 	@scripts/series-check
+
+series-cc: tree ## renew the lists of maintainers that the series go to: [SERIES=filters]
+	@scripts/series --cc
 
 kconfig-matrix: tree ## build io_uring with every combination of its options; takes long: [ONLY=surroundings]
 	@scripts/kconfig-matrix $(ONLY)

@@ -32,38 +32,54 @@ overlay() {
 	done < <(cd "$top/$1" && find . -type f ! -name '*~' ! -name '.*.sw?' -printf '%P\n')
 }
 
+# Prints the folders of the series in patches/, such as 2-filters, in the order in which
+# they are sent.
+all_series() {
+	(cd "$top/patches" && printf '%s\n' [0-9]-*/) | sed 's,/$,,'
+}
+
 # Prints the files that a patch changes or creates.
 patched_files() {
 	sed -nE 's,^(---|\+\+\+) [ab]/([^\t]*).*,\2,p' "$1" | sort -u
 }
 
-# Prints the files that a patch lists between its message and its hunks: the new files,
-# or the objects of io_uring/ that the patch changes although the options are off.
-new_files() {
-	named 'New files' "$1"
+# Returns whether the project has the file of the kernel tree itself. A hunk for such a
+# file says what the patch adds to an earlier state of the file: the project has the
+# file as it is after all patches.
+is_own() {
+	case $1 in
+	io_uring_rs/Kconfig) [ -f "$top/Kconfig" ] ;;
+	io_uring_rs/kunit/*) [ -f "$top/${1#io_uring_rs/}" ] ;;
+	io_uring_rs/* | rust/* | include/* | Documentation/*) [ -f "$top/$1" ] ;;
+	*) false ;;
+	esac
 }
 
-changed_objects() {
-	named 'Changed objects' "$1"
-}
-
+# named LIST PATCH: prints the files that a patch lists between its message and its
+# hunks, such as "New files".
 named() {
 	sed -n '/^---$/,/^diff --git /p' "$2" | sed -n "/^$1:\$/,/^\$/s/^  //p"
 }
 
-# Applies patches/*.patch to copies of the files that they change.
+# Applies the hunks of patches/ to copies of the kernel's files that they change.
 patch_files() {
-	local patch file error
-	for patch in "$top"/patches/*.patch; do
-		grep -q '^diff --git ' "$patch" || continue
+	local patch file files own error
+	for patch in "$top"/patches/[0-9]-*/*.patch; do
+		files=0 own=()
 		while IFS= read -r file; do
+			if is_own "$file"; then
+				own+=(--exclude="$file")
+				continue
+			fi
+			files=$((files + 1))
 			[ -e "$stage/$file" ] || [ ! -e "$base/$file" ] ||
 				{ mkdir -p "$stage/$(dirname "$file")" && cp "$base/$file" "$stage/$file"; }
 		done < <(patched_files "$patch")
+		((files)) || continue
 		# Lines that are only added may fit a second time, so the reverse is tried first.
-		! outside apply --reverse --check "$patch" 2>/dev/null ||
+		! outside apply --reverse --check "${own[@]}" "$patch" 2>/dev/null ||
 			die "${patch#"$top/"} is already in $base; use a tree without it (to get a new build/base, remove it)"
-		if ! error=$(outside apply --whitespace=nowarn "$patch" 2>&1); then
+		if ! error=$(outside apply --whitespace=nowarn "${own[@]}" "$patch" 2>&1); then
 			error=$(head -n 1 <<<"$error" | sed 's/^error: //')
 			die "${patch#"$top/"} does not apply to $base, Linux $(version "$base") ($error); adapt the patch, or use another $series tree"
 		fi
