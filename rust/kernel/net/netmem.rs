@@ -15,6 +15,7 @@
 //! C header: [`include/net/netmem.h`](srctree/include/net/netmem.h)
 
 mod iov;
+mod kind;
 mod mapping;
 mod provided;
 
@@ -23,6 +24,7 @@ pub use self::{
         AfterPut, //
         PooledIov,
     },
+    kind::ProviderKind,
     provided::{
         Lookup,
         ProvidedIov, //
@@ -34,7 +36,6 @@ use self::iov::{
     Owner,
     FREE, //
 };
-use super::page_pool::ProviderKind;
 use crate::{
     bindings,
     new_mutex,
