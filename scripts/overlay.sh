@@ -63,12 +63,12 @@ named() {
 
 # Applies the hunks of patches/ to copies of the kernel's files that they change.
 patch_files() {
-	local patch file files own error
+	local patch file files ours error
 	for patch in "$top"/patches/[0-9]-*/*.patch; do
-		files=0 own=()
+		files=0 ours=()
 		while IFS= read -r file; do
 			if is_own "$file"; then
-				own+=(--exclude="$file")
+				ours+=(--exclude="$file")
 				continue
 			fi
 			files=$((files + 1))
@@ -77,9 +77,9 @@ patch_files() {
 		done < <(patched_files "$patch")
 		((files)) || continue
 		# Lines that are only added may fit a second time, so the reverse is tried first.
-		! outside apply --reverse --check "${own[@]}" "$patch" 2>/dev/null ||
+		! outside apply --reverse --check "${ours[@]}" "$patch" 2>/dev/null ||
 			die "${patch#"$top/"} is already in $base; use a tree without it (to get a new build/base, remove it)"
-		if ! error=$(outside apply --whitespace=nowarn "${own[@]}" "$patch" 2>&1); then
+		if ! error=$(outside apply --whitespace=nowarn "${ours[@]}" "$patch" 2>&1); then
 			error=$(head -n 1 <<<"$error" | sed 's/^error: //')
 			die "${patch#"$top/"} does not apply to $base, Linux $(version "$base") ($error); adapt the patch, or use another $series tree"
 		fi
