@@ -216,6 +216,7 @@ mod tests {
         let (netdev, other) = (Port::find(0)?, Port::find(1)?);
 
         for bound_again in [None, Some(&netdev), Some(&other)] {
+            let unlocked = bound_again.map(|port| port.lock().reference());
             let locked = netdev.lock();
             let (queue, mapped) = bound_queue(locked.dma_device(QUEUE)?)?;
             ProvidedQueue::open(&queue, &locked, QUEUE, 0)?;
@@ -228,14 +229,14 @@ mod tests {
                 Adapter::<Provider>::uninstall(queue.params(0).mp_priv, rx_queue(&locked, QUEUE))
             };
             let state = (queue.is_bound(), mapped.load(Relaxed));
-            let again = match bound_again {
+            let again = match unlocked {
                 None => None,
-                Some(port) if locked.is(port) => {
+                Some(port) if locked.is(&port) => {
                     Some(ProvidedQueue::open(&queue, &locked, OTHER, 0))
                 }
                 // No task locks two devices.
                 Some(port) => {
-                    let (queue, port) = (queue.clone(), port.lock().reference());
+                    let queue = queue.clone();
 
                     Elsewhere::start(move || ProvidedQueue::open(&queue, &port.lock(), OTHER, 0))?
                         .wait()
