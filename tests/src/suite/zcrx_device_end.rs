@@ -67,12 +67,15 @@ pub fn keep_all(
     stream: &mut Stream,
     buffers: usize,
 ) -> anyhow::Result<Vec<u64>> {
+    // A packet each. If more were on their way and the first one was lost, the others could
+    // take the last buffers, and none would be left for the first when it is sent again.
+    const ONE: usize = 1000;
     let mut offsets = Vec::new();
     ring.push(stream.recv(ifq, 0))?;
     while offsets.len() < buffers {
         if stream.untaken() == 0 {
             stream.sender.set_nonblocking(true)?;
-            stream.send_some(PAGE_SIZE)?;
+            stream.send_some(ONE)?;
         }
         let cqe = ring.cqe()?;
         offsets.push(stream.take(ifq, &cqe)?);
