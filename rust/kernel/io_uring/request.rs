@@ -134,18 +134,6 @@ impl FilterContext {
         Self(context)
     }
 
-    /// Makes a reference from the pointer that C passes.
-    ///
-    /// # Safety
-    ///
-    /// For the duration of `'a`, `context` must be valid, all its bytes must be initialised, and
-    /// nobody else may access it.
-    pub unsafe fn from_raw<'a>(context: *mut bindings::io_uring_bpf_ctx) -> &'a mut Self {
-        // SAFETY: The caller guarantees that the context is valid, and `Self` is a transparent
-        // wrapper.
-        unsafe { &mut *context.cast() }
-    }
-
     /// Sets the arguments of a request that creates a socket, 12 bytes.
     #[inline]
     pub fn set_socket(&mut self, family: u32, socket_type: u32, protocol: u32) {
