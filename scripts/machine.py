@@ -168,11 +168,11 @@ class Guest:
             threading.Thread(target=self._read, args=arguments, daemon=True)
             for arguments in ((console_end, self.console, self.console_log, watch.line, ended),
                               (report_end, self.report, report_log, None, None))]
-        for reader in self.readers:
-            reader.start()
         self.timer = threading.Timer(limit, self._time_out)
         self.timer.daemon = True
         self.timer.start()
+        for reader in self.readers:
+            reader.start()
 
     def _read(self, end, lines, log, look, ended):
         with os.fdopen(end, "rb") as pipe, open(log, "w", encoding="utf-8") as copy:
@@ -184,7 +184,9 @@ class Guest:
                 self.last = console.STAMP.sub("", text).strip() or self.last
                 self.subtest = self.last.partition("# Subtest: ")[2] or self.subtest
                 lines.put(text)
+        # Both lines close when QEMU ends. The results may be read long after that.
         self.end = time.monotonic()
+        self.timer.cancel()
         lines.put(None)
         if ended:
             ended()
@@ -194,7 +196,9 @@ class Guest:
         self.kill()
 
     def kill(self):
-        self.qemu.kill()
+        # Not by Popen.kill(), which would take the exit status that problems() waits for.
+        if self.qemu.returncode is None:
+            os.kill(self.qemu.pid, signal.SIGKILL)
 
     def at_work(self):
         """Returns the group of tests that runs, if any, and the last line of output."""
@@ -219,7 +223,6 @@ class Guest:
         _, status, usage = os.wait4(self.qemu.pid, 0)
         status = self.qemu.returncode = os.waitstatus_to_exitcode(status)
         self.cpu_seconds = usage.ru_utime + usage.ru_stime
-        self.timer.cancel()
         for reader in self.readers:
             reader.join()
         found = []

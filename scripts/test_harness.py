@@ -9,6 +9,7 @@ import importlib.util
 import io
 import pathlib
 import sys
+import tempfile
 import threading
 import time
 import tomllib
@@ -308,6 +309,49 @@ ok 1 D0
         results = self.judged({"A1": "why", "A2": "why", "A3": "why"})
         self.assertEqual(results.failed, 1)
         self.assertRegex(results.problems[0], r"^a::runs \(A3\): not skipped")
+
+
+class Ends(unittest.TestCase):
+    """Tests of how a guest ends. A shell script stands in QEMU's place."""
+
+    @classmethod
+    def setUpClass(cls):
+        try:
+            cls.machine = load("machine.py")
+        except ModuleNotFoundError as error:
+            raise unittest.SkipTest(f"no module of QEMU: {error}")
+
+    @contextlib.contextmanager
+    def guest(self, script, limit):
+        """Starts the script, whose $1 is the file of the programs' output."""
+
+        def command(*_, serial, **__):
+            return ["sh", "-c", script, "sh", serial[3].removeprefix("file:")]
+
+        with tempfile.TemporaryDirectory() as folder, \
+             unittest.mock.patch.multiple(self.machine, command=command, use_kvm=lambda image: False,
+                                          LOGS=pathlib.Path(folder)):
+            guest = self.machine.Guest("image", "initrd", "", limit=limit, log="log", watch=console.ConsoleReader())
+            yield guest
+            guest.kill()
+
+    def test_results_are_read_long_after_the_end(self):
+        with self.guest('echo "# exit 0" >$1', limit=0.5) as guest:
+            time.sleep(1)
+            self.assertEqual(list(guest.report_lines()), [])
+            self.assertEqual(guest.problems(), [])
+
+    def test_a_guest_that_goes_on_for_too_long_is_killed(self):
+        with self.guest('exec sleep 60', limit=0.2) as guest:
+            self.assertEqual(list(guest.report_lines()), [])
+            problems = guest.problems()
+            self.assertEqual(len(problems), 1)
+            self.assertRegex(problems[0], r"^the guest did not end within 0.2 s")
+
+    def test_the_status_of_qemu_is_told(self):
+        with self.guest('echo "# exit 0" >$1; exit 3', limit=60) as guest:
+            self.assertEqual(list(guest.report_lines()), [])
+            self.assertEqual(guest.problems(), ["QEMU ended with status 3; its message is above"])
 
 
 if __name__ == "__main__":
