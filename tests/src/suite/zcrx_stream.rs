@@ -13,6 +13,7 @@ use super::zcrx_events::{EVENT, arm, with_events};
 use super::zcrx_receive::restore;
 use super::{Outcome, Test, TestResult, tests};
 use crate::kernel::{expect_eq, expect_result, limit};
+use crate::register::PAGE_SIZE;
 use crate::ring::{IORING_CQE_F_MORE, IORING_SETUP_SINGLE_ISSUER, enter};
 use crate::sandbox;
 use crate::sqe::Sqe;
@@ -21,7 +22,7 @@ use crate::wide::{
     IORING_CQE_F_32, IORING_CQE_F_SKIP, IORING_SETUP_CQE_MIXED, IORING_SETUP_DEFER_TASKRUN,
     WideCqe, WideRing, ZCRX_SETUP,
 };
-use crate::zcrx::{Ifq, ZCRX_EVENT_COPY, recv_zc};
+use crate::zcrx::{Ifq, ZCRX_EVENT_COPY, pinned, recv_zc};
 
 pub const TESTS: &[Test] = tests! {
     "zcrx::stream" {
@@ -261,14 +262,6 @@ fn mixed_event(entries: u32) -> anyhow::Result<()> {
     expect_eq("slots of the event", ring.position() - at, 1)
 }
 
-/// Returns the number of bytes of this process's memory that are pinned.
-fn pinned() -> anyhow::Result<usize> {
-    let text = std::fs::read_to_string("/proc/self/status")?;
-    let line = text.lines().find_map(|line| line.strip_prefix("VmPin:"));
-    let number = line.and_then(|line| line.split_whitespace().next());
-    Ok(number.context("no VmPin")?.parse::<usize>()? << 10)
-}
-
 /// A ring with something under way when it is closed.
 struct Busy {
     ring: WideRing,
@@ -387,14 +380,14 @@ fn closing_a_busy_ring_releases_everything() -> TestResult {
             mut streams,
             granted,
         } = Busy::new(what)?;
-        expect_eq("pinned", pinned()? - before, ifq.area.len())?;
+        expect_eq("pinned", pinned()? - before, ifq.area.len() / PAGE_SIZE)?;
         let area = ifq.into_area();
         drop(ring);
         let start = Instant::now();
         while pinned()? != before {
             ensure!(
                 start.elapsed() < limit(5),
-                "{what}: {} bytes stay pinned",
+                "{what}: {} pages stay pinned",
                 pinned()? - before
             );
             std::thread::sleep(Duration::from_millis(5));
