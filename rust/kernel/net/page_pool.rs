@@ -116,17 +116,21 @@ impl NewPool<'_> {
     /// syncs touch no cache and only copy to and from bounce buffers, so that the pool must go on
     /// syncing.
     pub fn leave_caches_to_exporter(&mut self) {
-        let pool = self.pool.as_ptr();
         // SAFETY: By the type invariants, the pool is valid, and its parameters are set.
-        let dev = unsafe { (*pool).p.dev };
+        let dev = unsafe { (*self.pool.as_ptr()).p.dev };
 
         // SAFETY: The device of a valid pool is valid. Pools of unit tests have none.
         if !dev.is_null() && !unsafe { bindings::dev_is_dma_coherent(dev) } {
-            // SAFETY: By the type invariants, the pool is valid and nobody else uses it.
-            unsafe {
-                bindings::page_pool::set_dma_sync_raw(pool, false);
-                bindings::page_pool::set_dma_sync_for_cpu_raw(pool, false);
-            }
+            self.stop_syncing();
+        }
+    }
+
+    /// Makes the pool sync no buffers for its device or for the CPU.
+    fn stop_syncing(&mut self) {
+        // SAFETY: By the type invariants, the pool is valid and nobody else uses it.
+        unsafe {
+            bindings::page_pool::set_dma_sync_raw(self.pool.as_ptr(), false);
+            bindings::page_pool::set_dma_sync_for_cpu_raw(self.pool.as_ptr(), false);
         }
     }
 }
@@ -314,13 +318,11 @@ impl<P: MemoryProvider> Adapter<P> {
     ) -> bindings::netmem_ref {
         // SAFETY: The caller guarantees that the pool is valid and has these functions.
         let queue = unsafe { Self::queue(pool) };
-        let Some(pool) = NonNull::new(pool) else {
-            return 0;
-        };
         // INVARIANT: The caller guarantees that the pool is valid, and that nobody else accesses
         // its cache.
         let mut cache = AllocCache {
-            pool,
+            // SAFETY: A valid pool has an address.
+            pool: unsafe { NonNull::new_unchecked(pool) },
             cache: PhantomData,
         };
 

@@ -157,14 +157,15 @@ impl<'a> Iov<'a> {
 
         // Most often, nobody else has a reference. Then nobody else can change the number, so that
         // no atomic read-modify-write is needed.
-        if references.load(Acquire) != count {
+        let was_last = references.load(Acquire) == count || {
             let before = references.fetch_sub(count, Full);
 
-            if before != count {
-                // As C does, warn if more references were dropped than there were.
-                warn_on_once!(before < count);
-                return AfterPut::Held;
-            }
+            // As C does, warn if more references were dropped than there were.
+            warn_on_once!(before < count);
+            before == count
+        };
+        if !was_last {
+            return AfterPut::Held;
         }
         if self.pool().is_null() {
             references.store(FREE, Release);
