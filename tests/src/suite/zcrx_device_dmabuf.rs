@@ -165,7 +165,7 @@ fn bounce_buffers_are_synced() -> TestResult {
     let nic = Nic::new()?;
     nic.set_ring(8)?;
     nic.set_mtu(4148)?;
-    let _room = nic::limit_sockets(8)?;
+    nic.limit_sockets(8)?;
     for dmabuf in [false, true] {
         let mut ring = roomy_ring()?;
         let (buffer, shared) = dmabuf::new(FEW * PAGE_SIZE)?;
