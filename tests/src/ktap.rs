@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use nix::sys::signal::{Signal, killpg};
-use nix::unistd::Pid;
+use nix::unistd::{Pid, getpgid};
 
 /// Exit status by which a test process says that it was skipped.
 pub const SKIPPED: i32 = 77;
@@ -63,6 +63,8 @@ pub struct Finished {
     pub group: Pid,
     /// The exit status, or `None` if the program was killed at the time limit.
     pub status: Option<ExitStatus>,
+    /// The kernel's functions in which the program's threads waited at the time limit.
+    pub waited_in: Vec<String>,
     pub output: String,
     pub took: Duration,
 }
@@ -105,6 +107,10 @@ pub fn run(
         std::thread::sleep(Duration::from_millis(2));
     };
     let took = start.elapsed();
+    let waited_in = match status {
+        Some(_) => Vec::new(),
+        None => wait_channels(group),
+    };
     // Fails if the group is empty already, as it should be.
     let _ = killpg(group, Signal::SIGKILL);
     if status.is_none() {
@@ -117,9 +123,35 @@ pub fn run(
     Ok(Finished {
         group,
         status,
+        waited_in,
         output: String::from_utf8_lossy(&output).into_owned(),
         took,
     })
+}
+
+/// Returns the kernel's function in which each thread of a process group waits, if it does.
+fn wait_channels(group: Pid) -> Vec<String> {
+    let numbers = |path: &str| -> Vec<i32> {
+        let entries = std::fs::read_dir(path).into_iter().flatten().flatten();
+        entries
+            .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+            .collect()
+    };
+    let mut channels = Vec::new();
+    for process in numbers("/proc") {
+        if getpgid(Some(Pid::from_raw(process))) != Ok(group) {
+            continue;
+        }
+        for thread in numbers(&format!("/proc/{process}/task")) {
+            let path = format!("/proc/{process}/task/{thread}/wchan");
+            channels.extend(
+                std::fs::read_to_string(path)
+                    .ok()
+                    .filter(|name| name != "0"),
+            );
+        }
+    }
+    channels
 }
 
 /// Waits for a killed child for five seconds at most, as a bug in the kernel under test
@@ -143,7 +175,12 @@ impl Finished {
     /// Translates the exit status: 0 is a pass, 77 a skip, anything else a failure.
     pub fn verdict(&self) -> Verdict {
         let Some(status) = self.status else {
-            return Verdict::Failed(format!("no end after {} s", self.took.as_secs()));
+            let seconds = self.took.as_secs();
+            let mut reason = format!("no end after {seconds} s");
+            if !self.waited_in.is_empty() {
+                reason += &format!(", waits in {}", self.waited_in.join(", "));
+            }
+            return Verdict::Failed(reason);
         };
         match (status.code(), status.signal()) {
             (Some(0), _) => Verdict::Passed,

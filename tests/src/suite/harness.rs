@@ -92,6 +92,7 @@ fn killed_test_leaves_nothing_behind() -> TestResult {
         anyhow::bail!("the verdict is {verdict:?}");
     };
     ensure!(reason.starts_with("no end after"), "{reason}");
+    ensure!(reason.contains(", waits in "), "{reason}");
     ensure!(!reason.contains("leaves"), "{reason}");
     expect_eq("settings", settings()?, before)?;
     expect_eq("pins", pins()?, 0)?;

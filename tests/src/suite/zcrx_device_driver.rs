@@ -29,7 +29,7 @@ use crate::zcrx::{AREA_SHIFT, Ifq, memory, pinned, transfer};
 
 pub const TESTS: &[Test] = tests! {
     "zcrx::device::driver" {
-        ZN27 failed_close_keeps_memory_mapped_until_the_restart (30 s);
+        ZN27 failed_close_keeps_memory_mapped_until_the_restart (60 s);
         ZN28 failed_close_after_a_kill_keeps_memory_mapped (30 s);
         ZN29 ring_may_end_while_its_queue_is_hidden (30 s);
         ZN30 device_may_go_while_its_queue_is_hidden (30 s);
