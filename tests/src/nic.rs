@@ -12,14 +12,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use nix::sched::{CloneFlags, setns, unshare};
-use nix::sys::socket::{setsockopt, sockopt};
 
 use crate::ethtool::{self, Flow};
 use crate::kernel::{expect_eq, expect_result, limit};
 use crate::netdev;
 use crate::register::PAGE_SIZE;
 use crate::rtnl;
-use crate::sandbox::stay_on_cpu;
+use crate::sandbox::{Sysctl, stay_on_cpu};
 use crate::stream::{Stream, expect_free};
 use crate::wide::{Mapping, WideRing};
 use crate::zcrx::{EventDesc, Ifq, Registration, ZCRX_EVENT_ALLOC_FAIL, memory, pinned};
@@ -161,6 +160,16 @@ pub fn receive_on_all_cpus() -> anyhow::Result<()> {
         sent.ok().context("the sender panicked")??;
     }
     Ok(())
+}
+
+/// Keeps the receive buffer of each socket from growing beyond `buffers` pages, until the
+/// result is dropped. It begins with the 32 pages of its listener all the same. Packets
+/// that came after a lost one must not take all buffers: the lost packet needs a buffer
+/// when it is sent again.
+pub fn limit_sockets(buffers: usize) -> anyhow::Result<Sysctl> {
+    let bytes = buffers * PAGE_SIZE;
+    let first = bytes.min(1 << 17);
+    Sysctl::set("net/ipv4/tcp_rmem", &format!("4096 {first} {bytes}"))
 }
 
 /// Builds a command from a line of words, to run in another network namespace if one is
@@ -391,15 +400,6 @@ impl Nic {
     /// Connects from [`PEER`] to an address of [`PORT`]. Returns sender and receiver.
     pub fn connect_to(&self, address: &str) -> anyhow::Result<(TcpStream, TcpStream)> {
         self.connect(address, DEFAULT_MIN_RTO)
-    }
-
-    /// Limits the receive buffer of all sockets that are accepted from now on to `buffers`
-    /// pages. Packets that came after a lost one must not take all buffers: the lost
-    /// packet needs a buffer when it is sent again.
-    pub fn limit_sockets(&self, buffers: usize) -> anyhow::Result<()> {
-        // The kernel doubles the number, and a socket inherits it from its listener.
-        let half = buffers * PAGE_SIZE / 2;
-        setsockopt(&self.listener, sockopt::RcvBuf, &half).context("SO_RCVBUF")
     }
 
     /// Connects. `min_rto` is the least number of microseconds that the sender waits

@@ -6,7 +6,7 @@ use std::net::TcpStream;
 
 use anyhow::Context;
 
-use super::{Nic, within};
+use super::{Nic, limit_sockets, within};
 use crate::kernel::{expect_eq, expect_result};
 use crate::register::PAGE_SIZE;
 use crate::ring::IORING_CQE_F_MORE;
@@ -61,7 +61,7 @@ impl Nic {
         len: usize,
     ) -> anyhow::Result<TransferCounts> {
         const LONG_RTO: u32 = 60_000_000;
-        self.limit_sockets(ifq.area.len() / PAGE_SIZE / 4)?;
+        let _room = limit_sockets(ifq.area.len() / PAGE_SIZE / 4)?;
         let connection = self.connect(address, LONG_RTO)?;
         self.probe_losses(false)?;
         let counts = self.transfer_over(connection, ring, ifq, len);
