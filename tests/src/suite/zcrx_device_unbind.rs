@@ -100,8 +100,10 @@ fn memory_is_unmapped_before_the_driver_goes() -> TestResult {
     nic.set("fail_close", 0)?;
     expect_eq("pinned", pinned()?, BUFFERS)?;
     if !stays_mapped() {
-        // Buffers that the driver still has are without an address.
-        stream.send(PAGE_SIZE)?;
+        // Buffers that the driver still has are without an address, so that this does not
+        // arrive.
+        stream.sender.set_nonblocking(true)?;
+        stream.send_some(PAGE_SIZE)?;
         nic::wait_until("the device has faulted", || Ok(nic.dma_faults()? > 0))?;
     }
 
