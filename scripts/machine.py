@@ -82,7 +82,7 @@ def use_kvm(image):
         if known == host:
             return answer == "yes"
     script = BUILD / "kvm-probe.init"
-    script.write_text("#!/bin/sh\necho KVM-PROBE-REACHED-INIT\nreboot -f\n")
+    script.write_text("#!/bin/sh\necho KVM-PROBE-REACHED-INIT\npoweroff -f\n")
     initrd = BUILD / "kvm-probe.cpio"
     subprocess.run([TOP / "scripts/initramfs", initrd, script], check=True)
     try:

@@ -34,6 +34,14 @@ def load(script):
     return module
 
 
+def load_or_skip(script):
+    """Imports a script. Skips the tests if a module that it needs is not there."""
+    try:
+        return load(script)
+    except ModuleNotFoundError as error:
+        raise unittest.SkipTest(f"{script}: {error}")
+
+
 def load_mutations():
     return [mutation for path in (TESTS / "mutations").glob("*.toml")
             for mutation in tomllib.loads(path.read_text())["mutation"]]
@@ -240,10 +248,7 @@ class Guests(unittest.TestCase):
 
     @classmethod
     def setUpClass(cls):
-        try:
-            cls.run_tests = load("run-tests")
-        except ModuleNotFoundError as error:
-            raise unittest.SkipTest(f"no kernel tree: {error}")
+        cls.run_tests = load_or_skip("run-tests")
 
     def boots(self, only, **options):
         given = {"only": only, "impl": "rust", "debug": False, "iommu": False, "coverage": False, "mutant": False,
@@ -287,10 +292,7 @@ ok 1 D0
 
     @classmethod
     def setUpClass(cls):
-        try:
-            cls.run_tests = load("run-tests")
-        except ModuleNotFoundError as error:
-            raise unittest.SkipTest(f"no kernel tree: {error}")
+        cls.run_tests = load_or_skip("run-tests")
 
     def judged(self, expect):
         results = self.run_tests.Results()
@@ -316,10 +318,7 @@ class Ends(unittest.TestCase):
 
     @classmethod
     def setUpClass(cls):
-        try:
-            cls.machine = load("machine.py")
-        except ModuleNotFoundError as error:
-            raise unittest.SkipTest(f"no module of QEMU: {error}")
+        cls.machine = load_or_skip("machine.py")
 
     @contextlib.contextmanager
     def guest(self, script, limit):
@@ -332,8 +331,10 @@ class Ends(unittest.TestCase):
              unittest.mock.patch.multiple(self.machine, command=command, use_kvm=lambda image: False,
                                           LOGS=pathlib.Path(folder)):
             guest = self.machine.Guest("image", "initrd", "", limit=limit, log="log", watch=console.ConsoleReader())
-            yield guest
-            guest.kill()
+            try:
+                yield guest
+            finally:
+                guest.kill()
 
     def test_results_are_read_long_after_the_end(self):
         with self.guest('echo "# exit 0" >$1', limit=0.5) as guest:

@@ -321,7 +321,7 @@ impl<P: MemoryProvider> Adapter<P> {
         // INVARIANT: The caller guarantees that the pool is valid, and that nobody else accesses
         // its cache.
         let mut cache = AllocCache {
-            // SAFETY: A valid pool has an address.
+            // SAFETY: The caller guarantees that the pool is valid, so the pointer is not null.
             pool: unsafe { NonNull::new_unchecked(pool) },
             cache: PhantomData,
         };

@@ -43,9 +43,8 @@ fn main() {
     flush();
     // An emulated serial line needs the time to send its last bytes.
     std::thread::sleep(Duration::from_millis(50));
-    // QEMU ends at a reset (-no-reboot); a kernel without PCI cannot switch it off. If this fails,
-    // the end of PID 1 stops the machine.
-    let _ = reboot(RebootMode::RB_AUTOBOOT);
+    let _ = reboot(RebootMode::RB_POWER_OFF);
+    // If power-off fails, the end of PID 1 stops the machine.
 }
 
 /// Mounts file systems, brings up the network, sets limits, and directs the output.

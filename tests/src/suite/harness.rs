@@ -82,8 +82,8 @@ fn settings() -> anyhow::Result<Vec<String>> {
     paths.iter().map(read).collect()
 }
 
-/// Checks that after a test was killed at its time limit, the runner has restored the
-/// settings and nothing of the test is left.
+/// Checks that after a test was killed at its time limit, the runner says where it waited
+/// and has restored the settings, and nothing of the test is left.
 fn killed_test_leaves_nothing_behind() -> TestResult {
     let before = settings()?;
     let verdict = Runner::new()?.run(&HIDDEN[0], seed(), false)?;

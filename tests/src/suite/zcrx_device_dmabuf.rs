@@ -154,8 +154,8 @@ fn invalid_dmabufs_are_refused() -> TestResult {
 /// Checks that all data arrives intact through bounce buffers, and an area with no room
 /// there gives EIO.
 fn bounce_buffers_are_synced() -> TestResult {
-    /// As many as can be contiguous among the bounce buffers, and enough for those of the
-    /// device's ring, of a full socket, and of one more large packet.
+    /// Enough for the device's ring, a full socket and one more large packet. If the pages
+    /// are contiguous, more of them do not fit in the bounce buffers.
     const FEW: usize = 64;
     let command_line = std::fs::read_to_string("/proc/cmdline")?;
     if !command_line.contains("swiotlb=force") {
