@@ -285,7 +285,10 @@ impl RefillQueue {
 
     /// Returns the number of entries that the kernel has not consumed yet.
     pub fn pending(&self) -> u32 {
-        self.tail().wrapping_sub(self.head())
+        // The head comes first: it may follow the tail while this reads, and a tail read
+        // before would then lie behind it.
+        let head = self.head();
+        self.tail().wrapping_sub(head)
     }
 
     /// Adds an entry, which need not be valid.
@@ -315,17 +318,21 @@ impl RefillQueue {
     }
 
     /// Makes the kernel consume all entries. The kernel may stop at an entry that is
-    /// not valid, so this calls it as often as needed.
+    /// not valid, so this calls it as often as needed. Other threads may add entries or
+    /// make the kernel consume them at the same time.
     pub fn flush_all(&self, fd: RawFd) -> anyhow::Result<()> {
-        while self.pending() != 0 {
-            let before = self.pending();
+        loop {
+            let head = self.head();
+            let pending = self.tail().wrapping_sub(head);
+            if pending == 0 {
+                return Ok(());
+            }
             expect_result("flush", self.flush(fd), 0)?;
             ensure!(
-                self.pending() < before,
-                "the kernel consumed none of {before} entries"
+                self.head() != head,
+                "the kernel consumed none of {pending} entries"
             );
         }
-        Ok(())
     }
 }
 
