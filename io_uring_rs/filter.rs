@@ -9,18 +9,22 @@
 //! - `import`: reads and checks the argument of a registration.
 //! - `check`: says which instructions a filter may contain.
 //! - `verdict`: finds filters that decide the same for every request of an opcode.
+//! - `flags`: finds filters that decide by the flags of a request, and the flags that they allow.
+//! - `interpreter`: runs a filter when it is registered, to that end.
 //! - `fuse`: joins two programs into one.
-//! - `chain`: holds the filters of one opcode, as few programs.
+//! - `chain`: holds the filters of one opcode, and the program into which they are fused.
 //! - `table`: holds the chains of all opcodes. This is what rings and tasks share.
-//! - `payload`: writes those arguments of a request that filters see.
+//! - `payload`: copies the address of a request to connect to where programs can load it.
 //!
 //! C counterpart: `io_uring/bpf_filter.c`.
 
 mod chain;
 mod check;
 pub(crate) mod context;
+mod flags;
 mod fuse;
 mod import;
+mod interpreter;
 mod payload;
 mod table;
 mod verdict;
@@ -28,13 +32,9 @@ mod verdict;
 use self::{
     chain::{
         Chain,
-        Compile,
-        Link, //
+        Compile, //
     },
-    table::{
-        Slot,
-        Table, //
-    },
+    table::Table, //
 };
 use kernel::{
     bpf::{
@@ -48,13 +48,11 @@ use kernel::{
         request::{
             FilterContext,
             Request, //
-        }, //
+        },
+        Opcode, //
     },
     prelude::*,
-    sync::{
-        aref::ARef,
-        Arc, //
-    },
+    sync::aref::ARef,
     uaccess::UserPtr, //
 };
 
@@ -62,21 +60,53 @@ use kernel::{
 pub(crate) struct FilterChecker;
 
 impl Checker for FilterChecker {
-    type Context = FilterContext;
-
     fn check(code: u16, k: u32) -> Result<bpf::Action> {
         check::check(code, k, FilterContext::SIZE).ok_or(EINVAL)
     }
 }
 
-impl Compile for Program<FilterChecker> {
-    fn compile(insns: &[Insn]) -> Result<Self> {
-        Self::new(insns)
+/// A compiled program.
+pub(crate) enum FilterProgram {
+    /// The program loads all that it reads from the request.
+    OnRequest(Program<Request>),
+    /// The program reads the address of a request to connect, which is not in the request.
+    OnContext(Program<FilterContext>),
+}
+
+impl FilterProgram {
+    /// Compiles `insns` for requests with this opcode.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Program::new`].
+    pub(crate) fn new(insns: &[Insn], opcode: Opcode) -> Result<Self> {
+        if opcode == Opcode::CONNECT && context::reads_payload(insns) {
+            Ok(Self::OnContext(Program::new(insns, ())?))
+        } else {
+            Ok(Self::OnRequest(Program::new(insns, opcode)?))
+        }
+    }
+
+    /// Runs the program on `request` and returns its result. If it needs the request's context, and
+    /// `context` has none, that is created.
+    pub(crate) fn run(&self, request: &Request, context: &mut Option<FilterContext>) -> u32 {
+        match self {
+            Self::OnRequest(program) => program.run(request),
+            Self::OnContext(program) => {
+                program.run(context.get_or_insert_with(|| payload::context(request)))
+            }
+        }
+    }
+}
+
+impl Compile for FilterProgram {
+    fn compile(insns: &[Insn], opcode: Opcode) -> Result<Self> {
+        Self::new(insns, opcode)
     }
 }
 
 /// The filters of a ring or task, by opcode.
-pub(crate) type Filters = Table<Program<FilterChecker>>;
+pub(crate) type Filters = Table<FilterProgram>;
 
 /// Creates a set from the filters of `old`, if there is an old set, and the filter that `arg`
 /// describes, a `struct io_uring_bpf` in user space. `old` is left as it is.
@@ -96,70 +126,46 @@ pub(crate) fn register(
         registration.len,
         GFP_KERNEL_ACCOUNT,
     )?;
-    let table = Table::with_filter(
-        old.map(|set| &**set),
-        registration.opcode,
-        filter,
-        registration.deny_rest,
-    )?;
 
-    FilterSet::new(table, GFP_KERNEL_ACCOUNT)
+    Table::with_filter(old, registration.opcode, filter, registration.deny_rest)
 }
 
-/// Writes the arguments of `request` to `context`, if its opcode has arguments that filters see.
-pub(crate) fn populate(context: &mut FilterContext, request: &Request) {
-    payload::populate(request, context);
-}
-
-/// Checks whether `request` may run.
+/// Checks whether `request` may run, which is not one of those that need no filter. May sleep.
 ///
 /// # Errors
 ///
 /// [`EACCES`] if a filter denies the request, or the lack of one does.
 #[inline]
 pub(crate) fn run(filters: &Filters, request: &Request) -> Result {
-    match filters.slot(request.opcode()) {
-        Slot::Allow { .. } => Ok(()),
-        Slot::Deny { .. } => Err(EACCES),
-        Slot::Filter { chain, .. } => run_chain(chain, request),
-    }
-}
+    let chain = filters.chain(request.opcode()).ok_or(EACCES)?;
 
-/// Runs the filters of `chain` on `request`. Not inlined, so that [`run`] prepares nothing for it
-/// when there is no chain.
-///
-/// # Errors
-///
-/// [`EACCES`] if a filter denies the request.
-#[inline(never)]
-fn run_chain(chain: &Chain<Program<FilterChecker>>, request: &Request) -> Result {
-    let mut context =
-        FilterContext::new(request.opcode(), request.sqe_flags(), request.user_data());
-
-    if chain.reads_arguments() {
-        populate(&mut context, request);
-    }
-    let (newest, older) = chain.split();
-
-    if newest.run(&context) == 0 {
+    if !chain.allows_flags(request.sqe_flags()) {
         return Err(EACCES);
     }
-    if older.is_empty() {
-        return Ok(());
-    }
-    run_older(older, &context)
-}
+    let allowed = match chain.whole() {
+        Some(FilterProgram::OnRequest(program)) => program.run(request) != 0,
+        _ => run_all(chain, request),
+    };
 
-/// Runs the older programs of a chain. Not inlined, as few chains have any.
-///
-/// # Errors
-///
-/// [`EACCES`] if a filter denies the request.
-#[inline(never)]
-fn run_older(older: &[Arc<Link<Program<FilterChecker>>>], context: &FilterContext) -> Result {
-    if older.iter().all(|link| link.program().run(context) != 0) {
+    if allowed {
         Ok(())
     } else {
         Err(EACCES)
     }
+}
+
+/// Returns whether all programs of `chain` allow `request`. May sleep. Not inlined, as most chains
+/// are one program, which needs no context.
+#[inline(never)]
+fn run_all(chain: &Chain<FilterProgram>, request: &Request) -> bool {
+    let mut context = None;
+
+    if let Some(program) = chain.whole() {
+        return program.run(request, &mut context) != 0;
+    }
+    // The next request is the first to profit from the fused program.
+    chain.fuse_once(GFP_KERNEL_ACCOUNT);
+    chain
+        .iter()
+        .all(|program| program.run(request, &mut context) != 0)
 }

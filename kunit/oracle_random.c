@@ -356,7 +356,8 @@ void oracle_random_request(struct oracle *o)
 	struct io_connect *connect;
 	struct io_socket *sock;
 	struct io_open *open;
-	u64 flags = oracle_rnd64(o);
+	/* No request has this bit: it is neither an SQE's nor the kernel's. */
+	u64 flags = oracle_rnd64(o) & ~(u64)0x80;
 
 	prandom_bytes_state(&o->rnd, &req->cmd, sizeof(req->cmd));
 	req->opcode = oracle_percent(o, 90) ? o->opcodes[oracle_below(o, 2)] :

@@ -2,76 +2,77 @@
 
 //! Chains: the filters of one opcode.
 //!
-//! A chain is a list of programs, newest first. A new filter is fused in front of the newest
-//! program, so that a few filters are one program and cost one indirect call. Fusing compiles that
-//! program anew. A long program is therefore left as it is, and the filter becomes a program of its
-//! own: otherwise each registration would pay for all filters before it. Chains are immutable and
-//! share the programs that they have in common.
+//! A chain is a list of programs, newest first: one for each filter. When the first request meets a
+//! chain of several short ones, they are fused into one program, which costs one indirect call. This
+//! is not done when a filter is registered, as a registration would then compile all filters before
+//! it again, and mostly for nothing: filters are registered one after the other.
+//!
+//! Chains are immutable but for the fused program, and share the programs that they have in common.
 
-use super::{
-    context,
-    fuse, //
-};
+use super::fuse;
 use kernel::{
     alloc::{
         Flags,
         KVVec, //
     },
-    bpf::{
-        Insn,
-        MAX_INSNS, //
+    bpf::Insn,
+    io_uring::{
+        sqe_flags::FlagSet,
+        Opcode, //
     },
     prelude::*,
-    sync::Arc, //
+    sync::{
+        atomic::{
+            Atomic,
+            Relaxed, //
+        },
+        Arc,
+        SetOnce, //
+    }, //
 };
 
-/// The number of instructions up to which a program is fused with any filter. A longer program is
-/// only fused with a filter that is no shorter. So a registration compiles at most twice what it
-/// was given, or this much more.
-const SHORT: usize = 10;
+/// The number of instructions up to which programs are fused. In longer ones, the calls are a small
+/// part of the cost.
+const SHORT: usize = 256;
 
 /// A program that can be compiled from checked instructions.
 pub(crate) trait Compile: Sized {
-    /// Compiles `insns`.
+    /// Compiles `insns` for requests with this opcode.
     ///
     /// # Errors
     ///
     /// [`ENOMEM`] if memory is short, and the errors of the compiler.
-    fn compile(insns: &[Insn]) -> Result<Self>;
+    fn compile(insns: &[Insn], opcode: Opcode) -> Result<Self>;
 }
 
-/// A program that stands for one filter or several, and its instructions, with which the next
-/// filter is fused.
+/// The program of one filter, and its instructions, of which fused programs are made.
 pub(super) struct Link<P> {
     insns: KVVec<Insn>,
     program: P,
 }
 
-impl<P> Link<P> {
-    /// Returns the program.
-    #[inline]
-    pub(super) fn program(&self) -> &P {
-        &self.program
-    }
-}
-
 /// The filters of an opcode.
 pub(super) struct Chain<P> {
-    newest: Arc<Link<P>>,
-    /// The older programs, newest first. Empty if all filters are fused into one program.
-    older: KVec<Arc<Link<P>>>,
-    /// Whether any program loads a word that depends on the arguments of requests.
-    reads_arguments: bool,
+    opcode: Opcode,
+    /// The programs, newest first.
+    links: KVVec<Arc<Link<P>>>,
+    /// The flags without which requests are denied before a program runs.
+    allowed: FlagSet,
+    /// Whether any flags are not in `allowed`.
+    tests_flags: bool,
+    /// The program that stands for all links: the only one, or the fused one if there is one yet.
+    whole: SetOnce<Arc<Link<P>>>,
+    /// Whether somebody has begun to fuse the programs.
+    is_fused: Atomic<bool>,
 }
 
-/// Fuses `newer` and `older`. Returns [`None`] if compiling `older` again costs too much, or if the
-/// result would be longer than a program may be.
+/// Fuses `newer` and `older`. Returns [`None`] if the result would be longer than [`SHORT`].
 ///
 /// # Errors
 ///
 /// [`ENOMEM`] if memory is short.
 fn fuse(newer: &[Insn], older: &[Insn], flags: Flags) -> Result<Option<KVVec<Insn>>> {
-    if older.len() > newer.len().max(SHORT) {
+    if newer.len().saturating_add(older.len()) > SHORT {
         return Ok(None);
     }
     let max = older.len() + fuse::GLUE_MAX + fuse::EXPANSION_MAX * newer.len();
@@ -82,7 +83,7 @@ fn fuse(newer: &[Insn], older: &[Insn], flags: Flags) -> Result<Option<KVVec<Ins
         backward.push(insn, flags)?;
         Ok::<_, Error>(())
     })?;
-    if backward.len() > MAX_INSNS as usize {
+    if backward.len() > SHORT {
         return Ok(None);
     }
     let mut insns = KVVec::with_capacity(backward.len(), flags)?;
@@ -94,68 +95,137 @@ fn fuse(newer: &[Insn], older: &[Insn], flags: Flags) -> Result<Option<KVVec<Ins
 }
 
 impl<P: Compile> Chain<P> {
-    /// Creates a chain that runs `filter` before the filters of `older`, if there are any.
+    /// Creates a chain that runs `filter` before the filters of `older`, if there are any, on
+    /// requests of `opcode` with the flags in `allowed`.
     ///
     /// # Errors
     ///
     /// [`ENOMEM`] if memory is short, and the errors of [`Compile::compile`].
     pub(super) fn push(
         older: Option<&Arc<Self>>,
+        opcode: Opcode,
         filter: KVVec<Insn>,
+        allowed: FlagSet,
         flags: Flags,
     ) -> Result<Arc<Self>> {
-        let fused = match older {
-            Some(chain) => fuse(&filter, &chain.newest.insns, flags)?,
-            None => None,
+        let program = P::compile(&filter, opcode)?;
+        let newest = Link {
+            insns: filter,
+            program,
         };
-        let replaced = usize::from(fused.is_some());
-        let insns = fused.unwrap_or(filter);
-        let program = P::compile(&insns)?;
-        let newest = Arc::new(Link { insns, program }, flags)?;
-        let mut links = KVec::new();
+        let mut links = KVVec::with_capacity(1 + older.map_or(0, |chain| chain.len()), flags)?;
 
-        for link in older.iter().flat_map(|chain| chain.links()).skip(replaced) {
+        links.push(Arc::new(newest, flags)?, flags)?;
+        for link in older.iter().flat_map(|chain| &chain.links) {
             links.push(link.clone(), flags)?;
         }
-        let reads_arguments = context::reads_arguments(&newest.insns)
-            || links
-                .iter()
-                .any(|link| context::reads_arguments(&link.insns));
+        Self::new(opcode, links, allowed, flags)
+    }
+
+    /// Creates a chain with the programs of `chain` that denies all flags that are not in
+    /// `allowed`.
+    ///
+    /// # Errors
+    ///
+    /// [`ENOMEM`] if memory is short.
+    pub(super) fn with_allowed(&self, allowed: FlagSet, flags: Flags) -> Result<Arc<Self>> {
+        let mut links = KVVec::with_capacity(self.len(), flags)?;
+
+        for link in &self.links {
+            links.push(link.clone(), flags)?;
+        }
+        Self::new(self.opcode, links, allowed, flags)
+    }
+
+    fn new(
+        opcode: Opcode,
+        links: KVVec<Arc<Link<P>>>,
+        allowed: FlagSet,
+        flags: Flags,
+    ) -> Result<Arc<Self>> {
+        let whole = SetOnce::new();
+
+        if let [only] = links.as_slice() {
+            whole.populate(only.clone());
+        }
         let chain = Self {
-            newest,
-            older: links,
-            reads_arguments,
+            opcode,
+            links,
+            tests_flags: allowed != FlagSet::ALL,
+            allowed,
+            whole,
+            is_fused: Atomic::new(false),
         };
+
         Ok(Arc::new(chain, flags)?)
+    }
+
+    /// Fuses the programs into one, which [`Self::whole`] returns from then on. Does nothing if that
+    /// was tried before. May sleep.
+    ///
+    /// If the programs are too long, or memory is short, they stay as they are.
+    pub(super) fn fuse_once(&self, flags: Flags) {
+        if self.is_fused.load(Relaxed) || self.is_fused.xchg(true, Relaxed) {
+            return;
+        }
+        if let Ok(Some(fused)) = self.fused(flags) {
+            self.whole.populate(fused);
+        }
+    }
+
+    /// Fuses the programs. Returns [`None`] if they are too long.
+    ///
+    /// # Errors
+    ///
+    /// [`ENOMEM`] if memory is short, and the errors of [`Compile::compile`].
+    fn fused(&self, flags: Flags) -> Result<Option<Arc<Link<P>>>> {
+        let mut oldest_first = self.links.iter().rev();
+        let mut insns = KVVec::new();
+
+        if let Some(oldest) = oldest_first.next() {
+            insns.extend_from_slice(&oldest.insns, flags)?;
+        }
+        for newer in oldest_first {
+            let Some(fused) = fuse(&newer.insns, &insns, flags)? else {
+                return Ok(None);
+            };
+
+            insns = fused;
+        }
+        let program = P::compile(&insns, self.opcode)?;
+
+        // Nobody fuses a fused program, so that its instructions are not kept.
+        let insns = KVVec::new();
+        Ok(Some(Arc::new(Link { insns, program }, flags)?))
     }
 }
 
 impl<P> Chain<P> {
-    /// Returns the links, newest first.
-    fn links(&self) -> impl Iterator<Item = &Arc<Link<P>>> {
-        Iterator::chain(core::iter::once(&self.newest), &self.older)
-    }
-
     /// Returns the programs, newest first.
     pub(super) fn iter(&self) -> impl Iterator<Item = &P> {
-        self.links().map(|link| &link.program)
+        self.links.iter().map(|link| &link.program)
     }
 
-    /// Returns the newest program and the older links.
+    /// Returns the program that stands for all others, if there is one.
     #[inline]
-    pub(super) fn split(&self) -> (&P, &[Arc<Link<P>>]) {
-        (&self.newest.program, &self.older)
+    pub(super) fn whole(&self) -> Option<&P> {
+        self.whole.as_ref().map(|link| &link.program)
     }
 
-    /// Returns whether any program loads a word that depends on the arguments of a request. If not,
-    /// the arguments need not be copied to the context.
+    /// Returns the flags without which requests are denied before a program runs.
     #[inline]
-    pub(super) fn reads_arguments(&self) -> bool {
-        self.reads_arguments
+    pub(super) fn allowed(&self) -> &FlagSet {
+        &self.allowed
+    }
+
+    /// Returns whether a request with `flags` may be allowed, if the programs allow it.
+    #[inline]
+    pub(super) fn allows_flags(&self, flags: u8) -> bool {
+        !self.tests_flags || self.allowed.contains(flags)
     }
 
     /// Returns the number of programs.
     pub(super) fn len(&self) -> usize {
-        1 + self.older.len()
+        self.links.len()
     }
 }

@@ -55,11 +55,11 @@ const KEPT: [u16; 38] = [
 /// Returns what becomes of the instruction with this `code` and operand `k`, in a program that runs
 /// on a context of `size` bytes, or [`None`] if a filter may not contain it.
 ///
-/// A load of the packet's word becomes a load of the context's, which must be inside it and
+/// A load of a word of the packet stays: it loads a word of the context, which must be inside it and
 /// aligned. A load of the packet's length becomes a load of `size`.
 pub(crate) fn check(code: u16, k: u32, size: u32) -> Option<Action> {
     match code {
-        LD_ABS if k < size && k.is_multiple_of(4) => Some(Action::LoadContext),
+        LD_ABS if k < size && k.is_multiple_of(4) => Some(Action::Keep),
         LD_LEN | LDX_LEN => Some(Action::LoadConstant(size)),
         _ if KEPT.contains(&code) => Some(Action::Keep),
         _ => None,
@@ -87,7 +87,7 @@ mod tests {
 
         for code in 0..=u16::MAX {
             let expected = match code {
-                0x20 => Some(Action::LoadContext),
+                0x20 => Some(Action::Keep),
                 0x80 | 0x81 => Some(Action::LoadConstant(40)),
                 _ if KEPT.contains(&code) => Some(Action::Keep),
                 _ => None,
@@ -100,7 +100,7 @@ mod tests {
     #[test]
     fn loads_must_be_aligned_and_inside_the_context() {
         for k in 0..200 {
-            let expected = (k < 40 && k % 4 == 0).then_some(Action::LoadContext);
+            let expected = (k < 40 && k % 4 == 0).then_some(Action::Keep);
 
             assert_eq!(check(LD_ABS, k, 40), expected);
         }

@@ -19,6 +19,9 @@ pub(crate) const OPCODE: usize = 8;
 /// The offset of the flags of the SQE.
 pub(crate) const SQE_FLAGS: usize = 9;
 
+/// The flags that a request can have. The other bit is always zero.
+pub(crate) const VALID_SQE_FLAGS: u8 = 0x7f;
+
 /// The offset of the size of the payload.
 pub(crate) const PDU_SIZE: usize = 10;
 
@@ -28,14 +31,9 @@ pub(crate) const PAYLOAD: usize = 16;
 /// The number of 32-bit words.
 pub(crate) const WORDS: usize = 10;
 
-/// Returns whether `insns` load a word that depends on the arguments of a request: the one that
-/// contains the size of the payload, or one of the payload. If not, the arguments need not be
-/// written to the context.
-pub(crate) fn reads_arguments(insns: &[Insn]) -> bool {
-    const PDU_SIZE_WORD: usize = PDU_SIZE - PDU_SIZE % 4;
-    let depends = |offset: usize| offset == PDU_SIZE_WORD || offset >= PAYLOAD;
-
+/// Returns whether `insns` load a word of the payload.
+pub(crate) fn reads_payload(insns: &[Insn]) -> bool {
     insns
         .iter()
-        .any(|insn| insn.code == insn::LD_ABS && depends(insn.k as usize))
+        .any(|insn| insn.code == insn::LD_ABS && insn.k as usize >= PAYLOAD)
 }

@@ -5,14 +5,15 @@
 //! A table is immutable: registering a filter makes a new table, which shares the chains of all
 //! other opcodes with the old one.
 //!
-//! A filter whose verdict no request can change is in no chain. If it always allows, its opcode
-//! stays as it is; if it always denies, no filter of its opcode is run any more.
+//! A filter is in a chain only if its verdict depends on more than the flags of a request. All
+//! other filters of an opcode are one set: the flags with which they allow requests.
 
 use super::{
     chain::{
         Chain,
         Compile, //
     },
+    flags,
     verdict::{
         self,
         Verdict, //
@@ -22,12 +23,19 @@ use kernel::{
     alloc::KVVec,
     bpf::Insn,
     io_uring::{
-        filter_set::Contents,
+        filter_set::{
+            Contents,
+            FilterSet, //
+        },
+        sqe_flags::FlagSet,
         Opcode,
         PerOpcode, //
     },
     prelude::*,
-    sync::Arc, //
+    sync::{
+        aref::ARef,
+        Arc, //
+    }, //
 };
 
 /// The number of programs after which freeing a table lets other work run. A chain is freed as a
@@ -36,61 +44,88 @@ const RELEASE_BUDGET: usize = 64;
 
 /// The most that the filters of an opcode may cost, as for a path of seccomp filters. Without a
 /// bound, a task could register so many that it cannot be killed while they run.
-const MAX_COST: u32 = 32_768;
+const MAX_COST: u16 = 32_768;
 
 /// The cost of a filter besides its instructions.
-const FILTER_COST: u32 = 4;
+const FILTER_COST: usize = 4;
 
-/// A slot of a table: what happens to the requests of one opcode.
-///
-/// `cost` is the sum of the costs of all filters that were registered for the opcode: zero if there
-/// were none.
-pub(super) enum Slot<P> {
-    /// The requests are allowed.
-    Allow { cost: u32 },
-    /// The requests are denied. No filter that is registered later changes that.
-    Deny { cost: u32 },
-    /// The requests are allowed if all filters of the chain allow them.
-    Filter { cost: u32, chain: Arc<Chain<P>> },
+/// The number of instructions of which the states fit on the stack, 20 bytes each.
+const FEW: usize = 16;
+
+/// What happens to the requests of one opcode.
+pub(super) struct Slot<P> {
+    /// The sum of the costs of all filters that were registered for the opcode: zero if there were
+    /// none.
+    cost: u16,
+    /// The flags with which requests are allowed, if the chain allows them, too.
+    allowed: FlagSet,
+    chain: Option<Arc<Chain<P>>>,
 }
 
 impl<P> Slot<P> {
     /// The slot of an opcode without a filter.
-    const UNFILTERED: Self = Slot::Allow { cost: 0 };
+    const UNFILTERED: Self = Self {
+        cost: 0,
+        allowed: FlagSet::ALL,
+        chain: None,
+    };
     /// The slot of an opcode without a filter, when such opcodes are denied.
-    const DENIED_UNFILTERED: Self = Slot::Deny { cost: 0 };
-}
+    const DENIED_UNFILTERED: Self = Self {
+        cost: 0,
+        allowed: FlagSet::NONE,
+        chain: None,
+    };
 
-impl<P> Clone for Slot<P> {
-    fn clone(&self) -> Self {
-        match *self {
-            Slot::Allow { cost } => Slot::Allow { cost },
-            Slot::Deny { cost } => Slot::Deny { cost },
-            Slot::Filter { cost, ref chain } => Slot::Filter {
-                cost,
-                chain: chain.clone(),
-            },
+    /// Returns the flags with which requests are allowed without running a program.
+    fn unfiltered(&self) -> FlagSet {
+        match self.chain {
+            None => self.allowed,
+            Some(_) => FlagSet::NONE,
         }
     }
 }
 
-/// Returns what `program` decides on all requests for `opcode`.
+impl<P> Clone for Slot<P> {
+    fn clone(&self) -> Self {
+        Self {
+            cost: self.cost,
+            allowed: self.allowed,
+            chain: self.chain.clone(),
+        }
+    }
+}
+
+/// Returns the flags with which `program` allows requests for `opcode`, or [`None`] if that depends
+/// on more than the flags.
 ///
 /// # Errors
 ///
 /// [`ENOMEM`] if memory is short.
-fn evaluate(program: &[Insn], opcode: Opcode) -> Result<Verdict> {
+fn allowed_flags(program: &[Insn], opcode: Opcode) -> Result<Option<FlagSet>> {
     let context = verdict::context(opcode.as_u8(), opcode.pdu_size());
-    let mut states = KVVec::from_elem(None, program.len(), GFP_KERNEL)?;
+    // Most filters are short, and need no memory for this.
+    let mut few = [None; FEW];
+    let mut many;
+    let states = match few.get_mut(..program.len()) {
+        Some(states) => states,
+        None => {
+            many = KVVec::from_elem(None, program.len(), GFP_KERNEL)?;
+            &mut many
+        }
+    };
 
-    Ok(verdict::evaluate(program, &context, &mut states))
+    Ok(match verdict::evaluate(program, &context, states) {
+        Verdict::Allow => Some(FlagSet::ALL),
+        Verdict::Deny => Some(FlagSet::NONE),
+        Verdict::Depends => flags::allowed(program, &context, states),
+    })
 }
 
-/// A table: what happens to the requests of each opcode.
+/// A table: the chains and costs of all opcodes. The set that it is in also has the flags of requests
+/// that are allowed without running a program.
 pub(crate) struct Table<P> {
-    slots: PerOpcode<Slot<P>>,
-    /// Whether the requests of all opcodes are allowed.
-    allows_all: bool,
+    chains: PerOpcode<Option<Arc<Chain<P>>>>,
+    costs: PerOpcode<u16>,
 }
 
 impl<P: Compile> Slot<P> {
@@ -103,83 +138,114 @@ impl<P: Compile> Slot<P> {
     /// [`ENOMEM`] if the opcode's filters would cost more than [`MAX_COST`], and the errors of
     /// [`Chain::push`].
     fn with_filter(&self, opcode: Opcode, filter: KVVec<Insn>) -> Result<Self> {
-        let cost = match self {
-            Slot::Deny { cost: 0 } => return Ok(Self::DENIED_UNFILTERED),
-            Slot::Allow { cost } | Slot::Deny { cost } | Slot::Filter { cost, .. } => *cost,
-        };
-        // Neither `cost` nor the length is above 2^16, so that the sum cannot overflow.
-        let cost = cost + filter.len() as u32 + FILTER_COST;
-
-        if cost > MAX_COST {
-            return Err(ENOMEM);
+        if self.cost == 0 && self.allowed == FlagSet::NONE {
+            return Ok(Self::DENIED_UNFILTERED);
         }
-        let older = match (self, evaluate(&filter, opcode)?) {
-            // A filter can only deny more, and here every request is denied.
-            (Slot::Deny { .. }, _) | (_, Verdict::Deny) => return Ok(Slot::Deny { cost }),
-            (Slot::Allow { .. }, Verdict::Allow) => return Ok(Slot::Allow { cost }),
-            (Slot::Filter { chain, .. }, Verdict::Allow) => {
-                let chain = chain.clone();
-                return Ok(Slot::Filter { cost, chain });
-            }
-            (Slot::Allow { .. }, Verdict::Depends) => None,
-            (Slot::Filter { chain, .. }, Verdict::Depends) => Some(chain),
-        };
-        let chain = Chain::push(older, filter, GFP_KERNEL_ACCOUNT)?;
+        let cost = (usize::from(self.cost) + filter.len())
+            .checked_add(FILTER_COST)
+            .and_then(|cost| u16::try_from(cost).ok())
+            .filter(|cost| *cost <= MAX_COST)
+            .ok_or(ENOMEM)?;
 
-        Ok(Slot::Filter { cost, chain })
+        // A filter can only deny more, so that what was denied needs no look at it.
+        let by_flags = match self.allowed {
+            FlagSet::NONE => Some(FlagSet::ALL),
+            _ => allowed_flags(&filter, opcode)?,
+        };
+        let allowed = self.allowed.and(by_flags.unwrap_or(FlagSet::ALL));
+        let chain = match &self.chain {
+            _ if allowed == FlagSet::NONE => None,
+            older if by_flags.is_none() => Some(Chain::push(
+                older.as_ref(),
+                opcode,
+                filter,
+                allowed,
+                GFP_KERNEL_ACCOUNT,
+            )?),
+            Some(chain) if allowed != self.allowed => {
+                Some(chain.with_allowed(allowed, GFP_KERNEL_ACCOUNT)?)
+            }
+            chain => chain.clone(),
+        };
+
+        Ok(Self {
+            cost,
+            allowed,
+            chain,
+        })
     }
 }
 
-impl<P: Compile> Table<P> {
-    /// Creates a table from `old`, or from one that allows everything, by adding `filter`, which
-    /// must have been checked, to the filters of `opcode`. With `deny_rest`, all other opcodes
-    /// without a filter are denied.
+impl<P: Compile + Send + Sync + 'static> Table<P> {
+    /// Creates a set from `old`, or from one that allows everything, by adding `filter`, which must
+    /// have been checked, to the filters of `opcode`. With `deny_rest`, all other opcodes without a
+    /// filter are denied.
     ///
     /// # Errors
     ///
-    /// [`ENOMEM`] if the opcode's filters would cost more than [`MAX_COST`], and the errors of
-    /// [`Chain::push`].
+    /// [`ENOMEM`] if memory is short or the opcode's filters would cost more than [`MAX_COST`], and
+    /// the errors of [`Chain::push`].
     pub(super) fn with_filter(
-        old: Option<&Self>,
+        old: Option<&FilterSet<Self>>,
         opcode: Opcode,
         filter: KVVec<Insn>,
         deny_rest: bool,
-    ) -> Result<impl Init<Self> + use<'_, P>> {
-        let unfiltered = if deny_rest {
-            &Slot::DENIED_UNFILTERED
-        } else {
-            &Slot::UNFILTERED
-        };
-        let carried_slot = move |op| match old.map(|old| old.slot(op)) {
-            None | Some(Slot::Allow { cost: 0 }) => unfiltered,
-            Some(slot) => slot,
-        };
-        let old_slot = old.map_or(&Slot::UNFILTERED, |old| old.slot(opcode));
-        let new_slot = old_slot.with_filter(opcode, filter)?;
-        let allows_all = matches!(new_slot, Slot::Allow { .. })
-            && Opcode::all()
-                .filter(|&op| op != opcode)
-                .all(|op| matches!(carried_slot(op), Slot::Allow { .. }));
-
-        let slots = PerOpcode::init(move |op| {
-            if op == opcode {
-                new_slot.clone()
-            } else {
-                carried_slot(op).clone()
-            }
+    ) -> Result<ARef<FilterSet<Self>>> {
+        let new = old
+            .map_or(Slot::UNFILTERED, |old| Self::slot(old, opcode))
+            .with_filter(opcode, filter)?;
+        let (cost, chain) = (new.cost, new.chain.clone());
+        let unfiltered = PerOpcode::init(|op| old.map_or(FlagSet::ALL, |old| old.unfiltered(op)))
+            .chain(|unfiltered| {
+                if deny_rest {
+                    for op in Opcode::all() {
+                        if old.is_none_or(|old| old.costs[op] == 0) {
+                            unfiltered[op] = FlagSet::NONE;
+                        }
+                    }
+                }
+                unfiltered[opcode] = new.unfiltered();
+                Ok(())
+            });
+        let table = init!(Self {
+            chains <- PerOpcode::init(|op| old.and_then(|old| old.chains[op].clone()))
+                .chain(|chains| {
+                    chains[opcode] = chain;
+                    Ok(())
+                }),
+            costs <- PerOpcode::init(|op| old.map_or(0, |old| old.costs[op])).chain(|costs| {
+                costs[opcode] = cost;
+                Ok(())
+            }),
         });
-        Ok(init!(Self {
-            slots <- slots,
-            allows_all,
-        }))
+
+        FilterSet::new(unfiltered, table, GFP_KERNEL_ACCOUNT)
+    }
+}
+
+impl<P: Send + Sync + 'static> Table<P> {
+    /// Returns what happens to the requests of `opcode` in `set`.
+    fn slot(set: &FilterSet<Self>, opcode: Opcode) -> Slot<P> {
+        let chain = set.chains[opcode].clone();
+        let allowed = match &chain {
+            Some(chain) => *chain.allowed(),
+            None => set.unfiltered(opcode),
+        };
+
+        Slot {
+            cost: set.costs[opcode],
+            allowed,
+            chain,
+        }
     }
 }
 
 impl<P> Table<P> {
-    /// Returns the slot of `opcode`.
+    /// Returns the programs that decide on requests of `opcode` that are filtered. If there are
+    /// none, these requests are denied.
     #[inline]
-    pub(super) fn slot(&self, opcode: Opcode) -> &Slot<P> {
-        &self.slots[opcode]
+    pub(super) fn chain(&self, opcode: Opcode) -> Option<&Chain<P>> {
+        self.chains[opcode].as_deref()
     }
 }
 
@@ -187,11 +253,7 @@ impl<P: Send + Sync + 'static> Contents for Table<P> {
     fn release_step(&mut self) -> bool {
         let mut released = 0;
 
-        for slot in self.slots.iter_mut() {
-            let Slot::Filter { chain, .. } = core::mem::replace(slot, Slot::UNFILTERED) else {
-                continue;
-            };
-
+        for chain in self.chains.iter_mut().filter_map(Option::take) {
             released += chain.len();
             drop(chain);
             if released >= RELEASE_BUDGET {
@@ -199,10 +261,6 @@ impl<P: Send + Sync + 'static> Contents for Table<P> {
             }
         }
         false
-    }
-
-    fn allows_all(&self) -> bool {
-        self.allows_all
     }
 }
 
@@ -213,13 +271,9 @@ mod tests {
     use crate::test_random::Random;
     use kernel::{
         bpf::insn,
-        io_uring::filter_set::FilterSet,
-        sync::{
-            aref::ARef,
-            atomic::{
-                Atomic,
-                Relaxed, //
-            }, //
+        sync::atomic::{
+            Atomic,
+            Relaxed, //
         },
         time::{
             delay::fsleep,
@@ -234,7 +288,7 @@ mod tests {
     struct Numbers(KVec<u32>);
 
     impl Compile for Numbers {
-        fn compile(insns: &[Insn]) -> Result<Self> {
+        fn compile(insns: &[Insn], _opcode: Opcode) -> Result<Self> {
             let mut numbers = KVec::new();
 
             for insn in insns.iter().filter(|insn| insn.code == insn::JMP_JEQ_K) {
@@ -284,25 +338,27 @@ mod tests {
         filter: KVVec<Insn>,
         deny_rest: bool,
     ) -> Result<Set> {
-        let table = Table::with_filter(old.map(|set| &***set), op, filter, deny_rest)?;
-
-        FilterSet::new(table, GFP_KERNEL_ACCOUNT)
+        Table::with_filter(old.map(|set| &**set), op, filter, deny_rest)
     }
 
     fn opcode(number: u32) -> Result<Opcode> {
         Opcode::new(number).ok_or(EINVAL)
     }
 
-    /// Waits up to ten seconds for all programs to be freed. Returns the number of those that are
-    /// left.
-    fn settle() -> i32 {
+    /// Waits up to ten seconds until no more than `count` programs exist. Returns how many do.
+    fn settle(count: i32) -> i32 {
         for _ in 0..1_000 {
-            if LIVE.load(Relaxed) == 0 {
+            if LIVE.load(Relaxed) <= count {
                 break;
             }
             fsleep(Delta::from_millis(10));
         }
         LIVE.load(Relaxed)
+    }
+
+    /// Returns whether no request is filtered.
+    fn allows_all(set: &Set) -> bool {
+        Opcode::all().all(|op| set.unfiltered(op) == FlagSet::ALL)
     }
 
     /// The expected content of a slot: a list of filters of its own, shared with no other.
@@ -326,9 +382,9 @@ mod tests {
         }
 
         fn matches(&self, slot: &Slot<Numbers>) -> bool {
-            match (self, slot) {
-                (Model::Allow, Slot::Allow { .. }) | (Model::Deny, Slot::Deny { .. }) => true,
-                (Model::Filters(numbers), Slot::Filter { chain, .. }) => {
+            match (self, slot.unfiltered(), &slot.chain) {
+                (Model::Allow, FlagSet::ALL, None) | (Model::Deny, FlagSet::NONE, None) => true,
+                (Model::Filters(numbers), _, Some(chain)) => {
                     let newest_first = numbers.iter().rev().copied();
 
                     chain
@@ -401,7 +457,7 @@ mod tests {
             };
 
             FOLLOWED.iter().zip(&self.model).all(|(&opcode, model)| {
-                Opcode::new(opcode).is_some_and(|op| model.matches(set.slot(op)))
+                Opcode::new(opcode).is_some_and(|op| model.matches(&Table::slot(set, op)))
             })
         }
     }
@@ -448,7 +504,7 @@ mod tests {
             assert!(owners.iter().all(Owner::is_as_modelled));
         }
         drop(owners);
-        assert_eq!(settle(), 0);
+        assert_eq!(settle(0), 0);
         Ok(())
     }
 
@@ -469,7 +525,7 @@ mod tests {
         // Programs of earlier sets may not be freed yet.
         assert!(LIVE.load(Relaxed) >= Opcode::COUNT as i32);
         drop(shared);
-        assert_eq!(settle(), 0);
+        assert_eq!(settle(0), 0);
         Ok(())
     }
 
@@ -500,22 +556,30 @@ mod tests {
         const LAST: u32 = Opcode::COUNT as u32;
         const LEFT: i32 = (Opcode::COUNT - RELEASE_BUDGET) as i32;
 
-        assert_eq!(settle(), 0);
-        let mut table: KBox<Table<Numbers>> = KBox::init(
-            Table::with_filter(None, opcode(0)?, filter(0)?, false)?,
-            GFP_KERNEL,
-        )?;
+        assert_eq!(settle(0), 0);
+        let mut set = None;
 
-        for number in 1..LAST {
-            let next = Table::with_filter(Some(&table), opcode(number)?, filter(number)?, false)?;
-
-            table = KBox::init(next, GFP_KERNEL)?;
+        for number in 0..LAST {
+            let (op, filter) = (opcode(number)?, filter(number)?);
+            set = Some(register(set.as_ref(), op, filter, false)?);
         }
+        // The sets are released by another thread, this table is not.
+        let mut table = {
+            let set = set.ok_or(EINVAL)?;
+
+            KBox::init(
+                init!(Table {
+                    chains <- PerOpcode::init(|op| set.chains[op].clone()),
+                    costs <- PerOpcode::init(|_| 0),
+                }),
+                GFP_KERNEL,
+            )?
+        };
         assert_eq!(LIVE.load(Relaxed), LAST as i32);
         assert!(table.release_step());
-        assert_eq!(LIVE.load(Relaxed), LEFT);
+        assert_eq!(settle(LEFT), LEFT);
         assert!(!table.release_step());
-        assert_eq!(LIVE.load(Relaxed), 0);
+        assert_eq!(settle(0), 0);
         Ok(())
     }
 
@@ -524,31 +588,30 @@ mod tests {
     fn certain_verdicts_are_not_run() -> Result {
         let (nop, other) = (opcode(0)?, opcode(1)?);
         let allow: Set = register(None, nop, constant(1, 1)?, false)?;
-        assert!(matches!(allow.slot(nop), Slot::Allow { .. }) && allow.allows_all());
+        assert!(Model::Allow.matches(&Table::slot(&allow, nop)) && allows_all(&allow));
 
         // `nop` has a filter, so that it is not denied with the rest.
         let rest = register(Some(&allow), other, constant(1, 1)?, true)?;
-        assert!(matches!(rest.slot(nop), Slot::Allow { .. }) && !rest.allows_all());
-        assert!(matches!(rest.slot(other), Slot::Allow { .. }));
-        assert!(matches!(rest.slot(opcode(2)?), Slot::Deny { .. }));
+        assert!(Model::Allow.matches(&Table::slot(&rest, nop)) && !allows_all(&rest));
+        assert!(Model::Allow.matches(&Table::slot(&rest, other)));
+        assert!(Model::Deny.matches(&Table::slot(&rest, opcode(2)?)));
 
         let filtered = register(Some(&allow), nop, filter(7)?, false)?;
         let still = register(Some(&filtered), nop, constant(1, 1)?, false)?;
-        assert!(Model::Filters(kernel::kvec![7]?).matches(still.slot(nop)) && !still.allows_all());
+        assert!(Model::Filters(kernel::kvec![7]?).matches(&Table::slot(&still, nop)) && !allows_all(&still));
 
         let deny = register(Some(&still), nop, constant(1, 0)?, false)?;
-        assert!(matches!(deny.slot(nop), Slot::Deny { .. }) && !deny.allows_all());
+        assert!(Model::Deny.matches(&Table::slot(&deny, nop)) && !allows_all(&deny));
         let later = register(Some(&deny), nop, filter(7)?, false)?;
-        assert!(matches!(later.slot(nop), Slot::Deny { .. }));
+        assert!(Model::Deny.matches(&Table::slot(&later, nop)));
         Ok(())
     }
 
     /// Returns the number of programs of the chain for `op`.
     fn programs(set: &Set, op: Opcode) -> Result<usize> {
-        match set.slot(op) {
-            Slot::Filter { chain, .. } => Ok(chain.len()),
-            _ => Err(EINVAL),
-        }
+        let table: &Table<Numbers> = set;
+
+        table.chain(op).map(Chain::len).ok_or(EINVAL)
     }
 
     /// Builds a filter like [`filter`], but of `len` instructions.
@@ -559,40 +622,55 @@ mod tests {
         Ok(insns)
     }
 
-    /// Checks that filters that are too long for one program become two, the newer one first.
-    #[test]
-    fn filters_too_long_to_merge_stay_separate() -> Result {
-        let op = opcode(0)?;
-        let mut set = register(None, op, long(1, 4096)?, false)?;
-        // Together, they would be longer than a program may be.
-        set = register(Some(&set), op, long(2, 4096)?, false)?;
-        assert_eq!(programs(&set, op)?, 2);
-        set = register(Some(&set), op, filter(3)?, false)?;
-        set = register(Some(&set), op, filter(4)?, false)?;
-        assert_eq!(programs(&set, op)?, 3);
+    /// Returns the numbers of the fused program for `op`, newest first, if there is one.
+    fn fused(set: &Set, op: Opcode) -> Option<&[u32]> {
+        let table: &Table<Numbers> = set;
+        let chain = table.chain(op)?;
 
-        assert!(Model::Filters(kernel::kvec![1, 2, 3, 4]?).matches(set.slot(op)));
-        Ok(())
+        chain.fuse_once(GFP_KERNEL);
+        chain.whole().map(|program| program.0.as_slice())
     }
 
-    /// Checks that registering a filter compiles at most twice its instructions, or a few more.
+    /// Checks that each registration compiles its own filter, and that the filters are fused when
+    /// that is asked for.
     #[test]
-    fn registering_recompiles_only_short_programs() -> Result {
+    fn filters_are_fused_once_they_are_needed() -> Result {
         let op = opcode(0)?;
         let mut set = register(None, op, filter(0)?, false)?;
 
-        // Eight that test the same word have eleven instructions together.
-        for number in 1..20 {
+        assert_eq!(fused(&set, op), Some(&[0u32][..]));
+        for number in 1..5 {
             set = register(Some(&set), op, filter(number)?, false)?;
-            assert_eq!(programs(&set, op)?, number as usize / 8 + 1);
+            assert_eq!(programs(&set, op)?, number as usize + 1);
         }
+        let table: &Table<Numbers> = &set;
+        assert!(table.chain(op).is_some_and(|chain| chain.whole().is_none()));
+        assert_eq!(fused(&set, op), Some(&[4u32, 3, 2, 1, 0][..]));
+        assert!(Model::Filters(kernel::kvec![0, 1, 2, 3, 4]?).matches(&Table::slot(&set, op)));
+        Ok(())
+    }
 
-        // Longer ones go together in pairs.
-        let op = opcode(1)?;
-        for (number, expected) in [(0, 1), (1, 1), (2, 2), (3, 2), (4, 3)] {
-            set = register(Some(&set), op, long(number, 20)?, false)?;
-            assert_eq!(programs(&set, op)?, expected);
+    /// Checks the number of instructions up to which filters are fused.
+    #[test]
+    fn long_filters_are_not_fused() -> Result {
+        let op = opcode(0)?;
+        let mut set = register(None, op, filter(0)?, false)?;
+
+        // Each further filter that tests the same word takes one instruction more, and another one
+        // when jumps become too far.
+        for number in 1..249 {
+            set = register(Some(&set), op, filter(number)?, false)?;
         }
+        assert_eq!(fused(&set, op).map(<[u32]>::len), Some(249));
+        set = register(Some(&set), op, filter(249)?, false)?;
+        assert_eq!(fused(&set, op), None);
+        assert_eq!(programs(&set, op)?, 250);
+
+        let op = opcode(1)?;
+        set = register(Some(&set), op, long(1, 4096)?, false)?;
+        set = register(Some(&set), op, filter(2)?, false)?;
+        assert_eq!(fused(&set, op), None);
+        assert_eq!(programs(&set, op)?, 2);
         Ok(())
     }
 }

@@ -19,6 +19,7 @@ use super::context::{
     PAYLOAD,
     PDU_SIZE,
     SQE_FLAGS,
+    VALID_SQE_FLAGS,
     WORDS, //
 };
 use kernel::bpf::insn::{
@@ -68,8 +69,16 @@ impl Bits {
         }
     }
 
+    /// Returns what is known if also the bits in `known` are as in `value`.
+    pub(crate) fn with(self, known: u32, value: u32) -> Self {
+        Self::partial(
+            self.known | known,
+            (self.value & !known) | (value & known),
+        )
+    }
+
     /// Returns the value, if all bits are known.
-    fn get(self) -> Option<u32> {
+    pub(crate) fn get(self) -> Option<u32> {
         (self.known == u32::MAX).then_some(self.value)
     }
 
@@ -133,18 +142,15 @@ pub(crate) fn context(opcode: u8, pdu_size: u16) -> [Bits; WORDS] {
         let mut value = [0; 4];
 
         for (offset, (known, value)) in (4 * index..).zip(known.iter_mut().zip(value.iter_mut())) {
-            let constant = match offset {
-                OPCODE => Some(opcode),
-                PDU_SIZE => u8::try_from(pdu_size).ok(),
-                // `user_data` and the flags.
-                0..OPCODE | SQE_FLAGS => None,
-                _ if arguments.contains(&offset) => None,
-                _ => Some(0),
+            (*known, *value) = match offset {
+                OPCODE => (u8::MAX, opcode),
+                SQE_FLAGS => (!VALID_SQE_FLAGS, 0),
+                PDU_SIZE => u8::try_from(pdu_size).map_or((0, 0), |size| (u8::MAX, size)),
+                // `user_data`.
+                0..OPCODE => (0, 0),
+                _ if arguments.contains(&offset) => (0, 0),
+                _ => (u8::MAX, 0),
             };
-
-            if let Some(constant) = constant {
-                (*known, *value) = (u8::MAX, constant);
-            }
         }
         *word = Bits::partial(u32::from_ne_bytes(known), u32::from_ne_bytes(value));
     }

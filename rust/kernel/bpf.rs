@@ -1,19 +1,29 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Classic BPF programs that load from a plain structure.
+//! Classic BPF programs that load from an object.
 //!
 //! Seccomp and io_uring let user space pass in classic BPF programs that load words of a small
 //! structure, called the context, instead of a packet. A [`Checker`] decides which instructions
-//! such programs may contain, [`read_program`] copies a program from user space, [`Program`] owns a
-//! compiled program, and [`Program::run`] runs it. Until a program is compiled, its instructions
-//! are plain data: see [`insn`].
+//! such programs may contain, and [`read_program`] copies a program from user space. Until a
+//! program is compiled, its instructions are plain data: see [`insn`].
+//!
+//! [`Program`] owns a compiled program, and [`Program::run`] runs it on an object. The context need
+//! not exist in memory: the object says by [`Loads`] from which of its fields the words of the
+//! context come, and [`translate`] makes eBPF of a program that loads these.
 //!
 //! C headers: [`include/linux/filter.h`](srctree/include/linux/filter.h),
 //! [`include/uapi/linux/filter.h`](srctree/include/uapi/linux/filter.h)
 
 pub mod insn;
+pub mod translate;
 
-pub use self::insn::Insn;
+pub use self::{
+    insn::Insn,
+    translate::{
+        Field,
+        Load, //
+    }, //
+};
 
 use crate::{
     alloc::{
@@ -21,10 +31,7 @@ use crate::{
         KVVec, //
     },
     bindings,
-    error::{
-        from_result,
-        to_result, //
-    },
+    error::to_result,
     prelude::*,
     transmute::{
         AsBytes,
@@ -39,9 +46,17 @@ use core::{
     marker::PhantomData,
     mem::{
         offset_of,
-        size_of, //
+        size_of,
+        size_of_val, //
     },
     ptr::NonNull, //
+};
+use translate::{
+    stack_size,
+    translate,
+    Ebpf,
+    EXPANSION_MAX,
+    PROLOGUE_MAX, //
 };
 
 // `Insn` has the layout of C's `struct sock_filter`.
@@ -54,6 +69,12 @@ const _: () = {
     assert!(offset_of!(Insn, k) == offset_of!(bindings::sock_filter, k));
 };
 
+// `Ebpf` has the layout of C's `struct bpf_insn`, whose registers are in one byte.
+const _: () = {
+    assert!(size_of::<Ebpf>() == size_of::<bindings::bpf_insn>());
+    assert!(align_of::<Ebpf>() == align_of::<bindings::bpf_insn>());
+};
+
 // SAFETY: The structure has no padding, as its size is the sum of the sizes of its fields, and no
 // interior mutability.
 unsafe impl AsBytes for Insn {}
@@ -64,38 +85,14 @@ unsafe impl FromBytes for Insn {}
 /// The maximum number of instructions of a program: `BPF_MAXINSNS`.
 pub const MAX_INSNS: u32 = bindings::BPF_MAXINSNS;
 
-/// `BPF_LD | BPF_W | BPF_ABS`: loads a word of the packet into A.
-const LD_W_ABS: u32 = bindings::BPF_LD | bindings::BPF_W | bindings::BPF_ABS;
-/// `BPF_LDX | BPF_W | BPF_ABS`: loads a word of the context into A. Kernel-internal.
-const LDX_W_ABS: u32 = bindings::BPF_LDX | bindings::BPF_W | bindings::BPF_ABS;
-/// `BPF_LD | BPF_W | BPF_LEN`: loads the packet's length into A.
-const LD_W_LEN: u32 = bindings::BPF_LD | bindings::BPF_W | bindings::BPF_LEN;
-/// `BPF_LDX | BPF_W | BPF_LEN`: loads the packet's length into X.
-const LDX_W_LEN: u32 = bindings::BPF_LDX | bindings::BPF_W | bindings::BPF_LEN;
-/// `BPF_LD | BPF_IMM`: loads a constant into A.
-const LD_IMM: u32 = bindings::BPF_LD | bindings::BPF_IMM;
-/// `BPF_LDX | BPF_IMM`: loads a constant into X.
-const LDX_IMM: u32 = bindings::BPF_LDX | bindings::BPF_IMM;
-/// `BPF_LD | BPF_MEM`: loads a scratch word into A.
-const LD_MEM: u32 = bindings::BPF_LD | bindings::BPF_MEM;
-/// `BPF_LDX | BPF_MEM`: loads a scratch word into X.
-const LDX_MEM: u32 = bindings::BPF_LDX | bindings::BPF_MEM;
-/// `BPF_MISC | BPF_TAX`: copies A to X.
-const TAX: u32 = bindings::BPF_MISC | bindings::BPF_TAX;
-/// `BPF_MISC | BPF_TXA`: copies X to A.
-const TXA: u32 = bindings::BPF_MISC | bindings::BPF_TXA;
-
-/// The bits of a code that are the instruction class: `BPF_CLASS(code)`.
-const CLASS_MASK: u32 = 0x07;
+/// The number of instructions of which the positions fit on the stack, two bytes each.
+const FEW: usize = 32;
 
 /// The way to handle one instruction of a program from user space.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// Keeps the instruction. Not for instructions that read a packet.
+    /// Keeps the instruction. A load of a word of the packet loads the word of the context.
     Keep,
-    /// Replaces a load of a packet word by a load of the word of the context at the same offset,
-    /// which must be a multiple of four.
-    LoadContext,
     /// Replaces a load of the packet's length by a load of this constant.
     LoadConstant(u32),
 }
@@ -106,51 +103,46 @@ pub enum Action {
 /// jumps stay inside the program, scratch words are written before they are read, and the last
 /// instruction is a `ret`.
 pub trait Checker {
-    /// The structure that the programs load from.
-    type Context: AsBytes;
-
     /// Decides on the instruction with this `code` and operand `k`.
     ///
     /// # Errors
     ///
-    /// If the instruction is not allowed, creating the program fails with the error that this
+    /// If the instruction is not allowed, reading the program fails with the error that this
     /// returns.
     fn check(code: u16, k: u32) -> Result<Action>;
 }
 
-/// Rewrites `code` and `k` as `action` says.
+/// An object that programs run on.
 ///
-/// This does not trust the [`Checker`]: whatever it decides, no instruction is left that would read
-/// anything but the `size` bytes of the context.
+/// # Safety
+///
+/// Each [`Field`] that [`Loads::load`] returns must be inside a `Self` and aligned to its size, and
+/// nobody may write to it while there is a reference to the object. If the field is not initialised,
+/// the program gets any value: it runs outside of what the compiler knows.
+pub unsafe trait Loads {
+    /// What the loads of a program depend on.
+    type Layout: Copy;
+
+    /// Returns the way to load the word at `offset` of the context, or [`None`] if there is no such
+    /// word.
+    fn load(layout: Self::Layout, offset: u32) -> Option<Load>;
+}
+
+/// Checks `program` as the kernel checks all classic programs.
 ///
 /// # Errors
 ///
-/// [`EINVAL`] if `action` does not fit the instruction.
-fn rewrite(code: u16, k: u32, action: Action, size: usize) -> Result<(u16, u32)> {
-    let (code, k) = match (u32::from(code), action) {
-        (LD_W_ABS, Action::LoadContext) => {
-            let end = usize::try_from(k)?.checked_add(size_of::<u32>());
-            if !k.is_multiple_of(4) || end.is_none_or(|end| end > size) {
-                return Err(EINVAL);
-            }
-            (LDX_W_ABS, k)
-        }
-        (LD_W_LEN, Action::LoadConstant(value)) => (LD_IMM, value),
-        (LDX_W_LEN, Action::LoadConstant(value)) => (LDX_IMM, value),
-        (code, Action::Keep) => match code & CLASS_MASK {
-            bindings::BPF_LD | bindings::BPF_LDX => match code {
-                LD_IMM | LDX_IMM | LD_MEM | LDX_MEM => (code, k),
-                _ => return Err(EINVAL),
-            },
-            bindings::BPF_MISC => match code {
-                TAX | TXA => (code, k),
-                _ => return Err(EINVAL),
-            },
-            _ => (code, k),
-        },
-        _ => return Err(EINVAL),
-    };
-    Ok((u16::try_from(code)?, k))
+/// - [`EINVAL`] if there are no instructions or more than [`MAX_INSNS`], or one is refused.
+/// - [`ENOMEM`] if memory is short.
+fn check_classic(program: &[Insn]) -> Result {
+    if !(1..=MAX_INSNS as usize).contains(&program.len()) {
+        return Err(EINVAL);
+    }
+    // SAFETY: The slice is valid for reads of its instructions, which have the layout of C's. There
+    // is one at least, as `bpf_check_classic` requires.
+    to_result(unsafe {
+        bindings::bpf_check_classic(program.as_ptr().cast(), program.len() as u32)
+    })
 }
 
 /// Copies the `len` instructions at `insns` from user space and checks them. May sleep.
@@ -170,7 +162,7 @@ fn rewrite(code: u16, k: u32, action: Action, size: usize) -> Result<(u16, u32)>
 ///
 /// ```
 /// use kernel::{
-///     bpf::{insn, read_program, Action, Checker, Insn, Program},
+///     bpf::{insn, read_program, Action, Checker},
 ///     uaccess::UserPtr, //
 /// };
 ///
@@ -178,8 +170,6 @@ fn rewrite(code: u16, k: u32, action: Action, size: usize) -> Result<(u16, u32)>
 /// struct Constant;
 ///
 /// impl Checker for Constant {
-///     type Context = [u32; 2];
-///
 ///     fn check(code: u16, _k: u32) -> Result<Action> {
 ///         match code {
 ///             insn::RET_K => Ok(Action::Keep),
@@ -191,9 +181,6 @@ fn rewrite(code: u16, k: u32, action: Action, size: usize) -> Result<(u16, u32)>
 /// // A null pointer is refused before it is read.
 /// let user = read_program::<Constant>(UserPtr::from_addr(0), 1, GFP_KERNEL);
 /// assert_eq!(user.err(), Some(EINVAL));
-///
-/// let program = Program::<Constant>::new(&[Insn::new(insn::RET_K, 7)])?;
-/// assert_eq!(program.run(&[0, 0]), 7);
 /// # Ok::<(), Error>(())
 /// ```
 pub fn read_program<C: Checker>(insns: UserPtr, len: u16, flags: Flags) -> Result<KVVec<Insn>> {
@@ -207,135 +194,178 @@ pub fn read_program<C: Checker>(insns: UserPtr, len: u16, flags: Flags) -> Resul
     UserSlice::new(insns, len * size_of::<Insn>())
         .reader()
         .read_slice(program.as_mut_slice().as_bytes_mut())?;
-    // SAFETY: The vector is valid for reads of `len` instructions, which have the layout of C's.
-    // `len` is not zero, as `bpf_check_classic` requires.
-    to_result(unsafe { bindings::bpf_check_classic(program.as_ptr().cast(), len as u32) })?;
-
+    check_classic(&program)?;
     for insn in program.iter_mut() {
-        let action = C::check(insn.code, insn.k)?;
-        let (code, k) = rewrite(insn.code, insn.k, action, size_of::<C::Context>())?;
-
-        // Loads of the context have a code that `bpf_prog_create_trans` refuses: they are rewritten
-        // only when the program is compiled.
-        if action != Action::LoadContext {
-            (insn.code, insn.k) = (code, k);
-        }
+        insn.code = match (C::check(insn.code, insn.k)?, insn.code) {
+            (Action::Keep, code) => code,
+            (Action::LoadConstant(value), insn::LD_LEN) => {
+                insn.k = value;
+                insn::LD_IMM
+            }
+            (Action::LoadConstant(value), insn::LDX_LEN) => {
+                insn.k = value;
+                insn::LDX_IMM
+            }
+            (Action::LoadConstant(_), _) => return Err(EINVAL),
+        };
     }
     Ok(program)
 }
 
-/// A compiled classic BPF program that `C` has checked. It computes a 32-bit value from a
-/// `C::Context`.
+/// A compiled classic BPF program, which computes a 32-bit value from a `T`.
 ///
 /// Its memory is charged to the memory cgroup of the task that creates it. May be dropped in any
 /// context: a work item frees the program.
 ///
 /// # Invariants
 ///
-/// - `prog` was created by `bpf_prog_create_trans` with `check_thunk::<C>`, and this object owns
-///   it.
-/// - The program reads only its own memory, and `size_of::<C::Context>()` bytes from its context
-///   pointer on. It calls no functions.
-pub struct Program<C> {
+/// - `prog` was created by `bpf_prog_alloc_no_stats` and completed by `bpf_prog_select_runtime`, and this
+///   object owns it.
+/// - The program reads only its own memory and fields of the object that it runs on, as
+///   [`Loads::load`] describes them. It calls no functions.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::bpf::{insn, Field, Insn, Load, Loads, Program};
+///
+/// #[repr(transparent)]
+/// struct Number(u32);
+///
+/// // SAFETY: A number has four bytes, which are aligned and initialised.
+/// unsafe impl Loads for Number {
+///     type Layout = ();
+///
+///     fn load(_: (), offset: u32) -> Option<Load> {
+///         (offset == 0).then_some(Load::Field(const { Field::word(0) }))
+///     }
+/// }
+///
+/// let load = Insn::new(insn::LD_ABS, 0);
+/// let program = Program::<Number>::new(&[load, Insn::new(insn::RET_A, 0)], ())?;
+/// assert_eq!(program.run(&Number(7)), 7);
+/// # Ok::<(), Error>(())
+/// ```
+pub struct Program<T> {
     prog: NonNull<bindings::bpf_prog>,
-    checker: PhantomData<fn(C)>,
+    object: PhantomData<fn(&T)>,
 }
 
 // SAFETY: A program is immutable, may run on several CPUs at once, and may be destroyed in any
 // context.
-unsafe impl<C> Send for Program<C> {}
+unsafe impl<T> Send for Program<T> {}
 
 // SAFETY: A shared program can only be run, which writes only to the stack of the caller.
-unsafe impl<C> Sync for Program<C> {}
+unsafe impl<T> Sync for Program<T> {}
 
-impl<C: Checker> Program<C> {
+impl<T: Loads> Program<T> {
     /// Checks instructions and compiles them. May sleep.
     ///
     /// # Errors
     ///
-    /// - [`EINVAL`] if there are no instructions or more than [`MAX_INSNS`], or the kernel's own
-    ///   checks refuse one.
+    /// - [`EINVAL`] if there are no instructions or more than [`MAX_INSNS`], if the kernel's own
+    ///   checks refuse one, or if one loads a word that is not in `layout`.
     /// - [`ENOMEM`] if memory is short.
-    /// - The errors of [`Checker::check`].
     /// - `ENOTSUPP` if the kernel must use the JIT compiler and it failed.
-    pub fn new(insns: &[Insn]) -> Result<Self> {
-        // Programs load aligned words, and some machines fault on others.
-        const { assert!(align_of::<C::Context>() >= align_of::<u32>()) };
+    pub fn new(insns: &[Insn], layout: T::Layout) -> Result<Self> {
+        check_classic(insns)?;
 
-        let mut prog = core::ptr::null_mut();
-        let mut fprog = bindings::sock_fprog_kern {
-            len: u16::try_from(insns.len())?,
-            filter: insns.as_ptr().cast_mut().cast(),
+        let max = PROLOGUE_MAX + EXPANSION_MAX * insns.len();
+        // Most programs are short, and need no memory for this.
+        let mut few = [0; FEW];
+        let mut many;
+        let starts = match few.get_mut(..insns.len()) {
+            Some(starts) => starts,
+            None => {
+                many = KVVec::from_elem(0, insns.len(), GFP_KERNEL)?;
+                &mut many
+            }
         };
+        let mut translated = KVVec::with_capacity(max, GFP_KERNEL)?;
 
-        // SAFETY:
-        // - `prog` and `fprog` are local variables, valid for writes and reads.
-        // - `fprog.filter` is valid for reads of `fprog.len` instructions, and is only read.
-        // - `check_thunk` does what a `bpf_aux_classic_check_t` must do.
-        to_result(unsafe {
-            bindings::bpf_prog_create_trans(&mut prog, &mut fprog, Some(check_thunk::<C>))
-        })?;
-
-        // INVARIANT: `bpf_prog_create_trans` succeeded, so that the program passed `check_thunk`
-        // and belongs to this function.
-        // - Because of `rewrite`, the program reads no context beyond `size_of::<C::Context>()`,
-        //   and has none of the packet loads that become calls.
-        // - The kernel's checks confine all other accesses to the program's scratch memory.
+        translate(
+            insns,
+            |offset| T::load(layout, offset),
+            starts,
+            |insn| translated.push_within_capacity(insn).ok(),
+        )
+        .ok_or(EINVAL)?;
+        // INVARIANT: The instructions are a translation of ones that the kernel has checked.
+        // - The only loads of the object are those that `load` describes.
+        // - The kernel's checks confine all other accesses to scratch words, for which there is a
+        //   stack.
         Ok(Self {
-            prog: NonNull::new(prog).ok_or(EINVAL)?,
-            checker: PhantomData,
+            prog: compile(&translated, stack_size(insns))?,
+            object: PhantomData,
         })
     }
 
-    /// Runs the program on `context` and returns its result.
+    /// Runs the program on `object` and returns its result.
     ///
     /// May be called in any context. Other BPF programs must be kept on one CPU and in an RCU
     /// read-side section. This is not needed here: the program accesses only its own stack and
-    /// `context`, and `self` keeps it alive. BPF statistics do not count it, as it has no id under
+    /// `object`, and `self` keeps it alive. BPF statistics do not count it, as it has no id under
     /// which they could be queried.
     #[inline]
-    pub fn run(&self, context: &C::Context) -> u32 {
+    pub fn run(&self, object: &T) -> u32 {
         // SAFETY:
-        // - By the type invariants, the program is valid, calls nothing, and reads at most
-        //   `size_of::<C::Context>()` bytes of its context.
-        // - `context` is valid for reads of that many bytes, all of which are initialised, as
-        //   `C::Context` implements `AsBytes`.
+        // - By the type invariants, the program is valid, calls nothing, and reads no more of the
+        //   object than `T` says.
+        // - As `T` implements `Loads`, these fields are in `object`, and nobody writes to them.
         unsafe {
-            bindings::bpf_prog_run_no_stats(self.prog.as_ptr(), core::ptr::from_ref(context).cast())
+            bindings::bpf_prog_run_no_stats(self.prog.as_ptr(), core::ptr::from_ref(object).cast())
         }
     }
 }
 
-impl<C> Drop for Program<C> {
+/// Compiles `insns`, which need `stack_size` bytes of stack. Returns a program that the caller owns.
+///
+/// The result counts as a classic program, as those do that the kernel translates: the mitigations
+/// that are for programs of unprivileged users apply.
+///
+/// # Errors
+///
+/// - [`ENOMEM`] if memory is short.
+/// - `ENOTSUPP` if the kernel must use the JIT compiler and it failed.
+fn compile(insns: &[Ebpf], stack_size: u32) -> Result<NonNull<bindings::bpf_prog>> {
+    let size = offset_of!(bindings::bpf_prog, __bindgen_anon_2)
+        .checked_add(size_of_val(insns))
+        .ok_or(ENOMEM)?
+        .max(size_of::<bindings::bpf_prog>());
+    let len = u32::try_from(insns.len())?;
+    // Nobody could read statistics of the program, as it has no id.
+    // SAFETY: There are no preconditions.
+    let prog = unsafe { bindings::bpf_prog_alloc_no_stats(u32::try_from(size)?, 0) };
+    let prog = NonNull::new(prog).ok_or(ENOMEM)?.as_ptr();
+
+    // SAFETY: The program was just allocated for this number of instructions, with all of its
+    // structures, and belongs to this function. `Ebpf` has the layout of C's instructions.
+    unsafe {
+        (*prog).len = len;
+        (*(*prog).aux).stack_depth = stack_size;
+        (&raw mut (*prog).__bindgen_anon_2)
+            .cast::<Ebpf>()
+            .copy_from_nonoverlapping(insns.as_ptr(), insns.len());
+    }
+    let mut error = 0;
+    // SAFETY: The program is complete but for its code, and belongs to this function. Its
+    // instructions are valid ones, and its stack is as large as they need.
+    let prog = unsafe { bindings::bpf_prog_select_runtime(prog, &mut error) };
+
+    if let Err(error) = to_result(error) {
+        // SAFETY: The program belongs to this function, and was not run.
+        unsafe { bindings::bpf_prog_free(prog) };
+        return Err(error);
+    }
+    NonNull::new(prog).ok_or(ENOMEM)
+}
+
+impl<T> Drop for Program<T> {
     fn drop(&mut self) {
         // SAFETY: By the type invariants, this object owns the program. Nobody runs it any more,
         // since running borrows it.
-        unsafe { bindings::bpf_prog_destroy(self.prog.as_ptr()) };
+        unsafe { bindings::bpf_prog_free(self.prog.as_ptr()) };
     }
-}
-
-/// Checks and rewrites the `len` instructions at `insns`, as a `bpf_aux_classic_check_t`.
-///
-/// # Safety
-///
-/// `insns` must be valid for reads and writes of `len` instructions, and nobody else may access
-/// them meanwhile.
-unsafe extern "C" fn check_thunk<C: Checker>(
-    insns: *mut bindings::sock_filter,
-    len: c_uint,
-) -> c_int {
-    from_result(|| {
-        // SAFETY: The caller guarantees that there are `len` valid instructions, which nobody else
-        // accesses.
-        let insns = unsafe { core::slice::from_raw_parts_mut(insns, usize::try_from(len)?) };
-
-        for insn in insns {
-            let action = C::check(insn.code, insn.k)?;
-
-            (insn.code, insn.k) = rewrite(insn.code, insn.k, action, size_of::<C::Context>())?;
-        }
-        Ok(0)
-    })
 }
 
 #[cfg(CONFIG_RUST_BPF_KUNIT_TEST)]
@@ -343,53 +373,88 @@ unsafe extern "C" fn check_thunk<C: Checker>(
 mod tests {
     use super::*;
 
-    /// Converts `code` to the type that codes of instructions have.
-    fn as_code(code: u32) -> u16 {
-        code.try_into().unwrap_or(u16::MAX)
+    /// Two words, of which programs see one, and its lowest byte once more.
+    #[repr(C)]
+    struct Words {
+        hidden: u32,
+        word: u32,
     }
 
-    #[test]
-    fn context_loads_outside_are_refused() {
-        let load = |k| rewrite(as_code(LD_W_ABS), k, Action::LoadContext, 40);
+    const BYTE: usize = offset_of!(Words, word) + if cfg!(target_endian = "little") { 0 } else { 3 };
 
-        assert_eq!(load(0), Ok((as_code(LDX_W_ABS), 0)));
-        assert_eq!(load(36), Ok((as_code(LDX_W_ABS), 36)));
-        assert_eq!(load(38), Err(EINVAL));
-        assert_eq!(load(40), Err(EINVAL));
-        assert_eq!(load(u32::MAX - 3), Err(EINVAL));
-        assert_eq!(
-            rewrite(as_code(LD_W_ABS), 4, Action::LoadContext, 7),
-            Err(EINVAL)
-        );
-    }
+    // SAFETY: The fields are inside the structure, aligned and initialised.
+    unsafe impl Loads for Words {
+        type Layout = u32;
 
-    #[test]
-    fn length_loads_become_constants() {
-        let load = |code| rewrite(as_code(code), 7, Action::LoadConstant(40), 40);
-
-        assert_eq!(load(LD_W_LEN), Ok((as_code(LD_IMM), 40)));
-        assert_eq!(load(LDX_W_LEN), Ok((as_code(LDX_IMM), 40)));
-        assert_eq!(load(LD_IMM), Err(EINVAL));
-    }
-
-    /// Whatever a checker decides, no load of a packet is left.
-    #[test]
-    fn no_packet_load_remains() {
-        for code in 0..=u16::MAX {
-            for action in [Action::Keep, Action::LoadContext, Action::LoadConstant(0)] {
-                let Ok((code, _)) = rewrite(code, 0, action, 40) else {
-                    continue;
-                };
-                let code = u32::from(code);
-                let class = code & CLASS_MASK;
-
-                if class == bindings::BPF_LD || class == bindings::BPF_LDX {
-                    assert!(matches!(
-                        code,
-                        LD_IMM | LDX_IMM | LD_MEM | LDX_MEM | LDX_W_ABS
-                    ));
-                }
+        fn load(layout: u32, offset: u32) -> Option<Load> {
+            match offset {
+                0 => Some(Load::Field(const { Field::word(offset_of!(Words, word)) })),
+                4 => Some(Load::Field(
+                    const { Field::byte(BYTE).masked(0x7f) }.at_byte(1).with(layout),
+                )),
+                8 => Some(Load::Constant(layout)),
+                _ => None,
             }
         }
+    }
+
+    fn load(offset: u32) -> [Insn; 2] {
+        [
+            Insn::new(insn::LD_ABS, offset),
+            Insn::new(insn::RET_A, 0), //
+        ]
+    }
+
+    #[test]
+    fn programs_see_the_described_fields() -> Result {
+        let words = Words {
+            hidden: 0,
+            word: 0x1234_56ff,
+        };
+        let run = |offset, layout| -> Result<u32> {
+            Ok(Program::<Words>::new(&load(offset), layout)?.run(&words))
+        };
+        let byte_1 = u32::from_ne_bytes([0, 0x7f, 0, 0]);
+
+        assert_eq!(words.hidden, 0);
+        assert_eq!(run(0, 0), Ok(0x1234_56ff));
+        assert_eq!(run(4, 0), Ok(byte_1));
+        assert_eq!(run(4, u32::from_ne_bytes([1, 0, 2, 3])), Ok(byte_1 | u32::from_ne_bytes([1, 0, 2, 3])));
+        assert_eq!(run(8, 9), Ok(9));
+        Ok(())
+    }
+
+    /// Other loads, and programs that the kernel's checks refuse, are not compiled.
+    #[test]
+    fn other_loads_are_refused() {
+        let refused = |insns: &[Insn]| Program::<Words>::new(insns, 0).err() == Some(EINVAL);
+
+        assert!(refused(&load(12)));
+        assert!(refused(&load(u32::MAX - 3)));
+        // A byte of the packet.
+        assert!(refused(&[Insn::new(0x30, 0), Insn::new(insn::RET_A, 0)]));
+        assert!(refused(&[Insn::new(insn::LD_LEN, 0), Insn::new(insn::RET_A, 0)]));
+        assert!(refused(&[]));
+        assert!(refused(&[Insn::new(insn::LD_IMM, 0)]));
+        // A scratch word that was not written.
+        assert!(refused(&[Insn::new(insn::LD_MEM, 0), Insn::new(insn::RET_A, 0)]));
+        assert!(refused(&[Insn::new(insn::ST, 16), Insn::new(insn::RET_A, 0)]));
+    }
+
+    /// Scratch words keep their values, up to the last one.
+    #[test]
+    fn scratch_words_are_on_the_stack() -> Result {
+        let words = Words { hidden: 0, word: 5 };
+        let program = [
+            Insn::new(insn::LD_ABS, 0),
+            Insn::new(insn::ST, 15),
+            Insn::new(insn::LD_IMM, 1),
+            Insn::new(insn::ST, 0),
+            Insn::new(insn::LD_MEM, 15),
+            Insn::new(insn::RET_A, 0),
+        ];
+
+        assert_eq!(Program::<Words>::new(&program, 0)?.run(&words), 5);
+        Ok(())
     }
 }

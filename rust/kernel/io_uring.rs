@@ -3,10 +3,11 @@
 //! Abstractions of io_uring, for the parts of it that are written in Rust.
 //!
 //! - [`opcode`]: request opcodes, and tables indexed by them.
-//! - [`request`], [`command`]: requests, their arguments, and the part of them that opcode filters
-//!   see.
+//! - [`request`], [`command`], [`filter_words`]: requests, their arguments, and the part of them that
+//!   opcode filters see.
 //! - [`uapi`]: structures that user space passes in.
 //! - [`filter_set`]: sets of filters that rings and tasks share.
+//! - [`sqe_flags`]: sets of values of the SQE flags.
 //! - [`rules`]: which requests and registrations are allowed.
 //! - [`restriction`]: rules together with filters. A [`ring`] or a [`task`] can have one.
 //! - [`zcrx`], [`queues`], [`event`], [`receive`]: the interface between zero-copy receive and a
@@ -39,6 +40,7 @@ pub mod command;
 #[cfg(CONFIG_IO_URING_ZCRX)]
 pub mod event;
 pub mod filter_set;
+pub mod filter_words;
 #[cfg(CONFIG_IO_URING_ZCRX)]
 pub mod mapping;
 pub mod opcode;
@@ -54,6 +56,7 @@ pub mod request;
 pub mod restriction;
 pub mod ring;
 pub mod rules;
+pub mod sqe_flags;
 pub mod task;
 pub mod uapi;
 #[cfg(CONFIG_IO_URING_ZCRX)]
@@ -71,3 +74,6 @@ pub const OP_LAST: usize = bindings::io_uring_op_IORING_OP_LAST as usize;
 
 /// The number of opcodes of `io_uring_register()`: `IORING_REGISTER_LAST`.
 pub const REGISTER_LAST: usize = bindings::io_uring_register_op_IORING_REGISTER_LAST as usize;
+
+/// The number of values that the SQE flags of a request can have. They are the lowest ones.
+pub const SQE_FLAG_VALUES: usize = bindings::IO_SQE_FLAG_VALUES as usize;

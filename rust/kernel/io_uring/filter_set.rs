@@ -9,8 +9,14 @@
 //! No RCU is needed. A ring's set is read and replaced only under the ring's `uring_lock`, a task's
 //! set only by the task itself, and passing a set on takes a reference first.
 //!
-//! C header: [`include/linux/io_uring_types.h`](srctree/include/linux/io_uring_types.h)
+//! C headers: [`include/linux/io_uring/filter_set.h`](srctree/include/linux/io_uring/filter_set.h),
+//! [`include/linux/io_uring_types.h`](srctree/include/linux/io_uring_types.h)
 
+use super::{
+    sqe_flags::FlagSet,
+    Opcode,
+    PerOpcode, //
+};
 use crate::{
     alloc::Flags,
     bindings,
@@ -32,6 +38,7 @@ use crate::{
     },
 };
 use core::{
+    mem::offset_of,
     ops::Deref,
     ptr::NonNull, //
 };
@@ -53,12 +60,21 @@ pub trait Contents: Send + Sync + 'static {
     /// `false`. Other work runs between the calls. After the last call, the contents are dropped,
     /// also in process context, so what is left by then must not take long to drop.
     fn release_step(&mut self) -> bool;
-
-    /// Returns whether the contents allow every request, so that no filter need be called.
-    ///
-    /// Called once, when the set is created.
-    fn allows_all(&self) -> bool;
 }
+
+/// The contents of a set, and before them what C reads to see whether it must call filters at all.
+#[repr(C)]
+struct Filtering<T> {
+    unfiltered: PerOpcode<FlagSet>,
+    contents: T,
+}
+
+// The first field has the layout of C's `struct io_unfiltered`.
+const _: () = {
+    assert!(offset_of!(Filtering<u8>, unfiltered) == 0);
+    assert!(size_of::<PerOpcode<FlagSet>>() == size_of::<bindings::io_unfiltered>());
+    assert!(align_of::<PerOpcode<FlagSet>>() == align_of::<bindings::io_unfiltered>());
+};
 
 /// A set of filters that rings and tasks share.
 ///
@@ -70,13 +86,18 @@ pub trait Contents: Send + Sync + 'static {
 ///
 /// - `shared.refs` counts the references. While there are any, nobody has a mutable reference to
 ///   the set.
-/// - `shared.filters` points to `contents`, or is null if these allow every request: then C calls
+/// - `shared.filters` points to `filtering`, or is null if no request need be filtered: then C calls
 ///   no filter.
 ///
 /// # Examples
 ///
 /// ```
-/// use kernel::io_uring::filter_set::{Contents, FilterSet};
+/// use kernel::io_uring::{
+///     filter_set::{Contents, FilterSet},
+///     sqe_flags::FlagSet,
+///     Opcode,
+///     PerOpcode, //
+/// };
 ///
 /// struct Limit(u32);
 ///
@@ -84,16 +105,18 @@ pub trait Contents: Send + Sync + 'static {
 ///     fn release_step(&mut self) -> bool {
 ///         false
 ///     }
-///
-///     fn allows_all(&self) -> bool {
-///         self.0 == 0
-///     }
 /// }
 ///
-/// let set = FilterSet::new(Limit(7), GFP_KERNEL)?;
+/// // All requests are filtered but those that open files.
+/// let unfiltered = PerOpcode::init(|op| match op {
+///     Opcode::OPENAT => FlagSet::ALL,
+///     _ => FlagSet::NONE,
+/// });
+/// let set = FilterSet::new(unfiltered, Limit(7), GFP_KERNEL)?;
 /// let other = set.clone();
 /// drop(set);
 /// assert_eq!(other.0, 7);
+/// assert_eq!(other.unfiltered(Opcode::SOCKET), FlagSet::NONE);
 /// # Ok::<(), Error>(())
 /// ```
 #[pin_data]
@@ -103,7 +126,7 @@ pub struct FilterSet<T: Contents> {
     shared: Opaque<bindings::io_bpf_filters>,
     #[pin]
     work: Work<Self>,
-    contents: T,
+    filtering: Filtering<T>,
 }
 
 impl_has_work! {
@@ -119,17 +142,25 @@ unsafe impl<T: Contents> Send for FilterSet<T> {}
 unsafe impl<T: Contents> Sync for FilterSet<T> {}
 
 impl<T: Contents> FilterSet<T> {
-    /// Allocates a set with these contents, which are initialised in place.
+    /// Allocates a set with these contents. Both arguments are initialised in place. Requests whose
+    /// SQE has flags that are in `unfiltered` of their opcode are allowed without calling a filter.
     ///
     /// # Errors
     ///
     /// [`ENOMEM`] if memory is short.
-    pub fn new(contents: impl Init<T>, flags: Flags) -> Result<ARef<Self>> {
+    pub fn new(
+        unfiltered: impl Init<PerOpcode<FlagSet>>,
+        contents: impl Init<T>,
+        flags: Flags,
+    ) -> Result<ARef<Self>> {
         let set = KBox::pin_init(
             pin_init!(Self {
                 shared: Opaque::new(pin_init::zeroed()),
                 work <- Work::new(WORK_NAME, static_lock_class!()),
-                contents <- contents,
+                filtering <- init!(Filtering {
+                    unfiltered <- unfiltered,
+                    contents <- contents,
+                }),
             }),
             flags,
         )?;
@@ -140,9 +171,11 @@ impl<T: Contents> FilterSet<T> {
         // valid.
         unsafe {
             let shared = Opaque::cast_into(&raw const (*set.as_ptr()).shared);
+            let filtering = &raw mut (*set.as_ptr()).filtering;
+            let unfiltered = &(*filtering).unfiltered;
 
-            if !(*set.as_ptr()).contents.allows_all() {
-                (*shared).filters = (&raw mut (*set.as_ptr()).contents).cast();
+            if Opcode::all().any(|op| unfiltered[op] != FlagSet::ALL) {
+                (*shared).filters = filtering.cast();
             }
         }
 
@@ -174,9 +207,46 @@ impl<T: Contents> FilterSet<T> {
     /// duration of `'a`.
     #[inline]
     pub unsafe fn contents_from_raw<'a>(filters: *mut *mut bindings::io_bpf_filter) -> &'a T {
-        // SAFETY: By the type invariants, the field points to the contents of the set, which the
+        // SAFETY: By the type invariants, the pointer leads to this field of the set, which the
         // reference keeps alive.
-        unsafe { &*filters.cast::<T>() }
+        unsafe { &(*filters.cast::<Filtering<T>>()).contents }
+    }
+
+    /// Drops a reference. Unlike dropping an [`ARef`], this may sleep: if it was the last one, the
+    /// first part of the contents is freed at once. Where that is all, no work item has to run.
+    pub fn put(set: ARef<Self>) {
+        // SAFETY: The reference comes from an `ARef`.
+        if let Some(set) = unsafe { Self::drop_reference(ARef::into_raw(set)) } {
+            Self::release(set);
+        }
+    }
+
+    /// Drops a reference. Returns the set if it was the last one.
+    ///
+    /// # Safety
+    ///
+    /// The caller must have a reference to `set`, and not use it again.
+    unsafe fn drop_reference(set: NonNull<Self>) -> Option<Pin<KBox<Self>>> {
+        // SAFETY: The caller has a reference, so the set is valid.
+        if !unsafe { set.as_ref().refs().dec_and_test() } {
+            return None;
+        }
+        // SAFETY:
+        // - `FilterSet::new` got the set from a `KBox`, and the last reference is gone.
+        // - The set never moved and is not moved now.
+        Some(unsafe { Pin::new_unchecked(KBox::from_raw(set.as_ptr())) })
+    }
+
+    /// Frees a part of the contents of a set without owners, and leaves what remains to a work item.
+    fn release(mut set: Pin<KBox<Self>>) {
+        if set.as_mut().project().filtering.contents.release_step() {
+            workqueue::system_dfl().enqueue(set);
+        }
+    }
+
+    /// Returns the flags of requests of `opcode` that are allowed without calling a filter.
+    pub fn unfiltered(&self, opcode: Opcode) -> FlagSet {
+        self.filtering.unfiltered[opcode]
     }
 }
 
@@ -185,7 +255,7 @@ impl<T: Contents> Deref for FilterSet<T> {
 
     #[inline]
     fn deref(&self) -> &T {
-        &self.contents
+        &self.filtering.contents
     }
 }
 
@@ -197,27 +267,18 @@ unsafe impl<T: Contents> AlwaysRefCounted for FilterSet<T> {
     }
 
     unsafe fn dec_ref(set: NonNull<Self>) {
-        // SAFETY: The caller has a reference, so the set is valid.
-        if !unsafe { set.as_ref().refs().dec_and_test() } {
-            return;
+        // SAFETY: The caller has a reference, which this drops.
+        if let Some(set) = unsafe { Self::drop_reference(set) } {
+            workqueue::system_dfl().enqueue(set);
         }
-
-        // SAFETY:
-        // - `FilterSet::new` got the set from a `KBox`, and the last reference is gone.
-        // - The set never moved and is not moved now.
-        let set = unsafe { Pin::new_unchecked(KBox::from_raw(set.as_ptr())) };
-
-        workqueue::system_dfl().enqueue(set);
     }
 }
 
 impl<T: Contents> WorkItem for FilterSet<T> {
     type Pointer = Pin<KBox<Self>>;
 
-    fn run(mut set: Pin<KBox<Self>>) {
-        if set.as_mut().project().contents.release_step() {
-            workqueue::system_dfl().enqueue(set);
-        }
+    fn run(set: Pin<KBox<Self>>) {
+        Self::release(set);
     }
 }
 
@@ -228,7 +289,8 @@ mod tests {
     use crate::{
         io_uring::{
             restriction::Restriction,
-            rules::Rules, //
+            rules::Rules,
+            SQE_FLAG_VALUES, //
         },
         sync::{
             atomic::{
@@ -256,10 +318,11 @@ mod tests {
             self.steps = self.steps.saturating_sub(1);
             self.steps > 0
         }
+    }
 
-        fn allows_all(&self) -> bool {
-            self.steps == 0
-        }
+    /// All requests are filtered.
+    fn none() -> impl Init<PerOpcode<FlagSet>> {
+        PerOpcode::init(|_| FlagSet::NONE)
     }
 
     /// Waits up to two seconds for `done` to reach `count`. Returns the value of `done`.
@@ -273,22 +336,43 @@ mod tests {
         done.load(Relaxed)
     }
 
+    /// Checks what C reads of a set: bits for the flags of each opcode, and no more if all are set.
     #[test]
     fn c_pointer_leads_to_the_contents() -> Result {
         let done = Arc::new(Atomic::new(0), GFP_KERNEL)?;
-        let none = Steps {
-            steps: 0,
-            done: done.clone(),
+        let steps = |done| Steps { steps: 1, done };
+        let unfiltered = |op| match op {
+            Opcode::OPENAT => FlagSet::containing(0b100_0001),
+            Opcode::SOCKET => FlagSet::ALL,
+            _ => FlagSet::NONE,
         };
-        let set = FilterSet::new(Steps { steps: 1, done }, GFP_KERNEL)?;
+        let set = FilterSet::new(PerOpcode::init(unfiltered), steps(done.clone()), GFP_KERNEL)?;
         let shared = set.shared.get();
 
         assert_eq!(offset_of!(FilterSet<Steps>, shared), 0);
         // SAFETY: The set is alive, and `filters` was set when the set was created.
-        let contents = unsafe { FilterSet::<Steps>::contents_from_raw((*shared).filters) };
+        let filters = unsafe { (*shared).filters };
+        // SAFETY: As above.
+        let contents = unsafe { FilterSet::<Steps>::contents_from_raw(filters) };
         assert!(core::ptr::eq(contents, &**set));
+        assert_eq!(set.unfiltered(Opcode::SOCKET), FlagSet::ALL);
 
-        let empty = FilterSet::new(none, GFP_KERNEL)?;
+        // SAFETY: As above: it points to this part of the set.
+        let bits = unsafe { &(*filters.cast::<bindings::io_unfiltered>()).bits };
+        let is_set = |bit: usize| {
+            let word = bits.as_flattened().get(bit / c_ulong::BITS as usize);
+
+            word.is_some_and(|word| word >> (bit % c_ulong::BITS as usize) & 1 != 0)
+        };
+        for op in Opcode::all() {
+            for flags in 0..=0x7f {
+                let bit = op.index() * SQE_FLAG_VALUES + usize::from(flags);
+                assert_eq!(is_set(bit), unfiltered(op).contains(flags));
+            }
+        }
+
+        let all = PerOpcode::init(|_| FlagSet::ALL);
+        let empty = FilterSet::new(all, steps(done), GFP_KERNEL)?;
         // SAFETY: The set is alive, and nobody writes to it.
         assert!(unsafe { (*empty.shared.get()).filters }.is_null());
         Ok(())
@@ -304,7 +388,7 @@ mod tests {
         let mut first = Restriction::new(&Rules::default(), None);
 
         assert!(first.filters().is_none());
-        first.set_filters(FilterSet::new(contents, GFP_KERNEL)?);
+        first.set_filters(FilterSet::new(none(), contents, GFP_KERNEL)?);
         let second = first.clone();
         drop(first.take_filters());
         assert!(first.filters().is_none());

@@ -10,7 +10,10 @@ use crate::{
     nospec,
     prelude::*, //
 };
-use core::ops::Index;
+use core::ops::{
+    Index,
+    IndexMut, //
+};
 
 /// An opcode that this kernel supports: one of `IORING_OP_*`.
 ///
@@ -158,5 +161,13 @@ impl<T> Index<Opcode> for PerOpcode<T> {
     fn index(&self, opcode: Opcode) -> &T {
         // SAFETY: By the invariants of `Opcode`, the index is less than the length of the array.
         unsafe { self.0.get_unchecked(opcode.index()) }
+    }
+}
+
+impl<T> IndexMut<Opcode> for PerOpcode<T> {
+    #[inline]
+    fn index_mut(&mut self, opcode: Opcode) -> &mut T {
+        // SAFETY: By the invariants of `Opcode`, the index is less than the length of the array.
+        unsafe { self.0.get_unchecked_mut(opcode.index()) }
     }
 }

@@ -123,7 +123,8 @@ impl FilterContext {
     /// The structure's size in bytes. Programs that load the packet length get this value.
     pub const SIZE: u32 = 40;
 
-    /// Creates the context of a request without arguments of its own: all other bytes are zero.
+    /// Creates the context of a request whose arguments, if any, are not set yet: all other bytes are
+    /// zero.
     #[inline]
     pub fn new(opcode: Opcode, sqe_flags: u8, user_data: u64) -> Self {
         let mut context: bindings::io_uring_bpf_ctx = pin_init::zeroed();
@@ -132,28 +133,6 @@ impl FilterContext {
         context.opcode = opcode.as_u8();
         context.sqe_flags = sqe_flags;
         Self(context)
-    }
-
-    /// Sets the arguments of a request that creates a socket, 12 bytes.
-    #[inline]
-    pub fn set_socket(&mut self, family: u32, socket_type: u32, protocol: u32) {
-        self.0.pdu_size = 12;
-        self.0.__bindgen_anon_1.socket = bindings::io_uring_bpf_ctx__bindgen_ty_1__bindgen_ty_1 {
-            family,
-            type_: socket_type,
-            protocol,
-        };
-    }
-
-    /// Sets the arguments of a request that opens a file, 24 bytes.
-    #[inline]
-    pub fn set_open(&mut self, flags: u64, mode: u64, resolve: u64) {
-        self.0.pdu_size = 24;
-        self.0.__bindgen_anon_1.open = bindings::io_uring_bpf_ctx__bindgen_ty_1__bindgen_ty_2 {
-            flags,
-            mode,
-            resolve,
-        };
     }
 
     /// Sets the arguments of a request that connects a socket, 24 bytes. The port and the address

@@ -136,17 +136,20 @@ impl<T: Contents> Restriction<T> {
         NonNull::new(set).map(|set| unsafe { ARef::from_raw(set.cast()) })
     }
 
-    /// Replaces the set of filters, if any, and drops the old one.
+    /// Replaces the set of filters, if any, and drops the old one. May sleep, unless there is none.
     ///
     /// C's copy of the old set's pointer becomes invalid. The caller of [`Self::from_raw_mut`] that
     /// created this reference has promised to update the copy. [`Ring`](super::ring::Ring) does so
     /// itself.
     pub fn set_filters(&mut self, set: ARef<FilterSet<T>>) {
-        drop(self.take_filters());
+        let old = self.take_filters();
 
         // INVARIANT: The field becomes a reference to a `FilterSet<T>`, which begins with a `struct
         // io_bpf_filters`.
         self.raw.bpf_filters = ARef::into_raw(set).as_ptr().cast();
+        if let Some(old) = old {
+            FilterSet::put(old);
+        }
     }
 
     /// Returns the pointer that C copies to `io_ring_ctx::bpf_filters`: null if there are no

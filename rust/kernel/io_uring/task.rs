@@ -8,7 +8,10 @@
 //! C header: [`include/linux/sched.h`](srctree/include/linux/sched.h)
 
 use super::{
-    filter_set::Contents,
+    filter_set::{
+        Contents,
+        FilterSet, //
+    },
     restriction::Restriction, //
 };
 use crate::{
@@ -142,14 +145,23 @@ impl<T: Contents> TaskRestriction<'_, T> {
         (!old.is_null()).then(|| unsafe { Arc::from_raw(old.cast()) })
     }
 
-    /// Replaces the restrictions, if any, and drops the old ones.
+    /// Replaces the restrictions, if any, and drops the old ones. May sleep.
     pub fn set(&mut self, new: Arc<Restriction<T>>) {
-        drop(self.take());
+        let old = self.take();
 
         // INVARIANT: The field becomes a reference that the task owns. A `Restriction` is a
         // transparent wrapper of what the field points to.
         // SAFETY: By the type invariants, the task is valid, and nobody else accesses the field.
         unsafe { restrict_ptr(self.task).write(Arc::into_raw(new).cast_mut().cast()) };
+
+        // If nobody else has the old restrictions, their filters can be freed here, as this may
+        // sleep.
+        if let Some(set) = old
+            .and_then(Arc::into_unique_or_drop)
+            .and_then(|mut old| old.take_filters())
+        {
+            FilterSet::put(set);
+        }
     }
 }
 
@@ -159,12 +171,13 @@ mod tests {
     use super::*;
     use crate::{
         io_uring::{
-            filter_set::FilterSet,
             ring::Ring,
             rules::{
                 OpSet,
                 Rules, //
             },
+            sqe_flags::FlagSet,
+            PerOpcode, //
         },
         prelude::*,
         sync::atomic::{
@@ -186,10 +199,6 @@ mod tests {
     impl Contents for Numbered {
         fn release_step(&mut self) -> bool {
             self.live.fetch_add(-1, Relaxed);
-            false
-        }
-
-        fn allows_all(&self) -> bool {
             false
         }
     }
@@ -232,7 +241,8 @@ mod tests {
             number,
             live: live.clone(),
         };
-        let filters = FilterSet::new(contents, GFP_KERNEL)?;
+        let unfiltered = PerOpcode::init(|_| FlagSet::NONE);
+        let filters = FilterSet::new(unfiltered, contents, GFP_KERNEL)?;
         live.fetch_add(1, Relaxed);
 
         Ok(Arc::new(

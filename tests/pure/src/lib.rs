@@ -29,7 +29,11 @@ mod address;
 #[cfg(test)]
 mod connect_address;
 #[cfg(test)]
+mod filter_flags;
+#[cfg(test)]
 mod filter_programs;
+#[cfg(test)]
+mod filter_translation;
 #[cfg(test)]
 mod refill_cursor;
 #[cfg(test)]

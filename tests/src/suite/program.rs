@@ -14,7 +14,10 @@ use crate::bpf::{
 use crate::kernel::{BPF_MAXINSNS, expect_eq, expect_result};
 use crate::model::{self, Context};
 use crate::ring::Ring;
-use crate::sqe::{Sqe, op};
+use crate::sqe::{
+    IOSQE_ASYNC, IOSQE_BUFFER_SELECT, IOSQE_CQE_SKIP_SUCCESS, IOSQE_FIXED_FILE, IOSQE_IO_DRAIN,
+    IOSQE_IO_LINK, Sqe, op,
+};
 
 pub const TESTS: &[Test] = tests! {
     "filters::program" {
@@ -29,6 +32,7 @@ pub const TESTS: &[Test] = tests! {
         FP13 internal_context_load_is_refused;
         FP15 words_are_in_host_order_on_little_endian;
         FP15be words_are_in_host_order_on_big_endian;
+        FP16 stacked_tests_of_flags_agree_with_the_model (20 s);
     }
 };
 
@@ -198,7 +202,11 @@ fn zero_denies_and_registers_start_at_zero() -> TestResult {
     let deny = -libc::EACCES;
     expect_result("return 0", verdict(&[ret(0)], 0)?, deny)?;
     expect_result("return A", verdict(&[bpf::ret_a()], 0)?, deny)?;
-    let from_x = [bpf::ld_imm(1), bpf::txa(), bpf::ret_a()];
+    let from_x = [
+        insn(libc::BPF_LD | libc::BPF_IMM, 0, 0, 1),
+        bpf::txa(),
+        bpf::ret_a(),
+    ];
     expect_result("return X", verdict(&from_x, 0)?, deny)?;
     let from_word = [ld(USER_DATA_LO), bpf::ret_a()];
     expect_result("return a word that is 0", verdict(&from_word, 0)?, deny)?;
@@ -323,4 +331,69 @@ fn words_are_in_host_order_on_big_endian() -> TestResult {
     Ok(Outcome::Skipped(
         "this machine is little endian".to_string(),
     ))
+}
+
+/// Returns a filter that denies requests with any of `flags`.
+fn deny_flags(flags: u8) -> Program {
+    let word = u32::from_le_bytes([0, flags, 0, 0]);
+    vec![ld(OPCODE_WORD), bpf::jset(word, 0, 1), ret(0), ret(1)]
+}
+
+/// Returns a filter that allows requests with exactly `flags`, by way of a scratch word.
+fn only_flags(flags: u8) -> Program {
+    let word = |byte| u32::from_le_bytes([0, byte, 0, 0]);
+    vec![
+        ld(OPCODE_WORD),
+        bpf::alu(libc::BPF_AND, word(0xff)),
+        bpf::st(7),
+        insn(libc::BPF_LD | libc::BPF_IMM, 0, 0, 1),
+        bpf::ld_mem(7),
+        bpf::jeq(word(flags), 0, 1),
+        ret(1),
+        ret(0),
+    ]
+}
+
+/// Checks that one filter, two, and two with one between them that tests user_data deny
+/// requests with the flags that they name, for all 128 values of the flags.
+fn stacked_tests_of_flags_agree_with_the_model() -> TestResult {
+    let refused = IOSQE_FIXED_FILE | IOSQE_BUFFER_SELECT;
+    let linked = IOSQE_IO_LINK;
+    let dynamic = bpf::deny_if(USER_DATA_LO, 7);
+    for flags in 0..=0x7f {
+        // Requests that drain cannot skip completions, and show ASYNC as well.
+        let drains = flags & IOSQE_IO_DRAIN != 0;
+        let invalid = drains && flags & IOSQE_CQE_SKIP_SUCCESS != 0;
+        let shown = if drains { flags | IOSQE_ASYNC } else { flags };
+        let denies = |mask: u8| shown & mask != 0;
+        let stacks: [(&str, Vec<Program>, bool); 4] = [
+            ("one", vec![deny_flags(refused)], denies(refused)),
+            ("exact", vec![only_flags(refused)], shown != refused),
+            (
+                "two",
+                vec![deny_flags(refused), deny_flags(linked)],
+                denies(refused | linked),
+            ),
+            (
+                "three",
+                vec![deny_flags(refused), dynamic.clone(), deny_flags(linked)],
+                denies(refused | linked),
+            ),
+        ];
+        for (what, filters, denied) in stacks {
+            let mut ring = Ring::new(2)?;
+            for filter in &filters {
+                ring.must_filter(op::RECV, filter)?;
+            }
+            // There is no such file.
+            let recv = Sqe::new(op::RECV).fd(-1).flags(flags);
+            let want = match (invalid, denied) {
+                (true, _) => -libc::EOPNOTSUPP,
+                (_, true) => -libc::EACCES,
+                _ => -libc::EBADF,
+            };
+            ring.expect(&format!("{what}, flags {flags:#x}"), recv, want)?;
+        }
+    }
+    Ok(Outcome::Passed)
 }

@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
-//! The checks that a fuzzer runs: whether verdicts on a chain of programs, and the
-//! fused chain, agree with the interpreter. The fuzzer's bytes are turned into the
+//! The checks that a fuzzer runs: whether verdicts on a chain of programs, the flags that
+//! each allows, the fused chain, and the translation of all these to eBPF agree with the
+//! interpreter. The fuzzer's bytes are turned into the
 //! chain, and any bytes give valid programs, so that no input is wasted.
 
 use super::insn::*;
+use super::translated::{plain, run_translated, translated};
 use super::verdict::Verdict;
-use super::{CODES, Context, as_requests_have_it, evaluate, fused, run, valid};
+use super::{CODES, Context, allowed_flags, as_requests_have_it, evaluate, fused, run, valid};
 
 /// Constants that are likely to matter. Words of contexts are made of them, too.
 const NUMBERS: [u32; 8] = [0, 1, 2, 12, 45, 0xff, 0x000c_002d, 0x8000_0000];
@@ -90,8 +92,20 @@ impl Bytes<'_> {
     }
 }
 
-/// Panics if a verdict is wrong for some context, or if the fused chain decides
-/// differently from its programs one by one.
+/// Panics if the translation of a program returns something else than the program.
+fn judge_translation(program: &[Insn], contexts: &[Context]) {
+    let code = translated(program, &plain()).expect("a valid program is refused");
+    for context in contexts {
+        assert_eq!(
+            run_translated(&code, &mut context.clone()),
+            run(program, context),
+            "{program:?} on {context:?}"
+        );
+    }
+}
+
+/// Panics if a verdict or a set of flags is wrong for some context, if the fused chain
+/// decides differently from its programs one by one, or if a translation does.
 pub fn judge(data: &[u8]) {
     let mut bytes = Bytes(data);
     let of = (bytes.below(65) as u8, [0, 12, 16, 24][bytes.below(4)]);
@@ -108,6 +122,13 @@ pub fn judge(data: &[u8]) {
             };
             assert!(holds, "not {verdict:?}: {program:?} on {context:?}");
         }
+        if let Some(set) = allowed_flags(program, of) {
+            for context in &contexts {
+                let holds = set.contains(context[9]) == (run(program, context) != 0);
+                assert!(holds, "not {set:?}: {program:?} on {context:?}");
+            }
+        }
+        judge_translation(program, &contexts);
     }
 
     let one = chain
@@ -115,6 +136,7 @@ pub fn judge(data: &[u8]) {
         .skip(1)
         .fold(chain[0].clone(), |older, newer| fused(newer, &older));
     assert_eq!(valid(&one), Ok(()), "{one:?} of {chain:?}");
+    judge_translation(&one, &contexts);
     for context in &contexts {
         let allowed = chain.iter().all(|program| run(program, context) != 0);
         assert_eq!(

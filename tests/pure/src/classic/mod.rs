@@ -4,11 +4,17 @@
 //! `bpf` at the root, and must be known as `kernel`.
 
 pub mod judge;
+pub mod translated;
 
 // This is formatted as the kernel is.
 #[rustfmt::skip]
 #[path = "../../../../rust/kernel/bpf/insn.rs"]
 pub mod insn;
+
+// This is formatted as the kernel is.
+#[rustfmt::skip]
+#[path = "../../../../rust/kernel/bpf/translate.rs"]
+pub mod translate;
 
 /// The module in which the kernel's files look for their neighbours.
 pub mod bpf {
@@ -18,7 +24,6 @@ pub mod bpf {
     #[derive(Debug, PartialEq)]
     pub enum Action {
         Keep,
-        LoadContext,
         LoadConstant(u32),
     }
 }
@@ -40,9 +45,20 @@ pub mod verdict;
 
 // This is formatted as the kernel is.
 #[rustfmt::skip]
+#[path = "../../../../io_uring_rs/filter/interpreter.rs"]
+pub mod interpreter;
+
+// Formatted as the kernel is.
+#[rustfmt::skip]
+#[path = "../../../../io_uring_rs/filter/flags.rs"]
+pub mod flags;
+
+// Formatted as the kernel is.
+#[rustfmt::skip]
 #[path = "../../../../io_uring_rs/filter/fuse.rs"]
 pub mod fuse;
 
+use crate::io_uring::sqe_flags::FlagSet;
 use insn::Insn;
 use verdict::Verdict;
 
@@ -147,6 +163,11 @@ pub fn as_requests_have_it(context: &mut Context, (opcode, pdu_size): (u8, u16))
 pub(crate) fn evaluate(program: &[Insn], (opcode, pdu_size): (u8, u16)) -> Verdict {
     let context = verdict::context(opcode, pdu_size);
     verdict::evaluate(program, &context, &mut vec![None; program.len()])
+}
+
+pub(crate) fn allowed_flags(program: &[Insn], (opcode, pdu_size): (u8, u16)) -> Option<FlagSet> {
+    let context = verdict::context(opcode, pdu_size);
+    flags::allowed(program, &context, &mut vec![None; program.len()])
 }
 
 pub fn fused(newer: &[Insn], older: &[Insn]) -> Vec<Insn> {

@@ -1,0 +1,206 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Filters that read no more of a request than the flags of its SQE: the set of flags
+//! that each allows is held against an interpreter of classic BPF.
+
+use crate::classic::context::WORDS;
+use crate::classic::verdict::Verdict;
+use crate::classic::{Context, allowed_flags, evaluate, insn::*, interpreter, run};
+use crate::filter_programs::{cases, opcode, program, requests, word_test};
+use crate::io_uring::sqe_flags::FlagSet;
+use proptest::prelude::*;
+
+const NOP: (u8, u16) = (0, 0);
+
+/// Returns the words of a context.
+fn words(context: &Context) -> [Option<u32>; WORDS] {
+    let mut words = [None; WORDS];
+    for (word, bytes) in words.iter_mut().zip(context.chunks(4)) {
+        *word = Some(u32::from_ne_bytes(bytes.try_into().unwrap()));
+    }
+    words
+}
+
+/// Generates a filter that loads the opcode, the flags and the size, and words that are
+/// the same in all requests for NOP.
+fn flags_test() -> impl Strategy<Value = Vec<Insn>> {
+    program(12).prop_map(|mut program| {
+        for insn in &mut program {
+            if insn.code == LD_ABS {
+                insn.k = [8, 8, 8, 12, 16][insn.k as usize / 4 % 5];
+            }
+        }
+        program
+    })
+}
+
+proptest! {
+    #![proptest_config(cases(20_000))]
+
+    /// A set says what the filter decides, whatever else the request has.
+    #[test]
+    fn sets_hold(
+        program in prop_oneof![program(20), word_test(), flags_test()],
+        (of, contexts) in requests(),
+    ) {
+        if let Some(set) = allowed_flags(&program, of) {
+            for mut context in contexts {
+                for flags in 0..128 {
+                    context[9] = flags;
+                    prop_assert_eq!(set.contains(flags), run(&program, &context) != 0, "{}", flags);
+                }
+            }
+        }
+    }
+
+    /// There is a set for each short filter that loads nothing else.
+    #[test]
+    fn sets_are_found(program in flags_test()) {
+        let set = allowed_flags(&program, NOP);
+        prop_assert!(set.is_some());
+        match evaluate(&program, NOP) {
+            Verdict::Allow => prop_assert_eq!(set, Some(FlagSet::ALL)),
+            Verdict::Deny => prop_assert_eq!(set, Some(FlagSet::NONE)),
+            Verdict::Depends => {}
+        }
+    }
+
+    /// Stacked filters allow what each allows.
+    #[test]
+    fn stacking_is_an_and(one in flags_test(), other in flags_test(), flags in 0u8..128) {
+        let (one, other) = (allowed_flags(&one, NOP).unwrap(), allowed_flags(&other, NOP).unwrap());
+        let both = one.and(other);
+        prop_assert_eq!(both.contains(flags), one.contains(flags) && other.contains(flags));
+    }
+
+    /// The kernel's interpreter does what the model does.
+    #[test]
+    fn interpreters_agree(program in program(30), (_, contexts) in requests()) {
+        for context in &contexts {
+            prop_assert_eq!(interpreter::run(&program, &words(context)), Some(run(&program, context)));
+        }
+    }
+
+    /// A word that is not known has no influence, or there is no result.
+    #[test]
+    fn unknown_words_are_not_guessed(
+        program in program(20), missing in 0..WORDS, (_, contexts) in requests(),
+    ) {
+        for context in &contexts {
+            let mut known = words(context);
+            known[missing] = None;
+            if let Some(result) = interpreter::run(&program, &known) {
+                prop_assert_eq!(result, run(&program, context));
+            }
+        }
+    }
+}
+
+fn ld(k: u32) -> Insn {
+    Insn::new(LD_ABS, k)
+}
+
+fn ret(k: u32) -> Insn {
+    Insn::new(RET_K, k)
+}
+
+/// Returns the word in which the flags are `flags`.
+fn flags_word(flags: u8) -> u32 {
+    u32::from_ne_bytes([0, flags, 0, 0])
+}
+
+/// Filters as people write them.
+#[test]
+fn usual_filters() {
+    let denies = |flags: u8| {
+        let test = Insn::jump(JMP | JSET | K, 0, 1, flags_word(flags));
+        vec![ld(8), test, ret(0), ret(1)]
+    };
+    for refused in [0x01u8, 0x20, 0x40, 0x21, 0x7f] {
+        let set = allowed_flags(&denies(refused), NOP).unwrap();
+        for flags in 0..128 {
+            assert_eq!(
+                set.contains(flags),
+                flags & refused == 0,
+                "{refused:#x} {flags:#x}"
+            );
+        }
+    }
+    // Only these flags, the opcode masked away.
+    let mask = Insn::new(ALU | AND | K, flags_word(0x7f));
+    let only = [
+        ld(8),
+        mask,
+        Insn::jump(JMP_JEQ_K, 0, 1, flags_word(0x10)),
+        ret(1),
+        ret(0),
+    ];
+    let set = allowed_flags(&only, NOP).unwrap();
+    assert!((0..128).all(|flags| set.contains(flags) == (flags == 0x10)));
+    // By way of a scratch word, and whether the number of flags is odd.
+    let kept = [
+        ld(8),
+        mask,
+        Insn::new(ST, 3),
+        Insn::new(LD_IMM, 0),
+        Insn::new(LD_MEM, 3),
+        Insn::new(RET_A, 0),
+    ];
+    let set = allowed_flags(&kept, NOP).unwrap();
+    assert!((0..128).all(|flags| set.contains(flags) == (flags != 0)));
+}
+
+/// Filters that ask for more have no set.
+#[test]
+fn other_filters() {
+    for offset in [0, 4] {
+        assert_eq!(allowed_flags(&[ld(offset), Insn::new(RET_A, 0)], NOP), None);
+    }
+    // The arguments of SOCKET, but not what is behind them.
+    let word = |offset| allowed_flags(&[ld(offset), Insn::new(RET_A, 0)], (45, 12));
+    assert_eq!(word(16), None);
+    assert_eq!(word(24), None);
+    assert_eq!(word(28), Some(FlagSet::NONE));
+    // A program that is no program.
+    assert_eq!(allowed_flags(&[ld(8)], NOP), None);
+    assert_eq!(allowed_flags(&[ld(40), ret(1)], NOP), None);
+}
+
+/// A long filter that decides by each flag at its end takes too long.
+#[test]
+fn long_filters() {
+    let parity = |len: usize| {
+        let mut program = vec![ld(8)];
+        for shift in [16, 8, 4, 2, 1] {
+            program.extend([
+                Insn::new(MISC_TAX, 0),
+                Insn::new(ALU | RSH | K, shift),
+                Insn::new(ALU | XOR | X, 0),
+            ]);
+        }
+        program.push(Insn::new(ALU | AND | K, 1));
+        program.resize(len, Insn::new(ALU | OR | K, 0));
+        program.push(Insn::new(RET_A, 0));
+        program
+    };
+    let set = allowed_flags(&parity(17), NOP).unwrap();
+    assert!((0..128).all(|flags: u8| set.contains(flags) == (flags.count_ones() % 2 == 1)));
+    assert_eq!(allowed_flags(&parity(4000), NOP), None);
+    // What is certain takes one look, however long it is.
+    let mut long = vec![ld(8); 4000];
+    long.push(ret(1));
+    assert_eq!(allowed_flags(&long, NOP), Some(FlagSet::ALL));
+}
+
+proptest! {
+    /// Opcodes differ in what is known of them.
+    #[test]
+    fn opcodes_are_known((op, size) in opcode()) {
+        let is = |op: u8| {
+            let mask = Insn::new(ALU | AND | K, u32::from_ne_bytes([0xff, 0, 0, 0]));
+            let test = Insn::jump(JMP_JEQ_K, 0, 1, u32::from_ne_bytes([op, 0, 0, 0]));
+            vec![ld(8), mask, test, ret(1), ret(0)]
+        };
+        prop_assert_eq!(allowed_flags(&is(op), (op, size)), Some(FlagSet::ALL));
+        prop_assert_eq!(allowed_flags(&is(op ^ 1), (op, size)), Some(FlagSet::NONE));
+    }
+}
