@@ -262,33 +262,49 @@ mod tests {
         io_uring::Opcode, //
     };
 
-    /// Returns the context that filters see of a prepared request for `opcode`, with the arguments
-    /// `cmd` and the asynchronous data `data`, if that is not empty.
-    fn seen<T>(opcode: Opcode, cmd: T, data: &mut [u8]) -> Result<[u8; 40]> {
-        let mut request: KBox<bindings::io_kiocb> =
-            KBox::init(pin_init::init_zeroed(), GFP_KERNEL)?;
-        let mut bytes = [0; 40];
+    /// Programs that return the words of the context of requests with an opcode.
+    struct Words {
+        opcode: Opcode,
+        programs: KVec<FilterProgram>,
+    }
 
-        request.opcode = opcode.as_u8();
-        if !data.is_empty() {
-            request.async_data = data.as_mut_ptr().cast();
+    impl Words {
+        fn new(opcode: Opcode) -> Result<Self> {
+            let mut programs = KVec::new();
+
+            for offset in (0..4 * context::WORDS as u32).step_by(4) {
+                let program = [
+                    Insn::new(insn::LD_ABS, offset),
+                    Insn::new(insn::RET_A, 0), //
+                ];
+
+                programs.push(FilterProgram::new(&program, opcode)?, GFP_KERNEL)?;
+            }
+            Ok(Self { opcode, programs })
         }
-        // SAFETY: The field has room for the arguments of every opcode, and only this function has
-        // the request.
-        unsafe { (&raw mut request.__bindgen_anon_1).cast::<T>().write(cmd) };
-        // SAFETY: The request is as its `prep` would leave it, and only this function has it.
-        let request = unsafe { Request::from_raw(&raw mut *request) };
 
-        for (offset, to) in (0..).step_by(4).zip(bytes.chunks_mut(4)) {
-            let program = [
-                Insn::new(insn::LD_ABS, offset),
-                Insn::new(insn::RET_A, 0), //
-            ];
-            let word = FilterProgram::new(&program, opcode)?.run(request, &mut None);
+        /// Returns the context that filters see of a prepared request with the arguments `cmd` and
+        /// the asynchronous data `data`, if that is not empty.
+        fn seen<T>(&self, cmd: T, data: &mut [u8]) -> Result<[u8; 40]> {
+            let mut request: KBox<bindings::io_kiocb> =
+                KBox::init(pin_init::init_zeroed(), GFP_KERNEL)?;
+            let mut bytes = [0; 40];
 
-            to.copy_from_slice(&word.to_ne_bytes());
+            request.opcode = self.opcode.as_u8();
+            if !data.is_empty() {
+                request.async_data = data.as_mut_ptr().cast();
+            }
+            // SAFETY: The field has room for the arguments of every opcode, and only this function
+            // has the request.
+            unsafe { (&raw mut request.__bindgen_anon_1).cast::<T>().write(cmd) };
+            // SAFETY: The request is as its `prep` would leave it, and only this function has it.
+            let request = unsafe { Request::from_raw(&raw mut *request) };
+
+            for (program, to) in self.programs.iter().zip(bytes.chunks_mut(4)) {
+                to.copy_from_slice(&program.run(request, &mut None).to_ne_bytes());
+            }
+            Ok(bytes)
         }
-        Ok(bytes)
     }
 
     /// Returns the word of the context at `offset`.
@@ -306,7 +322,7 @@ mod tests {
         cmd.type_ = 0o2000005;
         cmd.protocol = 0x10203040;
 
-        let bytes = seen(Opcode::SOCKET, cmd, &mut [])?;
+        let bytes = Words::new(Opcode::SOCKET)?.seen(cmd, &mut [])?;
         assert_eq!(word(&bytes, 8).to_ne_bytes(), [45, 0, 12, 0]);
         assert_eq!(word(&bytes, 16), 0xffff_fffe);
         assert_eq!(word(&bytes, 20), 5);
@@ -323,7 +339,7 @@ mod tests {
             cmd.how.mode = 0x1112_1314_1516_1718;
             cmd.how.resolve = 0x2122_2324_2526_2728;
 
-            let bytes = seen(opcode, cmd, &mut [])?;
+            let bytes = Words::new(opcode)?.seen(cmd, &mut [])?;
             assert_eq!(bytes[8..16], [opcode.as_u8(), 0, 24, 0, 0, 0, 0, 0]);
             assert_eq!(bytes[16..24], 0x0102_0304_0506_0708u64.to_ne_bytes());
             assert_eq!(bytes[24..32], 0x1112_1314_1516_1718u64.to_ne_bytes());
@@ -335,6 +351,8 @@ mod tests {
     /// Checks that bytes past the length that user space passed make no difference.
     #[test]
     fn connect_ignores_bytes_past_addr_len() -> Result {
+        let words = Words::new(Opcode::CONNECT)?;
+
         for family in [0u16, 1, 2, 10, 0xffff] {
             for len in 0..=128 {
                 let mut results = [[0; 40]; 2];
@@ -353,7 +371,7 @@ mod tests {
                     }
                     let mut cmd: bindings::io_connect = pin_init::zeroed();
                     cmd.addr_len = len.into();
-                    *result = seen(Opcode::CONNECT, cmd, &mut address)?;
+                    *result = words.seen(cmd, &mut address)?;
                 }
                 let [bytes, other] = results;
 
@@ -386,7 +404,7 @@ mod tests {
         let mut cmd: bindings::io_connect = pin_init::zeroed();
         cmd.addr_len = 16;
 
-        let bytes = seen(Opcode::CONNECT, cmd, &mut [])?;
+        let bytes = Words::new(Opcode::CONNECT)?.seen(cmd, &mut [])?;
         assert_eq!(bytes[8..16], [16, 0, 24, 0, 0, 0, 0, 0]);
         assert_eq!(bytes[16..], [0; 24]);
         Ok(())
@@ -398,9 +416,7 @@ mod tests {
         for opcode in Opcode::all() {
             let words = (context::PAYLOAD..4 * context::WORDS)
                 .step_by(4)
-                .filter(|&offset| {
-                    Request::load(opcode, offset as u32) != Some(Load::Constant(0))
-                });
+                .filter(|&offset| Request::load(opcode, offset as u32) != Some(Load::Constant(0)));
 
             assert_eq!(4 * words.count(), usize::from(opcode.pdu_size()));
         }

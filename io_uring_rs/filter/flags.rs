@@ -155,7 +155,10 @@ impl Search<'_> {
                 (with, self.evaluate(with)?),
             ];
 
-            if parts.iter().any(|(_, verdict)| *verdict != Verdict::Depends) {
+            if parts
+                .iter()
+                .any(|(_, verdict)| *verdict != Verdict::Depends)
+            {
                 return Some(Some(parts));
             }
         }

@@ -71,10 +71,7 @@ impl Bits {
 
     /// Returns what is known if also the bits in `known` are as in `value`.
     pub(crate) fn with(self, known: u32, value: u32) -> Self {
-        Self::partial(
-            self.known | known,
-            (self.value & !known) | (value & known),
-        )
+        Self::partial(self.known | known, (self.value & !known) | (value & known))
     }
 
     /// Returns the value, if all bits are known.

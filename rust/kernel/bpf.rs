@@ -9,7 +9,7 @@
 //!
 //! [`Program`] owns a compiled program, and [`Program::run`] runs it on an object. The context need
 //! not exist in memory: the object says by [`Loads`] from which of its fields the words of the
-//! context come, and [`translate`] makes eBPF of a program that loads these.
+//! context come, and [`mod@translate`] makes eBPF of a program that loads these.
 //!
 //! C headers: [`include/linux/filter.h`](srctree/include/linux/filter.h),
 //! [`include/uapi/linux/filter.h`](srctree/include/uapi/linux/filter.h)
@@ -140,9 +140,7 @@ fn check_classic(program: &[Insn]) -> Result {
     }
     // SAFETY: The slice is valid for reads of its instructions, which have the layout of C's. There
     // is one at least, as `bpf_check_classic` requires.
-    to_result(unsafe {
-        bindings::bpf_check_classic(program.as_ptr().cast(), program.len() as u32)
-    })
+    to_result(unsafe { bindings::bpf_check_classic(program.as_ptr().cast(), program.len() as u32) })
 }
 
 /// Copies the `len` instructions at `insns` from user space and checks them. May sleep.
@@ -380,7 +378,8 @@ mod tests {
         word: u32,
     }
 
-    const BYTE: usize = offset_of!(Words, word) + if cfg!(target_endian = "little") { 0 } else { 3 };
+    const BYTE: usize =
+        offset_of!(Words, word) + if cfg!(target_endian = "little") { 0 } else { 3 };
 
     // SAFETY: The fields are inside the structure, aligned and initialised.
     unsafe impl Loads for Words {
@@ -390,7 +389,9 @@ mod tests {
             match offset {
                 0 => Some(Load::Field(const { Field::word(offset_of!(Words, word)) })),
                 4 => Some(Load::Field(
-                    const { Field::byte(BYTE).masked(0x7f) }.at_byte(1).with(layout),
+                    const { Field::byte(BYTE).masked(0x7f) }
+                        .at_byte(1)
+                        .with(layout),
                 )),
                 8 => Some(Load::Constant(layout)),
                 _ => None,
@@ -419,7 +420,10 @@ mod tests {
         assert_eq!(words.hidden, 0);
         assert_eq!(run(0, 0), Ok(0x1234_56ff));
         assert_eq!(run(4, 0), Ok(byte_1));
-        assert_eq!(run(4, u32::from_ne_bytes([1, 0, 2, 3])), Ok(byte_1 | u32::from_ne_bytes([1, 0, 2, 3])));
+        assert_eq!(
+            run(4, u32::from_ne_bytes([1, 0, 2, 3])),
+            Ok(byte_1 | u32::from_ne_bytes([1, 0, 2, 3]))
+        );
         assert_eq!(run(8, 9), Ok(9));
         Ok(())
     }
@@ -433,12 +437,41 @@ mod tests {
         assert!(refused(&load(u32::MAX - 3)));
         // A byte of the packet.
         assert!(refused(&[Insn::new(0x30, 0), Insn::new(insn::RET_A, 0)]));
-        assert!(refused(&[Insn::new(insn::LD_LEN, 0), Insn::new(insn::RET_A, 0)]));
+        assert!(refused(&[
+            Insn::new(insn::LD_LEN, 0),
+            Insn::new(insn::RET_A, 0)
+        ]));
         assert!(refused(&[]));
         assert!(refused(&[Insn::new(insn::LD_IMM, 0)]));
         // A scratch word that was not written.
-        assert!(refused(&[Insn::new(insn::LD_MEM, 0), Insn::new(insn::RET_A, 0)]));
-        assert!(refused(&[Insn::new(insn::ST, 16), Insn::new(insn::RET_A, 0)]));
+        assert!(refused(&[
+            Insn::new(insn::LD_MEM, 0),
+            Insn::new(insn::RET_A, 0)
+        ]));
+        assert!(refused(&[
+            Insn::new(insn::ST, 16),
+            Insn::new(insn::RET_A, 0)
+        ]));
+    }
+
+    /// A program that divides by zero ends and returns zero.
+    #[test]
+    fn division_by_zero_ends_the_program() -> Result {
+        for (op, quotient) in [(insn::DIV, 4), (insn::MOD, 3)] {
+            let program = [
+                Insn::new(insn::LD_ABS, 0),
+                Insn::new(insn::MISC_TAX, 0),
+                Insn::new(insn::LD_IMM, 23),
+                Insn::new(insn::ALU | insn::X | op, 0),
+                Insn::new(insn::ALU | insn::K | insn::ADD, 1),
+                Insn::new(insn::RET_A, 0),
+            ];
+            let program = Program::<Words>::new(&program, 0)?;
+
+            assert_eq!(program.run(&Words { hidden: 0, word: 5 }), quotient + 1);
+            assert_eq!(program.run(&Words { hidden: 0, word: 0 }), 0);
+        }
+        Ok(())
     }
 
     /// Scratch words keep their values, up to the last one.

@@ -35,7 +35,7 @@ io_is_unfiltered(struct io_bpf_filter __rcu **filters,
 
 	if (!IS_ENABLED(CONFIG_IO_URING_BPF_RUST))
 		return false;
-	return test_bit(req->opcode * IO_SQE_FLAG_VALUES + (u8)req->flags,
+	return test_bit(req->opcode * IO_SQE_FLAG_VALUES + (__force u8)req->flags,
 			&unfiltered->bits[0][0]);
 }
 

@@ -100,6 +100,8 @@ pub const LSH: u16 = 0x60;
 pub const RSH: u16 = 0x70;
 /// Operation: -A.
 pub const NEG: u16 = 0x80;
+/// Operation: the remainder of A / operand. A division by zero ends the program with zero.
+pub const MOD: u16 = 0x90;
 /// Operation: A ^ operand.
 pub const XOR: u16 = 0xa0;
 

@@ -165,7 +165,16 @@ impl Ebpf {
         let [off_0, off_1] = self.off.to_ne_bytes();
         let [imm_0, imm_1, imm_2, imm_3] = self.imm.to_ne_bytes();
 
-        [self.code, self.registers, off_0, off_1, imm_0, imm_1, imm_2, imm_3]
+        [
+            self.code,
+            self.registers,
+            off_0,
+            off_1,
+            imm_0,
+            imm_1,
+            imm_2,
+            imm_3,
+        ]
     }
 
     /// Creates an instruction that computes `dst` from itself and a constant.
@@ -306,7 +315,7 @@ fn expand(
 
             match (insn.op(), insn.has_x()) {
                 (insn::NEG, _) => out.push(Ebpf::constant(code, A, 0))?,
-                (insn::DIV, true) => {
+                (insn::DIV | insn::MOD, true) => {
                     // A classic program that divides by zero ends and returns zero.
                     out.push(Ebpf::new(JMP32 | JNE, X, A, 2, 0))?;
                     out.push(Ebpf::constant(MOV, A, 0))?;
@@ -391,7 +400,9 @@ pub fn translate(
     for (index, insn) in program.iter().enumerate() {
         let here = *starts.get(index)?;
         let jump = |skipped, at| {
-            let target = index.checked_add(1)?.checked_add(usize::try_from(skipped).ok()?)?;
+            let target = index
+                .checked_add(1)?
+                .checked_add(usize::try_from(skipped).ok()?)?;
             let next = usize::from(here).checked_add(at)?.checked_add(1)?;
 
             i16::try_from(usize::from(*starts.get(target)?).checked_sub(next)?).ok()

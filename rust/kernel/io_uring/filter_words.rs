@@ -38,7 +38,8 @@ const WORDS: usize = FilterContext::SIZE as usize / size_of::<u32>();
 const OPCODE_WORD: usize = offset_of!(bindings::io_uring_bpf_ctx, opcode) / size_of::<u32>();
 
 /// The index of the first word of the arguments.
-const ARGUMENTS: usize = offset_of!(bindings::io_uring_bpf_ctx, __bindgen_anon_1) / size_of::<u32>();
+const ARGUMENTS: usize =
+    offset_of!(bindings::io_uring_bpf_ctx, __bindgen_anon_1) / size_of::<u32>();
 
 /// The way to load each word of a context.
 type Words = [Load; WORDS];
@@ -76,18 +77,32 @@ const SOCKET: Words = {
     let protocol = CMD + offset_of!(bindings::io_socket, protocol);
     let mut words = with(PLAIN, ARGUMENTS, 1, domain);
 
-    words[ARGUMENTS + 1] =
-        Load::Field(Field::word(socket_type).masked(bindings::SOCK_TYPE_MASK));
+    words[ARGUMENTS + 1] = Load::Field(Field::word(socket_type).masked(bindings::SOCK_TYPE_MASK));
     with(words, ARGUMENTS + 2, 1, protocol)
 };
 
 /// The words of a request to open a file: flags, mode and flags of the lookup, 64 bits each.
 const OPEN: Words = {
     let how = CMD + offset_of!(bindings::io_open, how);
-    let words = with(PLAIN, ARGUMENTS, 2, how + offset_of!(bindings::open_how, flags));
-    let words = with(words, ARGUMENTS + 2, 2, how + offset_of!(bindings::open_how, mode));
+    let words = with(
+        PLAIN,
+        ARGUMENTS,
+        2,
+        how + offset_of!(bindings::open_how, flags),
+    );
+    let words = with(
+        words,
+        ARGUMENTS + 2,
+        2,
+        how + offset_of!(bindings::open_how, mode),
+    );
 
-    with(words, ARGUMENTS + 4, 2, how + offset_of!(bindings::open_how, resolve))
+    with(
+        words,
+        ARGUMENTS + 4,
+        2,
+        how + offset_of!(bindings::open_how, resolve),
+    )
 };
 
 /// The flags of the SQE: the lowest byte of those of the request.

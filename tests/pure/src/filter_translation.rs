@@ -15,7 +15,7 @@ const OBJECT: usize = 256;
 #[derive(Clone, Copy, Debug)]
 enum Word {
     Constant(u32),
-    Word {
+    Whole {
         at: usize,
         mask: u32,
     },
@@ -31,7 +31,7 @@ impl Word {
     fn load(&self) -> Load {
         match *self {
             Word::Constant(value) => Load::Constant(value),
-            Word::Word { at, mask } => Load::Field(Field::word(at).masked(mask)),
+            Word::Whole { at, mask } => Load::Field(Field::word(at).masked(mask)),
             Word::Byte {
                 at,
                 mask,
@@ -49,7 +49,7 @@ impl Word {
     fn value(&self, object: &[u8; OBJECT]) -> u32 {
         match *self {
             Word::Constant(value) => value,
-            Word::Word { at, mask } => {
+            Word::Whole { at, mask } => {
                 u32::from_ne_bytes(object[at..at + 4].try_into().unwrap()) & mask
             }
             Word::Byte {
@@ -70,7 +70,7 @@ fn word() -> impl Strategy<Value = Word> {
     let constant = prop_oneof![Just([0; 4]), any::<[u8; 4]>()];
     prop_oneof![
         any::<u32>().prop_map(Word::Constant),
-        (0..OBJECT / 4, mask).prop_map(|(word, mask)| Word::Word { at: 4 * word, mask }),
+        (0..OBJECT / 4, mask).prop_map(|(word, mask)| Word::Whole { at: 4 * word, mask }),
         (0..OBJECT, any::<u8>(), 0usize..4, constant).prop_map(|(at, mask, index, constant)| {
             Word::Byte {
                 at,
@@ -148,6 +148,25 @@ fn usual_filters_are_short() {
         Insn::new(RET_A, 0),
     ];
     assert_eq!(count(&maybe), 6);
+}
+
+/// A division by zero ends the program with zero, whether the quotient or the remainder is
+/// asked for.
+#[test]
+fn divisions_by_zero_end_the_program() {
+    for (op, by_five) in [(DIV, 4), (MOD, 3)] {
+        for (divisor, want) in [(5, by_five + 1), (0, 0)] {
+            let program = [
+                Insn::new(LDX_IMM, divisor),
+                Insn::new(LD_IMM, 23),
+                Insn::new(ALU | op | X, 0),
+                Insn::new(ALU | ADD | K, 1),
+                Insn::new(RET_A, 0),
+            ];
+            let code = translated(&program, &plain()).unwrap();
+            assert_eq!(run_translated(&code, &mut [0; OBJECT]), want);
+        }
+    }
 }
 
 /// What is no checked program is refused.
