@@ -230,6 +230,18 @@ impl Drop for Batch<'_> {
     }
 }
 
+/// Returns the offset by which user space knows the bytes of `iov`, in an area whose buffers have
+/// `1 << shift` bytes.
+#[inline]
+pub(super) fn offset(iov: &ProvidedIov<'_>, shift: u32) -> u64 {
+    let buffer = (iov.index() as u64).wrapping_shl(shift);
+
+    // `iov.offset()` is not past the end of the buffer.
+    iov.tag()
+        .wrapping_add(buffer)
+        .wrapping_add(iov.offset() as u64)
+}
+
 /// The number of areas in each part of the table.
 const PART: usize = 32;
 
@@ -276,16 +288,6 @@ impl Areas {
     /// Returns the base-2 logarithm of the size of a buffer, in bytes.
     pub(super) fn shift(&self) -> u32 {
         self.shift
-    }
-
-    /// Returns the offset by which user space knows the bytes of `iov`.
-    pub(super) fn offset(&self, iov: &ProvidedIov<'_>) -> u64 {
-        let buffer = (iov.index() as u64).wrapping_shl(self.shift);
-
-        // `iov.offset()` is not past the end of the buffer.
-        iov.tag()
-            .wrapping_add(buffer)
-            .wrapping_add(iov.offset() as u64)
     }
 
     /// Returns the number of ids that are in use.
@@ -499,6 +501,37 @@ mod tests {
         // There is no area with this id, so that nobody finds out that it has no buffers.
         list.note_in(areas.free.clone(), 9);
         assert!(areas.take(&mut buffers).is_none());
+        Ok(())
+    }
+
+    /// If an area looks free and is not, others are searched.
+    #[test]
+    fn search_goes_on_after_an_area_that_only_looks_free() -> Result {
+        let areas = areas()?;
+        let mut list = FreeList::new(1)?;
+        let mut buffers = [0; COUNT];
+
+        list.note_in(areas.free.clone(), 9);
+        areas.hint.store(9, Relaxed);
+        assert_eq!(
+            areas.take(&mut buffers).map(|(id, _, count)| (id, count)),
+            Some((0, COUNT))
+        );
+        Ok(())
+    }
+
+    /// An id that is given up can be used again if no later one is in use.
+    #[test]
+    fn only_the_last_id_is_given_up() -> Result {
+        let areas = areas()?;
+        let (first, second) = (areas.reserve()?, areas.reserve()?);
+
+        drop(first);
+        second.publish(area(false)?);
+        assert!(areas.get(1).is_none());
+        assert!(areas.get(2).is_some());
+        assert_eq!(areas.reserve()?.id(), 3);
+        assert_eq!(areas.reserve()?.id(), 3);
         Ok(())
     }
 

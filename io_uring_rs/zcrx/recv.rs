@@ -4,7 +4,10 @@
 //! the queue is copied to one.
 
 use super::{
-    area::Batch,
+    area::{
+        self,
+        Batch, //
+    },
     ifq::{
         Ifq,
         Queue, //
@@ -72,12 +75,24 @@ impl Receiver<'_> {
     }
 }
 
+/// What is needed to hand out the fragments of a packet.
+struct Fragments<'a, 'r> {
+    lookup: Lookup<'a, 'r, Ifq>,
+    request: &'r Receive<'r>,
+    /// The base-2 logarithm of the size of a buffer, in bytes.
+    shift: u32,
+}
+
 impl<'r> Taker for Receiver<'r> {
-    type Packet<'a> = Lookup<'a, 'r, Ifq>;
+    type Packet<'a> = Fragments<'a, 'r>;
 
     #[inline]
     fn begin<'a>(&self, skb: &'a SkBuff) -> Self::Packet<'a> {
-        Lookup::new(skb, self.ifq)
+        Fragments {
+            lookup: Lookup::new(skb, self.ifq),
+            request: self.request,
+            shift: self.ifq.areas.shift(),
+        }
     }
 
     // Always inline: this is most of the cost of a fragment that needs no copy.
@@ -89,12 +104,12 @@ impl<'r> Taker for Receiver<'r> {
         wanted: usize,
     ) -> Result {
         // A fragment of another provider is memory that a device received for somebody else.
-        let iov = packet.find(&chunk).ok_or(EFAULT)?;
+        let iov = packet.lookup.find(&chunk).ok_or(EFAULT)?;
 
         // A packet has less than 2 GiB.
-        if !self
+        if !packet
             .request
-            .post(wanted as i32, || self.ifq.areas.offset(&iov))
+            .post(wanted as i32, || area::offset(&iov, packet.shift))
         {
             return Err(ENOSPC);
         }

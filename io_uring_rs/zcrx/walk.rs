@@ -67,23 +67,28 @@ impl Remaining {
         }
     }
 
-    /// Copies the wanted bytes of a chunk. Returns whether to go on: all of them were copied, and
-    /// more are wanted.
-    #[inline(never)]
-    fn copy<T: Taker>(&mut self, mut chunk: Chunk<'_>, taker: &mut T) -> Result<bool> {
-        self.begin(&mut chunk);
-        chunk.truncate(self.left);
-        let wanted = chunk.len();
+    /// Returns the first of `chunks` that is not skipped as a whole, without the bytes to skip.
+    #[inline]
+    fn first<'a>(&mut self, chunks: &mut impl Iterator<Item = Chunk<'a>>) -> Option<Chunk<'a>> {
+        loop {
+            let mut chunk = chunks.next()?;
 
-        if wanted != 0 {
-            let taken = taker.copy(chunk, self.left)?.min(wanted);
-
-            self.left = self.left.wrapping_sub(taken);
-            if taken != wanted {
-                return Ok(false);
+            self.begin(&mut chunk);
+            if self.skip == 0 {
+                return Some(chunk);
             }
         }
-        Ok(self.left != 0)
+    }
+
+    /// Copies the wanted bytes of a chunk. Returns whether to go on: all of them were copied, and
+    /// more are wanted.
+    #[inline]
+    fn copy<T: Taker>(&mut self, mut chunk: Chunk<'_>, taker: &mut T) -> Result<bool> {
+        self.begin(&mut chunk);
+        let go_on;
+
+        (self.left, go_on) = copy(chunk, self.left, taker)?;
+        Ok(go_on)
     }
 
     /// Takes the wanted bytes of a packet of `len` bytes in a list, by calling `f` with the number
@@ -107,6 +112,24 @@ impl Remaining {
         self.skip = self.skip.wrapping_sub(skip);
         Ok(self.left != 0)
     }
+}
+
+/// Copies up to `left` bytes of a chunk. Returns the number of bytes that are left after that, and
+/// whether to go on.
+// Not inlined, as most fragments are not copied. The number is passed by value, so that it can stay
+// in a register between those.
+#[inline(never)]
+fn copy<T: Taker>(mut chunk: Chunk<'_>, left: usize, taker: &mut T) -> Result<(usize, bool)> {
+    chunk.truncate(left);
+    let wanted = chunk.len();
+
+    if wanted == 0 {
+        return Ok((left, left != 0));
+    }
+    let taken = taker.copy(chunk, left)?.min(wanted);
+    let left = left.wrapping_sub(taken);
+
+    Ok((left, taken == wanted && left != 0))
 }
 
 /// The progress of one call, over all packets that it takes.
@@ -184,22 +207,26 @@ impl Walk {
         if !linear.is_empty() && !remaining.copy(linear, taker)? {
             return Ok(());
         }
-        for mut chunk in skb.frags() {
+        // Only the first fragments have bytes to skip.
+        let mut frags = skb.frags();
+        let mut next = remaining.first(&mut frags);
+
+        while let Some(chunk) = next {
             if chunk.is_copyable() {
                 if !remaining.copy(chunk, taker)? {
                     return Ok(());
                 }
-                continue;
-            }
-            remaining.begin(&mut chunk);
-            match chunk.len().min(remaining.left) {
-                0 if remaining.left == 0 => return Ok(()),
-                0 => {}
-                wanted => {
-                    taker.hand_out(&mut packet, chunk, wanted)?;
-                    remaining.left = remaining.left.wrapping_sub(wanted);
+            } else {
+                match chunk.len().min(remaining.left) {
+                    0 if remaining.left == 0 => return Ok(()),
+                    0 => {}
+                    wanted => {
+                        taker.hand_out(&mut packet, chunk, wanted)?;
+                        remaining.left = remaining.left.wrapping_sub(wanted);
+                    }
                 }
             }
+            next = frags.next();
         }
         for skb in skb.frag_list() {
             let go_on = remaining.packet(skb.len(), |skip, wanted| {
