@@ -18,6 +18,8 @@ mod iov;
 mod kind;
 mod mapping;
 mod provided;
+#[cfg(CONFIG_RUST_NET_KUNIT_TEST)]
+mod race_test;
 
 pub use self::{
     iov::{
@@ -190,16 +192,9 @@ impl NetIovs {
     /// now: the first claim decides, and claims of other providers fail after it.
     fn claim(&self, provider: NonNull<c_void>) -> bool {
         let provider = provider.as_ptr();
-        let owner = &self.owner().provider;
-        let known = owner.load(Relaxed);
+        let claimed = self.owner().provider.cmpxchg(null_mut(), provider, Relaxed);
 
-        known == provider
-            || known.is_null() && {
-                // Another pool of the same provider may be claiming them on another CPU.
-                let claimed = owner.cmpxchg(null_mut(), provider, Relaxed);
-
-                claimed.is_ok() || claimed == Err(provider)
-            }
+        claimed.is_ok() || claimed == Err(provider)
     }
 
     /// Returns whether the buffers may be put into pools of `provider` that belong to `dev` and
@@ -305,9 +300,9 @@ impl NetIovs {
     }
 }
 
-impl Drop for NetIovs {
-    /// Frees the buffers and ends their mapping. May sleep.
-    fn drop(&mut self) {
+impl NetIovs {
+    /// Returns whether a buffer is in a pool, or has a reference that is no grant. May sleep.
+    fn is_any_held(&self) -> bool {
         let is_held = |iov: Iov<'_>| {
             let left = match iov.granted().load(Relaxed) {
                 0 => FREE,
@@ -316,18 +311,23 @@ impl Drop for NetIovs {
 
             !iov.pool().is_null() || iov.references().load(Acquire) != left
         };
-        let owner = self.owner();
-        // A pool that releases a buffer takes it out first, then marks it as free, and drops its
-        // reference to the provider last (see `release`). So no buffer should still be held here.
-        let any_held = (0..self.len()).any(|index| {
+
+        (0..self.len()).any(|index| {
             resched_after(index);
             // SAFETY: `index` is less than the number of buffers.
-            is_held(unsafe { owner.iov_unchecked(index) })
-        });
+            is_held(unsafe { self.owner().iov_unchecked(index) })
+        })
+    }
+}
 
-        // If one is held, there is a bug elsewhere. The memory is leaked then, since a pool must
-        // not refer to freed memory.
-        if !warn_on_once!(any_held) {
+impl Drop for NetIovs {
+    /// Frees the buffers and ends their mapping. May sleep.
+    fn drop(&mut self) {
+        // A pool that releases a buffer takes it out first, then marks it as free, and drops its
+        // reference to the provider last (see `release`). So no buffer should still be held here.
+        // If one is, there is a bug elsewhere. The memory is leaked then, since a pool must not
+        // refer to freed memory.
+        if !warn_on_once!(self.is_any_held()) {
             // SAFETY: By the type invariants, the pointer came from `KBox::into_raw` and is owned
             // by this object. `drop` runs once, and as no buffer is in a pool, nobody refers to
             // one.
@@ -427,6 +427,9 @@ mod tests {
         assert!(iovs.take_and_grant(2));
         assert!(matches!(iovs.take_back_all(2), AfterPut::Free));
         assert!(iovs.take_and_grant(2));
+        ProvidedIov::new(iovs.iov(2).ok_or(EINVAL)?, 0).grant();
+        assert!(matches!(iovs.take_back_all(2), AfterPut::Free));
+        assert!(iovs.take_and_grant(2));
         Ok(())
     }
 
@@ -477,6 +480,28 @@ mod tests {
         assert!(iovs.claim_for(one.cast(), dev, 12));
         assert!(!iovs.claim_for(other.cast(), dev, 12));
         assert!(iovs.claim_for(one.cast(), dev, 12));
+        Ok(())
+    }
+
+    /// A buffer that user space has may be dropped, and one that anybody else has may not.
+    #[test]
+    fn held_buffers_are_noticed() -> Result {
+        let iovs = NetIovs::new(KIND, 2, 12)?;
+        let iov = iovs.iov(1).ok_or(EINVAL)?;
+
+        assert!(!iovs.is_any_held());
+        assert!(iovs.take_and_grant(1));
+        assert!(!iovs.is_any_held());
+        ProvidedIov::new(iov, 0).grant();
+        assert!(!iovs.is_any_held());
+        iov.references().add(1, Relaxed);
+        assert!(iovs.is_any_held());
+        iov.references().fetch_sub(1, Relaxed);
+        assert!(!iovs.is_any_held());
+        assert!(iovs.take(0).is_some());
+        assert!(iovs.is_any_held());
+        iovs.iov(0).ok_or(EINVAL)?.references().store(FREE, Relaxed);
+        assert!(!iovs.is_any_held());
         Ok(())
     }
 

@@ -2,11 +2,12 @@
 //! D7: registering interface queues, field by field. Areas and regions are in
 //! `zcrx_memory`.
 
-use std::os::fd::RawFd;
+use std::os::fd::{AsRawFd, RawFd};
 
 use nix::sched::{CloneFlags, unshare};
 
 use super::{Outcome, Test, TestResult, tests};
+use crate::dmabuf;
 use crate::kernel::{expect_eq, expect_result};
 use crate::nic;
 use crate::register::{
@@ -375,7 +376,18 @@ fn dmabuf_without_a_device_is_refused() -> TestResult {
             r.area.addr = 0;
             r.area.dmabuf_fd = 1;
         }),
-    ])
+    ])?;
+    let ring = WideRing::new(2)?;
+    let (dmabuf, _memory) = dmabuf::new(PAGE_SIZE)?;
+    // The dma-buf itself pins memory.
+    let got = offer(ring.fd(), |r| {
+        r.area.flags = IORING_ZCRX_AREA_DMABUF;
+        (r.area.addr, r.area.len) = (0, PAGE_SIZE as u64);
+        r.area.dmabuf_fd = dmabuf.as_raw_fd() as u32;
+    })?;
+    expect_result("a dma-buf that could be used", got, -libc::EINVAL)?;
+    none_so_far(&ring)?;
+    Ok(Outcome::Passed)
 }
 
 /// Checks that buffers of a queue without a device are pages; larger powers of two give
@@ -419,6 +431,8 @@ fn unsuitable_devices_are_refused() -> TestResult {
     for (what, index, want) in [
         ("no device", 0, libc::ENODEV),
         ("an unknown device", 12345, libc::ENODEV),
+        ("an index that is negative in C", 1 << 31, libc::ENODEV),
+        ("the last index", u32::MAX, libc::ENODEV),
         ("lo", device("lo")?, libc::EOPNOTSUPP),
         ("dummy0", device("dummy0")?, libc::EOPNOTSUPP),
     ] {

@@ -327,6 +327,25 @@ mod tests {
         Ok(())
     }
 
+    /// A device that is about to go maps no memory any more, although it can still be locked.
+    #[test]
+    fn unregistered_device_is_refused() -> Result {
+        let netdev = Port::find(0)?;
+        let locked = netdev.lock();
+        // SAFETY: The device is valid.
+        let state = unsafe { &raw mut (*locked.as_ptr()).reg_state };
+        let unregistering = bindings::netdev_reg_state_NETREG_UNREGISTERING as u8;
+        // SAFETY: The device is locked, so that nobody else changes its state.
+        let registered = unsafe { state.replace(unregistering) };
+        let got = locked.dma_device(QUEUE).err();
+
+        // SAFETY: As above.
+        unsafe { state.write(registered) };
+        drop(locked);
+        assert_eq!(got, Some(ENODEV));
+        Ok(())
+    }
+
     /// Memory whose buffers are in pools of another provider may be in use there.
     #[test]
     fn memory_of_another_provider_is_not_unmapped() -> Result {

@@ -6,6 +6,10 @@
 mod tests {
     use super::super::test_queue::bound_queue;
     use crate::{
+        device::{
+            Bound,
+            Device, //
+        },
         faux,
         net::page_pool::test_pool::TestPool,
         prelude::*,
@@ -36,21 +40,27 @@ mod tests {
             WorkItem, //
         }, //
     };
+    use core::ptr::NonNull;
 
     /// Memory stays mapped while a driver goes on with its pool, through which it still writes to
     /// it.
     #[test]
     fn memory_stays_mapped_until_the_last_pool_is_gone() -> Result {
-        let dev = faux::Registration::new(c"page_pool_queue", None)?;
-        let (queue, mapped) = bound_queue(dev.as_ref().as_ref())?;
+        let registration = faux::Registration::new(c"page_pool_queue", None)?;
+        let dev: &Device<Bound> = registration.as_ref().as_ref();
+        let (queue, mapped) = bound_queue(dev)?;
         let pools = (TestPool::new(&queue)?, TestPool::new(&queue)?);
+        let provider = NonNull::new(queue.params(0).mp_priv).ok_or(EINVAL)?;
+        let can_be_pooled = || queue.provider.mapped.claim_for(provider, dev.as_raw(), 12);
 
         queue.remove_binding(|_| true);
         assert_eq!(mapped.load(Relaxed), 1);
         drop(pools.0);
         assert_eq!(mapped.load(Relaxed), 1);
+        assert!(can_be_pooled());
         drop(pools.1);
         assert_eq!(mapped.load(Relaxed), 0);
+        assert!(!can_be_pooled());
         Ok(())
     }
 
