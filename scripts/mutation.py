@@ -5,15 +5,14 @@
 - file and line: the line that is changed, without its indentation,
 - in: text of a line above the right one, if the file has several such lines,
 - becomes: the new line, or nothing to remove the line,
-- tests: tags of the user-space tests, or groups of them, that may notice it,
-- kunit: the KUnit suite that may notice it, if there is one,
+- tests: tags of the user-space tests, or groups of them, that may notice it, besides KUnit,
 - equivalent: the reason why nothing can notice it, if nothing can.
 
 `list [PREFIX…]` prints one line for each mutation, or for each in a file whose name
-after io_uring_rs/ or rust/kernel/ starts with a PREFIX: its key, file, tests, KUnit
-suite, and the reason why it is equivalent, with SEPARATOR between them, as some may
-be empty. `apply KEY TREE` makes the mutation in a kernel tree. `show KEY` prints it in
-words. Runs in the build root."""
+after io_uring_rs/ or rust/kernel/ starts with a PREFIX: its key, file, tests, and the
+reason why it is equivalent, with SEPARATOR between them, as some may be empty. `apply
+KEY TREE` makes the mutation in a kernel tree. `show KEY` prints it in words. Runs in the
+build root."""
 
 import argparse
 import hashlib
@@ -25,7 +24,7 @@ import machine
 
 TABLES = machine.TOP / "tests/mutations"
 SEPARATOR = "\x1f"
-FIELDS = {"file", "line", "becomes", "in", "tests", "kunit", "equivalent"}
+FIELDS = {"file", "line", "becomes", "in", "tests", "equivalent"}
 
 
 class Mutation:
@@ -37,7 +36,7 @@ class Mutation:
         self.file = entry["file"]
         self.old, self.new = entry["line"], entry["becomes"]
         self.after = entry.get("in")
-        self.tests, self.kunit = entry["tests"], entry.get("kunit", "")
+        self.tests = entry["tests"]
         self.equivalent = entry.get("equivalent", "")
         self.text = (machine.TOP / self.file).read_text()
         # A result stays valid as long as the mutation and the code of its file do.
@@ -99,8 +98,7 @@ def main():
             short = mutation.file.removeprefix("io_uring_rs/").removeprefix("rust/kernel/")
             mutation.number()
             if short.startswith(prefixes):
-                print(mutation.key, mutation.file, mutation.tests, mutation.kunit, mutation.equivalent,
-                      sep=SEPARATOR)
+                print(mutation.key, mutation.file, mutation.tests, mutation.equivalent, sep=SEPARATOR)
     return 0
 
 
