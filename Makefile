@@ -34,7 +34,7 @@ tests_in_guests := $(if $(ONLY),$(filter-out host host::%,$(ONLY)),all)
 
 # Targets run one at a time, as each of them uses all CPUs.
 .NOTPARALLEL:
-.PHONY: help run test coverage mutants soak bench bench-um fuzz lint external kernel boot shell minutes host-tests apply unapply series series-check series-cc kconfig-matrix doc deb toolchain \
+.PHONY: help run test coverage mutants soak bench profile bench-um fuzz lint external kernel boot shell minutes host-tests apply unapply series series-check series-cc kconfig-matrix doc deb toolchain \
 	tree guest only list clean
 
 help: ## list the targets
@@ -60,7 +60,7 @@ only: toolchain
 	@$(if $(ONLY),$(enter) python3 scripts/catalogue.py check '$(ONLY)')
 
 lint doc: override IMPL := rust
-lint doc bench: override DEBUG :=
+lint doc bench profile: override DEBUG :=
 
 lint: kernel ## check licences, format, Rust, C, patches, scripts: [ONLY="clippy sparse"]
 	@scripts/lint $(ONLY)
@@ -71,7 +71,14 @@ soak: minutes kernel guest ## run the stress tests over and over: MINUTES=60 [SE
 bench: tree guest ## count the instructions of filters and zcrx, C and Rust, in build/bench
 	@scripts/kernel c
 	@scripts/kernel rust
-	@$(enter) python3 scripts/run-bench $(if $(TIMEOUT),--timeout $(TIMEOUT)) build/guest.cpio
+	@$(enter) python3 scripts/run-bench $(if $(TIMEOUT),--timeout $(TIMEOUT)) \
+		--commit "$$(git describe --always --dirty 2>/dev/null || echo unknown)" build/guest.cpio
+
+profile: tree guest ## count instructions by function, C and Rust: CASE="zcrx, NIC: buffer refilled"
+	@test -n '$(CASE)' || { echo 'error: no case given; give CASE="tests family", or another that make bench shows' >&2; exit 1; }
+	@scripts/kernel c
+	@scripts/kernel rust
+	@$(enter) python3 scripts/run-profile $(if $(TIMEOUT),--timeout $(TIMEOUT)) build/guest.cpio '$(CASE)'
 
 bench-um: tree ## measure the nanoseconds of filters on this machine, without JIT and QEMU
 	@DEBUG= scripts/kernel um

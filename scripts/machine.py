@@ -134,9 +134,10 @@ class MemorySaver(threading.Thread):
 class Guest:
     """A running guest. Its console is ttyS0, the output of its programs ttyS1. The
     memory that `saved` saves is complete when problems() has returned. A thread calls
-    `ended` when QEMU has ended."""
+    `ended` when QEMU has ended. `options` are more options of QEMU."""
 
-    def __init__(self, image, initrd, append, *, limit, log, watch, icount=False, iommu=False, saved=None, ended=None):
+    def __init__(self, image, initrd, append, *, limit, log, watch, icount=False, iommu=False, saved=None, ended=None,
+                 options=()):
         self.limit = limit
         self.watch = watch
         self.status = None
@@ -154,6 +155,7 @@ class Guest:
         report_end, report_qemu = os.pipe()
         serial = ["-serial", f"file:/dev/fd/{console_qemu}", "-serial", f"file:/dev/fd/{report_qemu}",
                   "-monitor", "none"]
+        serial += options
         if saved:
             serial += saved.options()
         self.qemu = subprocess.Popen(

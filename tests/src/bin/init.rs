@@ -150,7 +150,7 @@ fn work() -> anyhow::Result<i32> {
         "suite" => suite(rest),
         "soak" => soak(rest),
         "demo" => run("/bin/demo", &[]),
-        "bench" => run("/bin/bench", &[]),
+        "bench" => run("/bin/bench", rest),
         "external" => external(rest),
         "shell" => shell(),
         "nothing" => Ok(0),

@@ -15,7 +15,7 @@ use io_uring_rs_tests::stream::Stream;
 use io_uring_rs_tests::wide::{WideRing, ZCRX_SETUP};
 use io_uring_rs_tests::zcrx::Ifq;
 
-use crate::{WARM_UP, median, timed};
+use crate::{WARM_UP, measure, median, timed};
 
 /// The MTU at which each packet has a page of payload.
 const MTU: u32 = 4148;
@@ -31,10 +31,12 @@ struct Link {
     ifq: Ifq,
     stream: Stream,
     nic: Nic,
+    /// Whether a profile counts what sends and what receives.
+    profiled: (bool, bool),
 }
 
 impl Link {
-    fn new(buffers: usize) -> anyhow::Result<Self> {
+    fn new(buffers: usize, profiled: (bool, bool)) -> anyhow::Result<Self> {
         let nic = Nic::new()?;
         nic.set_mtu(MTU)?;
         let ring = WideRing::with(8, BUFFERS as u32, ZCRX_SETUP)?;
@@ -48,6 +50,7 @@ impl Link {
             ifq,
             stream,
             nic,
+            profiled,
         })
     }
 
@@ -56,7 +59,10 @@ impl Link {
     fn send(&mut self, pages: usize) -> anyhow::Result<f64> {
         let bytes = self.stream.next(pages * PAGE_SIZE);
         let mut sent = Ok(());
-        let took = timed(|| sent = self.stream.sender.write_all(&bytes))?;
+        let took = measure(
+            || sent = self.stream.sender.write_all(&bytes),
+            self.profiled.0,
+        )?;
         sent?;
         self.stream.wait_arrived()?;
         Ok(took)
@@ -68,7 +74,7 @@ impl Link {
         let request = self.stream.recv(&self.ifq, pages * PAGE_SIZE);
         self.ring.push(request)?;
         let mut submitted = Ok(0);
-        let took = timed(|| submitted = self.ring.submit_and_wait(1))?;
+        let took = measure(|| submitted = self.ring.submit_and_wait(1), self.profiled.1)?;
         ensure!(submitted? == 1, "the request was not taken");
 
         let mut offsets = Vec::new();
@@ -101,8 +107,8 @@ impl Link {
 
 /// Measures the nanoseconds per 4 KiB of receiving alone, and of sending and receiving.
 /// The device consumes the refill queue.
-fn transfer() -> anyhow::Result<(f64, f64)> {
-    let mut link = Link::new(BUFFERS)?;
+fn transfer(profiled: (bool, bool)) -> anyhow::Result<(f64, f64)> {
+    let mut link = Link::new(BUFFERS, profiled)?;
     let (mut receiver, mut system) = (Vec::new(), Vec::new());
     for _ in 0..WARM_UP + ROUNDS {
         let sending = link.send(PAGES)?;
@@ -118,17 +124,17 @@ fn transfer() -> anyhow::Result<(f64, f64)> {
 
 /// Measures the nanoseconds per 4 KiB received.
 pub fn receiving() -> anyhow::Result<f64> {
-    Ok(transfer()?.0)
+    Ok(transfer((false, true))?.0)
 }
 
 /// Measures the nanoseconds per 4 KiB sent and received.
 pub fn whole_system() -> anyhow::Result<f64> {
-    Ok(transfer()?.1)
+    Ok(transfer((true, true))?.1)
 }
 
 /// Measures the nanoseconds per buffer given back by a system call.
 pub fn giving_back() -> anyhow::Result<f64> {
-    let mut link = Link::new(BUFFERS)?;
+    let mut link = Link::new(BUFFERS, (false, false))?;
     let mut samples = Vec::new();
     for _ in 0..WARM_UP + ROUNDS {
         link.send(PAGES)?;
@@ -150,7 +156,7 @@ pub fn refilling() -> anyhow::Result<f64> {
     const RING: usize = 64;
     const MANY: usize = 33;
     // The device's ring holds all buffers at first.
-    let mut link = Link::new(RING)?;
+    let mut link = Link::new(RING, (true, false))?;
     let mut held = Vec::new();
     let take = |link: &mut Link, held: &mut Vec<u64>, pages: usize| -> anyhow::Result<f64> {
         let took = link.send(pages)?;

@@ -6,7 +6,7 @@
 //! Prints a line of JSON for each case. The exit status is 1 if a request did not have
 //! the expected result, so that a kernel that allows everything does not look fast.
 
-use std::io::{Read, Write};
+use std::arch::asm;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -18,9 +18,10 @@ use io_uring_rs_tests::kernel::expect_result;
 use io_uring_rs_tests::register::{self, TASK};
 use io_uring_rs_tests::ring::{self, IORING_ENTER_GETEVENTS, IORING_SETUP_SUBMIT_ALL, Ring};
 use io_uring_rs_tests::sandbox;
-use io_uring_rs_tests::sqe::{Sqe, op};
+use io_uring_rs_tests::sqe::{IOSQE_BUFFER_SELECT, IOSQE_FIXED_FILE, Sqe, op};
 
 mod device;
+mod registering;
 mod zcrx;
 
 const ENTRIES: u32 = 64;
@@ -43,6 +44,7 @@ const ABSENT: &std::ffi::CStr = c"/init/absent";
 
 /// One number to measure.
 struct Case {
+    group: &'static str,
     name: &'static str,
     /// The case whose value is subtracted, so that the cost of filters remains.
     base: Option<&'static str>,
@@ -56,16 +58,12 @@ struct Case {
 enum Work {
     /// Each request among many on one ring.
     Requests(Requests),
-    /// Registering one filter on a ring that has `before` filters.
-    Register { before: usize },
-    /// Registering the first filter of a task.
-    RegisterTask,
     /// Setting up and closing a ring, in a task with or without a filter.
     Ring { filtered: bool },
     /// Fork, exit and wait, in a task with or without a filter.
     Fork { filtered: bool },
     /// Work that measures itself.
-    Zcrx(fn() -> anyhow::Result<f64>),
+    Other(fn() -> anyhow::Result<f64>),
 }
 
 struct Requests {
@@ -148,6 +146,17 @@ fn test_byte(mask: u32, value: u32) -> Program {
     ]
 }
 
+/// Builds a program that denies requests with any of these flags of the SQE.
+fn deny_flags(flags: u8) -> Program {
+    let word = u32::from_ne_bytes([0, flags, 0, 0]);
+    vec![
+        bpf::ld(OPCODE_WORD),
+        bpf::jset(word, 0, 1),
+        bpf::ret(0),
+        bpf::ret(1),
+    ]
+}
+
 fn deny_value(value: u32) -> Program {
     bpf::deny_if(USER_DATA_LO, value)
 }
@@ -158,6 +167,7 @@ fn cases() -> Vec<Case> {
     const SOCKET: Option<&str> = Some("SOCKET, no filter");
     const OPENAT: Option<&str> = Some("OPENAT, no filter");
     let case = |name, base, target, work| Case {
+        group: "",
         name,
         base,
         target,
@@ -167,45 +177,75 @@ fn cases() -> Vec<Case> {
     let many = each_another.iter().map(|&value| deny_value(value));
     let opcode = test_byte(0xff, op::NOP.into());
     let pdu_size = test_byte(0xff_0000, 0);
+    let flags = deny_flags(IOSQE_FIXED_FILE | IOSQE_BUFFER_SELECT);
     let user_data = deny_value(DENIED);
     #[rustfmt::skip]
-    let cases = vec![
+    let filters = vec![
         case("NOP, no filter", None, Some(1.0), nop(vec![], &[])),
-        case("filter for another opcode", NOP, Some(1.0), nop_other_opcode()),
+        case("filter for another opcode", NOP, Some(0.24), nop_other_opcode()),
         case("always allows", NOP, Some(0.12), nop(vec![bpf::allow()], &[])),
         case("tests opcode", NOP, Some(0.12), nop(vec![opcode], &[])),
         case("tests pdu_size", NOP, Some(0.12), nop(vec![pdu_size], &[])),
         case("16 always allow", NOP, Some(0.015), nop(vec![bpf::allow(); 16], &[])),
-        case("tests user_data", NOP, Some(0.8), nop(vec![user_data.clone()], &[DENIED])),
-        case("4 test user_data", NOP, Some(0.4), nop(vec![user_data.clone(); 4], &[DENIED])),
-        case("16 test user_data", NOP, Some(0.2), nop(vec![user_data; 16], &[DENIED])),
-        case("16 test user_data, each another value", NOP, Some(0.2), nop(many.collect(), &each_another)),
+        case("tests user_data", NOP, Some(0.45), nop(vec![user_data.clone()], &[DENIED])),
+        case("4 test user_data", NOP, Some(0.25), nop(vec![user_data.clone(); 4], &[DENIED])),
+        case("16 test user_data", NOP, Some(0.11), nop(vec![user_data; 16], &[DENIED])),
+        case("16 test user_data, each another value", NOP, Some(0.11), nop(many.collect(), &each_another)),
+        case("tests SQE flags", NOP, Some(0.072), nop(vec![flags.clone()], &[])),
+        case("16 test SQE flags", NOP, Some(0.0083), nop(vec![flags; 16], &[])),
         case("NOP, denied", None, Some(0.9), nop_denied()),
         case("SOCKET, no filter", None, Some(1.0), socket(false)),
-        case("tests family", SOCKET, Some(0.8), socket(true)),
+        case("tests family", SOCKET, Some(0.5), socket(true)),
         case("OPENAT, no filter", None, Some(1.0), openat(false)),
-        case("tests flags", OPENAT, Some(0.8), openat(true)),
-        case("register the first filter", None, Some(1.1), Work::Register { before: 0 }),
-        case("register onto 15", None, Some(2.0), Work::Register { before: 15 }),
-        case("register the first of a task", None, Some(1.1), Work::RegisterTask),
+        case("tests flags", OPENAT, Some(0.5), openat(true)),
+    ];
+    #[rustfmt::skip]
+    let registration = vec![
+        case("register the first filter", None, Some(1.0), Work::Other(registering::first)),
+        case("register onto 15", None, Some(1.0), Work::Other(registering::onto_fifteen)),
+        case("register 4,096 instructions", None, Some(1.0), Work::Other(registering::longest)),
+        case("register the first of a task", None, Some(1.0), Work::Other(registering::task)),
+        case("register an allow-list of 40 opcodes", None, Some(0.3), Work::Other(registering::allow_list)),
+        case("register tests of SQE flags of 40 opcodes", None, Some(0.3), Work::Other(registering::flag_tests)),
+        case("bytes of a filter, 40 of a ring", None, Some(1.0), Work::Other(registering::bytes_of_filter)),
+        case("bytes of a ring's set, inherited", None, Some(1.0), Work::Other(registering::bytes_of_ring)),
+        case("bytes of a task with a filter", None, Some(1.0), Work::Other(registering::bytes_of_task)),
         case("ring set up and closed", None, None, Work::Ring { filtered: false }),
         case("ring, task with a filter", None, None, Work::Ring { filtered: true }),
         case("fork, exit, wait", None, None, Work::Fork { filtered: false }),
         case("fork, task with a filter", None, None, Work::Fork { filtered: true }),
-        case("zcrx: 4 KiB received", None, Some(1.0), Work::Zcrx(zcrx::receiving)),
-        case("zcrx: buffer given back", None, Some(0.9), Work::Zcrx(zcrx::giving_back)),
-        case("zcrx: register 64 MiB", None, Some(0.5), Work::Zcrx(zcrx::registering)),
-        case("zcrx, NIC: 4 KiB received", None, Some(0.9), Work::Zcrx(device::receiving)),
-        case("zcrx, NIC: 4 KiB sent and received", None, Some(1.0), Work::Zcrx(device::whole_system)),
-        case("zcrx, NIC: buffer given back", None, Some(0.99), Work::Zcrx(device::giving_back)),
-        case("zcrx, NIC: buffer refilled", None, Some(0.99), Work::Zcrx(device::refilling)),
     ];
-    cases
+    #[rustfmt::skip]
+    let zcrx = vec![
+        case("zcrx: 4 KiB received", None, Some(0.99), Work::Other(zcrx::receiving)),
+        case("zcrx: buffer given back", None, Some(0.9), Work::Other(zcrx::giving_back)),
+        case("zcrx: register 64 MiB", None, Some(0.5), Work::Other(zcrx::registering)),
+        case("zcrx: no free buffer", None, Some(1.0), Work::Other(zcrx::exhausted_area)),
+        case("zcrx: no free buffer, 1,024 areas", Some("zcrx: no free buffer"), Some(0.0), Work::Other(zcrx::exhausted_areas)),
+        case("zcrx, NIC: 4 KiB received", None, Some(0.85), Work::Other(device::receiving)),
+        case("zcrx, NIC: 4 KiB sent and received", None, Some(1.0), Work::Other(device::whole_system)),
+        case("zcrx, NIC: buffer given back", None, Some(0.85), Work::Other(device::giving_back)),
+        case("zcrx, NIC: buffer refilled", None, Some(0.85), Work::Other(device::refilling)),
+    ];
+    let groups = [
+        ("filters", filters),
+        ("registration", registration),
+        ("zero-copy receive", zcrx),
+    ];
+    let grouped = groups
+        .into_iter()
+        .flat_map(|(group, cases)| cases.into_iter().map(move |case| Case { group, ..case }));
+    grouped.collect()
 }
 
 fn main() -> ExitCode {
     let mut status = ExitCode::SUCCESS;
+    // Words of the name of a case, with which the kernel's command line can name it.
+    let words = std::env::args().nth(1).map(|name| name.replace('_', " "));
     for case in cases() {
+        if words.as_ref().is_some_and(|words| *words != case.name) {
+            continue;
+        }
         // The work that closed rings leave to workers and RCU must not be measured in
         // the next case.
         std::thread::sleep(Duration::from_millis(200));
@@ -223,32 +263,38 @@ impl Case {
     fn run(&self) -> anyhow::Result<()> {
         let value = match &self.work {
             Work::Requests(requests) => requests.time()?,
-            Work::Register { before } => registering(*before)?,
-            Work::RegisterTask => registering_task()?,
             Work::Ring { filtered } => ring_life(*filtered)?,
             Work::Fork { filtered } => child_life(*filtered)?,
-            Work::Zcrx(measure) => measure()?,
+            Work::Other(measure) => measure()?,
         };
         let base = self.base.map_or("null".to_string(), |b| format!("{b:?}"));
         let target = self.target.map_or("null".to_string(), |t| t.to_string());
         println!(
-            r#"{{"case": {:?}, "base": {base}, "target": {target}, "value": {value:.2}}}"#,
-            self.name
+            r#"{{"group": {:?}, "case": {:?}, "base": {base}, "target": {target}, "value": {value:.2}}}"#,
+            self.group, self.name
         );
         Ok(())
     }
 }
 
 impl Requests {
-    /// Measures the nanoseconds per request, from submission to completion.
-    fn time(&self) -> anyhow::Result<f64> {
-        let mut ring = Ring::with(ENTRIES, IORING_SETUP_SUBMIT_ALL)?;
+    /// Creates a ring with the filters.
+    fn ring(&self) -> anyhow::Result<Ring> {
+        let ring = Ring::with(ENTRIES, IORING_SETUP_SUBMIT_ALL)?;
         for (opcode, program) in &self.filters {
             ring.must_filter(*opcode, program)?;
         }
+        Ok(ring)
+    }
+
+    /// Measures the nanoseconds per request, from submission to completion.
+    fn time(&self) -> anyhow::Result<f64> {
+        // A denied request leaves a ring in a state in which its next requests cost more.
+        let mut denying = self.ring()?;
         for &sqe in &self.denied {
-            ring.expect("a request to be denied", sqe, -libc::EACCES)?;
+            denying.expect("a request to be denied", sqe, -libc::EACCES)?;
         }
+        let mut ring = self.ring()?;
         let mut samples = Vec::new();
         for _ in 0..WARM_UP + BATCHES {
             for i in 0..ENTRIES {
@@ -266,43 +312,6 @@ impl Requests {
         }
         Ok(median(samples.split_off(WARM_UP)) / f64::from(ENTRIES))
     }
-}
-
-/// Measures the nanoseconds of registering a filter on a new ring.
-fn registering(before: usize) -> anyhow::Result<f64> {
-    let program = deny_value(DENIED);
-    let mut samples = Vec::new();
-    for _ in 0..WARM_UP + RINGS {
-        let mut ring = Ring::with(ENTRIES, 0)?;
-        for _ in 0..before {
-            ring.must_filter(op::NOP, &program)?;
-        }
-        let mut result = 0;
-        samples.push(timed(|| result = ring.filter(op::NOP, &program))?);
-        expect_result("registering", result, 0)?;
-        expect_filtered(&mut ring)?;
-    }
-    Ok(median(samples.split_off(WARM_UP)))
-}
-
-/// Measures the nanoseconds of registering a filter for a new task.
-fn registering_task() -> anyhow::Result<f64> {
-    let program = deny_value(DENIED);
-    let mut samples = Vec::new();
-    for _ in 0..WARM_UP + CHILDREN {
-        let (mut from, mut to) = std::io::pipe()?;
-        sandbox::in_child(|| {
-            let mut result = 0;
-            let took = timed(|| result = register::filter(TASK, op::NOP, &program))?;
-            expect_result("registering", result, 0)?;
-            expect_filtered(&mut Ring::new(1)?)?;
-            Ok(to.write_all(&took.to_ne_bytes())?)
-        })?;
-        let mut took = [0; 8];
-        from.read_exact(&mut took)?;
-        samples.push(f64::from_ne_bytes(took));
-    }
-    Ok(median(samples.split_off(WARM_UP)))
 }
 
 /// Measures the nanoseconds of a ring from its setup to its close.
@@ -341,10 +350,37 @@ fn expect_filtered(ring: &mut Ring) -> anyhow::Result<()> {
     ring.expect("a NOP to be allowed", Sqe::nop(), 0)
 }
 
-/// Measures the nanoseconds that `work` takes.
+/// Measures the nanoseconds that `work` takes, and lets `make profile` count it.
 fn timed(work: impl FnOnce()) -> anyhow::Result<f64> {
+    measure(work, true)
+}
+
+/// Measures the nanoseconds that `work` takes. The plugin of QEMU that makes profiles
+/// counts the instructions between two no-ops, which it knows by their displacements.
+#[inline(always)]
+fn measure(work: impl FnOnce(), profiled: bool) -> anyhow::Result<f64> {
     let begin = now()?;
+    if profiled {
+        // SAFETY: This is an instruction that does nothing.
+        unsafe {
+            asm!(
+                ".byte 0x0f, 0x1f, 0x84, 0x00",
+                ".ascii \"bgn!\"",
+                options(nostack)
+            )
+        };
+    }
     work();
+    if profiled {
+        // SAFETY: As above.
+        unsafe {
+            asm!(
+                ".byte 0x0f, 0x1f, 0x84, 0x00",
+                ".ascii \"end!\"",
+                options(nostack)
+            )
+        };
+    }
     Ok((now()? - begin).as_nanos() as f64)
 }
 

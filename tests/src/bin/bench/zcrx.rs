@@ -2,6 +2,8 @@
 //! Measures zero-copy receive that copies: receiving, giving buffers back, and
 //! registering memory.
 
+use std::io::Write;
+
 use anyhow::ensure;
 use nix::sys::socket::{setsockopt, sockopt};
 
@@ -10,7 +12,9 @@ use io_uring_rs_tests::register::PAGE_SIZE;
 use io_uring_rs_tests::ring::IORING_CQE_F_MORE;
 use io_uring_rs_tests::stream::Stream;
 use io_uring_rs_tests::wide::{Mapping, WideRing, ZCRX_SETUP};
-use io_uring_rs_tests::zcrx::{Ifq, Registration, memory};
+use io_uring_rs_tests::zcrx::{
+    AreaReg, Ctrl, Ifq, Registration, ZCRX_CTRL_ADD_AREA, control, memory,
+};
 
 use crate::{WARM_UP, median, timed};
 
@@ -90,4 +94,66 @@ pub fn registering() -> anyhow::Result<f64> {
         expect_result("registering", result, 0)?;
     }
     Ok(median(samples))
+}
+
+/// Measures a request that finds no free buffer in a queue with `areas` areas of a page.
+fn exhausted(areas: usize) -> anyhow::Result<f64> {
+    let mut ring = WideRing::with(8, 2 * BUFFERS as u32, ZCRX_SETUP)?;
+    let ifq = Ifq::new(ring.fd(), BUFFERS as u32, 1)?;
+    let more: Mapping = memory(areas)?;
+    for page in 1..areas {
+        let area = AreaReg {
+            addr: more.address() as u64 + (page * PAGE_SIZE) as u64,
+            len: PAGE_SIZE as u64,
+            ..Default::default()
+        };
+        let mut ctrl = Ctrl {
+            zcrx_id: ifq.id,
+            op: ZCRX_CTRL_ADD_AREA,
+            ..Default::default()
+        };
+        ctrl.union[0] = &raw const area as u64;
+        expect_result("adding an area", control(ring.fd(), &mut ctrl), 0)?;
+    }
+    let stream = Stream::new()?;
+    let page = [0; PAGE_SIZE];
+    let receive = |ring: &mut WideRing, stream: &Stream| -> anyhow::Result<(f64, i32, usize)> {
+        ring.push(stream.recv(&ifq, PAGE_SIZE))?;
+        let mut submitted = Ok(0);
+        let took = timed(|| submitted = ring.submit_and_wait(1))?;
+        ensure!(submitted? == 1, "the request was not taken");
+        let mut received = 0;
+        loop {
+            let cqe = ring.cqe()?;
+            if cqe.flags & IORING_CQE_F_MORE == 0 {
+                return Ok((took, cqe.res, received));
+            }
+            received += 1;
+        }
+    };
+    let mut used = 0;
+    while used < areas {
+        (&stream.sender).write_all(&page)?;
+        used += receive(&mut ring, &stream)?.2;
+    }
+    (&stream.sender).write_all(&page)?;
+    let mut samples = Vec::new();
+    for _ in 0..WARM_UP + ROUNDS {
+        let (took, result, received) = receive(&mut ring, &stream)?;
+        expect_result("receiving without a buffer", result, -libc::ENOMEM)?;
+        ensure!(received == 0, "{received} buffers were free");
+        samples.push(took);
+    }
+    Ok(median(samples.split_off(WARM_UP)))
+}
+
+/// Measures a request that finds no free buffer in a queue with one area.
+pub fn exhausted_area() -> anyhow::Result<f64> {
+    exhausted(1)
+}
+
+/// Measures a request that finds no free buffer in a queue with as many areas as there can
+/// be.
+pub fn exhausted_areas() -> anyhow::Result<f64> {
+    exhausted(1024)
 }
