@@ -3,9 +3,9 @@
 //! Chains: the filters of one opcode.
 //!
 //! A chain is a list of programs, newest first: one for each filter. When the first request meets a
-//! chain of several short ones, they are fused into one program, which costs one indirect call. This
-//! is not done when a filter is registered, as a registration would then compile all filters before
-//! it again, and mostly for nothing: filters are registered one after the other.
+//! chain of several short ones, they are fused into one program, which costs one indirect call.
+//! This is not done when a filter is registered, as a registration would then compile all filters
+//! before it again, and mostly for nothing: filters are registered one after the other.
 //!
 //! Chains are immutable but for the fused program, and share the programs that they have in common.
 
@@ -160,8 +160,8 @@ impl<P: Compile> Chain<P> {
         Ok(Arc::new(chain, flags)?)
     }
 
-    /// Fuses the programs into one, which [`Self::whole`] returns from then on. Does nothing if that
-    /// was tried before. May sleep.
+    /// Fuses the programs into one, which [`Self::whole`] returns from then on. Does nothing if
+    /// that was tried before. May sleep.
     ///
     /// If the programs are too long, or memory is short, they stay as they are.
     pub(super) fn fuse_once(&self, flags: Flags) {

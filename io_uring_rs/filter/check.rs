@@ -55,8 +55,8 @@ const KEPT: [u16; 38] = [
 /// Returns what becomes of the instruction with this `code` and operand `k`, in a program that runs
 /// on a context of `size` bytes, or [`None`] if a filter may not contain it.
 ///
-/// A load of a word of the packet stays: it loads a word of the context, which must be inside it and
-/// aligned. A load of the packet's length becomes a load of `size`.
+/// A load of a word of the packet stays: it loads a word of the context, which must be inside it
+/// and aligned. A load of the packet's length becomes a load of `size`.
 pub(crate) fn check(code: u16, k: u32, size: u32) -> Option<Action> {
     match code {
         LD_ABS if k < size && k.is_multiple_of(4) => Some(Action::Keep),

@@ -165,8 +165,8 @@ impl Search<'_> {
         Some(None)
     }
 
-    /// Runs the program with each value of the flags in `cube`. Returns those with which it allows a
-    /// request, or [`None`] when this took enough time. Unlike [`evaluate`], this finds what a
+    /// Runs the program with each value of the flags in `cube`. Returns those with which it allows
+    /// a request, or [`None`] when this took enough time. Unlike [`evaluate`], this finds what a
     /// program keeps in scratch words.
     fn run_each(&mut self, cube: Cube) -> Option<FlagSet> {
         let mut set = FlagSet::NONE;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The payload of the context of a request to connect: what filters see of its address. Programs load
-//! the arguments of other requests where they are.
+//! The payload of the context of a request to connect: what filters see of its address. Programs
+//! load the arguments of other requests where they are.
 //!
 //! - `address`: the part of a socket address that filters see.
 //!

@@ -124,8 +124,8 @@ fn allowed_flags(program: &[Insn], opcode: Opcode) -> Result<Option<FlagSet>> {
     })
 }
 
-/// A table: the chains and costs of all opcodes. The set that it is in also has the flags of requests
-/// that are allowed without running a program.
+/// A table: the chains and costs of all opcodes. The set that it is in also has the flags of
+/// requests that are allowed without running a program.
 pub(crate) struct Table<P> {
     chains: PerOpcode<Option<Arc<Chain<P>>>>,
     costs: PerOpcode<u16>,

@@ -117,8 +117,8 @@ pub trait Checker {
 /// # Safety
 ///
 /// Each [`Field`] that [`Loads::load`] returns must be inside a `Self` and aligned to its size, and
-/// nobody may write to it while there is a reference to the object. If the field is not initialised,
-/// the program gets any value: it runs outside of what the compiler knows.
+/// nobody may write to it while there is a reference to the object. If the field is not
+/// initialised, the program gets any value: it runs outside of what the compiler knows.
 pub unsafe trait Loads {
     /// What the loads of a program depend on.
     type Layout: Copy;
@@ -217,8 +217,8 @@ pub fn read_program<C: Checker>(insns: UserPtr, len: u16, flags: Flags) -> Resul
 ///
 /// # Invariants
 ///
-/// - `prog` was created by `bpf_prog_alloc_no_stats` and completed by `bpf_prog_select_runtime`, and this
-///   object owns it.
+/// - `prog` was created by `bpf_prog_alloc_no_stats` and completed by `bpf_prog_select_runtime`,
+///   and this object owns it.
 /// - The program reads only its own memory and fields of the object that it runs on, as
 ///   [`Loads::load`] describes them. It calls no functions.
 ///
@@ -316,7 +316,8 @@ impl<T: Loads> Program<T> {
     }
 }
 
-/// Compiles `insns`, which need `stack_size` bytes of stack. Returns a program that the caller owns.
+/// Compiles `insns`, which need `stack_size` bytes of stack. Returns a program that the caller
+/// owns.
 ///
 /// The result counts as a classic program, as those do that the kernel translates: the mitigations
 /// that are for programs of unprivileged users apply.

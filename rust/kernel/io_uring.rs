@@ -3,8 +3,8 @@
 //! Abstractions of io_uring, for the parts of it that are written in Rust.
 //!
 //! - [`opcode`]: request opcodes, and tables indexed by them.
-//! - [`request`], [`command`], [`filter_words`]: requests, their arguments, and the part of them that
-//!   opcode filters see.
+//! - [`request`], [`command`], [`filter_words`]: requests, their arguments, and the part of them
+//!   that opcode filters see.
 //! - [`uapi`]: structures that user space passes in.
 //! - [`filter_set`]: sets of filters that rings and tasks share.
 //! - [`sqe_flags`]: sets of values of the SQE flags.

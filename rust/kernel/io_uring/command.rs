@@ -32,8 +32,8 @@ impl<'a> Connect<'a> {
     #[inline]
     pub fn address(&self) -> &'a [u8] {
         const { assert!(size_of::<bindings::io_connect>() <= size_of::<bindings::io_cmd_data>()) };
-        // SAFETY: The request is valid. This takes the address of the field, `io_kiocb_to_cmd()`, and
-        // reads nothing.
+        // SAFETY: The request is valid. This takes the address of the field, `io_kiocb_to_cmd()`,
+        // and reads nothing.
         let cmd = unsafe { &raw const (*self.0.as_ptr()).__bindgen_anon_1 };
         let connect = cmd.cast::<bindings::io_connect>();
         // SAFETY: By the type invariants, this is a request to connect, and its `prep` filled this

@@ -86,8 +86,8 @@ const _: () = {
 ///
 /// - `shared.refs` counts the references. While there are any, nobody has a mutable reference to
 ///   the set.
-/// - `shared.filters` points to `filtering`, or is null if no request need be filtered: then C calls
-///   no filter.
+/// - `shared.filters` points to `filtering`, or is null if no request need be filtered: then C
+///   calls no filter.
 ///
 /// # Examples
 ///
@@ -237,7 +237,8 @@ impl<T: Contents> FilterSet<T> {
         Some(unsafe { Pin::new_unchecked(KBox::from_raw(set.as_ptr())) })
     }
 
-    /// Frees a part of the contents of a set without owners, and leaves what remains to a work item.
+    /// Frees a part of the contents of a set without owners, and leaves what remains to a work
+    /// item.
     fn release(mut set: Pin<KBox<Self>>) {
         if set.as_mut().project().filtering.contents.release_step() {
             workqueue::system_dfl().enqueue(set);

@@ -123,8 +123,8 @@ impl FilterContext {
     /// The structure's size in bytes. Programs that load the packet length get this value.
     pub const SIZE: u32 = 40;
 
-    /// Creates the context of a request whose arguments, if any, are not set yet: all other bytes are
-    /// zero.
+    /// Creates the context of a request whose arguments, if any, are not set yet: all other bytes
+    /// are zero.
     #[inline]
     pub fn new(opcode: Opcode, sqe_flags: u8, user_data: u64) -> Self {
         let mut context: bindings::io_uring_bpf_ctx = pin_init::zeroed();
