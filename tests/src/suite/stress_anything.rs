@@ -5,6 +5,7 @@
 //! nothing, and nothing must be left in the end.
 
 use std::io::{ErrorKind, Write};
+use std::mem::offset_of;
 use std::net::TcpStream;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::atomic::AtomicU32;
@@ -74,7 +75,7 @@ const PROGRAM: usize = 1024;
 /// The number of pages of memory for areas and refill queues.
 const PAGES: usize = 64;
 /// The offset at which a registration of a filter has the size of the opcode's data.
-const PDU_SIZE: usize = std::mem::offset_of!(Filter, pdu_size);
+const PDU_SIZE: usize = offset_of!(Filter, pdu_size);
 /// The most rings that a process has, and the number of its steps.
 const RINGS: usize = 6;
 const STEPS: u32 = 250;
@@ -332,6 +333,16 @@ impl Speaker {
         self.say(AREA, area);
         self.say(REGION, region);
         self.say(EVENT, event);
+        // The kernel allocates eight bytes for each page before it looks at the pages. For
+        // these sizes that may be all the memory that this machine has.
+        for at in [
+            AREA + offset_of!(AreaReg, len),
+            REGION + offset_of!(RegionDesc, size),
+        ] {
+            if (1 << 36..1 << 42).contains(&self.words.read::<u64>(at)) {
+                self.words.write(at, 1u64 << 35);
+            }
+        }
         let said = IfqReg {
             rq_entries: entries,
             flags: ZCRX_REG_NODEV,
