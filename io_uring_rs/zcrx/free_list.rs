@@ -3,19 +3,31 @@
 //! Lists of free buffers, and the set of areas that have any.
 //!
 //! Each area has a [`FreeList`], with a lock around it. [`FreeAreas`] has a bit for each area, so
-//! that no lock is needed to see that all buffers of a queue are used up. A bit is set before
-//! another CPU can take a buffer off the list, and cleared when the last buffer is taken. Both
-//! happen while the list is locked, so that no area with free buffers is overlooked for good.
+//! that no lock is needed to see that all buffers of a queue are used up. A bit is set and counted
+//! before another CPU can take a buffer off the list, and cleared when the last buffer is taken.
+//! Both happen while the list is locked, so that no area with free buffers is overlooked for good.
 
 use kernel::{
     bitmap::BitmapVec,
     prelude::*,
-    sync::Arc,
+    sync::{
+        atomic::{
+            Atomic,
+            Relaxed, //
+        },
+        Arc, //
+    },
     warn_on_once, //
 };
 
-/// The areas of a queue that may have free buffers, a bit each.
-pub(super) struct FreeAreas(BitmapVec);
+/// The areas of a queue that may have free buffers.
+pub(super) struct FreeAreas {
+    /// A bit for each area.
+    bits: BitmapVec,
+    /// The number of bits that are set. A queue whose buffers are used up is asked often, and need
+    /// not search the bits.
+    count: Atomic<i32>,
+}
 
 impl FreeAreas {
     /// Creates a set for `count` areas, none of which has free buffers.
@@ -24,19 +36,37 @@ impl FreeAreas {
     ///
     /// [`ENOMEM`] if memory is short.
     pub(super) fn new(count: usize) -> Result<Arc<Self>> {
-        let areas = BitmapVec::new(count, GFP_KERNEL_ACCOUNT)?;
+        let areas = Self {
+            bits: BitmapVec::new(count, GFP_KERNEL_ACCOUNT)?,
+            count: Atomic::new(0),
+        };
 
-        Ok(Arc::new(Self(areas), GFP_KERNEL_ACCOUNT)?)
+        Ok(Arc::new(areas, GFP_KERNEL_ACCOUNT)?)
     }
 
     /// Returns the first area from `from` on that may have free buffers. After the last area, the
     /// search goes on with the first one.
     pub(super) fn find(&self, from: u32) -> Option<u32> {
+        if self.count.load(Relaxed) == 0 {
+            return None;
+        }
         let from = from as usize;
-        let behind = (from < self.0.len()).then(|| self.0.next_bit(from));
-        let found = behind.flatten().or_else(|| self.0.next_bit(0))?;
+        let behind = (from < self.bits.len()).then(|| self.bits.next_bit(from));
+        let found = behind.flatten().or_else(|| self.bits.next_bit(0))?;
 
         u32::try_from(found).ok()
+    }
+
+    /// Notes that area `id` has free buffers, and had none before.
+    fn add(&self, id: u32) {
+        self.bits.set_bit_atomic(id as usize);
+        self.count.add(1, Relaxed);
+    }
+
+    /// Notes that area `id` has no free buffers any more.
+    fn remove(&self, id: u32) {
+        self.bits.clear_bit_atomic(id as usize);
+        self.count.add(-1, Relaxed);
     }
 }
 
@@ -98,7 +128,7 @@ impl FreeList {
             *to = *from;
         }
         self.buffers.truncate(left);
-        if left == 0 {
+        if left == 0 && count != 0 {
             self.note_none();
         }
         count
@@ -107,13 +137,13 @@ impl FreeList {
     #[cold]
     fn note_some(&self) {
         if let Some((areas, id)) = &self.noted {
-            areas.0.set_bit_atomic(*id as usize);
+            areas.add(*id);
         }
     }
 
     fn note_none(&self) {
         if let Some((areas, id)) = &self.noted {
-            areas.0.clear_bit_atomic(*id as usize);
+            areas.remove(*id);
         }
     }
 }
@@ -129,14 +159,17 @@ mod tests {
 
         assert_eq!(areas.find(0), None);
         for id in [3, 64, 1023] {
-            areas.0.set_bit_atomic(id);
+            areas.add(id);
         }
         for (from, found) in [(0, 3), (3, 3), (4, 64), (65, 1023), (1023, 1023), (1024, 3)] {
             assert_eq!(areas.find(from), Some(found));
         }
-        areas.0.clear_bit_atomic(1023);
+        areas.remove(1023);
         assert_eq!(areas.find(65), Some(3));
         assert_eq!(areas.find(u32::MAX), Some(3));
+        areas.remove(3);
+        areas.remove(64);
+        assert_eq!(areas.find(0), None);
         Ok(())
     }
 
@@ -155,7 +188,9 @@ mod tests {
         assert_eq!(areas.find(0), Some(700));
         assert_eq!((list.take(&mut to), to[0]), (1, 0));
         assert_eq!(areas.find(0), None);
+        // What is taken from an empty list is not counted.
         assert_eq!(list.take(&mut to), 0);
+        assert_eq!(areas.find(0), None);
 
         list.push(2);
         assert_eq!(areas.find(0), Some(700));
