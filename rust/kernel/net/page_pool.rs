@@ -20,6 +20,8 @@
 mod nl_fill_test;
 mod queue;
 #[cfg(CONFIG_RUST_NET_KUNIT_TEST)]
+mod recycle_test;
+#[cfg(CONFIG_RUST_NET_KUNIT_TEST)]
 pub mod test_pool;
 
 pub use self::queue::{
