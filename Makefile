@@ -34,7 +34,7 @@ tests_in_guests := $(if $(ONLY),$(filter-out host host::%,$(ONLY)),all)
 
 # Targets run one at a time, as each of them uses all CPUs.
 .NOTPARALLEL:
-.PHONY: help run test coverage mutants soak bench profile bench-um fuzz lint external kernel boot shell minutes host-tests apply unapply series series-check series-cc kconfig-matrix doc deb toolchain \
+.PHONY: help run test coverage mutants soak bench profile bench-um fuzz lint external kernel boot shell minutes host-tests ringfence apply unapply series series-check series-cc kconfig-matrix doc deb toolchain \
 	tree guest only list clean
 
 help: ## list the targets
@@ -143,6 +143,9 @@ tree: toolchain ## make Linux 7.3 with this project in build/linux
 guest: tree ## build the programs of tests/ and pack them into build/guest.cpio
 	@scripts/tests "$$PWD/build/guest.cpio"
 
+ringfence: toolchain ## build the program that confines rings, its manual pages and completions, in build/ringfence
+	@scripts/ringfence
+
 coverage: only tree guest ## find lines of our Rust that no test reaches: [ONLY="D10 D11"]
 	@scripts/kernel coverage
 	@scripts/coverage $(foreach word,$(ONLY),'$(word)')
@@ -155,5 +158,5 @@ host-tests: toolchain ## run the property tests, which need no kernel
 	@scripts/host-tests $(if $(filter host%,$(ONLY)),'$(tests_here)')
 
 clean: ## remove kernels, tree and packed programs; keep toolchain, base and cache
-	@rm -rf build/kernel-* build/linux build/linux.* build/linux-* build/*.cpio build/external build/guest-programs \
+	@rm -rf build/kernel-* build/linux build/linux.* build/linux-* build/*.cpio build/external build/guest-programs build/ringfence \
 		build/tests-target build/log build/kvm-probe build/series build/series-check build/kconfig-matrix build/bench build/coverage build/mutants build/mutants-host build/fuzz/target build/doc build/lint build/deb

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0
 """The catalogue of all tests, read from their sources: the tables of tests/src/suite,
 the KUnit suites of io_uring_rs/, rust/ and kunit/, and the tests of this machine in
-tests/pure and tests/src/model.rs. A test's documentation says what it shows:
+tests/pure, tests/src/model.rs and tools/ringfence. A test's documentation says what it shows:
 
 - The first paragraph is "Checks that …". For KUnit tests and tests of this machine, the
   name is a sentence, and the paragraph may be another one that explains it.
@@ -117,10 +117,16 @@ def kunit():
 def host():
     """Yields the tests of this machine."""
     pure = TOP / "tests/pure/src"
-    files = [(path, path.stem) for path in sorted(pure.glob("*.rs"))]
-    for path, module in [*files, (TOP / "tests/src/model.rs", "model::tests")]:
+    ringfence = TOP / "tools/ringfence"
+    files = [
+        *((path, f"{path.stem}::") for path in sorted(pure.glob("*.rs"))),
+        (TOP / "tests/src/model.rs", "model::tests::"),
+        *((path, f"{path.stem}::tests::") for path in sorted((ringfence / "src").glob("*.rs"))),
+        *((path, "") for path in sorted((ringfence / "tests").glob("*.rs"))),
+    ]
+    for path, module in files:
         for documentation, name in RUST_TEST.findall(path.read_text()):
-            yield Test(f"host::{path.stem}::{name}", *described(documentation, name), cargo=f"{module}::{name}")
+            yield Test(f"host::{path.stem}::{name}", *described(documentation, name), cargo=f"{module}{name}")
 
 
 def everything():

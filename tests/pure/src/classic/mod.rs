@@ -170,6 +170,22 @@ pub(crate) fn allowed_flags(program: &[Insn], (opcode, pdu_size): (u8, u16)) -> 
     flags::allowed(program, &context, &mut vec![None; program.len()])
 }
 
+/// Returns whether the kernel knows the verdict of a program on all requests that have this
+/// opcode and pdu size.
+pub fn is_certain(program: &[Insn], of: (u8, u16)) -> bool {
+    evaluate(program, of) != Verdict::Depends
+}
+
+/// Returns whether the kernel makes a table of the flags that a program allows.
+pub fn is_looked_up(program: &[Insn], of: (u8, u16)) -> bool {
+    allowed_flags(program, of).is_some()
+}
+
+/// Returns whether the kernel takes an instruction in filters.
+pub fn is_taken(insn: &Insn) -> bool {
+    check::check(insn.code, insn.k, size_of::<Context>() as u32).is_some()
+}
+
 pub fn fused(newer: &[Insn], older: &[Insn]) -> Vec<Insn> {
     let mut program = Vec::new();
     let mut insns_to_end = vec![0; newer.len() + 1];

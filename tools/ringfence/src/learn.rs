@@ -1,0 +1,396 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Runs a command, follows what its tasks do with rings by the kernel's trace events, and
+//! makes the policy that would have let it through.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::ffi::CString;
+use std::io::{self, Write};
+use std::time::Duration;
+
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::{ForkResult, fork};
+
+use crate::doctor::{self, Answer};
+use crate::kernel::{self, Kind};
+use crate::names::{Op, Registration, SetupFlag, SqeFlag};
+use crate::policy::{Action, Policy, Registrations, Setup};
+use crate::run::RunError;
+use crate::trace::{Event, Instance, Line};
+
+/// What the first task writes to be recognised, before it becomes the command.
+const MARK: &str = "ringfence: the command begins";
+
+/// What the tasks of a command did with rings.
+#[derive(Default)]
+pub struct Seen {
+    tasks: HashSet<u32>,
+    rings: HashSet<String>,
+    pub ops: BTreeSet<Op>,
+    /// The flags of the requests, as filters see them.
+    pub flags: u8,
+    pub setup_flags: u32,
+    pub registrations: BTreeSet<Registration>,
+    pub denied: BTreeMap<Op, String>,
+    /// Whether a task of the command used a ring that none of them made.
+    pub uses_foreign_rings: bool,
+    pub lost: u64,
+}
+
+impl Seen {
+    /// Takes note of a line. Returns what to show about it, if it is something new.
+    pub fn note(&mut self, line: Line) -> Option<String> {
+        let (task, event) = match line {
+            Line::Lost(count) => {
+                self.lost += count;
+                return None;
+            }
+            Line::Event(task, event) => (task, event),
+        };
+        let is_ours = self.tasks.contains(&task);
+        match event {
+            Event::Marked(text) => {
+                if text.trim() == MARK {
+                    self.tasks.insert(task);
+                }
+                None
+            }
+            Event::Started(child) => {
+                if is_ours {
+                    self.tasks.insert(child);
+                } else {
+                    // The number of a task that has ended is used again.
+                    self.tasks.remove(&child);
+                }
+                None
+            }
+            Event::Created { ring, flags } => {
+                if !is_ours {
+                    self.rings.remove(&ring);
+                    return None;
+                }
+                let is_new = self.setup_flags | flags != self.setup_flags || self.rings.is_empty();
+                self.rings.insert(ring);
+                self.setup_flags |= flags;
+                is_new.then(|| format!("a ring with the flags {}", names_of(flags)))
+            }
+            Event::Submitted { ring, op, flags } => {
+                if !self.rings.contains(&ring) {
+                    self.uses_foreign_rings |= is_ours;
+                    return None;
+                }
+                let is_new = self.ops.insert(op) | (self.flags | flags != self.flags);
+                self.flags |= flags;
+                is_new.then(|| match flags {
+                    0 => op.short(),
+                    _ => format!("{} with {}", op.short(), sqe_flags(flags)),
+                })
+            }
+            Event::Denied { ring, op, reason } => {
+                let is_followed = self.rings.contains(&ring) || is_ours;
+                (is_followed && self.denied.insert(op, reason.clone()).is_none())
+                    .then(|| format!("{} was denied by {reason}", op.short()))
+            }
+            Event::Registered(registration) => {
+                if !is_ours || !self.registrations.insert(registration) {
+                    return None;
+                }
+                // Such a message obeys the filters of this opcode.
+                if registration == Registration::REGISTER_SEND_MSG_RING {
+                    self.ops.insert(Op::MSG_RING);
+                }
+                Some(format!("the registration {}", registration.short()))
+            }
+        }
+    }
+
+    /// Returns the policy that allows what was seen. Rules for rings and registrations are
+    /// left out if `filters_setup` or `filters_registrations` are false.
+    pub fn policy(&self, filters_setup: bool, filters_registrations: bool) -> Policy {
+        let mut policy = Policy::allowing(self.ops.iter().copied());
+        // The kernel itself sets the other two on requests, depending on their arguments.
+        let unstable = SqeFlag::ASYNC.0 | SqeFlag::IO_DRAIN.0;
+        let all = SqeFlag::ALL.iter().map(|(_, flag)| *flag);
+        policy.denied_sqe_flags = all
+            .filter(|flag| flag.0 & (self.flags | unstable) == 0)
+            .collect();
+        if filters_setup {
+            let all = SetupFlag::ALL.iter().map(|(_, flag)| *flag);
+            let seen = all.filter(|flag| flag.0 & self.setup_flags != 0).collect();
+            policy.setup = Some(Setup {
+                allowed_flags: Some(seen),
+                ..Default::default()
+            });
+        }
+        if filters_registrations {
+            policy.registrations = Some(Registrations {
+                default_action: Action::Deny,
+                ops: self.registrations.clone(),
+            });
+        }
+        policy
+    }
+
+    /// Returns what the policy does not say because it was not seen.
+    pub fn unseen(&self, has_setup: bool, has_registrations: bool) -> Vec<String> {
+        let mut unseen = Vec::new();
+        let mut say = |is_so: bool, text: &str| {
+            if is_so {
+                unseen.push(text.to_string());
+            }
+        };
+        say(
+            self.lost != 0,
+            "the kernel dropped events, so that opcodes may be missing: run the command again with --merge",
+        );
+        say(
+            self.ops.contains(&Op::SOCKET),
+            "the families of sockets: all are allowed; add socketFamilies",
+        );
+        say(
+            self.ops.contains(&Op::CONNECT),
+            "the addresses of connections: all are allowed; add connect",
+        );
+        say(
+            self.ops.contains(&Op::OPENAT) || self.ops.contains(&Op::OPENAT2),
+            "how files are opened: everything is allowed; add open",
+        );
+        say(
+            self.uses_foreign_rings,
+            "requests on rings that the command was given: its filters do not apply to these",
+        );
+        say(
+            !has_setup,
+            "the flags of rings are not in the policy: this kernel cannot filter them",
+        );
+        say(
+            !has_registrations,
+            "registrations are not in the policy: this kernel cannot filter them, or does not show them",
+        );
+        unseen
+    }
+}
+
+fn names_of(flags: u32) -> String {
+    let all = SetupFlag::ALL
+        .iter()
+        .filter(|(_, flag)| flags & flag.0 != 0);
+    let names: Vec<String> = all.map(|(_, flag)| flag.short()).collect();
+    if names.is_empty() {
+        "none".to_string()
+    } else {
+        names.join("|")
+    }
+}
+
+/// Returns the names of SQE flags.
+pub fn sqe_flags(flags: u8) -> String {
+    let all = SqeFlag::ALL.iter().filter(|(_, flag)| flags & flag.0 != 0);
+    all.map(|(_, flag)| flag.short())
+        .collect::<Vec<_>>()
+        .join("|")
+}
+
+/// What came of a command.
+pub struct Learned {
+    pub policy: Policy,
+    pub unseen: Vec<String>,
+    /// The command's exit status, or 128 and the number of the signal that ended it.
+    pub status: u8,
+}
+
+/// Runs a command to its end and learns from it. Prints what is new as it goes.
+///
+/// # Errors
+///
+/// Fails if the events of the kernel cannot be followed.
+pub fn learn(command: &[CString]) -> io::Result<Learned> {
+    // These are tried before anything is followed.
+    let filters_setup = doctor::has(Kind::Setup) == Answer::Yes;
+    let mut filters_registrations = doctor::has(Kind::Registration) == Answer::Yes;
+    let mut instance = Instance::new()?;
+    filters_registrations &= instance.sees_registrations;
+    let mut marker = instance.marker()?;
+
+    // SAFETY: this program has one thread, so that the child may do anything.
+    let child = match unsafe { fork() }? {
+        ForkResult::Parent { child } => child,
+        ForkResult::Child => {
+            let source = match marker.write_all(MARK.as_bytes()) {
+                Ok(()) => {
+                    drop(marker);
+                    kernel::exec(command)
+                }
+                Err(error) => error,
+            };
+            let command = command[0].to_string_lossy().into_owned();
+            let error = RunError::Exec { command, source };
+            eprintln!("ringfence: {error}");
+            // SAFETY: this leaves at once, without running the parent's destructors.
+            unsafe { libc::_exit(error.status().into()) }
+        }
+    };
+    drop(marker);
+    let mut seen = Seen::default();
+    let status = loop {
+        let ended = waitpid(child, Some(WaitPidFlag::WNOHANG))?;
+        for line in instance.take()? {
+            if let Some(news) = seen.note(line) {
+                eprintln!("ringfence: {news}");
+            }
+        }
+        match ended {
+            WaitStatus::Exited(_, status) => break status as u8,
+            WaitStatus::Signaled(_, signal, _) => break 128 + signal as u8,
+            _ => std::thread::sleep(Duration::from_millis(20)),
+        }
+    };
+    Ok(Learned {
+        policy: seen.policy(filters_setup, filters_registrations),
+        unseen: seen.unseen(filters_setup, filters_registrations),
+        status,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn event(task: u32, event: Event) -> Line {
+        Line::Event(task, event)
+    }
+
+    fn submitted(task: u32, ring: &str, op: Op, flags: u8) -> Line {
+        event(
+            task,
+            Event::Submitted {
+                ring: ring.to_string(),
+                op,
+                flags,
+            },
+        )
+    }
+
+    fn created(task: u32, ring: &str, flags: u32) -> Line {
+        event(
+            task,
+            Event::Created {
+                ring: ring.to_string(),
+                flags,
+            },
+        )
+    }
+
+    /// Makes what was seen of a command that begins as task 10.
+    fn begun() -> Seen {
+        let mut seen = Seen::default();
+        seen.note(event(10, Event::Marked(MARK.to_string())));
+        seen
+    }
+
+    #[test]
+    fn only_the_tasks_of_the_command_are_followed() {
+        let mut seen = begun();
+        seen.note(event(10, Event::Started(11)));
+        seen.note(event(5, Event::Started(12)));
+        seen.note(created(11, "a", 0));
+        seen.note(created(12, "b", 2));
+        assert_eq!(
+            seen.note(submitted(11, "a", Op::READ, 0)).as_deref(),
+            Some("READ")
+        );
+        assert_eq!(seen.note(submitted(11, "a", Op::READ, 0)), None);
+        assert_eq!(seen.note(submitted(12, "b", Op::WRITE, 0)), None);
+        assert_eq!(seen.ops, [Op::READ].into());
+        assert_eq!(seen.setup_flags, 0);
+        assert!(!seen.uses_foreign_rings);
+    }
+
+    /// A ring's own thread submits for it, and is no task of the command that is seen to
+    /// start.
+    #[test]
+    fn requests_of_submission_threads_count() {
+        let mut seen = begun();
+        seen.note(created(10, "a", SetupFlag::SQPOLL.0));
+        assert!(
+            seen.note(submitted(99, "a", Op::FSYNC, SqeFlag::ASYNC.0))
+                .is_some()
+        );
+        assert_eq!(seen.ops, [Op::FSYNC].into());
+    }
+
+    #[test]
+    fn rings_and_tasks_that_are_used_again_are_others() {
+        let mut seen = begun();
+        seen.note(created(10, "a", 0));
+        seen.note(created(5, "a", 0));
+        assert_eq!(seen.note(submitted(5, "a", Op::READ, 0)), None);
+        seen.note(event(10, Event::Started(11)));
+        seen.note(event(5, Event::Started(11)));
+        seen.note(created(11, "b", 0));
+        assert_eq!(seen.note(submitted(11, "b", Op::READ, 0)), None);
+        assert_eq!(seen.ops, BTreeSet::new());
+    }
+
+    #[test]
+    fn rings_from_outside_are_named() {
+        let mut seen = begun();
+        seen.note(submitted(10, "x", Op::READ, 0));
+        assert!(seen.uses_foreign_rings);
+        let unseen = seen.unseen(true, true);
+        assert!(
+            unseen[0].contains("rings that the command was given"),
+            "{unseen:?}"
+        );
+    }
+
+    #[test]
+    fn policies_allow_what_was_seen() {
+        let mut seen = begun();
+        seen.note(created(10, "a", SetupFlag::SINGLE_ISSUER.0));
+        seen.note(submitted(10, "a", Op::READ, SqeFlag::IO_LINK.0));
+        seen.note(event(10, Event::Registered(Registration::REGISTER_FILES)));
+        let policy = seen.policy(true, true);
+        assert_eq!(policy.ops, [Op::READ].into());
+        let denied = [
+            SqeFlag::FIXED_FILE,
+            SqeFlag::IO_HARDLINK,
+            SqeFlag::BUFFER_SELECT,
+            SqeFlag::CQE_SKIP_SUCCESS,
+        ];
+        assert_eq!(policy.denied_sqe_flags, denied.into());
+        assert_eq!(
+            policy.setup.unwrap().allowed_flags,
+            Some([SetupFlag::SINGLE_ISSUER].into())
+        );
+        assert_eq!(
+            policy.registrations.unwrap().ops,
+            [Registration::REGISTER_FILES].into()
+        );
+        let without = seen.policy(false, false);
+        assert!(without.setup.is_none() && without.registrations.is_none());
+    }
+
+    /// A message without a ring obeys the filters of messages.
+    #[test]
+    fn messages_without_a_ring_are_allowed() {
+        let mut seen = begun();
+        seen.note(event(
+            10,
+            Event::Registered(Registration::REGISTER_SEND_MSG_RING),
+        ));
+        assert!(seen.policy(false, false).ops.contains(&Op::MSG_RING));
+    }
+
+    #[test]
+    fn what_was_not_seen_is_named() {
+        let mut seen = begun();
+        seen.note(created(10, "a", 0));
+        for op in [Op::SOCKET, Op::CONNECT, Op::OPENAT2] {
+            seen.note(submitted(10, "a", op, 0));
+        }
+        seen.note(Line::Lost(3));
+        assert_eq!(seen.unseen(true, true).len(), 4);
+        assert_eq!(seen.unseen(false, false).len(), 6);
+        assert_eq!(begun().unseen(true, true), Vec::<String>::new());
+    }
+}
