@@ -60,7 +60,7 @@ fn ports() -> impl Strategy<Value = Ports> {
 fn destination() -> impl Strategy<Value = Destination> {
     prop_oneof![
         1 => family().prop_map(|family| Destination::Family { family }),
-        4 => (subnet(), option::of(vec(ports(), 1..70)))
+        4 => (subnet(), option::of(vec(ports(), 1..150)))
             .prop_map(|(subnet, ports)| Destination::Subnet { subnet, ports }),
     ]
 }
