@@ -251,7 +251,7 @@ class Guests(unittest.TestCase):
         cls.run_tests = load_or_skip("run-tests")
 
     def boots(self, only, **options):
-        given = {"only": only, "impl": "rust", "debug": False, "iommu": False, "coverage": False, "mutant": False,
+        given = {"only": only, "impl": "rust", "debug": False, "iommu": False, "coverage": False, "mutant": None,
                  "external": None, "soak": None, "timeout": None, **options}
         return [boot.append for boot in self.run_tests.boots(argparse.Namespace(**given), None)]
 
@@ -274,6 +274,13 @@ class Guests(unittest.TestCase):
         with self.assertRaises(catalogue.CatalogueError):
             self.boots("ZN01 kunit", iommu=True)
         self.assertEqual(last("")[1:], ["D10,ST", "ZN23", "ZN01,ZN04,ZN07,ZN17,ZN27,ZN32"])
+
+
+    def test_a_mutation_is_told_to_the_kernel(self):
+        chosen = "mutant.number=7 oracle_test.programs=3000 "
+        self.assertEqual(self.boots("D1 kunit", mutant=7), [f"{chosen}kunit.filter_glob=* -- suite D1"])
+        self.assertEqual(self.boots("ZN23", mutant=7), [
+            f"{chosen}kunit.enable=0 -- suite ZN23", f"{chosen}swiotlb=force kunit.enable=0 -- suite ZN23"])
 
 
 class Runs(unittest.TestCase):
@@ -306,6 +313,14 @@ ok 1 D0
         results = self.judged({"A1": "why"})
         self.assertEqual((results.passed, results.skipped, results.failed), (1, 2, 1))
         self.assertRegex(results.problems[0], r"^a::must_not \(A2\): skipped")
+
+    def test_a_mutation_is_noticed_by_the_first_failure(self):
+        lines = ["[    1.0] ok 1 a", "    not ok 2 b # SKIP why", "    not ok 3 - c::d (C1)", "not ok 4 e"]
+        seen = []
+        with self.assertRaises(self.run_tests.MutationNoticed) as noticed:
+            for line in self.run_tests.until_failure(lines):
+                seen.append(line)
+        self.assertEqual((str(noticed.exception), seen), ("c::d", lines[:2]))
 
     def test_both_ways_fail(self):
         results = self.judged({"A1": "why", "A2": "why", "A3": "why"})
