@@ -54,7 +54,8 @@ pub enum Command {
     ///
     /// Follows the command's tasks by the kernel's trace events, which takes root and
     /// tracefs, and prints what is new as it goes, to standard error. Then names what could
-    /// not be seen. Watching ends with the command, even if it leaves processes behind.
+    /// not be seen. Watching ends with the command, even if it leaves processes behind. An
+    /// interrupt (Ctrl-C) or SIGTERM ends the command, and the policy is written.
     Learn(Learn),
     /// Shows what a policy allows and what it costs
     Check {

@@ -8,6 +8,10 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::path::PathBuf;
 
 use io_uring::{IoUring, cqueue, opcode, squeue};
+use nix::errno::Errno;
+use nix::sys::signal::{SigHandler, SigSet, Signal, signal};
+use nix::sys::wait::{WaitStatus, waitpid};
+use nix::unistd::{ForkResult, Pid, fork};
 
 use crate::names::{Op, Registration};
 use crate::program::{Fence, Filter, Insn};
@@ -308,35 +312,69 @@ impl Ring {
     }
 }
 
-/// Runs `body` in a child process and returns the number that it returns, below 256.
+/// Starts a child process that runs `body` and exits with what it returns.
+///
+/// # Errors
+///
+/// Fails if the child cannot be made.
+pub fn spawn(body: impl FnOnce() -> u8) -> io::Result<Pid> {
+    // SAFETY: this program has one thread, so that the child may do anything.
+    match unsafe { fork() }? {
+        ForkResult::Parent { child } => Ok(child),
+        ForkResult::Child => {
+            let status = body();
+            // SAFETY: this leaves at once, without running the parent's destructors.
+            unsafe { libc::_exit(status.into()) }
+        }
+    }
+}
+
+/// Runs `body` in a child process and returns what it returns.
 ///
 /// # Errors
 ///
 /// Fails if the child cannot be made or is killed.
 pub fn in_child(body: impl FnOnce() -> u8) -> io::Result<u8> {
-    // SAFETY: this program has one thread, so that the child may do anything.
-    let child = unsafe { libc::fork() };
-    match child {
-        -1 => Err(io::Error::last_os_error()),
-        0 => {
-            let status = body();
-            // SAFETY: this leaves at once, without running the parent's destructors.
-            unsafe { libc::_exit(status.into()) }
+    let child = spawn(body)?;
+    loop {
+        match waitpid(child, None) {
+            Ok(WaitStatus::Exited(_, status)) => return Ok(status as u8),
+            Err(Errno::EINTR) => {}
+            Ok(_) => return Err(io::Error::other("the self-test was killed")),
+            Err(error) => return Err(error.into()),
         }
-        _ => {
-            let mut status = 0;
-            // SAFETY: the status is a valid place for the call to write to.
-            while unsafe { libc::waitpid(child, &mut status, 0) } < 0 {
-                let error = io::Error::last_os_error();
-                if error.kind() != io::ErrorKind::Interrupted {
-                    return Err(error);
-                }
-            }
-            match libc::WIFEXITED(status) {
-                true => Ok(libc::WEXITSTATUS(status) as u8),
-                false => Err(io::Error::other("the self-test was killed")),
-            }
+    }
+}
+
+/// The signals that ask this process to end while it waits for a command. Those of the
+/// terminal reach the command as well, and are ignored. The others are passed on.
+pub struct Signals(libc::sigset_t);
+
+impl Signals {
+    /// Takes the signals from now on. Call this when the command runs: it would inherit
+    /// this.
+    pub fn take() -> Self {
+        for interrupt in [Signal::SIGINT, Signal::SIGQUIT] {
+            // SAFETY: no handler is called for a signal that is ignored.
+            let _ = unsafe { signal(interrupt, SigHandler::SigIgn) };
         }
+        let mut others = SigSet::empty();
+        others.add(Signal::SIGTERM);
+        others.add(Signal::SIGHUP);
+        let _ = others.thread_block();
+        Signals(*others.as_ref())
+    }
+
+    /// Waits for a signal for some milliseconds. Returns the signal to pass on, if there is
+    /// one.
+    pub fn wait(&self, milliseconds: u16) -> Option<Signal> {
+        let time = libc::timespec {
+            tv_sec: i64::from(milliseconds / 1000),
+            tv_nsec: i64::from(milliseconds % 1000) * 1_000_000,
+        };
+        // SAFETY: the set and the time are valid, and no information is asked for.
+        let signal = unsafe { libc::sigtimedwait(&self.0, std::ptr::null_mut(), &time) };
+        Signal::try_from(signal).ok()
     }
 }
 

@@ -5,13 +5,12 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::ffi::CString;
 use std::io::{self, Write};
-use std::time::Duration;
 
+use nix::sys::signal::kill;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-use nix::unistd::{ForkResult, fork};
 
 use crate::doctor::{self, Answer};
-use crate::kernel::{self, Kind};
+use crate::kernel::{self, Kind, Signals};
 use crate::names::{Op, Registration, SetupFlag, SqeFlag};
 use crate::policy::{Action, Policy, Registrations, Setup};
 use crate::run::RunError;
@@ -211,24 +210,17 @@ pub fn learn(command: &[CString]) -> io::Result<Learned> {
     filters_registrations &= instance.sees_registrations;
     let mut marker = instance.marker()?;
 
-    // SAFETY: this program has one thread, so that the child may do anything.
-    let child = match unsafe { fork() }? {
-        ForkResult::Parent { child } => child,
-        ForkResult::Child => {
-            let source = match marker.write_all(MARK.as_bytes()) {
-                Ok(()) => {
-                    drop(marker);
-                    kernel::exec(command)
-                }
-                Err(error) => error,
-            };
-            let command = command[0].to_string_lossy().into_owned();
-            let error = RunError::Exec { command, source };
-            eprintln!("ringfence: {error}");
-            // SAFETY: this leaves at once, without running the parent's destructors.
-            unsafe { libc::_exit(error.status().into()) }
-        }
-    };
+    let child = kernel::spawn(|| {
+        let source = match marker.write_all(MARK.as_bytes()) {
+            Ok(()) => kernel::exec(command),
+            Err(error) => error,
+        };
+        let command = command[0].to_string_lossy().into_owned();
+        let error = RunError::Exec { command, source };
+        eprintln!("ringfence: {error}");
+        error.status()
+    })?;
+    let signals = Signals::take();
     drop(marker);
     let mut seen = Seen::default();
     let status = loop {
@@ -241,7 +233,12 @@ pub fn learn(command: &[CString]) -> io::Result<Learned> {
         match ended {
             WaitStatus::Exited(_, status) => break status as u8,
             WaitStatus::Signaled(_, signal, _) => break 128 + signal as u8,
-            _ => std::thread::sleep(Duration::from_millis(20)),
+            _ => {
+                if let Some(signal) = signals.wait(20) {
+                    // The command may have ended meanwhile.
+                    let _ = kill(child, signal);
+                }
+            }
         }
     };
     Ok(Learned {
