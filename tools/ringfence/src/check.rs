@@ -334,9 +334,9 @@ mod tests {
         let row = row_of(&policy, Op::WRITE);
         assert_eq!(
             (row.verdict.as_str(), row.by.as_str(), row.size),
-            ("denied", "defaultAction", None)
+            ("denied", "defaultAction", Some(1))
         );
-        assert_eq!((row.in_c, row.in_rust), ("nothing", "nothing"));
+        assert_eq!((row.in_c, row.in_rust), ("program", "nothing"));
 
         policy.denied_sqe_flags = [SqeFlag::BUFFER_SELECT].into();
         policy.socket_families = Some([Family::INET].into());

@@ -135,6 +135,22 @@ fn meaning(kind: Kind, error: &io::Error) -> &'static str {
     }
 }
 
+/// Registers a program for the opcodes from `first` on, which this program does not know.
+fn register_unknown(kind: Kind, first: u32, program: &[Insn]) -> Result<(), NotEnforced> {
+    for opcode in first.. {
+        match register_program(kind, opcode, program, 0, false) {
+            Ok(()) => {}
+            // The kernel has no opcode with this number.
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => break,
+            Err(source) => {
+                let what = format!("opcode {opcode}");
+                return Err(NotEnforced { kind, what, source });
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Registers all filters of a policy with the calling task.
 ///
 /// # Errors
@@ -148,20 +164,16 @@ pub fn enforce(fence: &Fence) -> Result<(), NotEnforced> {
             .map_err(refused(Kind::Request, Op(filter.opcode).to_string()))?;
     }
     if let Some(program) = &fence.unknown_requests {
-        for opcode in Op::ALL.len() as u32.. {
-            match register_program(Kind::Request, opcode, program, 0, false) {
-                Ok(()) => {}
-                // The kernel has no opcode with this number.
-                Err(error) if error.raw_os_error() == Some(libc::EINVAL) => break,
-                Err(error) => Err(refused(Kind::Request, format!("opcode {opcode}"))(error))?,
-            }
-        }
+        register_unknown(Kind::Request, Op::ALL.len() as u32, program)?;
     }
     if let Some(filter) = &fence.setup {
         register_filter(Kind::Setup, filter, false)
             .map_err(refused(Kind::Setup, "io_uring_setup".to_string()))?;
     }
     // These are last, as they may deny the registration of filters.
+    if let Some(program) = &fence.unknown_registrations {
+        register_unknown(Kind::Registration, Registration::ALL.len() as u32, program)?;
+    }
     for (index, filter) in fence.registrations.iter().enumerate() {
         let deny_rest = fence.denies_other_registrations && index + 1 == fence.registrations.len();
         register_filter(Kind::Registration, filter, deny_rest).map_err(refused(

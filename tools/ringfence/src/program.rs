@@ -60,20 +60,25 @@ pub struct Filter {
 }
 
 /// The filters that enforce a policy.
+///
+/// Where a policy denies by default, each opcode that it does not allow has a filter that
+/// denies it: `IO_URING_BPF_FILTER_DENY_REST` alone leaves out the opcodes for which the
+/// task has inherited a filter, such as those that an outer fence allows.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Fence {
-    /// The filters for requests. Where the policy denies by default, all opcodes that have
-    /// none are to be denied.
+    /// The filters for requests, by opcode.
     pub requests: Vec<Filter>,
     pub denies_other_requests: bool,
-    /// The program for opcodes that are not in the tables of this program, where the
-    /// policy allows by default but has a rule for all requests.
+    /// The program for opcodes that are not in the tables of this program.
     pub unknown_requests: Option<Vec<Insn>>,
     /// The filter for `io_uring_setup(2)`.
     pub setup: Option<Filter>,
-    /// The filters for `io_uring_register(2)`.
+    /// The filters for `io_uring_register(2)`, by opcode. The last one may be for the
+    /// registration of filters.
     pub registrations: Vec<Filter>,
     pub denies_other_registrations: bool,
+    /// The program for registrations that are not in the tables of this program.
+    pub unknown_registrations: Option<Vec<Insn>>,
 }
 
 /// What a filter of an opcode costs each of its requests in the Rust implementation.
@@ -362,18 +367,14 @@ impl Policy {
                 true => self.program(op),
                 false => vec![DENY],
             };
-            // An opcode without a filter is allowed, or denied with all the others.
-            let is_default = match denies {
-                true => !self.lists(op),
-                false => program == [ALLOW],
-            };
             if program.len() > MOST_INSNS {
                 return Err(format!(
                     "the rules for {name} need {} instructions, and the kernel takes {MOST_INSNS}",
                     program.len()
                 ));
             }
-            if !is_default {
+            // An opcode without a filter is allowed.
+            if denies || program != [ALLOW] {
                 let payload = if cost(&program) == Cost::Run {
                     payload_size(op)
                 } else {
@@ -386,46 +387,43 @@ impl Policy {
                 });
             }
         }
-        if denies && requests.is_empty() {
-            requests.push(Filter {
-                opcode: Op::NOP.0,
-                program: vec![DENY],
-                payload: 0,
-            });
-        }
         let flags = Program::default()
             .deny_flags(self.denied_flags())
             .end(ALLOW);
         Ok(Fence {
             requests,
             denies_other_requests: denies,
-            unknown_requests: (!denies && flags != [ALLOW]).then_some(flags),
+            unknown_requests: match denies {
+                true => Some(vec![DENY]),
+                false => (flags != [ALLOW]).then_some(flags),
+            },
             setup: self.setup_filter(),
             registrations: self.registration_filters(),
-            denies_other_registrations: self
-                .registrations
-                .as_ref()
-                .is_some_and(|rule| rule.default_action == Action::Deny),
+            denies_other_registrations: self.denies_registrations(),
+            unknown_registrations: self.denies_registrations().then(|| vec![DENY]),
         })
     }
 
+    /// Returns whether registrations are denied by default.
+    fn denies_registrations(&self) -> bool {
+        let rule = self.registrations.as_ref();
+        rule.is_some_and(|rule| rule.default_action == Action::Deny)
+    }
+
     fn registration_filters(&self) -> Vec<Filter> {
-        let Some(rule) = &self.registrations else {
+        if self.registrations.is_none() {
             return Vec::new();
-        };
-        let (denies, ops) = (rule.default_action == Action::Deny, &rule.ops);
-        let verdict = if denies { ALLOW } else { DENY };
-        let filter = |registration: &Registration, verdict| Filter {
-            opcode: registration.0,
-            program: vec![verdict],
-            payload: 0,
-        };
-        match denies && ops.is_empty() {
-            true => vec![filter(&Registration::REGISTER_BUFFERS, DENY)],
-            false => ops
-                .iter()
-                .map(|registration| filter(registration, verdict))
-                .collect(),
         }
+        let all = Registration::ALL
+            .iter()
+            .map(|(_, registration)| *registration);
+        all.map(|registration| (registration, self.allows_registration(registration)))
+            .filter(|(_, is_allowed)| self.denies_registrations() || !is_allowed)
+            .map(|(registration, is_allowed)| Filter {
+                opcode: registration.0,
+                program: vec![if is_allowed { ALLOW } else { DENY }],
+                payload: 0,
+            })
+            .collect()
     }
 }

@@ -360,7 +360,9 @@ fn programs_that_are_too_long_are_refused() {
     };
     policy.connect = Some((0..819).map(destination).collect());
     assert_eq!(
-        policy.fence().unwrap().requests[0].program.len(),
+        policy.fence().unwrap().requests[usize::from(Op::CONNECT.0)]
+            .program
+            .len(),
         819 * 5 + 1
     );
     policy.connect = Some((0..820).map(destination).collect());
@@ -395,16 +397,41 @@ fn flags_are_denied_to_unknown_opcodes() {
     assert!(classic::run(&insns(&filter), &context(4)) == 0);
 }
 
-/// Even if nothing is allowed, there is a registration that can deny the rest.
+/// An opcode for which a task has inherited a filter is not denied with the rest.
 #[test]
-fn denying_everything_takes_a_filter() {
-    let fence = Policy::allowing([]).fence().unwrap();
-    assert_eq!(fence.requests.len(), 1);
-    assert!(fence.denies_other_requests);
-    assert!(!decided(
-        &fence.requests,
-        0,
-        true,
-        &Request::new(Op::NOP).context()
-    ));
+fn opcodes_that_are_not_allowed_have_filters_that_deny() {
+    let mut policy = Policy::allowing([Op::READ]);
+    policy.registrations = Some(Registrations {
+        default_action: Action::Deny,
+        ops: [Registration::REGISTER_PROBE].into(),
+    });
+    let fence = policy.fence().unwrap();
+    let allowed = |filters: &[Filter]| -> Vec<u8> {
+        let allow = |filter: &&Filter| classic::run(&insns(filter), &[0; 40]) != 0;
+        filters
+            .iter()
+            .filter(allow)
+            .map(|filter| filter.opcode)
+            .collect()
+    };
+    assert_eq!(fence.requests.len(), Op::ALL.len());
+    assert_eq!(allowed(&fence.requests), [Op::READ.0]);
+    assert_eq!(fence.registrations.len(), Registration::ALL.len());
+    assert_eq!(
+        allowed(&fence.registrations),
+        [Registration::REGISTER_PROBE.0]
+    );
+    let last = fence.registrations.last().unwrap();
+    assert_eq!(last.opcode, Registration::REGISTER_BPF_FILTER.0);
+    for program in [
+        fence.unknown_requests.unwrap(),
+        fence.unknown_registrations.unwrap(),
+    ] {
+        let filter = Filter {
+            opcode: 90,
+            program,
+            payload: 0,
+        };
+        assert_eq!(classic::run(&insns(&filter), &[0; 40]), 0);
+    }
 }
