@@ -467,8 +467,8 @@ mod tests {
     fn unknown_members_are_refused() {
         for text in [
             r#"{"defaultAction": "deny", "deniedOps": []}"#,
-            r#"{"defaultAction": "deny", "open": {"flags": []}}"#,
-            r#"{"defaultAction": "deny", "setup": {"flags": []}}"#,
+            r#"{"defaultAction": "deny", "open": {"accessModes": ["O_RDONLY"], "flags": []}}"#,
+            r#"{"defaultAction": "deny", "setup": {"maxEntries": 8, "flags": []}}"#,
             r#"{"defaultAction": "deny", "registrations": {"defaultAction": "deny", "op": []}}"#,
             r#"{"defaultAction": "deny", "connect": [{"subnet": "10.0.0.0/8", "port": [1]}]}"#,
             r#"{"defaultAction": "deny", "connect": [{"family": "AF_INET", "ports": [1]}]}"#,
