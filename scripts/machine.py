@@ -62,7 +62,8 @@ def command(image, initrd, append, *, kvm=False, icount=False, iommu=False, seri
         "-cpu", CPU, "-m", "2G", "-display", "none",
         "-nic", "none", "-no-reboot", *serial,
         "-kernel", str(image), "-initrd", str(initrd),
-        "-append", f"console=ttyS0 panic=-1 {append}",
+        # On a busy machine, the timer may seem not to tick when the kernel checks it.
+        "-append", f"console=ttyS0 panic=-1 no_timer_check {append}",
     ]
     return [QEMU, *options]
 
