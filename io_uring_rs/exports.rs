@@ -36,7 +36,8 @@ use kernel::{
         request::Request,
         restriction::Restriction,
         ring::Ring,
-        task::TaskRestriction, //
+        task::TaskRestriction,
+        Opcode, //
     },
     prelude::*,
     uaccess::UserPtr, //
@@ -142,6 +143,23 @@ pub unsafe extern "C" fn io_register_restrictions(
 
         restriction::register_ring(&mut ring, UserPtr::from_ptr(arg), nr_args).map(|()| 0)
     })
+}
+
+/// Returns whether `ctx`, a ring, refuses every request with `opcode`.
+///
+/// # Safety
+///
+/// `ctx` must be a valid ring, not null, whose `uring_lock` is held.
+#[export]
+pub unsafe extern "C" fn io_ring_refuses(ctx: *mut bindings::io_ring_ctx, opcode: c_uint) -> bool {
+    let (Some(ctx), Some(opcode)) = (NonNull::new(ctx), Opcode::new(opcode)) else {
+        return false;
+    };
+    // SAFETY: The caller guarantees that the ring is valid and its lock held, and this is the only
+    // handle. This file sets all filters.
+    let ring = unsafe { Ring::from_raw(ctx) };
+
+    restriction::refuses(ring.restriction(), opcode)
 }
 
 /// Registers the restrictions that `arg` describes with the current task.
@@ -252,14 +270,11 @@ pub unsafe extern "C" fn io_task_restriction_free(tsk: *mut bindings::task_struc
 mod tests {
     use super::*;
     use crate::filter::FilterProgram;
-    use kernel::{
-        bpf::{
-            insn,
-            Insn,
-            Load,
-            Loads, //
-        },
-        io_uring::Opcode, //
+    use kernel::bpf::{
+        insn,
+        Insn,
+        Load,
+        Loads, //
     };
 
     /// Programs that return the words of the context of requests with an opcode.

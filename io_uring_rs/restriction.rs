@@ -36,6 +36,7 @@ use kernel::{
             RestrictionEntry,
             TaskRestrictionHeader, //
         },
+        Opcode, //
     },
     nospec,
     prelude::*,
@@ -170,6 +171,16 @@ pub(crate) fn register_task_filter(
         GFP_KERNEL_ACCOUNT,
     )?);
     Ok(())
+}
+
+/// Returns whether a ring with `restriction` refuses all requests with `opcode`, so that its probe
+/// does not report the opcode as supported. Where that depends on more of a request than its
+/// flags, the opcode is not refused.
+pub(crate) fn refuses(restriction: &Restriction<Filters>, opcode: Opcode) -> bool {
+    !restriction.rules().allows_opcode(opcode.index())
+        || restriction
+            .filters()
+            .is_some_and(|filters| Filters::refuses(filters, opcode))
 }
 
 /// Returns whether the current task may call `io_uring_register()` with `opcode` and no ring.

@@ -227,6 +227,11 @@ impl<P: Compile + Send + Sync + 'static> Table<P> {
 }
 
 impl<P: Send + Sync + 'static> Table<P> {
+    /// Returns whether all requests of `opcode` are denied, whatever else is in them.
+    pub(crate) fn refuses(set: &FilterSet<Self>, opcode: Opcode) -> bool {
+        set.unfiltered(opcode) == FlagSet::NONE && set.chains[opcode].is_none()
+    }
+
     /// Returns what happens to the requests of `opcode` in `set`.
     fn slot(set: &FilterSet<Self>, opcode: Opcode) -> Slot<P> {
         let chain = set.chains[opcode].clone();

@@ -194,7 +194,10 @@ mod tests {
             };
 
             FOLLOWED.iter().zip(&self.model).all(|(&opcode, model)| {
-                Opcode::new(opcode).is_some_and(|op| model.matches(&Table::slot(set, op)))
+                Opcode::new(opcode).is_some_and(|op| {
+                    model.matches(&Table::slot(set, op))
+                        && Table::refuses(set, op) == matches!(model, Model::Deny)
+                })
             })
         }
     }

@@ -14,6 +14,7 @@ mod harness;
 mod inheritance;
 mod links;
 mod ownership;
+mod probe;
 mod program;
 mod program_runs;
 mod random;
@@ -187,6 +188,7 @@ const GROUPS: &[Group] = &[
             restrictions::TESTS,
             restriction_flags::TESTS,
             task_restrictions::TESTS,
+            probe::TESTS,
         ],
     },
     Group {
