@@ -209,6 +209,45 @@ pub unsafe extern "C" fn io_register_blind_allowed(opcode: c_uint) -> bool {
     restriction::allows_register(&task, opcode)
 }
 
+/// Returns zero if the restrictions of the current task allow a request with `opcode`, `user_data`
+/// and no flags, and [`EACCES`] if not. The request is one that the task makes without a ring.
+///
+/// # Safety
+///
+/// As for [`io_register_restrictions_task`].
+#[export]
+pub unsafe extern "C" fn io_task_check_restriction(opcode: u8, user_data: u64) -> c_int {
+    // SAFETY: The caller guarantees that there is no other handle. This file sets all restrictions
+    // of tasks.
+    let task = unsafe { TaskRestriction::current() };
+
+    from_result(|| {
+        let opcode = Opcode::new(opcode.into()).ok_or(EINVAL)?;
+
+        restriction::check_request(&task, &Request::without_ring(opcode, user_data)).map(|()| 0)
+    })
+}
+
+/// Returns zero if the filters of the current task allow a request with `opcode`, `user_data` and
+/// no flags or arguments, and [`EACCES`] if not. The request is one that the task makes without a
+/// ring.
+///
+/// # Safety
+///
+/// As for [`io_register_restrictions_task`].
+#[export]
+pub unsafe extern "C" fn io_task_run_filters(opcode: u8, user_data: u64) -> c_int {
+    // SAFETY: The caller guarantees that there is no other handle. This file sets all restrictions
+    // of tasks.
+    let task = unsafe { TaskRestriction::current() };
+
+    from_result(|| {
+        let opcode = Opcode::new(opcode.into()).ok_or(EINVAL)?;
+
+        restriction::filter_request(&task, &Request::without_ring(opcode, user_data)).map(|()| 0)
+    })
+}
+
 /// Gives `ctx`, a ring that is being created, the restrictions of the task that creates it.
 ///
 /// # Safety

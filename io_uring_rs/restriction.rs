@@ -25,6 +25,7 @@ use kernel::{
         Capability, //
     },
     io_uring::{
+        request::Request,
         restriction::Restriction,
         ring::Ring,
         rules::{
@@ -181,6 +182,42 @@ pub(crate) fn refuses(restriction: &Restriction<Filters>, opcode: Opcode) -> boo
         || restriction
             .filters()
             .is_some_and(|filters| Filters::refuses(filters, opcode))
+}
+
+/// Checks whether the list of the current task allows `request`, which the task makes without a
+/// ring.
+///
+/// # Errors
+///
+/// [`EACCES`] if it does not.
+pub(crate) fn check_request(task: &TaskRestriction<'_, Filters>, request: &Request) -> Result {
+    let rules = task.get().map(Restriction::rules).unwrap_or_default();
+
+    if rules.allows_request(request.opcode().index(), request.sqe_flags()) {
+        Ok(())
+    } else {
+        Err(EACCES)
+    }
+}
+
+/// Checks whether the filters of the current task allow `request`, which the task makes without a
+/// ring. May sleep.
+///
+/// # Errors
+///
+/// [`EACCES`] if they do not.
+pub(crate) fn filter_request(task: &TaskRestriction<'_, Filters>, request: &Request) -> Result {
+    let Some(set) = task.get().and_then(Restriction::filters) else {
+        return Ok(());
+    };
+
+    if set
+        .unfiltered(request.opcode())
+        .contains(request.sqe_flags())
+    {
+        return Ok(());
+    }
+    filter::run(set, request)
 }
 
 /// Returns whether the current task may call `io_uring_register()` with `opcode` and no ring.

@@ -20,6 +20,8 @@ bool io_ring_refuses(struct io_ring_ctx *ctx, unsigned int opcode);
 int io_register_restrictions_task(void __user *arg, unsigned int nr_args);
 int io_register_bpf_filter_task(void __user *arg, unsigned int nr_args);
 bool io_register_blind_allowed(unsigned int opcode);
+int io_task_check_restriction(u8 opcode, u64 user_data);
+int io_task_run_filters(u8 opcode, u64 user_data);
 void io_ctx_restriction_clone(struct io_ring_ctx *ctx,
 			      struct io_restriction *src);
 void io_task_restriction_free(struct task_struct *tsk);
@@ -29,6 +31,16 @@ void io_task_restriction_free(struct task_struct *tsk);
 static inline bool io_ring_refuses(struct io_ring_ctx *ctx, unsigned int opcode)
 {
 	return false;
+}
+
+static inline int io_task_check_restriction(u8 opcode, u64 user_data)
+{
+	return 0;
+}
+
+static inline int io_task_run_filters(u8 opcode, u64 user_data)
+{
+	return 0;
 }
 
 #endif

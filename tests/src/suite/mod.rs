@@ -2,6 +2,7 @@
 //! The user-space suite: its groups, each with the tables of tests of its files.
 //! `runner` starts every test in a process of its own.
 
+mod blind_messages;
 mod boot;
 mod bounds;
 mod context;
@@ -189,6 +190,7 @@ const GROUPS: &[Group] = &[
             restriction_flags::TESTS,
             task_restrictions::TESTS,
             probe::TESTS,
+            blind_messages::TESTS,
         ],
     },
     Group {
