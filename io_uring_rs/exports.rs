@@ -14,7 +14,8 @@ use crate::{
         context,
         Filters, //
     },
-    restriction,
+    report,
+    restriction, //
 };
 use core::{
     mem::{
@@ -40,6 +41,7 @@ use kernel::{
         Opcode, //
     },
     prelude::*,
+    seq_file::SeqFile,
     uaccess::UserPtr, //
 };
 
@@ -246,6 +248,29 @@ pub unsafe extern "C" fn io_task_run_filters(opcode: u8, user_data: u64) -> c_in
 
         restriction::filter_request(&task, &Request::without_ring(opcode, user_data)).map(|()| 0)
     })
+}
+
+/// Writes to `m`, the fdinfo of `ctx`, what that ring refuses.
+///
+/// # Safety
+///
+/// - `ctx` must be a valid ring, not null, whose `uring_lock` is held.
+/// - `m` must be valid, and nobody else may access it.
+#[export]
+pub unsafe extern "C" fn io_show_restrictions(
+    ctx: *mut bindings::io_ring_ctx,
+    m: *mut bindings::seq_file,
+) {
+    let Some(ctx) = NonNull::new(ctx) else {
+        return;
+    };
+    // SAFETY: The caller guarantees that the ring is valid and its lock held, and this is the only
+    // handle. This file sets all filters.
+    let ring = unsafe { Ring::from_raw(ctx) };
+    // SAFETY: The caller guarantees that `m` is valid, and that nobody else accesses it.
+    let out = unsafe { SeqFile::from_raw(m) };
+
+    report::show(out, ring.restriction());
 }
 
 /// Gives `ctx`, a ring that is being created, the restrictions of the task that creates it.

@@ -29,6 +29,7 @@ mod payload;
 mod table;
 mod verdict;
 
+pub(crate) use self::table::MAX_COST;
 use self::{
     chain::{
         Chain,

@@ -3,6 +3,7 @@
 //! Parts of io_uring that are written in Rust and replace their C counterparts.
 //!
 //! - `filter`: classic BPF programs that decide which requests may run.
+//! - `report`: what the fdinfo of a ring says about filters and restrictions.
 //! - `restriction`: lists of the requests and registrations that rings and tasks may make, and how
 //!   rings and child tasks inherit restrictions and filters.
 //! - `zcrx`: zero-copy receive into memory that user space has registered.
@@ -21,6 +22,9 @@ pub mod exports;
 #[cfg(CONFIG_IO_URING_BPF_RUST)]
 #[forbid(unsafe_code)]
 mod filter;
+#[cfg(CONFIG_IO_URING_BPF_RUST)]
+#[forbid(unsafe_code)]
+mod report;
 #[cfg(CONFIG_IO_URING_BPF_RUST)]
 #[forbid(unsafe_code)]
 mod restriction;

@@ -47,7 +47,7 @@ const RELEASE_BUDGET: usize = 64;
 
 /// The most that the filters of an opcode may cost, as for a path of seccomp filters. Without a
 /// bound, a task could register so many that it cannot be killed while they run.
-const MAX_COST: u16 = 32_768;
+pub(crate) const MAX_COST: u16 = 32_768;
 
 /// The cost of a filter besides its instructions.
 const FILTER_COST: usize = 4;
@@ -122,6 +122,16 @@ fn allowed_flags(program: &[Insn], opcode: Opcode) -> Result<Option<FlagSet>> {
         Verdict::Deny => Some(FlagSet::NONE),
         Verdict::Depends => flags::allowed(program, &context, states),
     })
+}
+
+/// What is reported about the filters of one opcode.
+pub(crate) struct Summary {
+    /// The sum of the costs of all filters, [`MAX_COST`] at most.
+    pub(crate) cost: u16,
+    /// The flags with which requests are allowed, if the programs allow them, too.
+    pub(crate) allowed: FlagSet,
+    /// The number of programs.
+    pub(crate) programs: usize,
 }
 
 /// A table: the chains and costs of all opcodes. The set that it is in also has the flags of
@@ -230,6 +240,17 @@ impl<P: Send + Sync + 'static> Table<P> {
     /// Returns whether all requests of `opcode` are denied, whatever else is in them.
     pub(crate) fn refuses(set: &FilterSet<Self>, opcode: Opcode) -> bool {
         set.unfiltered(opcode) == FlagSet::NONE && set.chains[opcode].is_none()
+    }
+
+    /// Returns what is reported about the filters of `opcode` in `set`.
+    pub(crate) fn summary(set: &FilterSet<Self>, opcode: Opcode) -> Summary {
+        let slot = Self::slot(set, opcode);
+
+        Summary {
+            cost: slot.cost,
+            allowed: slot.allowed,
+            programs: slot.chain.map_or(0, |chain| chain.len()),
+        }
     }
 
     /// Returns what happens to the requests of `opcode` in `set`.

@@ -10,6 +10,7 @@
 
 struct io_restriction;
 struct io_ring_ctx;
+struct seq_file;
 struct task_struct;
 
 #ifdef CONFIG_IO_URING_BPF_RUST
@@ -20,6 +21,7 @@ bool io_ring_refuses(struct io_ring_ctx *ctx, unsigned int opcode);
 int io_register_restrictions_task(void __user *arg, unsigned int nr_args);
 int io_register_bpf_filter_task(void __user *arg, unsigned int nr_args);
 bool io_register_blind_allowed(unsigned int opcode);
+void io_show_restrictions(struct io_ring_ctx *ctx, struct seq_file *m);
 int io_task_check_restriction(u8 opcode, u64 user_data);
 int io_task_run_filters(u8 opcode, u64 user_data);
 void io_ctx_restriction_clone(struct io_ring_ctx *ctx,
@@ -31,6 +33,11 @@ void io_task_restriction_free(struct task_struct *tsk);
 static inline bool io_ring_refuses(struct io_ring_ctx *ctx, unsigned int opcode)
 {
 	return false;
+}
+
+static inline void io_show_restrictions(struct io_ring_ctx *ctx,
+					struct seq_file *m)
+{
 }
 
 static inline int io_task_check_restriction(u8 opcode, u64 user_data)

@@ -97,6 +97,20 @@ impl Opcode {
         self.0
     }
 
+    /// Returns the name of the opcode, without `IORING_OP_`.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use kernel::io_uring::Opcode;
+    ///
+    /// assert_eq!(Opcode::OPENAT.name(), c"OPENAT");
+    /// ```
+    pub fn name(self) -> &'static CStr {
+        // SAFETY: The function takes any number, and returns a string literal.
+        unsafe { CStr::from_char_ptr(bindings::io_uring_get_opcode(self.0)) }
+    }
+
     /// Returns this opcode's entry in the table of issue definitions.
     #[inline]
     pub(super) fn issue_def(self) -> &'static bindings::io_issue_def {

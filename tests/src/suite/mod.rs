@@ -11,6 +11,7 @@ mod fault;
 mod fault_points;
 mod fault_requests;
 mod fault_tasks;
+mod fdinfo;
 mod harness;
 mod inheritance;
 mod links;
@@ -191,6 +192,7 @@ const GROUPS: &[Group] = &[
             task_restrictions::TESTS,
             probe::TESTS,
             blind_messages::TESTS,
+            fdinfo::TESTS,
         ],
     },
     Group {
