@@ -33,6 +33,7 @@ use kernel::{
         c_void, //
     },
     io_uring::{
+        denial::DeniedRequest,
         filter_set::FilterSet,
         request::Request,
         restriction::Restriction,
@@ -248,6 +249,60 @@ pub unsafe extern "C" fn io_task_run_filters(opcode: u8, user_data: u64) -> c_in
 
         restriction::filter_request(&task, &Request::without_ring(opcode, user_data)).map(|()| 0)
     })
+}
+
+/// Traces that the restrictions of `ctx` deny a request with `user_data`, `opcode` and `flags`.
+///
+/// # Safety
+///
+/// `ctx` must be a valid ring, not null, whose `uring_lock` is held.
+#[export]
+pub unsafe extern "C" fn __io_trace_restricted(
+    ctx: *mut bindings::io_ring_ctx,
+    user_data: u64,
+    opcode: u8,
+    flags: u8,
+) {
+    let (Some(ctx), Some(opcode)) = (NonNull::new(ctx), Opcode::new(opcode.into())) else {
+        return;
+    };
+    // SAFETY: The caller guarantees that the ring is valid and its lock held, and this is the only
+    // handle. This file sets all filters.
+    let ring = unsafe { Ring::<Filters>::from_raw(ctx) };
+
+    ring.trace_denied(&DeniedRequest {
+        opcode,
+        flags,
+        user_data,
+        denial: restriction::denial(&ring.restriction().rules(), opcode),
+    });
+}
+
+/// Traces that the filters of `ctx` deny `req`.
+///
+/// # Safety
+///
+/// - `ctx` must be a valid ring, not null, whose `uring_lock` is held.
+/// - `req` must be a request of that ring whose opcode was validated and whose `prep` succeeded,
+///   and nobody else may write to it.
+#[export]
+pub unsafe extern "C" fn __io_trace_filtered(
+    ctx: *mut bindings::io_ring_ctx,
+    req: *mut bindings::io_kiocb,
+) {
+    let Some(ctx) = NonNull::new(ctx) else {
+        return;
+    };
+    // SAFETY: The caller guarantees that the ring is valid and its lock held, and this is the only
+    // handle. This file sets all filters.
+    let ring = unsafe { Ring::<Filters>::from_raw(ctx) };
+    // SAFETY: The caller guarantees that the request is prepared, and that nobody else writes to
+    // it.
+    let request = unsafe { Request::from_raw(req) };
+
+    if let Some(set) = ring.restriction().filters() {
+        ring.trace_denied(&filter::denied(set, request));
+    }
 }
 
 /// Writes to `m`, the fdinfo of `ctx`, what that ring refuses.

@@ -45,6 +45,7 @@ use kernel::{
         Program, //
     },
     io_uring::{
+        denial::DeniedRequest,
         filter_set::FilterSet,
         request::{
             FilterContext,
@@ -152,6 +153,18 @@ pub(crate) fn run(filters: &Filters, request: &Request) -> Result {
         Ok(())
     } else {
         Err(EACCES)
+    }
+}
+
+/// Describes `request`, which `set` denies, for the trace event.
+pub(crate) fn denied(set: &FilterSet<Filters>, request: &Request) -> DeniedRequest {
+    let (opcode, flags) = (request.opcode(), request.sqe_flags());
+
+    DeniedRequest {
+        opcode,
+        flags,
+        user_data: request.user_data(),
+        denial: Table::denial(set, opcode, flags),
     }
 }
 

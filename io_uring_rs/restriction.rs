@@ -25,6 +25,10 @@ use kernel::{
         Capability, //
     },
     io_uring::{
+        denial::{
+            Denial,
+            DeniedRequest, //
+        },
         request::Request,
         restriction::Restriction,
         ring::Ring,
@@ -184,6 +188,15 @@ pub(crate) fn refuses(restriction: &Restriction<Filters>, opcode: Opcode) -> boo
             .is_some_and(|filters| Filters::refuses(filters, opcode))
 }
 
+/// Returns the reason for which `rules` deny a request with `opcode` that they were found to deny.
+pub(crate) fn denial(rules: &Rules, opcode: Opcode) -> Denial {
+    if rules.sqe_ops.contains(opcode.index()) {
+        Denial::Flags
+    } else {
+        Denial::Opcode
+    }
+}
+
 /// Checks whether the list of the current task allows `request`, which the task makes without a
 /// ring.
 ///
@@ -192,12 +205,19 @@ pub(crate) fn refuses(restriction: &Restriction<Filters>, opcode: Opcode) -> boo
 /// [`EACCES`] if it does not.
 pub(crate) fn check_request(task: &TaskRestriction<'_, Filters>, request: &Request) -> Result {
     let rules = task.get().map(Restriction::rules).unwrap_or_default();
+    let (opcode, flags) = (request.opcode(), request.sqe_flags());
 
-    if rules.allows_request(request.opcode().index(), request.sqe_flags()) {
-        Ok(())
-    } else {
-        Err(EACCES)
+    if rules.allows_request(opcode.index(), flags) {
+        return Ok(());
     }
+    DeniedRequest {
+        opcode,
+        flags,
+        user_data: request.user_data(),
+        denial: denial(&rules, opcode),
+    }
+    .trace_without_ring();
+    Err(EACCES)
 }
 
 /// Checks whether the filters of the current task allow `request`, which the task makes without a
@@ -217,7 +237,7 @@ pub(crate) fn filter_request(task: &TaskRestriction<'_, Filters>, request: &Requ
     {
         return Ok(());
     }
-    filter::run(set, request)
+    filter::run(set, request).inspect_err(|_| filter::denied(set, request).trace_without_ring())
 }
 
 /// Returns whether the current task may call `io_uring_register()` with `opcode` and no ring.

@@ -26,6 +26,7 @@ use kernel::{
     alloc::KVVec,
     bpf::Insn,
     io_uring::{
+        denial::Denial,
         filter_set::{
             Contents,
             FilterSet, //
@@ -240,6 +241,17 @@ impl<P: Send + Sync + 'static> Table<P> {
     /// Returns whether all requests of `opcode` are denied, whatever else is in them.
     pub(crate) fn refuses(set: &FilterSet<Self>, opcode: Opcode) -> bool {
         set.unfiltered(opcode) == FlagSet::NONE && set.chains[opcode].is_none()
+    }
+
+    /// Returns the reason for which `set` denies a request with `opcode` and `flags` that it was
+    /// found to deny.
+    pub(super) fn denial(set: &FilterSet<Self>, opcode: Opcode, flags: u8) -> Denial {
+        match &set.chains[opcode] {
+            None if set.costs[opcode] == 0 => Denial::Rest,
+            None if set.unfiltered(opcode) == FlagSet::NONE => Denial::Filter,
+            Some(chain) if chain.allows_flags(flags) => Denial::Program,
+            _ => Denial::FilterFlags,
+        }
     }
 
     /// Returns what is reported about the filters of `opcode` in `set`.

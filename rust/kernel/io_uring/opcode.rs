@@ -48,6 +48,9 @@ impl Opcode {
     /// The opcode that opens a file with a `struct open_how`.
     pub const OPENAT2: Self = Self::known(bindings::io_uring_op_IORING_OP_OPENAT2);
 
+    /// The opcode that sends a message to a ring.
+    pub const MSG_RING: Self = Self::known(bindings::io_uring_op_IORING_OP_MSG_RING);
+
     /// Converts an opcode of the kernel's own list.
     const fn known(opcode: u32) -> Self {
         assert!((opcode as usize) < super::OP_LAST);

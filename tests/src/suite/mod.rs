@@ -31,6 +31,7 @@ mod stress_anything;
 mod stress_rings;
 mod submission;
 mod task_restrictions;
+mod tracing;
 mod zcrx_areas;
 mod zcrx_churn;
 mod zcrx_control;
@@ -192,6 +193,7 @@ const GROUPS: &[Group] = &[
             task_restrictions::TESTS,
             probe::TESTS,
             blind_messages::TESTS,
+            tracing::TESTS,
             fdinfo::TESTS,
         ],
     },
