@@ -101,7 +101,11 @@ pub unsafe extern "C" fn io_register_bpf_filter(
         // - This file sets all filters.
         // - The caller renews the ring's copy of the filters before others may use it.
         let owner = unsafe { Restriction::from_raw_mut(res) };
-        let set = filter::register(owner.filters(), UserPtr::from_ptr(arg.cast()))?;
+        let set = filter::register(
+            owner.filters(),
+            UserPtr::from_ptr(arg.cast()),
+            filter::Owner::Ring,
+        )?;
 
         owner.set_filters(set);
         Ok(0)

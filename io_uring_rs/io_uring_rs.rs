@@ -7,8 +7,8 @@
 //! - `restriction`: lists of the requests and registrations that rings and tasks may make, and how
 //!   rings and child tasks inherit restrictions and filters.
 //! - `zcrx`: zero-copy receive into memory that user space has registered.
-//! - `exports`, `zcrx_exports`: the functions that C calls. All unsafe code is in these two
-//!   modules.
+//! - `exports`, `calls_exports`, `zcrx_exports`: the functions that C calls. All unsafe code is in
+//!   these three modules.
 //!
 //! At boot, the kernel log says which of these parts are built.
 //!
@@ -16,6 +16,10 @@
 
 #![deny(unsafe_code)]
 
+#[cfg(CONFIG_IO_URING_BPF_CALLS)]
+#[path = "calls/exports.rs"]
+#[expect(unsafe_code)]
+pub mod calls_exports;
 #[cfg(CONFIG_IO_URING_BPF_RUST)]
 #[expect(unsafe_code)]
 pub mod exports;

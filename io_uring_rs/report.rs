@@ -16,6 +16,9 @@
 //!   45 SOCKET: flags ffffffffffffffffffffffffffffffff, programs 2, cost 24 of 32768
 //! ```
 //!
+//! If the kernel has filters of registrations, the opcodes of those that are not free follow under
+//! `Registration filters:`, with `denied` or the number of programs, and the cost.
+//!
 //! - `register`, `sqe`: the opcodes that are allowed. The line is missing if all are.
 //! - `denied`: each request is. The cost is 0 if that is so because the opcode had no filter.
 //! - `flags`: the flags of the SQE with which requests are allowed if the programs allow them, too.
@@ -23,10 +26,14 @@
 //! - `programs`: the number of filters that look at more of a request, and are run.
 //! - `cost`: the cost of all filters of the opcode, see `filter/table.rs`.
 
+#[cfg(CONFIG_IO_URING_BPF_CALLS)]
+use crate::filter::calls::CallSlot;
 use crate::filter::{
     Filters,
     MAX_COST, //
 };
+#[cfg(CONFIG_IO_URING_BPF_CALLS)]
+use kernel::io_uring::call::Call;
 use kernel::{
     io_uring::{
         filter_set::FilterSet,
@@ -93,6 +100,30 @@ fn show_filters(out: &SeqFile, set: &FilterSet<Filters>) {
     }
 }
 
+/// Writes what `set` does with each registration that is not free.
+#[cfg(CONFIG_IO_URING_BPF_CALLS)]
+fn show_calls(out: &SeqFile, set: &FilterSet<Filters>) {
+    let calls = || {
+        (0..)
+            .map_while(Call::register)
+            .map(|call| (call, set.call(call)))
+    };
+    let is_filtered = |slot: &CallSlot| slot.is_denied() || slot.programs() != 0;
+
+    if calls().any(|(_, slot)| is_filtered(slot)) {
+        seq_print!(out, "Registration filters:\n");
+    }
+    for (call, slot) in calls().filter(|(_, slot)| is_filtered(slot)) {
+        seq_print!(out, "  {}: ", call.index());
+        if slot.is_denied() {
+            seq_print!(out, "denied");
+        } else {
+            seq_print!(out, "programs {}", slot.programs());
+        }
+        seq_print!(out, ", cost {} of {}\n", slot.cost(), MAX_COST);
+    }
+}
+
 /// Writes what a ring with `restriction` refuses.
 pub(crate) fn show(out: &SeqFile, restriction: &Restriction<Filters>) {
     let rules = restriction.rules();
@@ -102,5 +133,7 @@ pub(crate) fn show(out: &SeqFile, restriction: &Restriction<Filters>) {
     }
     if let Some(set) = restriction.filters() {
         show_filters(out, set);
+        #[cfg(CONFIG_IO_URING_BPF_CALLS)]
+        show_calls(out, set);
     }
 }

@@ -168,7 +168,7 @@ pub(crate) fn register_task_filter(
         return Err(EINVAL);
     }
     let old = task.get();
-    let filters = filter::register(old.and_then(Restriction::filters), arg)?;
+    let filters = filter::register(old.and_then(Restriction::filters), arg, filter::Owner::Task)?;
     let rules = old.map(Restriction::rules).unwrap_or_default();
 
     task.set(Arc::new(

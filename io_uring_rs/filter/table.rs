@@ -11,6 +11,11 @@
 #[cfg(CONFIG_IO_URING_RS_KUNIT_TEST)]
 mod model_test;
 
+#[cfg(CONFIG_IO_URING_BPF_CALLS)]
+use super::calls::{
+    CallSlot,
+    Calls, //
+};
 use super::{
     chain::{
         Chain,
@@ -22,6 +27,8 @@ use super::{
         Verdict, //
     },
 };
+#[cfg(CONFIG_IO_URING_BPF_CALLS)]
+use kernel::io_uring::call::Call;
 use kernel::{
     alloc::KVVec,
     bpf::Insn,
@@ -51,7 +58,7 @@ const RELEASE_BUDGET: usize = 64;
 pub(crate) const MAX_COST: u16 = 32_768;
 
 /// The cost of a filter besides its instructions.
-const FILTER_COST: usize = 4;
+pub(super) const FILTER_COST: usize = 4;
 
 /// The number of instructions of which the states fit on the stack, 20 bytes each.
 const FEW: usize = 16;
@@ -140,6 +147,8 @@ pub(crate) struct Summary {
 pub(crate) struct Table<P> {
     chains: PerOpcode<Option<Arc<Chain<P>>>>,
     costs: PerOpcode<u16>,
+    #[cfg(CONFIG_IO_URING_BPF_CALLS)]
+    calls: Calls,
 }
 
 impl<P: Compile> Slot<P> {
@@ -231,6 +240,33 @@ impl<P: Compile + Send + Sync + 'static> Table<P> {
                 costs[opcode] = cost;
                 Ok(())
             }),
+            #[cfg(CONFIG_IO_URING_BPF_CALLS)]
+            calls: Calls::inherit(old.map(|old| &old.calls)),
+        });
+
+        FilterSet::new(unfiltered, table, GFP_KERNEL_ACCOUNT)
+    }
+
+    /// Creates a set from `old`, or from one that allows everything, by adding `filter`, which must
+    /// have been checked, to the filters of `call`. With `deny_rest`, all other registrations
+    /// without a filter are denied, if `call` is one, too.
+    ///
+    /// # Errors
+    ///
+    /// [`ENOMEM`] if memory is short, and the errors of [`Calls::with_filter`].
+    #[cfg(CONFIG_IO_URING_BPF_CALLS)]
+    pub(super) fn with_call_filter(
+        old: Option<&FilterSet<Self>>,
+        call: Call,
+        filter: &[Insn],
+        deny_rest: bool,
+    ) -> Result<ARef<FilterSet<Self>>> {
+        let calls = Calls::with_filter(old.map(|old| &old.calls), call, filter, deny_rest)?;
+        let unfiltered = PerOpcode::init(|op| old.map_or(FlagSet::ALL, |old| old.unfiltered(op)));
+        let table = init!(Self {
+            chains <- PerOpcode::init(|op| old.and_then(|old| old.chains[op].clone())),
+            costs <- PerOpcode::init(|op| old.map_or(0, |old| old.costs[op])),
+            calls,
         });
 
         FilterSet::new(unfiltered, table, GFP_KERNEL_ACCOUNT)
@@ -282,6 +318,12 @@ impl<P: Send + Sync + 'static> Table<P> {
 }
 
 impl<P> Table<P> {
+    /// Returns what happens to `call`.
+    #[cfg(CONFIG_IO_URING_BPF_CALLS)]
+    pub(crate) fn call(&self, call: Call) -> &CallSlot {
+        self.calls.slot(call)
+    }
+
     /// Returns the programs that decide on requests of `opcode` that are filtered. If there are
     /// none, these requests are denied.
     #[inline]
@@ -297,6 +339,13 @@ impl<P: Send + Sync + 'static> Contents for Table<P> {
         for chain in self.chains.iter_mut().filter_map(Option::take) {
             released += chain.len();
             drop(chain);
+            if released >= RELEASE_BUDGET {
+                return true;
+            }
+        }
+        #[cfg(CONFIG_IO_URING_BPF_CALLS)]
+        for slot in self.calls.iter_mut() {
+            released += slot.release();
             if released >= RELEASE_BUDGET {
                 return true;
             }

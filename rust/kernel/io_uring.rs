@@ -5,6 +5,7 @@
 //! - [`opcode`]: request opcodes, and tables indexed by them.
 //! - [`request`], [`command`], [`filter_words`]: requests, their arguments, and the part of them
 //!   that opcode filters see.
+//! - [`call`]: system calls that filters can deny.
 //! - [`uapi`]: structures that user space passes in.
 //! - [`filter_set`]: sets of filters that rings and tasks share.
 //! - [`sqe_flags`]: sets of values of the SQE flags.
@@ -37,6 +38,7 @@
 
 #[cfg(CONFIG_IO_URING_ZCRX)]
 pub mod account;
+pub mod call;
 pub mod command;
 #[cfg(CONFIG_IO_URING_BPF_RUST)]
 pub mod denial;

@@ -11,8 +11,30 @@
 struct io_kiocb;
 struct io_restriction;
 struct io_ring_ctx;
+struct io_uring_params;
 struct seq_file;
 struct task_struct;
+
+#ifdef CONFIG_IO_URING_BPF_CALLS
+
+int io_filter_register(struct io_ring_ctx *ctx, unsigned int opcode,
+		       unsigned int nr_args);
+int io_filter_setup(const struct io_uring_params *p, u32 entries);
+
+#else
+
+static inline int io_filter_register(struct io_ring_ctx *ctx,
+				     unsigned int opcode, unsigned int nr_args)
+{
+	return 0;
+}
+
+static inline int io_filter_setup(const struct io_uring_params *p, u32 entries)
+{
+	return 0;
+}
+
+#endif
 
 #ifdef CONFIG_IO_URING_BPF_RUST
 

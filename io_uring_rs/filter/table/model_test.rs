@@ -311,6 +311,8 @@ mod tests {
                 init!(Table {
                     chains <- PerOpcode::init(|op| set.chains[op].clone()),
                     costs <- PerOpcode::init(|_| 0),
+                    #[cfg(CONFIG_IO_URING_BPF_CALLS)]
+                    calls: Calls::inherit(None),
                 }),
                 GFP_KERNEL,
             )?

@@ -161,6 +161,11 @@ impl FilterContext {
         Self(context)
     }
 
+    /// Creates a context with these contents.
+    pub(super) fn from_raw(context: bindings::io_uring_bpf_ctx) -> Self {
+        Self(context)
+    }
+
     /// Sets the arguments of a request that connects a socket, 24 bytes. The port and the address
     /// are in network byte order. An IPv4 address is in the first 4 bytes of `addr`.
     #[inline]

@@ -5,6 +5,8 @@
 mod blind_messages;
 mod boot;
 mod bounds;
+mod calls;
+mod calls_setup;
 mod context;
 mod context_flags;
 mod fault;
@@ -195,6 +197,8 @@ const GROUPS: &[Group] = &[
             blind_messages::TESTS,
             tracing::TESTS,
             fdinfo::TESTS,
+            calls::TESTS,
+            calls_setup::TESTS,
         ],
     },
     Group {
