@@ -9,8 +9,10 @@
 //!
 //! - `ifq`: the interface queue, its construction and its users.
 //! - `cursor`: positions in a refill queue, and the meaning of its entries.
-//! - `area`, `buffers`, `free_list`, `memory`: the areas, and who has which of their buffers.
-//! - `refill`, `returns`: the refill queue, through which user space gives buffers back.
+//! - `area`, `table`, `buffers`, `free_list`, `memory`: the areas, and who has which of their
+//!   buffers.
+//! - `refill`, `refill_ring`, `returns`: the refill queue, through which user space gives buffers
+//!   back.
 //! - `provider`: the binding to a device, whose page pools get their buffers here.
 //! - `event`: events that user space has asked to be told of.
 //! - `recv`, `walk`: receiving the data of a socket.
@@ -29,8 +31,10 @@ mod memory;
 mod provider;
 mod recv;
 mod refill;
+mod refill_ring;
 mod register;
 mod returns;
+mod table;
 mod walk;
 
 pub(crate) use self::{
