@@ -11,8 +11,7 @@ use super::{
         AREA_SHIFT, //
     },
     free_list::FreeAreas,
-    memory::Memory,
-    table::Table, //
+    memory::Memory, //
 };
 use kernel::{
     device::{
@@ -31,6 +30,7 @@ use kernel::{
         }, //
     },
     new_mutex,
+    nospec,
     page::{
         SharedPage,
         PAGE_SHIFT, //
@@ -38,8 +38,10 @@ use kernel::{
     prelude::*,
     sync::{
         atomic::{
+            Acquire,
             Atomic,
-            Relaxed, //
+            Relaxed,
+            Release, //
         },
         Arc,
         Mutex,
@@ -240,18 +242,26 @@ pub(super) fn offset(iov: &ProvidedIov<'_>, shift: u32) -> u64 {
         .wrapping_add(iov.offset() as u64)
 }
 
+/// The number of areas in each part of the table.
+const PART: usize = 32;
+
+type Part = [SetOnce<Pin<KBox<Area>>>; PART];
+
 /// All areas of a queue, at most 1,024: `ZCRX_MAX_AREAS`. An area is only freed with its queue, so
 /// that looking one up takes no lock.
 #[pin_data]
 pub(super) struct Areas {
     /// The base-2 logarithm of the size of a buffer, in bytes.
     shift: u32,
-    table: Table<Pin<KBox<Area>>>,
+    /// The table. A part is allocated with its first area.
+    parts: [SetOnce<KBox<Part>>; PART],
+    /// The number of ids that are in use. The area of an id may not be there yet.
+    len: Atomic<u32>,
     /// The areas that have free buffers.
     free: Arc<FreeAreas>,
     /// The area in which free buffers were last found.
     hint: Atomic<u32>,
-    /// Held while ids are reserved or given up.
+    /// Held while `len` changes.
     #[pin]
     ids_lock: Mutex<()>,
 }
@@ -263,11 +273,12 @@ impl Areas {
     ///
     /// [`ENOMEM`] if memory is short.
     pub(super) fn new(shift: u32) -> Result<impl PinInit<Self>> {
-        let free = FreeAreas::new(Table::<Pin<KBox<Area>>>::CAPACITY)?;
+        let free = FreeAreas::new(PART * PART)?;
 
         Ok(pin_init!(Self {
             shift,
-            table: Table::new(),
+            parts: [const { SetOnce::new() }; PART],
+            len: Atomic::new(0),
             free,
             hint: Atomic::new(0),
             ids_lock <- new_mutex!((), "zcrx_ids_lock"),
@@ -279,9 +290,17 @@ impl Areas {
         self.shift
     }
 
+    /// Returns the number of ids that are in use.
+    fn len(&self) -> u32 {
+        self.len.load(Acquire)
+    }
+
     /// Returns the area with this id, if there is one. The id may come from user space.
     pub(super) fn get(&self, id: u32) -> Option<&Area> {
-        self.table.get(id).map(|area| &**area)
+        let id = nospec::checked_index(id as usize, self.len() as usize)?;
+        let part = self.parts.get(id / PART)?.as_ref()?;
+
+        Some(part.get(id % PART)?.as_ref()?)
     }
 
     /// Reserves the next id for an area.
@@ -291,8 +310,20 @@ impl Areas {
     /// [`EINVAL`] if no id is free, [`ENOMEM`] if memory is short.
     pub(super) fn reserve(&self) -> Result<Reservation<'_>> {
         let _guard = self.ids_lock.lock();
-        let (id, slot) = self.table.reserve()?;
+        let id = self.len();
+        let part = self.parts.get(id as usize / PART).ok_or(EINVAL)?;
 
+        if part.as_ref().is_none() {
+            part.populate(KBox::new(
+                [const { SetOnce::new() }; PART],
+                GFP_KERNEL_ACCOUNT,
+            )?);
+        }
+        let slot = part.as_ref().and_then(|part| part.get(id as usize % PART));
+        let slot = slot.ok_or(EINVAL)?;
+
+        // The id is below 1,024.
+        self.len.store(id.wrapping_add(1), Release);
         Ok(Reservation {
             areas: self,
             id,
@@ -307,7 +338,7 @@ impl Areas {
         let mut from = hint;
 
         // Each time, other CPUs may take the buffers first, so the number of tries is limited.
-        for _ in 0..=self.table.len() {
+        for _ in 0..=self.len() {
             let id = self.free.find(from)?;
 
             if let Some(area) = self.get(id) {
@@ -358,7 +389,7 @@ impl Areas {
 
     /// Unmaps all areas. `unused` shows that no pool gives their buffers to a device. May sleep.
     pub(super) fn unmap(&self, unused: &Unused<'_>) {
-        for id in 0..self.table.len() {
+        for id in 0..self.len() {
             if let Some(area) = self.get(id) {
                 area.buffers.unmap(unused);
             }
@@ -367,7 +398,7 @@ impl Areas {
 
     /// Takes back all buffers that user space has. May sleep.
     pub(super) fn scrub(&self) {
-        for id in 0..self.table.len() {
+        for id in 0..self.len() {
             if let Some(area) = self.get(id) {
                 area.buffers.scrub();
             }
@@ -392,8 +423,7 @@ impl Reservation<'_> {
     pub(super) fn publish(self, area: Pin<KBox<Area>>) {
         area.buffers.set_token(token(self.id));
         self.slot.populate(area);
-        // This comes last, so that free buffers are seen when there is an area. It is not ordered: a
-        // CPU that sees them and does not find the area yet goes on searching.
+        // This comes last, so that a CPU that sees free buffers of the area also finds the area.
         if let Some(area) = self.slot.as_ref() {
             area.buffers.note_in(self.areas.free.clone(), self.id);
         }
@@ -404,8 +434,9 @@ impl Drop for Reservation<'_> {
     fn drop(&mut self) {
         let _guard = self.areas.ids_lock.lock();
 
-        if self.slot.as_ref().is_none() {
-            self.areas.table.give_up(self.id);
+        // Only the last id can be given up. Any other one stays unused.
+        if self.slot.as_ref().is_none() && self.areas.len() == self.id.wrapping_add(1) {
+            self.areas.len.store(self.id, Release);
         }
     }
 }

@@ -10,8 +10,7 @@
 use super::{
     area::Areas,
     event::Events,
-    refill::RefillQueue,
-    users::Users, //
+    refill::RefillQueue, //
 };
 use kernel::{
     device::Device,
@@ -26,7 +25,9 @@ use kernel::{
     prelude::*,
     sync::{
         aref::ARef,
-        Arc, //
+        atomic::Acquire,
+        Arc,
+        Refcount, //
     }, //
 };
 
@@ -39,7 +40,7 @@ pub(crate) struct Ifq {
     pub(super) account: Account,
     #[pin]
     pub(super) areas: Areas,
-    users: Users,
+    users: Refcount,
     #[pin]
     pub(super) events: Events,
     #[pin]
@@ -75,7 +76,7 @@ impl Ifq {
                 pin_init!(Self {
                     account,
                     areas <- areas,
-                    users: Users::one(),
+                    users: Refcount::new(1),
                     events <- Events::new(events),
                     refill <- refill,
                     writable,
@@ -97,7 +98,7 @@ impl Ifq {
 /// Drops a user of `ifq`. The last user gives the device its receive queue back, and takes back the
 /// buffers that user space has.
 fn drop_user(ifq: &Queue) {
-    if ifq.users.remove() {
+    if ifq.users.dec_and_test() {
         ifq.close();
         ifq.areas.scrub();
     }
@@ -110,7 +111,7 @@ pub(super) struct User(Arc<Queue>);
 impl User {
     /// Counts one more user of `ifq`.
     pub(super) fn new(ifq: Arc<Queue>) -> Self {
-        ifq.users.add();
+        ifq.users.inc();
         Self(ifq)
     }
 
@@ -121,7 +122,7 @@ impl User {
 
     /// Hands this user's count over to a ring that has got the queue.
     pub(super) fn hand_over(self) {
-        self.0.users.add();
+        self.0.users.inc();
     }
 }
 
@@ -151,7 +152,7 @@ pub(crate) fn terminate(queues: &Queues<'_, Queue>) {
 /// [`terminate`], so the buffers of queues without users are taken back again.
 pub(crate) fn unregister(mut queues: Queues<'_, Queue>) {
     while let Some(ifq) = queues.take() {
-        if ifq.users.are_gone() {
+        if ifq.users.as_atomic().load(Acquire) == 0 {
             ifq.areas.scrub();
         }
     }

@@ -4,12 +4,10 @@
 
 #[cfg(CONFIG_RUST_NET_KUNIT_TEST)]
 use super::iov::AfterPut;
-use super::{
-    counts::Grants,
-    iov::{
-        Iov,
-        Owner, //
-    }, //
+use super::iov::{
+    Iov,
+    Owner,
+    GRANTED_MAX, //
 };
 use crate::{
     bindings,
@@ -23,7 +21,10 @@ use crate::{
             SkBuff, //
         }, //
     },
-    sync::atomic::Relaxed, //
+    sync::atomic::{
+        Relaxed,
+        Release, //
+    }, //
 };
 use core::{
     marker::PhantomData,
@@ -150,7 +151,12 @@ impl<'a> ProvidedIov<'a> {
         // SAFETY: By the type invariants, there is such a buffer, and there is a count for each.
         let granted = unsafe { self.iov.owner.granted.get_unchecked(self.index) };
 
-        Grants(granted).add_with(self.iov.references());
+        if isize::BITS < 64 && granted.load(Relaxed) >= GRANTED_MAX {
+            return;
+        }
+        self.iov.references().add(1, Relaxed);
+        // The reference comes first: user space may give back a grant as soon as it is counted.
+        granted.fetch_add(1, Release);
     }
 
     /// Creates a run that covers a whole buffer, which was just taken out of a pool.
