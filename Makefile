@@ -34,7 +34,7 @@ tests_in_guests := $(if $(ONLY),$(filter-out host host::%,$(ONLY)),all)
 
 # Targets run one at a time, as each of them uses all CPUs.
 .NOTPARALLEL:
-.PHONY: help run test coverage mutants soak bench profile bench-um fuzz lint external kernel boot shell minutes kfuzz host-tests ringfence apply unapply series series-check series-cc kconfig-matrix doc deb toolchain \
+.PHONY: help run test coverage mutants soak bench profile bench-um fuzz lint external kernel boot shell minutes host-tests ringfence apply unapply series series-check series-cc kconfig-matrix doc deb toolchain \
 	tree guest only list clean
 
 help: ## list the targets
@@ -90,11 +90,6 @@ minutes:
 fuzz: toolchain ## run libFuzzer on filter programs and refill queues: [SECONDS=60] [KEEP=1]
 	@case '$(SECONDS)' in *[!0-9]*|'') echo 'error: SECONDS is not a number; give SECONDS=60' >&2; exit 1;; esac
 	@scripts/fuzz $(SECONDS) $(if $(KEEP),keep)
-
-kfuzz: minutes tree guest ## fuzz io_uring in guests: MINUTES=60 [SEED=1] [IMPL=c], or compare C and Rust: IMPL=both [DEBUG=1]
-	@case '$(SEED)' in *[!0-9]*) echo 'error: SEED is not a number; give SEED=1, or leave it out' >&2; exit 1;; esac
-	@$(if $(filter both,$(IMPL)),scripts/kernel c && scripts/kernel rust,DEBUG= scripts/kernel kfuzz-$(IMPL))
-	@$(enter) python3 scripts/run-kfuzz --impl $(IMPL) $(if $(DEBUG),--debug) $(if $(SEED),--seed $(SEED)) $(MINUTES) build/guest.cpio
 
 external: kernel ## run test programs built elsewhere: BIN="a b c" [IMPL=c] [SECONDS=60]
 	@scripts/external build/external $(BIN)

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0
 """The catalogue of all tests, read from their sources: the tables of tests/src/suite,
 the KUnit suites of io_uring_rs/, rust/ and kunit/, and the tests of this machine in
-tests/pure, some files of tests/src and tools/ringfence. A test's documentation says what it shows:
+tests/pure, tests/src/model.rs and tools/ringfence. A test's documentation says what it shows:
 
 - The first paragraph is "Checks that …". For KUnit tests and tests of this machine, the
   name is a sentence, and the paragraph may be another one that explains it.
@@ -37,8 +37,6 @@ RUST_SUITE = re.compile(r"^\s*#\[(?:\w+::)*kunit_tests\((\w+)\)\]", re.M)
 RUST_TEST = re.compile(r"((?:^ *///.*\n)*)^ *#\[test\]\n(?:^ *#\[.*\n)*^ *fn (\w+)", re.M)
 C_SUITE = re.compile(r'^static struct kunit_suite \w+ = \{\s*\.name = "([^"]+)"', re.M)
 C_TEST = re.compile(r"\bKUNIT_CASE\w*\((\w+)")
-# The files of tests/src that have tests of this machine.
-TESTED_HERE = ("model", "kfuzz/op", "kfuzz/mutate", "kfuzz/compare", "kfuzz/registrations")
 # Documentation examples are a suite that is made while the kernel is built.
 EXAMPLES = "rust_doctests_kernel"
 
@@ -122,7 +120,7 @@ def host():
     ringfence = TOP / "tools/ringfence"
     files = [
         *((path, f"{path.stem}::") for path in sorted(pure.glob("*.rs"))),
-        *((TOP / f"tests/src/{name}.rs", f"{name.replace('/', '::')}::tests::") for name in TESTED_HERE),
+        (TOP / "tests/src/model.rs", "model::tests::"),
         *((path, f"{path.stem}::tests::") for path in sorted((ringfence / "src").glob("*.rs"))),
         *((path, "") for path in sorted((ringfence / "tests").glob("*.rs"))),
     ]

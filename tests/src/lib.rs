@@ -8,7 +8,6 @@ pub mod devmem;
 pub mod dmabuf;
 pub mod ethtool;
 pub mod kernel;
-pub mod kfuzz;
 pub mod ktap;
 pub mod leftovers;
 pub mod model;

@@ -15,10 +15,8 @@ use crate::ring::{
 use crate::sqe::Sqe;
 
 pub const IORING_SETUP_CLAMP: u32 = 1 << 4;
-pub const IORING_SETUP_SQE128: u32 = 1 << 10;
 pub const IORING_SETUP_CQE32: u32 = 1 << 11;
 pub const IORING_SETUP_DEFER_TASKRUN: u32 = 1 << 13;
-pub const IORING_SETUP_NO_SQARRAY: u32 = 1 << 16;
 pub const IORING_SETUP_CQE_MIXED: u32 = 1 << 18;
 
 /// The setup flags that zero-copy receive requires of a ring.
@@ -136,15 +134,6 @@ impl Drop for Mapping {
     }
 }
 
-/// Returns the distance between the SQEs of a ring with these setup flags, in bytes.
-fn sqe_size(flags: u32) -> usize {
-    if flags & IORING_SETUP_SQE128 != 0 {
-        128
-    } else {
-        64
-    }
-}
-
 /// A ring with wide completions.
 pub struct WideRing {
     fd: OwnedFd,
@@ -196,9 +185,8 @@ impl WideRing {
         let array = params[10 + 6] as usize + 4 * params[0] as usize;
         let rings = Mapping::new(fd.as_raw_fd(), IORING_OFF_CQ_RING, cqes.max(array))
             .context("mapping the rings")?;
-        let sqes = sqe_size(flags) * params[0] as usize;
-        let sqes =
-            Mapping::new(fd.as_raw_fd(), IORING_OFF_SQES, sqes).context("mapping the SQEs")?;
+        let sqes = Mapping::new(fd.as_raw_fd(), IORING_OFF_SQES, 64 * params[0] as usize)
+            .context("mapping the SQEs")?;
         Ok(WideRing {
             fd,
             params,
@@ -271,14 +259,11 @@ impl WideRing {
             "the submission queue is full"
         );
         let slot = self.sq_tail & (entries - 1);
-        let flags = self.params[2];
-        self.sqes.write(sqe_size(flags) * slot as usize, sqe);
-        if flags & IORING_SETUP_NO_SQARRAY == 0 {
-            let array = self.params[10 + 6] as usize;
-            self.rings
-                .word(array + 4 * slot as usize)
-                .store(slot, Ordering::Relaxed);
-        }
+        self.sqes.write(64 * slot as usize, sqe);
+        let array = self.params[10 + 6] as usize;
+        self.rings
+            .word(array + 4 * slot as usize)
+            .store(slot, Ordering::Relaxed);
         self.sq_tail = self.sq_tail.wrapping_add(1);
         self.sq(1).store(self.sq_tail, Ordering::Release);
         Ok(())

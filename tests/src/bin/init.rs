@@ -5,7 +5,6 @@
 //! - `suite [TEST,…]`: the user-space suite, or only these tests
 //! - `nothing`: no job, as when only KUnit is to run
 //! - `soak MINUTES [SEED]`: the suite's stress tests for a number of minutes
-//! - `kfuzz JOB ARGUMENT…`: the fuzzer
 //! - `demo`: the demonstration
 //! - `bench`: the measurements
 //! - `external SECONDS NAME…`: programs in /external, reported as KTAP
@@ -148,16 +147,15 @@ fn work() -> anyhow::Result<i32> {
         .split_first()
         .context("no job on the kernel command line; add one after --, such as `-- suite`")?;
     match job.as_str() {
-        "suite" => and_find_leaks("/bin/suite", rest),
+        "suite" => suite(rest),
         "soak" => soak(rest),
-        "kfuzz" => and_find_leaks("/bin/kfuzz", rest),
         "demo" => run("/bin/demo", &[]),
         "bench" => run("/bin/bench", rest),
         "external" => external(rest),
         "shell" => shell(),
         "nothing" => Ok(0),
         _ => bail!(
-            "unknown job {job:?}: suite, soak, kfuzz, demo, bench, external, shell and nothing are known"
+            "unknown job {job:?}: suite, soak, demo, bench, external, shell and nothing are known"
         ),
     }
 }
@@ -185,11 +183,11 @@ fn spawn_and_reap(mut command: Command) -> anyhow::Result<i32> {
     }
 }
 
-/// Runs a program, and searches for memory leaks if the kernel has kmemleak.
-fn and_find_leaks(program: &str, arguments: &[String]) -> anyhow::Result<i32> {
+/// Runs the suite, and searches for memory leaks if the kernel has kmemleak.
+fn suite(arguments: &[String]) -> anyhow::Result<i32> {
     let leaks = Path::new("/sys/kernel/debug/kmemleak");
     let searching = leaks.exists() && fs::write(leaks, "clear").is_ok();
-    let status = run(program, arguments)?;
+    let status = run("/bin/suite", arguments)?;
     if !searching {
         return Ok(status);
     }
@@ -218,7 +216,7 @@ fn soak(arguments: &[String]) -> anyhow::Result<i32> {
     if let Some(seed) = seed.first() {
         options.extend(["--seed".to_string(), seed.clone()]);
     }
-    and_find_leaks("/bin/suite", &options)
+    suite(&options)
 }
 
 /// Runs programs that were built elsewhere, and prints a KTAP line for each.
