@@ -14,7 +14,8 @@ use crate::{
         context,
         Filters, //
     },
-    restriction,
+    report,
+    restriction, //
 };
 use core::{
     mem::{
@@ -32,13 +33,16 @@ use kernel::{
         c_void, //
     },
     io_uring::{
+        denial::DeniedRequest,
         filter_set::FilterSet,
         request::Request,
         restriction::Restriction,
         ring::Ring,
-        task::TaskRestriction, //
+        task::TaskRestriction,
+        Opcode, //
     },
     prelude::*,
+    seq_file::SeqFile,
     uaccess::UserPtr, //
 };
 
@@ -97,7 +101,11 @@ pub unsafe extern "C" fn io_register_bpf_filter(
         // - This file sets all filters.
         // - The caller renews the ring's copy of the filters before others may use it.
         let owner = unsafe { Restriction::from_raw_mut(res) };
-        let set = filter::register(owner.filters(), UserPtr::from_ptr(arg.cast()))?;
+        let set = filter::register(
+            owner.filters(),
+            UserPtr::from_ptr(arg.cast()),
+            filter::Owner::Ring,
+        )?;
 
         owner.set_filters(set);
         Ok(0)
@@ -142,6 +150,23 @@ pub unsafe extern "C" fn io_register_restrictions(
 
         restriction::register_ring(&mut ring, UserPtr::from_ptr(arg), nr_args).map(|()| 0)
     })
+}
+
+/// Returns whether `ctx`, a ring, refuses every request with `opcode`.
+///
+/// # Safety
+///
+/// `ctx` must be a valid ring, not null, whose `uring_lock` is held.
+#[export]
+pub unsafe extern "C" fn io_ring_refuses(ctx: *mut bindings::io_ring_ctx, opcode: c_uint) -> bool {
+    let (Some(ctx), Some(opcode)) = (NonNull::new(ctx), Opcode::new(opcode)) else {
+        return false;
+    };
+    // SAFETY: The caller guarantees that the ring is valid and its lock held, and this is the only
+    // handle. This file sets all filters.
+    let ring = unsafe { Ring::from_raw(ctx) };
+
+    restriction::refuses(ring.restriction(), opcode)
 }
 
 /// Registers the restrictions that `arg` describes with the current task.
@@ -189,6 +214,122 @@ pub unsafe extern "C" fn io_register_blind_allowed(opcode: c_uint) -> bool {
     let task = unsafe { TaskRestriction::current() };
 
     restriction::allows_register(&task, opcode)
+}
+
+/// Returns zero if the restrictions of the current task allow a request with `opcode`, `user_data`
+/// and no flags, and [`EACCES`] if not. The request is one that the task makes without a ring.
+///
+/// # Safety
+///
+/// As for [`io_register_restrictions_task`].
+#[export]
+pub unsafe extern "C" fn io_task_check_restriction(opcode: u8, user_data: u64) -> c_int {
+    // SAFETY: The caller guarantees that there is no other handle. This file sets all restrictions
+    // of tasks.
+    let task = unsafe { TaskRestriction::current() };
+
+    from_result(|| {
+        let opcode = Opcode::new(opcode.into()).ok_or(EINVAL)?;
+
+        restriction::check_request(&task, &Request::without_ring(opcode, user_data)).map(|()| 0)
+    })
+}
+
+/// Returns zero if the filters of the current task allow a request with `opcode`, `user_data` and
+/// no flags or arguments, and [`EACCES`] if not. The request is one that the task makes without a
+/// ring.
+///
+/// # Safety
+///
+/// As for [`io_register_restrictions_task`].
+#[export]
+pub unsafe extern "C" fn io_task_run_filters(opcode: u8, user_data: u64) -> c_int {
+    // SAFETY: The caller guarantees that there is no other handle. This file sets all restrictions
+    // of tasks.
+    let task = unsafe { TaskRestriction::current() };
+
+    from_result(|| {
+        let opcode = Opcode::new(opcode.into()).ok_or(EINVAL)?;
+
+        restriction::filter_request(&task, &Request::without_ring(opcode, user_data)).map(|()| 0)
+    })
+}
+
+/// Traces that the restrictions of `ctx` deny a request with `user_data`, `opcode` and `flags`.
+///
+/// # Safety
+///
+/// `ctx` must be a valid ring, not null, whose `uring_lock` is held.
+#[export]
+pub unsafe extern "C" fn __io_trace_restricted(
+    ctx: *mut bindings::io_ring_ctx,
+    user_data: u64,
+    opcode: u8,
+    flags: u8,
+) {
+    let (Some(ctx), Some(opcode)) = (NonNull::new(ctx), Opcode::new(opcode.into())) else {
+        return;
+    };
+    // SAFETY: The caller guarantees that the ring is valid and its lock held, and this is the only
+    // handle. This file sets all filters.
+    let ring = unsafe { Ring::<Filters>::from_raw(ctx) };
+
+    ring.trace_denied(&DeniedRequest {
+        opcode,
+        flags,
+        user_data,
+        denial: restriction::denial(&ring.restriction().rules(), opcode),
+    });
+}
+
+/// Traces that the filters of `ctx` deny `req`.
+///
+/// # Safety
+///
+/// - `ctx` must be a valid ring, not null, whose `uring_lock` is held.
+/// - `req` must be a request of that ring whose opcode was validated and whose `prep` succeeded,
+///   and nobody else may write to it.
+#[export]
+pub unsafe extern "C" fn __io_trace_filtered(
+    ctx: *mut bindings::io_ring_ctx,
+    req: *mut bindings::io_kiocb,
+) {
+    let Some(ctx) = NonNull::new(ctx) else {
+        return;
+    };
+    // SAFETY: The caller guarantees that the ring is valid and its lock held, and this is the only
+    // handle. This file sets all filters.
+    let ring = unsafe { Ring::<Filters>::from_raw(ctx) };
+    // SAFETY: The caller guarantees that the request is prepared, and that nobody else writes to
+    // it.
+    let request = unsafe { Request::from_raw(req) };
+
+    if let Some(set) = ring.restriction().filters() {
+        ring.trace_denied(&filter::denied(set, request));
+    }
+}
+
+/// Writes to `m`, the fdinfo of `ctx`, what that ring refuses.
+///
+/// # Safety
+///
+/// - `ctx` must be a valid ring, not null, whose `uring_lock` is held.
+/// - `m` must be valid, and nobody else may access it.
+#[export]
+pub unsafe extern "C" fn io_show_restrictions(
+    ctx: *mut bindings::io_ring_ctx,
+    m: *mut bindings::seq_file,
+) {
+    let Some(ctx) = NonNull::new(ctx) else {
+        return;
+    };
+    // SAFETY: The caller guarantees that the ring is valid and its lock held, and this is the only
+    // handle. This file sets all filters.
+    let ring = unsafe { Ring::from_raw(ctx) };
+    // SAFETY: The caller guarantees that `m` is valid, and that nobody else accesses it.
+    let out = unsafe { SeqFile::from_raw(m) };
+
+    report::show(out, ring.restriction());
 }
 
 /// Gives `ctx`, a ring that is being created, the restrictions of the task that creates it.
@@ -252,14 +393,11 @@ pub unsafe extern "C" fn io_task_restriction_free(tsk: *mut bindings::task_struc
 mod tests {
     use super::*;
     use crate::filter::FilterProgram;
-    use kernel::{
-        bpf::{
-            insn,
-            Insn,
-            Load,
-            Loads, //
-        },
-        io_uring::Opcode, //
+    use kernel::bpf::{
+        insn,
+        Insn,
+        Load,
+        Loads, //
     };
 
     /// Programs that return the words of the context of requests with an opcode.

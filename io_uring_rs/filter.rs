@@ -14,10 +14,13 @@
 //! - `fuse`: joins two programs into one.
 //! - `chain`: holds the filters of one opcode, and the program into which they are fused.
 //! - `table`: holds the chains of all opcodes. This is what rings and tasks share.
+//! - `calls`: holds the filters of system calls, if the kernel has such filters.
 //! - `payload`: copies the address of a request to connect to where programs can load it.
 //!
 //! C counterpart: `io_uring/bpf_filter.c`.
 
+#[cfg(CONFIG_IO_URING_BPF_CALLS)]
+pub(crate) mod calls;
 mod chain;
 mod check;
 pub(crate) mod context;
@@ -29,13 +32,22 @@ mod payload;
 mod table;
 mod verdict;
 
+#[cfg(CONFIG_IO_URING_BPF_CALLS)]
+use self::table::FILTER_COST;
 use self::{
     chain::{
         Chain,
         Compile, //
     },
+    import::Target,
     table::Table, //
 };
+pub(crate) use self::{
+    import::Owner,
+    table::MAX_COST, //
+};
+#[cfg(CONFIG_IO_URING_BPF_CALLS)]
+use kernel::io_uring::call::Call;
 use kernel::{
     bpf::{
         self,
@@ -44,6 +56,7 @@ use kernel::{
         Program, //
     },
     io_uring::{
+        denial::DeniedRequest,
         filter_set::FilterSet,
         request::{
             FilterContext,
@@ -109,7 +122,8 @@ impl Compile for FilterProgram {
 pub(crate) type Filters = Table<FilterProgram>;
 
 /// Creates a set from the filters of `old`, if there is an old set, and the filter that `arg`
-/// describes, a `struct io_uring_bpf` in user space. `old` is left as it is.
+/// describes, a `struct io_uring_bpf` in user space. `old` is left as it is. The set is for
+/// `owner`.
 ///
 /// # Errors
 ///
@@ -119,15 +133,20 @@ pub(crate) type Filters = Table<FilterProgram>;
 pub(crate) fn register(
     old: Option<&FilterSet<Filters>>,
     arg: UserPtr,
+    owner: Owner,
 ) -> Result<ARef<FilterSet<Filters>>> {
-    let registration = import::import(arg)?;
+    let registration = import::import(arg, owner)?;
     let filter = bpf::read_program::<FilterChecker>(
         registration.insns,
         registration.len,
         GFP_KERNEL_ACCOUNT,
     )?;
 
-    Table::with_filter(old, registration.opcode, filter, registration.deny_rest)
+    match registration.target {
+        Target::Request(opcode) => Table::with_filter(old, opcode, filter, registration.deny_rest),
+        #[cfg(CONFIG_IO_URING_BPF_CALLS)]
+        Target::Call(call) => Table::with_call_filter(old, call, &filter, registration.deny_rest),
+    }
 }
 
 /// Checks whether `request` may run, which is not one of those that need no filter. May sleep.
@@ -151,6 +170,36 @@ pub(crate) fn run(filters: &Filters, request: &Request) -> Result {
         Ok(())
     } else {
         Err(EACCES)
+    }
+}
+
+/// Checks whether `set`, if there is one, allows `call`. `context` creates the context if a program
+/// needs it.
+///
+/// # Errors
+///
+/// [`EACCES`] if a filter denies the call, or the lack of one does.
+#[cfg(CONFIG_IO_URING_BPF_CALLS)]
+pub(crate) fn check_call(
+    set: Option<&FilterSet<Filters>>,
+    call: Call,
+    context: impl FnOnce() -> FilterContext,
+) -> Result {
+    match set {
+        Some(set) if !set.call(call).allows(context) => Err(EACCES),
+        _ => Ok(()),
+    }
+}
+
+/// Describes `request`, which `set` denies, for the trace event.
+pub(crate) fn denied(set: &FilterSet<Filters>, request: &Request) -> DeniedRequest {
+    let (opcode, flags) = (request.opcode(), request.sqe_flags());
+
+    DeniedRequest {
+        opcode,
+        flags,
+        user_data: request.user_data(),
+        denial: Table::denial(set, opcode, flags),
     }
 }
 

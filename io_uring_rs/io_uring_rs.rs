@@ -3,11 +3,12 @@
 //! Parts of io_uring that are written in Rust and replace their C counterparts.
 //!
 //! - `filter`: classic BPF programs that decide which requests may run.
+//! - `report`: what the fdinfo of a ring says about filters and restrictions.
 //! - `restriction`: lists of the requests and registrations that rings and tasks may make, and how
 //!   rings and child tasks inherit restrictions and filters.
 //! - `zcrx`: zero-copy receive into memory that user space has registered.
-//! - `exports`, `zcrx_exports`: the functions that C calls. All unsafe code is in these two
-//!   modules.
+//! - `exports`, `calls_exports`, `zcrx_exports`: the functions that C calls. All unsafe code is in
+//!   these three modules.
 //!
 //! At boot, the kernel log says which of these parts are built.
 //!
@@ -15,12 +16,19 @@
 
 #![deny(unsafe_code)]
 
+#[cfg(CONFIG_IO_URING_BPF_CALLS)]
+#[path = "calls/exports.rs"]
+#[expect(unsafe_code)]
+pub mod calls_exports;
 #[cfg(CONFIG_IO_URING_BPF_RUST)]
 #[expect(unsafe_code)]
 pub mod exports;
 #[cfg(CONFIG_IO_URING_BPF_RUST)]
 #[forbid(unsafe_code)]
 mod filter;
+#[cfg(CONFIG_IO_URING_BPF_RUST)]
+#[forbid(unsafe_code)]
+mod report;
 #[cfg(CONFIG_IO_URING_BPF_RUST)]
 #[forbid(unsafe_code)]
 mod restriction;

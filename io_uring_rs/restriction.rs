@@ -25,6 +25,11 @@ use kernel::{
         Capability, //
     },
     io_uring::{
+        denial::{
+            Denial,
+            DeniedRequest, //
+        },
+        request::Request,
         restriction::Restriction,
         ring::Ring,
         rules::{
@@ -36,6 +41,7 @@ use kernel::{
             RestrictionEntry,
             TaskRestrictionHeader, //
         },
+        Opcode, //
     },
     nospec,
     prelude::*,
@@ -162,7 +168,7 @@ pub(crate) fn register_task_filter(
         return Err(EINVAL);
     }
     let old = task.get();
-    let filters = filter::register(old.and_then(Restriction::filters), arg)?;
+    let filters = filter::register(old.and_then(Restriction::filters), arg, filter::Owner::Task)?;
     let rules = old.map(Restriction::rules).unwrap_or_default();
 
     task.set(Arc::new(
@@ -170,6 +176,68 @@ pub(crate) fn register_task_filter(
         GFP_KERNEL_ACCOUNT,
     )?);
     Ok(())
+}
+
+/// Returns whether a ring with `restriction` refuses all requests with `opcode`, so that its probe
+/// does not report the opcode as supported. Where that depends on more of a request than its
+/// flags, the opcode is not refused.
+pub(crate) fn refuses(restriction: &Restriction<Filters>, opcode: Opcode) -> bool {
+    !restriction.rules().allows_opcode(opcode.index())
+        || restriction
+            .filters()
+            .is_some_and(|filters| Filters::refuses(filters, opcode))
+}
+
+/// Returns the reason for which `rules` deny a request with `opcode` that they were found to deny.
+pub(crate) fn denial(rules: &Rules, opcode: Opcode) -> Denial {
+    if rules.sqe_ops.contains(opcode.index()) {
+        Denial::Flags
+    } else {
+        Denial::Opcode
+    }
+}
+
+/// Checks whether the list of the current task allows `request`, which the task makes without a
+/// ring.
+///
+/// # Errors
+///
+/// [`EACCES`] if it does not.
+pub(crate) fn check_request(task: &TaskRestriction<'_, Filters>, request: &Request) -> Result {
+    let rules = task.get().map(Restriction::rules).unwrap_or_default();
+    let (opcode, flags) = (request.opcode(), request.sqe_flags());
+
+    if rules.allows_request(opcode.index(), flags) {
+        return Ok(());
+    }
+    DeniedRequest {
+        opcode,
+        flags,
+        user_data: request.user_data(),
+        denial: denial(&rules, opcode),
+    }
+    .trace_without_ring();
+    Err(EACCES)
+}
+
+/// Checks whether the filters of the current task allow `request`, which the task makes without a
+/// ring. May sleep.
+///
+/// # Errors
+///
+/// [`EACCES`] if they do not.
+pub(crate) fn filter_request(task: &TaskRestriction<'_, Filters>, request: &Request) -> Result {
+    let Some(set) = task.get().and_then(Restriction::filters) else {
+        return Ok(());
+    };
+
+    if set
+        .unfiltered(request.opcode())
+        .contains(request.sqe_flags())
+    {
+        return Ok(());
+    }
+    filter::run(set, request).inspect_err(|_| filter::denied(set, request).trace_without_ring())
 }
 
 /// Returns whether the current task may call `io_uring_register()` with `opcode` and no ring.

@@ -290,7 +290,11 @@ static void break_arg(struct oracle *o, struct io_uring_bpf *arg)
 {
 	switch (oracle_below(o, 10)) {
 	case 0:
-		arg->cmd_type = oracle_percent(o, 50) ? oracle_below(o, 4) : rnd(o);
+		arg->cmd_type = oracle_percent(o, 50) ? oracle_below(o, 2) : rnd(o);
+		/* These commands exist in Rust only. */
+		if (arg->cmd_type == IO_URING_BPF_CMD_REGISTER ||
+		    arg->cmd_type == IO_URING_BPF_CMD_SETUP)
+			arg->cmd_type = 0;
 		break;
 	case 1:
 		arg->cmd_flags = BIT(oracle_below(o, 16));

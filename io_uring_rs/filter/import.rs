@@ -2,6 +2,14 @@
 
 //! Reads and checks the argument of `IORING_REGISTER_BPF_FILTER`.
 
+#[cfg(CONFIG_IO_URING_BPF_CALLS)]
+use kernel::io_uring::{
+    call::Call,
+    uapi::{
+        BPF_CMD_REGISTER,
+        BPF_CMD_SETUP, //
+    }, //
+};
 use kernel::{
     bpf::MAX_INSNS,
     io_uring::{
@@ -21,10 +29,58 @@ use kernel::{
     }, //
 };
 
+/// The owner of filters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Owner {
+    /// A ring, which sets up no others.
+    Ring,
+    /// A task.
+    Task,
+}
+
+/// What a filter decides on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Target {
+    /// Requests with an opcode.
+    Request(Opcode),
+    /// A system call.
+    #[cfg(CONFIG_IO_URING_BPF_CALLS)]
+    Call(Call),
+}
+
+impl Target {
+    /// Returns what the command `cmd_type` and `opcode` of `owner` name.
+    ///
+    /// # Errors
+    ///
+    /// [`EINVAL`] if that is nothing.
+    fn new(cmd_type: u16, opcode: u32, owner: Owner) -> Result<Self> {
+        let target = match (cmd_type, owner) {
+            (BPF_CMD_FILTER, _) => Opcode::new(opcode).map(Self::Request),
+            #[cfg(CONFIG_IO_URING_BPF_CALLS)]
+            (BPF_CMD_REGISTER, _) => Call::register(opcode).map(Self::Call),
+            #[cfg(CONFIG_IO_URING_BPF_CALLS)]
+            (BPF_CMD_SETUP, Owner::Task) if opcode == 0 => Some(Self::Call(Call::SETUP)),
+            _ => None,
+        };
+
+        target.ok_or(EINVAL)
+    }
+
+    /// Returns the size in bytes of the arguments that filters see, at most 24.
+    fn pdu_size(self) -> u16 {
+        match self {
+            Self::Request(opcode) => opcode.pdu_size(),
+            #[cfg(CONFIG_IO_URING_BPF_CALLS)]
+            Self::Call(call) => call.pdu_size(),
+        }
+    }
+}
+
 /// A filter to register, checked except for its program.
 pub(super) struct Registration {
-    /// The opcode to filter.
-    pub(super) opcode: Opcode,
+    /// What to filter.
+    pub(super) target: Target,
     /// The address of the program in user space.
     pub(super) insns: UserPtr,
     /// The number of instructions: 1 to [`MAX_INSNS`].
@@ -49,15 +105,15 @@ fn check_pdu_size(user: u8, kernel: u16, strict: bool) -> Result {
     Ok(())
 }
 
-/// Checks all fields whose values do not depend on the opcode. Returns the opcode and the program's
-/// length.
-fn check_fields(bpf: &Bpf) -> Result<(Opcode, u16)> {
+/// Checks all fields whose values do not depend on the opcode. Returns what `owner` wants to
+/// filter, and the program's length.
+fn check_fields(bpf: &Bpf, owner: Owner) -> Result<(Target, u16)> {
     let filter = bpf.filter();
 
-    if bpf.cmd_type() != BPF_CMD_FILTER || !bpf.reserved_is_zero() {
+    if !bpf.reserved_is_zero() {
         return Err(EINVAL);
     }
-    let opcode = Opcode::new(filter.opcode()).ok_or(EINVAL)?;
+    let target = Target::new(bpf.cmd_type(), filter.opcode(), owner)?;
     if filter.flags() & !(BPF_FILTER_DENY_REST | BPF_FILTER_SZ_STRICT) != 0
         || !filter.reserved_is_zero()
         || filter.is_empty()
@@ -65,26 +121,26 @@ fn check_fields(bpf: &Bpf) -> Result<(Opcode, u16)> {
     {
         return Err(EINVAL);
     }
-    Ok((opcode, u16::try_from(filter.len())?))
+    Ok((target, u16::try_from(filter.len())?))
 }
 
-/// Reads and checks `arg`, a `struct io_uring_bpf` in user space. Writes the actual size of the
-/// opcode's arguments back to it, also if this fails with [`EMSGSIZE`].
+/// Reads and checks `arg`, a `struct io_uring_bpf` in user space, for a filter of `owner`. Writes
+/// the actual size of the opcode's arguments back to it, also if this fails with [`EMSGSIZE`].
 ///
 /// # Errors
 ///
 /// - [`EFAULT`] if `arg` cannot be read or written.
 /// - [`EINVAL`] for a value that is unknown, reserved or out of range.
 /// - [`EMSGSIZE`] if the caller expects another size of the opcode's arguments.
-pub(super) fn import(arg: UserPtr) -> Result<Registration> {
+pub(super) fn import(arg: UserPtr, owner: Owner) -> Result<Registration> {
     let bpf: Bpf = UserSlice::new(arg, size_of::<Bpf>()).reader().read()?;
-    let (opcode, len) = check_fields(&bpf)?;
+    let (target, len) = check_fields(&bpf, owner)?;
     let mut filter = bpf.filter();
     let strict = filter.flags() & BPF_FILTER_SZ_STRICT != 0;
-    let verdict = check_pdu_size(filter.pdu_size(), opcode.pdu_size(), strict);
+    let verdict = check_pdu_size(filter.pdu_size(), target.pdu_size(), strict);
 
-    // This is at most 24, see `Opcode::pdu_size`.
-    filter.set_pdu_size(opcode.pdu_size() as u8);
+    // This is at most 24, see `Target::pdu_size`.
+    filter.set_pdu_size(target.pdu_size() as u8);
     UserSlice::new(
         arg.wrapping_byte_add(Bpf::FILTER_OFFSET),
         size_of::<BpfFilter>(),
@@ -94,7 +150,7 @@ pub(super) fn import(arg: UserPtr) -> Result<Registration> {
     verdict?;
 
     Ok(Registration {
-        opcode,
+        target,
         insns: filter.insns(),
         len,
         deny_rest: filter.flags() & BPF_FILTER_DENY_REST != 0,
@@ -134,27 +190,30 @@ mod tests {
         valid[16] = 1; // filter_len
 
         let check = |bytes: &[u8]| match Bpf::from_bytes_copy(bytes) {
-            Some(bpf) => check_fields(&bpf).map(|(opcode, len)| (opcode.index(), len)),
+            Some(bpf) => check_fields(&bpf, Owner::Task),
             None => Err(ENOENT),
         };
-        assert_eq!(check(&valid), Ok((LAST, 1)));
+        let last = Opcode::new(LAST as u32)
+            .map(Target::Request)
+            .ok_or(EINVAL)?;
+        assert_eq!(check(&valid), Ok((last, 1)));
 
         for (offset, value, expected) in [
             (0, 0, Err(EINVAL)),              // cmd_type 0
-            (0, 2, Err(EINVAL)),              // cmd_type 2
+            (0, 4, Err(EINVAL)),              // cmd_type 4
             (2, 1, Err(EINVAL)),              // cmd_flags
             (4, 1, Err(EINVAL)),              // resv
             (8, LAST as u8 + 1, Err(EINVAL)), // opcode IORING_OP_LAST
             (11, 1, Err(EINVAL)),             // opcode + 2^24
-            (12, 3, Ok((LAST, 1))),           // both flags
+            (12, 3, Ok((last, 1))),           // both flags
             (12, 4, Err(EINVAL)),             // unknown flag
             (15, 0x80, Err(EINVAL)),
             (16, 0, Err(EINVAL)),      // no instructions
             (17, 16, Err(EINVAL)),     // 4097
             (18, 1, Err(EINVAL)),      // 65537
-            (20, 255, Ok((LAST, 1))),  // pdu_size is not judged here
-            (24, 1, Ok((LAST, 1))),    // nor is the pointer
-            (31, 0xff, Ok((LAST, 1))), // nor is the pointer
+            (20, 255, Ok((last, 1))),  // pdu_size is not judged here
+            (24, 1, Ok((last, 1))),    // nor is the pointer
+            (31, 0xff, Ok((last, 1))), // nor is the pointer
         ] {
             let mut bytes = valid;
             if let Some(byte) = bytes.get_mut(offset) {
@@ -171,7 +230,28 @@ mod tests {
         }
         valid[16] = 0;
         valid[17] = 16;
-        assert_eq!(check(&valid), Ok((LAST, 4096)));
+        assert_eq!(check(&valid), Ok((last, 4096)));
         Ok(())
+    }
+
+    /// Checks for each command, opcode and owner what would be filtered.
+    #[test]
+    fn calls_are_named_by_other_commands() {
+        for owner in [Owner::Ring, Owner::Task] {
+            for opcode in 0..300 {
+                let request = Opcode::new(opcode).map(Target::Request).ok_or(EINVAL);
+                assert_eq!(Target::new(1, opcode, owner), request);
+
+                for (cmd_type, first, end, pdu_size) in [(2, 0, 38, 4), (3, 0, 1, 20), (4, 0, 0, 0)]
+                {
+                    let exists = cfg!(CONFIG_IO_URING_BPF_CALLS)
+                        && (first..end).contains(&opcode)
+                        && (cmd_type == 2 || owner == Owner::Task);
+                    let size = Target::new(cmd_type, opcode, owner).map(Target::pdu_size);
+
+                    assert_eq!(size, if exists { Ok(pdu_size) } else { Err(EINVAL) });
+                }
+            }
+        }
     }
 }

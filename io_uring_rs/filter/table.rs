@@ -11,6 +11,11 @@
 #[cfg(CONFIG_IO_URING_RS_KUNIT_TEST)]
 mod model_test;
 
+#[cfg(CONFIG_IO_URING_BPF_CALLS)]
+use super::calls::{
+    CallSlot,
+    Calls, //
+};
 use super::{
     chain::{
         Chain,
@@ -22,10 +27,13 @@ use super::{
         Verdict, //
     },
 };
+#[cfg(CONFIG_IO_URING_BPF_CALLS)]
+use kernel::io_uring::call::Call;
 use kernel::{
     alloc::KVVec,
     bpf::Insn,
     io_uring::{
+        denial::Denial,
         filter_set::{
             Contents,
             FilterSet, //
@@ -47,10 +55,10 @@ const RELEASE_BUDGET: usize = 64;
 
 /// The most that the filters of an opcode may cost, as for a path of seccomp filters. Without a
 /// bound, a task could register so many that it cannot be killed while they run.
-const MAX_COST: u16 = 32_768;
+pub(crate) const MAX_COST: u16 = 32_768;
 
 /// The cost of a filter besides its instructions.
-const FILTER_COST: usize = 4;
+pub(super) const FILTER_COST: usize = 4;
 
 /// The number of instructions of which the states fit on the stack, 20 bytes each.
 const FEW: usize = 16;
@@ -124,11 +132,23 @@ fn allowed_flags(program: &[Insn], opcode: Opcode) -> Result<Option<FlagSet>> {
     })
 }
 
+/// What is reported about the filters of one opcode.
+pub(crate) struct Summary {
+    /// The sum of the costs of all filters, [`MAX_COST`] at most.
+    pub(crate) cost: u16,
+    /// The flags with which requests are allowed, if the programs allow them, too.
+    pub(crate) allowed: FlagSet,
+    /// The number of programs.
+    pub(crate) programs: usize,
+}
+
 /// A table: the chains and costs of all opcodes. The set that it is in also has the flags of
 /// requests that are allowed without running a program.
 pub(crate) struct Table<P> {
     chains: PerOpcode<Option<Arc<Chain<P>>>>,
     costs: PerOpcode<u16>,
+    #[cfg(CONFIG_IO_URING_BPF_CALLS)]
+    calls: Calls,
 }
 
 impl<P: Compile> Slot<P> {
@@ -220,6 +240,33 @@ impl<P: Compile + Send + Sync + 'static> Table<P> {
                 costs[opcode] = cost;
                 Ok(())
             }),
+            #[cfg(CONFIG_IO_URING_BPF_CALLS)]
+            calls: Calls::inherit(old.map(|old| &old.calls)),
+        });
+
+        FilterSet::new(unfiltered, table, GFP_KERNEL_ACCOUNT)
+    }
+
+    /// Creates a set from `old`, or from one that allows everything, by adding `filter`, which must
+    /// have been checked, to the filters of `call`. With `deny_rest`, all other registrations
+    /// without a filter are denied, if `call` is one, too.
+    ///
+    /// # Errors
+    ///
+    /// [`ENOMEM`] if memory is short, and the errors of [`Calls::with_filter`].
+    #[cfg(CONFIG_IO_URING_BPF_CALLS)]
+    pub(super) fn with_call_filter(
+        old: Option<&FilterSet<Self>>,
+        call: Call,
+        filter: &[Insn],
+        deny_rest: bool,
+    ) -> Result<ARef<FilterSet<Self>>> {
+        let calls = Calls::with_filter(old.map(|old| &old.calls), call, filter, deny_rest)?;
+        let unfiltered = PerOpcode::init(|op| old.map_or(FlagSet::ALL, |old| old.unfiltered(op)));
+        let table = init!(Self {
+            chains <- PerOpcode::init(|op| old.and_then(|old| old.chains[op].clone())),
+            costs <- PerOpcode::init(|op| old.map_or(0, |old| old.costs[op])),
+            calls,
         });
 
         FilterSet::new(unfiltered, table, GFP_KERNEL_ACCOUNT)
@@ -227,6 +274,33 @@ impl<P: Compile + Send + Sync + 'static> Table<P> {
 }
 
 impl<P: Send + Sync + 'static> Table<P> {
+    /// Returns whether all requests of `opcode` are denied, whatever else is in them.
+    pub(crate) fn refuses(set: &FilterSet<Self>, opcode: Opcode) -> bool {
+        set.unfiltered(opcode) == FlagSet::NONE && set.chains[opcode].is_none()
+    }
+
+    /// Returns the reason for which `set` denies a request with `opcode` and `flags` that it was
+    /// found to deny.
+    pub(super) fn denial(set: &FilterSet<Self>, opcode: Opcode, flags: u8) -> Denial {
+        match &set.chains[opcode] {
+            None if set.costs[opcode] == 0 => Denial::Rest,
+            None if set.unfiltered(opcode) == FlagSet::NONE => Denial::Filter,
+            Some(chain) if chain.allows_flags(flags) => Denial::Program,
+            _ => Denial::FilterFlags,
+        }
+    }
+
+    /// Returns what is reported about the filters of `opcode` in `set`.
+    pub(crate) fn summary(set: &FilterSet<Self>, opcode: Opcode) -> Summary {
+        let slot = Self::slot(set, opcode);
+
+        Summary {
+            cost: slot.cost,
+            allowed: slot.allowed,
+            programs: slot.chain.map_or(0, |chain| chain.len()),
+        }
+    }
+
     /// Returns what happens to the requests of `opcode` in `set`.
     fn slot(set: &FilterSet<Self>, opcode: Opcode) -> Slot<P> {
         let chain = set.chains[opcode].clone();
@@ -244,6 +318,12 @@ impl<P: Send + Sync + 'static> Table<P> {
 }
 
 impl<P> Table<P> {
+    /// Returns what happens to `call`.
+    #[cfg(CONFIG_IO_URING_BPF_CALLS)]
+    pub(crate) fn call(&self, call: Call) -> &CallSlot {
+        self.calls.slot(call)
+    }
+
     /// Returns the programs that decide on requests of `opcode` that are filtered. If there are
     /// none, these requests are denied.
     #[inline]
@@ -259,6 +339,13 @@ impl<P: Send + Sync + 'static> Contents for Table<P> {
         for chain in self.chains.iter_mut().filter_map(Option::take) {
             released += chain.len();
             drop(chain);
+            if released >= RELEASE_BUDGET {
+                return true;
+            }
+        }
+        #[cfg(CONFIG_IO_URING_BPF_CALLS)]
+        for slot in self.calls.iter_mut() {
+            released += slot.release();
             if released >= RELEASE_BUDGET {
                 return true;
             }

@@ -5,10 +5,12 @@
 //! - [`opcode`]: request opcodes, and tables indexed by them.
 //! - [`request`], [`command`], [`filter_words`]: requests, their arguments, and the part of them
 //!   that opcode filters see.
+//! - [`call`]: system calls that filters can deny.
 //! - [`uapi`]: structures that user space passes in.
 //! - [`filter_set`]: sets of filters that rings and tasks share.
 //! - [`sqe_flags`]: sets of values of the SQE flags.
 //! - [`rules`]: which requests and registrations are allowed.
+//! - [`denial`]: the trace event of requests that are denied.
 //! - [`restriction`]: rules together with filters. A [`ring`] or a [`task`] can have one.
 //! - [`zcrx`], [`queues`], [`event`], [`receive`]: the interface between zero-copy receive and a
 //!   ring.
@@ -36,7 +38,10 @@
 
 #[cfg(CONFIG_IO_URING_ZCRX)]
 pub mod account;
+pub mod call;
 pub mod command;
+#[cfg(CONFIG_IO_URING_BPF_RUST)]
+pub mod denial;
 #[cfg(CONFIG_IO_URING_ZCRX)]
 pub mod event;
 pub mod filter_set;

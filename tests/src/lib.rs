@@ -23,6 +23,7 @@ pub mod settings;
 pub mod sqe;
 pub mod stream;
 pub mod suite;
+pub mod trace;
 pub mod wide;
 pub mod xdp;
 pub mod zcrx;

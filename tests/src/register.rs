@@ -10,6 +10,7 @@ use crate::sqe::{Sqe, op};
 
 pub const IORING_REGISTER_FILES: u32 = 2;
 pub const IORING_REGISTER_EVENTFD: u32 = 4;
+pub const IORING_REGISTER_PROBE: u32 = 8;
 pub const IORING_REGISTER_PERSONALITY: u32 = 9;
 pub const IORING_UNREGISTER_PERSONALITY: u32 = 10;
 pub const IORING_REGISTER_RESTRICTIONS: u32 = 11;

@@ -177,7 +177,12 @@ pub struct Sysctl {
 
 impl Sysctl {
     pub fn set(name: &str, value: &str) -> anyhow::Result<Self> {
-        let path = format!("/proc/sys/{name}");
+        Self::set_file(&format!("/proc/sys/{name}"), value)
+    }
+
+    /// Sets a setting that is not in `/proc/sys`.
+    pub fn set_file(path: &str, value: &str) -> anyhow::Result<Self> {
+        let path = path.to_string();
         ensure!(
             settings::is_known(&path),
             "{path} would not be restored; add it to FILES in settings.rs"

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 
 /// The files that hold one setting each.
-const FILES: [&str; 13] = [
+const FILES: [&str; 14] = [
     "/proc/sys/kernel/bpf_stats_enabled",
     "/proc/sys/kernel/hung_task_timeout_secs",
     "/proc/sys/kernel/hung_task_warnings",
@@ -21,6 +21,7 @@ const FILES: [&str; 13] = [
     "/proc/sys/user/max_user_namespaces",
     "/proc/sys/vm/nr_hugepages",
     "/sys/kernel/slab/io_kiocb/failslab",
+    "/sys/kernel/tracing/events/io_uring/io_uring_denied/enable",
     "/sys/module/oracle_test/parameters/programs",
     "/sys/module/oracle_test/parameters/seed",
 ];

@@ -194,7 +194,10 @@ mod tests {
             };
 
             FOLLOWED.iter().zip(&self.model).all(|(&opcode, model)| {
-                Opcode::new(opcode).is_some_and(|op| model.matches(&Table::slot(set, op)))
+                Opcode::new(opcode).is_some_and(|op| {
+                    model.matches(&Table::slot(set, op))
+                        && Table::refuses(set, op) == matches!(model, Model::Deny)
+                })
             })
         }
     }
@@ -308,6 +311,8 @@ mod tests {
                 init!(Table {
                     chains <- PerOpcode::init(|op| set.chains[op].clone()),
                     costs <- PerOpcode::init(|_| 0),
+                    #[cfg(CONFIG_IO_URING_BPF_CALLS)]
+                    calls: Calls::inherit(None),
                 }),
                 GFP_KERNEL,
             )?

@@ -48,6 +48,9 @@ impl Opcode {
     /// The opcode that opens a file with a `struct open_how`.
     pub const OPENAT2: Self = Self::known(bindings::io_uring_op_IORING_OP_OPENAT2);
 
+    /// The opcode that sends a message to a ring.
+    pub const MSG_RING: Self = Self::known(bindings::io_uring_op_IORING_OP_MSG_RING);
+
     /// Converts an opcode of the kernel's own list.
     const fn known(opcode: u32) -> Self {
         assert!((opcode as usize) < super::OP_LAST);
@@ -95,6 +98,20 @@ impl Opcode {
     #[inline]
     pub fn as_u8(self) -> u8 {
         self.0
+    }
+
+    /// Returns the name of the opcode, without `IORING_OP_`.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use kernel::io_uring::Opcode;
+    ///
+    /// assert_eq!(Opcode::OPENAT.name(), c"OPENAT");
+    /// ```
+    pub fn name(self) -> &'static CStr {
+        // SAFETY: The function takes any number, and returns a string literal.
+        unsafe { CStr::from_char_ptr(bindings::io_uring_get_opcode(self.0)) }
     }
 
     /// Returns this opcode's entry in the table of issue definitions.

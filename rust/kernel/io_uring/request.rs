@@ -33,7 +33,8 @@ const SQE_VALID_FLAGS: u8 = 1 << bindings::io_uring_sqe_flags_bit_IOSQE_FIXED_FI
 ///
 /// # Invariants
 ///
-/// `opcode` is less than `IORING_OP_LAST`, and the opcode's `prep` succeeded.
+/// `opcode` is less than `IORING_OP_LAST`. Either the opcode's `prep` succeeded, or all but the
+/// opcode and `user_data` is zero.
 #[repr(transparent)]
 pub struct Request(Opaque<bindings::io_kiocb>);
 
@@ -50,6 +51,31 @@ impl Request {
         // SAFETY: The caller guarantees that the request is valid, and `Self` is a transparent
         // wrapper.
         unsafe { &*req.cast::<Self>() }
+    }
+
+    /// Creates a request that only filters see: one without flags, ring and file, all of whose
+    /// arguments are zero. It is never issued.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use kernel::io_uring::{request::Request, Opcode};
+    ///
+    /// let nop = Opcode::new(0).ok_or(EINVAL)?;
+    /// let request = Request::without_ring(nop, 7);
+    ///
+    /// assert_eq!(request.opcode(), nop);
+    /// assert_eq!((request.user_data(), request.sqe_flags()), (7, 0));
+    /// # Ok::<(), Error>(())
+    /// ```
+    pub fn without_ring(opcode: Opcode, user_data: u64) -> Self {
+        let mut request: bindings::io_kiocb = pin_init::zeroed();
+
+        request.opcode = opcode.as_u8();
+        request.cqe.user_data = user_data;
+        // INVARIANT: The opcode is in range. Arguments that are zero are initialised, and null is
+        // no asynchronous data.
+        Self(Opaque::new(request))
     }
 
     /// Returns the request as a C pointer.
@@ -132,6 +158,11 @@ impl FilterContext {
         context.user_data = user_data;
         context.opcode = opcode.as_u8();
         context.sqe_flags = sqe_flags;
+        Self(context)
+    }
+
+    /// Creates a context with these contents.
+    pub(super) fn from_raw(context: bindings::io_uring_bpf_ctx) -> Self {
         Self(context)
     }
 

@@ -4,6 +4,8 @@
 //!
 //! C header: [`include/linux/io_uring_types.h`](srctree/include/linux/io_uring_types.h)
 
+#[cfg(CONFIG_IO_URING_BPF_RUST)]
+use super::denial::DeniedRequest;
 use super::{
     filter_set::Contents,
     restriction::Restriction,
@@ -62,6 +64,12 @@ impl<T: Contents> Ring<'_, T> {
         // SAFETY: By the type invariants, the ring is valid, and nobody else accesses its
         // restrictions, of which `Restriction` is a transparent wrapper.
         unsafe { &*(&raw const (*self.ctx.as_ptr()).restrictions).cast() }
+    }
+
+    /// Traces a request of the ring that is denied.
+    #[cfg(CONFIG_IO_URING_BPF_RUST)]
+    pub fn trace_denied(&self, denied: &DeniedRequest) {
+        denied.trace(self.ctx.as_ptr());
     }
 
     /// Returns the ring's restrictions, for changing them.

@@ -2,12 +2,13 @@
 
 //! Rules: which requests and registrations a ring or task may make. They are plain data.
 //!
-//! This module uses only `core` and the two numbers below, so that it is also built and tested
-//! outside the kernel. There, the parent module defines the numbers.
+//! This module uses only `core` and the numbers below, so that it is also built and tested outside
+//! the kernel. There, the parent module defines the numbers.
 
 pub use super::{
     OP_LAST,
-    REGISTER_LAST, //
+    REGISTER_LAST,
+    SQE_FLAG_VALUES, //
 };
 
 /// A set of opcodes, with the layout of the kernel's bitmaps.
@@ -105,5 +106,24 @@ impl Rules {
     /// Returns whether `io_uring_register()` may be called with this opcode.
     pub fn allows_register(&self, op: usize) -> bool {
         !self.registers_restricted || self.register_ops.contains(op)
+    }
+
+    /// Returns whether a request with this opcode and these `IOSQE_*` flags is allowed:
+    /// `io_check_restriction()`.
+    pub fn allows_request(&self, op: usize, flags: u8) -> bool {
+        let (allowed, required) = (self.sqe_flags_allowed, self.sqe_flags_required);
+
+        !self.sqes_restricted
+            || (self.sqe_ops.contains(op)
+                && flags & required == required
+                && flags & !(allowed | required) == 0)
+    }
+
+    /// Returns whether a request with this opcode is allowed with any flags that a request can
+    /// have.
+    pub fn allows_opcode(&self, op: usize) -> bool {
+        (0..=u8::MAX)
+            .take(SQE_FLAG_VALUES)
+            .any(|flags| self.allows_request(op, flags))
     }
 }

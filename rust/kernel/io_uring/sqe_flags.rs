@@ -21,6 +21,8 @@ const BITS: usize = usize::BITS as usize;
 /// let set = FlagSet::containing(0b0100).and(FlagSet::containing(0b0010).complement());
 /// assert!(set.contains(0b0000_0100));
 /// assert!(!set.contains(0b0000_0110));
+/// assert_eq!(FlagSet::containing(0b0100_0000).halves(), [u64::MAX, 0]);
+/// assert_eq!(FlagSet::containing(0b0000_0001).complement().halves(), [0x5555_5555_5555_5555; 2]);
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(transparent)]
@@ -55,6 +57,18 @@ impl FlagSet {
         self.0
             .get(value / BITS)
             .is_some_and(|word| word >> (value % BITS) & 1 != 0)
+    }
+
+    /// Returns the set as a number of 128 bits, its upper half first. Bit `n` is set if `n` is one
+    /// of the values.
+    pub fn halves(&self) -> [u64; 2] {
+        let half = |first: u8| {
+            (0..64)
+                .filter(|bit| self.contains(first + bit))
+                .fold(0, |half, bit| half | 1 << bit)
+        };
+
+        [half(64), half(0)]
     }
 
     /// Returns the values that are in both sets.

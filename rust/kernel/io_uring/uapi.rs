@@ -21,6 +21,12 @@ use core::mem::{
 /// The command that registers a filter: `IO_URING_BPF_CMD_FILTER`.
 pub const BPF_CMD_FILTER: u16 = bindings::IO_URING_BPF_CMD_FILTER as u16;
 
+/// The command that registers a filter of registrations: `IO_URING_BPF_CMD_REGISTER`.
+pub const BPF_CMD_REGISTER: u16 = bindings::IO_URING_BPF_CMD_REGISTER as u16;
+
+/// The command that registers a filter of setups: `IO_URING_BPF_CMD_SETUP`.
+pub const BPF_CMD_SETUP: u16 = bindings::IO_URING_BPF_CMD_SETUP as u16;
+
 /// The flag of a filter whose registration also denies every opcode that has no filter.
 pub const BPF_FILTER_DENY_REST: u32 = bindings::IO_URING_BPF_FILTER_DENY_REST;
 

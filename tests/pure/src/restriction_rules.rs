@@ -244,6 +244,44 @@ fn answers_are_those_of_the_list() {
     assert!((0..300).all(|op| Rules::default().allows_register(op)));
 }
 
+/// Checks for each opcode and all flags which requests a list allows.
+#[test]
+fn listed_requests_are_allowed_with_the_right_flags() {
+    for (allowed, required) in [(0, 0), (0x7f, 0), (0x10, 0x10), (0x30, 0x05), (0, 0x80)] {
+        let rules = rules_of(&[
+            (SQE_OP, 5),
+            (SQE_OP, 64),
+            (FLAGS_ALLOWED, allowed),
+            (FLAGS_REQUIRED, required),
+        ]);
+        for op in 0..300 {
+            let listed = op == 5 || op == 64;
+            for flags in 0..=u8::MAX {
+                let has_required = (0..8).all(|bit| required >> bit & 1 <= flags >> bit & 1);
+                let has_others = (0..8).any(|bit| flags & !allowed & !required & 1 << bit != 0);
+                let want = listed && has_required && !has_others;
+                assert_eq!(rules.allows_request(op, flags), want, "{op}, {flags:#x}");
+            }
+            // No request has the uppermost flag.
+            assert_eq!(rules.allows_opcode(op), listed && required < 0x80);
+        }
+    }
+    for free in [Rules::default(), rules_of(&[(REGISTER_OP, 5)])] {
+        assert!((0..300).all(|op| free.allows_opcode(op) && free.allows_request(op, 0x7f)));
+    }
+    assert!(!rules_of(&[]).allows_opcode(0));
+    assert!(!rules_of(&[(FLAGS_ALLOWED, 0x7f)]).allows_opcode(0));
+}
+
+/// Returns the rules of a valid list.
+fn rules_of(entries: &[Entry]) -> Rules {
+    let mut parser = Parser::new();
+    for &(kind, value) in entries {
+        parser.entry(kind, value);
+    }
+    parser.finish().expect("a valid list")
+}
+
 /// A number beyond the bitmap is never a member, and inserting one changes nothing.
 #[test]
 fn opcode_beyond_the_bitmap_is_never_a_member() {

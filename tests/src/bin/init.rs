@@ -67,13 +67,16 @@ fn set_up() -> anyhow::Result<()> {
         )
         .with_context(|| format!("mounting {kind} on {target}"))?;
     }
-    for (name, target) in [("pts", "devpts"), ("shm", "tmpfs")] {
-        let path = format!("/dev/{name}");
-        fs::create_dir_all(&path)?;
-        // Some kernels have no pseudo-terminals.
+    // Some kernels have no pseudo-terminals, or no trace events.
+    for (path, target) in [
+        ("/dev/pts", "devpts"),
+        ("/dev/shm", "tmpfs"),
+        ("/sys/kernel/tracing", "tracefs"),
+    ] {
+        let _ = fs::create_dir(path);
         let _ = mount(
             Some(target),
-            path.as_str(),
+            path,
             Some(target),
             MsFlags::empty(),
             None::<&str>,

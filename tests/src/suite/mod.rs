@@ -2,18 +2,23 @@
 //! The user-space suite: its groups, each with the tables of tests of its files.
 //! `runner` starts every test in a process of its own.
 
+mod blind_messages;
 mod boot;
 mod bounds;
+mod calls;
+mod calls_setup;
 mod context;
 mod context_flags;
 mod fault;
 mod fault_points;
 mod fault_requests;
 mod fault_tasks;
+mod fdinfo;
 mod harness;
 mod inheritance;
 mod links;
 mod ownership;
+mod probe;
 mod program;
 mod program_runs;
 mod random;
@@ -28,6 +33,7 @@ mod stress_anything;
 mod stress_rings;
 mod submission;
 mod task_restrictions;
+mod tracing;
 mod zcrx_areas;
 mod zcrx_churn;
 mod zcrx_control;
@@ -187,6 +193,12 @@ const GROUPS: &[Group] = &[
             restrictions::TESTS,
             restriction_flags::TESTS,
             task_restrictions::TESTS,
+            probe::TESTS,
+            blind_messages::TESTS,
+            tracing::TESTS,
+            fdinfo::TESTS,
+            calls::TESTS,
+            calls_setup::TESTS,
         ],
     },
     Group {
