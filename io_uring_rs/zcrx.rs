@@ -7,12 +7,14 @@
 //! device that is bound to the interface queue receives into its buffers; all other data is copied
 //! to them.
 //!
-//! - `ifq`: the interface queue, its construction and its users.
+//! - `ifq`, `users`: the interface queue, its construction and its users.
 //! - `cursor`: positions in a refill queue, and the meaning of its entries.
-//! - `area`, `buffers`, `free_list`, `memory`: the areas, and who has which of their buffers.
-//! - `refill`, `returns`: the refill queue, through which user space gives buffers back.
+//! - `area`, `table`, `buffers`, `free_list`, `memory`: the areas, and who has which of their
+//!   buffers.
+//! - `refill`, `refill_ring`, `returns`: the refill queue, through which user space gives buffers
+//!   back.
 //! - `provider`: the binding to a device, whose page pools get their buffers here.
-//! - `event`: events that user space has asked to be told of.
+//! - `event`, `fired`: events that user space has asked to be told of.
 //! - `recv`, `walk`: receiving the data of a socket.
 //! - `register`, `control`: the registrations and operations that user space asks for.
 //!
@@ -23,14 +25,18 @@ mod buffers;
 mod control;
 mod cursor;
 mod event;
+mod fired;
 mod free_list;
 mod ifq;
 mod memory;
 mod provider;
 mod recv;
 mod refill;
+mod refill_ring;
 mod register;
 mod returns;
+mod table;
+mod users;
 mod walk;
 
 pub(crate) use self::{

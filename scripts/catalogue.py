@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: GPL-2.0
 """The catalogue of all tests, read from their sources: the tables of tests/src/suite,
 the KUnit suites of io_uring_rs/, rust/ and kunit/, and the tests of this machine in
-tests/pure, tests/src/model.rs and tools/ringfence. A test's documentation says what it shows:
+tests/pure, tests/loom, tests/src/model.rs and tools/ringfence. A test's documentation says
+what it shows:
 
 - The first paragraph is "Checks that …". For KUnit tests and tests of this machine, the
   name is a sentence, and the paragraph may be another one that explains it.
@@ -116,10 +117,10 @@ def kunit():
 
 def host():
     """Yields the tests of this machine."""
-    pure = TOP / "tests/pure/src"
+    folders = [TOP / "tests/pure/src", TOP / "tests/loom/src"]
     ringfence = TOP / "tools/ringfence"
     files = [
-        *((path, f"{path.stem}::") for path in sorted(pure.glob("*.rs"))),
+        *((path, f"{path.stem}::") for folder in folders for path in sorted(folder.glob("*.rs"))),
         (TOP / "tests/src/model.rs", "model::tests::"),
         *((path, f"{path.stem}::tests::") for path in sorted((ringfence / "src").glob("*.rs"))),
         *((path, "") for path in sorted((ringfence / "tests").glob("*.rs"))),

@@ -11,7 +11,8 @@ use super::{
         AREA_SHIFT, //
     },
     free_list::FreeAreas,
-    memory::Memory, //
+    memory::Memory,
+    table::Table, //
 };
 use kernel::{
     device::{
@@ -30,7 +31,6 @@ use kernel::{
         }, //
     },
     new_mutex,
-    nospec,
     page::{
         SharedPage,
         PAGE_SHIFT, //
@@ -38,10 +38,8 @@ use kernel::{
     prelude::*,
     sync::{
         atomic::{
-            Acquire,
             Atomic,
-            Relaxed,
-            Release, //
+            Relaxed, //
         },
         Arc,
         Mutex,
@@ -242,26 +240,18 @@ pub(super) fn offset(iov: &ProvidedIov<'_>, shift: u32) -> u64 {
         .wrapping_add(iov.offset() as u64)
 }
 
-/// The number of areas in each part of the table.
-const PART: usize = 32;
-
-type Part = [SetOnce<Pin<KBox<Area>>>; PART];
-
 /// All areas of a queue, at most 1,024: `ZCRX_MAX_AREAS`. An area is only freed with its queue, so
 /// that looking one up takes no lock.
 #[pin_data]
 pub(super) struct Areas {
     /// The base-2 logarithm of the size of a buffer, in bytes.
     shift: u32,
-    /// The table. A part is allocated with its first area.
-    parts: [SetOnce<KBox<Part>>; PART],
-    /// The number of ids that are in use. The area of an id may not be there yet.
-    len: Atomic<u32>,
+    table: Table<Pin<KBox<Area>>>,
     /// The areas that have free buffers.
     free: Arc<FreeAreas>,
     /// The area in which free buffers were last found.
     hint: Atomic<u32>,
-    /// Held while `len` changes.
+    /// Held while ids are reserved or given up.
     #[pin]
     ids_lock: Mutex<()>,
 }
@@ -273,12 +263,11 @@ impl Areas {
     ///
     /// [`ENOMEM`] if memory is short.
     pub(super) fn new(shift: u32) -> Result<impl PinInit<Self>> {
-        let free = FreeAreas::new(PART * PART)?;
+        let free = FreeAreas::new(Table::<Pin<KBox<Area>>>::CAPACITY)?;
 
         Ok(pin_init!(Self {
             shift,
-            parts: [const { SetOnce::new() }; PART],
-            len: Atomic::new(0),
+            table: Table::new(),
             free,
             hint: Atomic::new(0),
             ids_lock <- new_mutex!((), "zcrx_ids_lock"),
@@ -290,17 +279,9 @@ impl Areas {
         self.shift
     }
 
-    /// Returns the number of ids that are in use.
-    fn len(&self) -> u32 {
-        self.len.load(Acquire)
-    }
-
     /// Returns the area with this id, if there is one. The id may come from user space.
     pub(super) fn get(&self, id: u32) -> Option<&Area> {
-        let id = nospec::checked_index(id as usize, self.len() as usize)?;
-        let part = self.parts.get(id / PART)?.as_ref()?;
-
-        Some(part.get(id % PART)?.as_ref()?)
+        self.table.get(id).map(|area| &**area)
     }
 
     /// Reserves the next id for an area.
@@ -310,20 +291,8 @@ impl Areas {
     /// [`EINVAL`] if no id is free, [`ENOMEM`] if memory is short.
     pub(super) fn reserve(&self) -> Result<Reservation<'_>> {
         let _guard = self.ids_lock.lock();
-        let id = self.len();
-        let part = self.parts.get(id as usize / PART).ok_or(EINVAL)?;
+        let (id, slot) = self.table.reserve()?;
 
-        if part.as_ref().is_none() {
-            part.populate(KBox::new(
-                [const { SetOnce::new() }; PART],
-                GFP_KERNEL_ACCOUNT,
-            )?);
-        }
-        let slot = part.as_ref().and_then(|part| part.get(id as usize % PART));
-        let slot = slot.ok_or(EINVAL)?;
-
-        // The id is below 1,024.
-        self.len.store(id.wrapping_add(1), Release);
         Ok(Reservation {
             areas: self,
             id,
@@ -338,7 +307,7 @@ impl Areas {
         let mut from = hint;
 
         // Each time, other CPUs may take the buffers first, so the number of tries is limited.
-        for _ in 0..=self.len() {
+        for _ in 0..=self.table.len() {
             let id = self.free.find(from)?;
 
             if let Some(area) = self.get(id) {
@@ -389,7 +358,7 @@ impl Areas {
 
     /// Unmaps all areas. `unused` shows that no pool gives their buffers to a device. May sleep.
     pub(super) fn unmap(&self, unused: &Unused<'_>) {
-        for id in 0..self.len() {
+        for id in 0..self.table.len() {
             if let Some(area) = self.get(id) {
                 area.buffers.unmap(unused);
             }
@@ -398,7 +367,7 @@ impl Areas {
 
     /// Takes back all buffers that user space has. May sleep.
     pub(super) fn scrub(&self) {
-        for id in 0..self.len() {
+        for id in 0..self.table.len() {
             if let Some(area) = self.get(id) {
                 area.buffers.scrub();
             }
@@ -423,7 +392,8 @@ impl Reservation<'_> {
     pub(super) fn publish(self, area: Pin<KBox<Area>>) {
         area.buffers.set_token(token(self.id));
         self.slot.populate(area);
-        // This comes last, so that a CPU that sees free buffers of the area also finds the area.
+        // This comes last, so that free buffers are seen when there is an area. It is not ordered: a
+        // CPU that sees them and does not find the area yet goes on searching.
         if let Some(area) = self.slot.as_ref() {
             area.buffers.note_in(self.areas.free.clone(), self.id);
         }
@@ -434,9 +404,8 @@ impl Drop for Reservation<'_> {
     fn drop(&mut self) {
         let _guard = self.areas.ids_lock.lock();
 
-        // Only the last id can be given up. Any other one stays unused.
-        if self.slot.as_ref().is_none() && self.areas.len() == self.id.wrapping_add(1) {
-            self.areas.len.store(self.id, Release);
+        if self.slot.as_ref().is_none() {
+            self.areas.table.give_up(self.id);
         }
     }
 }

@@ -5,7 +5,10 @@
 //! Lock: `Events::ring`, which disables bottom halves. While it is held, locks are taken to wake
 //! the task of the ring.
 
-use super::ifq::Queue;
+use super::{
+    fired::Fired,
+    ifq::Queue, //
+};
 use kernel::{
     io_uring::{
         event::RingRef,
@@ -18,10 +21,6 @@ use kernel::{
     },
     prelude::*,
     sync::{
-        atomic::{
-            Atomic,
-            Relaxed, //
-        },
         lock::spinlock_bh::SpinLockBh,
         new_spinlock_bh, //
     }, //
@@ -30,13 +29,10 @@ use kernel::{
 /// The events of a queue.
 #[pin_data]
 pub(super) struct Events {
-    /// The events that user space wants, a bit each.
-    wanted: u32,
     /// The `user_data` of the completions.
     user_data: u64,
-    /// The events that were sent since they were last armed, a bit each. Changes while `ring` is
-    /// locked.
-    fired: Atomic<u32>,
+    /// The events that were sent. Changes while `ring` is locked.
+    fired: Fired,
     /// The ring to which events are sent, if there is one.
     #[pin]
     ring: SpinLockBh<Option<RingRef>>,
@@ -66,16 +62,15 @@ impl Events {
         let (wanted, user_data) = (desc.type_mask, desc.user_data);
 
         pin_init!(Self {
-            wanted,
             user_data,
-            fired: Atomic::new(0),
+            fired: Fired::new(wanted),
             ring <- new_spinlock_bh!(None, "zcrx_events"),
         })
     }
 
     /// Starts sending events to `ring`, if any are wanted.
     pub(super) fn connect(&self, ring: Option<RingRef>) {
-        if self.wanted != 0 {
+        if self.fired.is_any_wanted() {
             *self.ring.lock() = ring;
         }
     }
@@ -87,23 +82,13 @@ impl Events {
 
     /// Sends an event, if it is wanted and was not sent since it was last armed.
     pub(super) fn send(&self, event: u32) {
-        let bit = 1u32.checked_shl(event).unwrap_or(0);
-
-        // Usually the event is not wanted or was sent already, which is seen without the lock.
-        if self.wanted & bit == 0 || self.fired.load(Relaxed) & bit != 0 {
-            return;
-        }
-        let ring = self.ring.lock();
-        let fired = self.fired.load(Relaxed);
-        if fired & bit != 0 {
-            return;
-        }
-        // An event that cannot be posted is not marked as sent, so that it can be sent later.
         let posted = |ring: &RingRef| ring.post_later(self.user_data, event as i32);
 
-        if ring.as_ref().is_some_and(posted) {
-            self.fired.store(fired | bit, Relaxed);
-        }
+        self.fired.send(
+            event,
+            || self.ring.lock(),
+            |ring| ring.as_ref().is_some_and(posted),
+        );
     }
 
     /// Arms an event that was sent, so that it can be sent again.
@@ -112,14 +97,6 @@ impl Events {
     ///
     /// [`EINVAL`] if there is no such event, or if it was not sent.
     pub(super) fn arm(&self, event: u32) -> Result {
-        let bit = (event < EVENT_TYPES).then(|| 1 << event).ok_or(EINVAL)?;
-        let _ring = self.ring.lock();
-        let fired = self.fired.load(Relaxed);
-
-        if fired & bit == 0 {
-            return Err(EINVAL);
-        }
-        self.fired.store(fired & !bit, Relaxed);
-        Ok(())
+        self.fired.arm(event, || self.ring.lock())
     }
 }

@@ -10,7 +10,8 @@
 use super::{
     area::Areas,
     event::Events,
-    refill::RefillQueue, //
+    refill::RefillQueue,
+    users::Users, //
 };
 use kernel::{
     device::Device,
@@ -25,9 +26,7 @@ use kernel::{
     prelude::*,
     sync::{
         aref::ARef,
-        atomic::Acquire,
-        Arc,
-        Refcount, //
+        Arc, //
     }, //
 };
 
@@ -40,7 +39,7 @@ pub(crate) struct Ifq {
     pub(super) account: Account,
     #[pin]
     pub(super) areas: Areas,
-    users: Refcount,
+    users: Users,
     #[pin]
     pub(super) events: Events,
     #[pin]
@@ -76,7 +75,7 @@ impl Ifq {
                 pin_init!(Self {
                     account,
                     areas <- areas,
-                    users: Refcount::new(1),
+                    users: Users::one(),
                     events <- Events::new(events),
                     refill <- refill,
                     writable,
@@ -98,7 +97,7 @@ impl Ifq {
 /// Drops a user of `ifq`. The last user gives the device its receive queue back, and takes back the
 /// buffers that user space has.
 fn drop_user(ifq: &Queue) {
-    if ifq.users.dec_and_test() {
+    if ifq.users.remove() {
         ifq.close();
         ifq.areas.scrub();
     }
@@ -111,7 +110,7 @@ pub(super) struct User(Arc<Queue>);
 impl User {
     /// Counts one more user of `ifq`.
     pub(super) fn new(ifq: Arc<Queue>) -> Self {
-        ifq.users.inc();
+        ifq.users.add();
         Self(ifq)
     }
 
@@ -122,7 +121,7 @@ impl User {
 
     /// Hands this user's count over to a ring that has got the queue.
     pub(super) fn hand_over(self) {
-        self.0.users.inc();
+        self.0.users.add();
     }
 }
 
@@ -152,7 +151,7 @@ pub(crate) fn terminate(queues: &Queues<'_, Queue>) {
 /// [`terminate`], so the buffers of queues without users are taken back again.
 pub(crate) fn unregister(mut queues: Queues<'_, Queue>) {
     while let Some(ifq) = queues.take() {
-        if ifq.users.as_atomic().load(Acquire) == 0 {
+        if ifq.users.are_gone() {
             ifq.areas.scrub();
         }
     }

@@ -7,23 +7,17 @@
 
 use super::{
     area::Areas,
-    cursor::{
-        Cursor,
-        Place, //
-    },
+    cursor::Cursor,
+    refill_ring::RefillRing,
     returns::ReturnBatch, //
 };
 use kernel::{
     io_uring::{
         region::Region,
         zcrx::{
-            RQE_OFF,
-            RQE_PAD,
             RQE_SIZE,
             RQ_ENTRIES,
-            RQ_HEAD,
             RQ_HEADER,
-            RQ_TAIL,
             STATS_ALIGN,
             STATS_BYTES,
             STATS_SIZE, //
@@ -86,8 +80,7 @@ fn stats(offset: u64, entries: u32, size: usize) -> Result<usize> {
 /// A refill queue, and the statistics after it, if user space asked for them.
 #[pin_data]
 pub(super) struct RefillQueue {
-    region: Region,
-    entries: u32,
+    ring: RefillRing,
     /// The offset of the statistics in bytes, if user space asked for them.
     stats: Option<usize>,
     #[pin]
@@ -117,8 +110,7 @@ impl RefillQueue {
         let cursor = Cursor::new(entries);
 
         Ok(pin_init!(Self {
-            region,
-            entries,
+            ring: RefillRing::new(region, entries),
             stats,
             cursor <- new_spinlock_bh!(cursor, "zcrx_refill"),
         }))
@@ -126,14 +118,14 @@ impl RefillQueue {
 
     /// Returns the memory of the queue, which user space maps.
     pub(super) fn region(&self) -> &Region {
-        &self.region
+        self.ring.region()
     }
 
     /// Counts in the statistics one completion for `bytes` bytes that were copied.
     pub(super) fn count_copy(&self, bytes: u64) {
         if let Some(stats) = self.stats {
-            self.region.add_u64(stats, 1);
-            self.region.add_u64(stats + STATS_BYTES, bytes);
+            self.region().add_u64(stats, 1);
+            self.region().add_u64(stats + STATS_BYTES, bytes);
         }
     }
 
@@ -148,25 +140,8 @@ impl RefillQueue {
         shift: u32,
         returns: &mut ReturnBatch<'a, F>,
     ) -> u32 {
-        let mut cursor = self.cursor.lock();
-        let tail = self.region.load_acquire_u32(RQ_TAIL);
-        let count = cursor.available(tail).min(max);
-
-        let Some(entries) = self.region.entries::<RQE_SIZE>(RQ_ENTRIES, self.entries) else {
-            return 0;
-        };
-
-        for entry in cursor.take(count) {
-            let offset = entries.read_u64::<RQE_OFF>(entry);
-            let padding = entries.read_u32::<RQE_PAD>(entry);
-
-            if let Some(place) = Place::decode(offset, padding, shift) {
-                returns.push(place);
-            }
-        }
-        returns.finish();
-        self.region.store_release_u32(RQ_HEAD, cursor.head());
-        count
+        self.ring
+            .drain(&mut self.cursor.lock(), max, shift, returns)
     }
 
     /// Consumes entries until the cache of a pool is full, and puts the buffers that they name into
@@ -190,7 +165,7 @@ impl RefillQueue {
 
     /// Returns the number of entries that the queue has.
     pub(super) fn entries(&self) -> u32 {
-        self.entries
+        self.ring.entries()
     }
 
     /// Consumes entries, and gives back the buffers that they name, until `is_enough`, which is
@@ -231,7 +206,7 @@ impl RefillQueue {
     pub(super) fn flush(&self, areas: &Areas) {
         let mut total = 0;
 
-        while total < self.entries {
+        while total < self.entries() {
             let mut returns = ReturnBatch::new(areas, |iov| iov.put());
             let count = self.drain(BATCH, areas.shift(), &mut returns);
 

@@ -14,6 +14,7 @@
 //!
 //! C header: [`include/net/netmem.h`](srctree/include/net/netmem.h)
 
+mod counts;
 mod iov;
 mod kind;
 mod mapping;
@@ -33,10 +34,12 @@ pub use self::{
     }, //
 };
 
-use self::iov::{
-    Iov,
-    Owner,
-    FREE, //
+use self::{
+    counts::FREE,
+    iov::{
+        Iov,
+        Owner, //
+    }, //
 };
 use crate::{
     bindings,
@@ -44,15 +47,10 @@ use crate::{
     nospec::index_in,
     num::casts::u32_as_usize,
     prelude::*,
-    sync::{
-        atomic::{
-            Acquire,
-            Atomic,
-            Full,
-            Relaxed,
-            Release, //
-        },
-        barrier, //
+    sync::atomic::{
+        Acquire,
+        Atomic,
+        Relaxed, //
     },
     task::cond_resched,
     types::Opaque,
@@ -216,7 +214,7 @@ impl NetIovs {
     pub(super) fn take(&self, index: u32) -> Option<NonNull<bindings::net_iov>> {
         let iov = self.iov(index.into())?;
 
-        iov.take().then_some(iov.iov)
+        iov.references().take().then_some(iov.iov)
     }
 
     /// Takes a buffer out of its pool and marks it as free. Returns the tag of its [`NetIovs`], and
@@ -237,19 +235,15 @@ impl NetIovs {
         // SAFETY: The caller guarantees that the `net_iov` is valid, and that its pool is releasing
         // it.
         unsafe { bindings::net_mp_niov_clear_page_pool(iov.iov.as_ptr()) };
-        iov.references().store(FREE, Release);
-        // Next, the pool counts the buffer as returned, by a relaxed operation. When all buffers
-        // are back, the pool drops its reference to the provider, perhaps on another CPU. The
-        // barrier makes sure that the CPU which then drops the buffers sees the two stores above.
-        barrier::smp_mb(barrier::Write);
+        iov.references().set_free_by_pool();
         named
     }
 
     /// Grants a free buffer to user space. Returns whether the buffer was free.
     pub fn take_and_grant(&self, index: u32) -> bool {
         match self.iov(index.into()) {
-            Some(iov) if iov.take() => {
-                iov.granted().fetch_add(1, Release);
+            Some(iov) if iov.references().take() => {
+                iov.granted().add();
                 true
             }
             _ => false,
@@ -265,21 +259,11 @@ impl NetIovs {
         let Some(iov) = self.iov(index) else {
             return AfterPut::Held;
         };
-        let granted = iov.granted();
-        let mut old = granted.load(Relaxed);
 
-        // A flush and a page pool may take back at the same time: together, they must not take back
-        // more than user space was granted.
-        while old > 0 {
-            // At most `old`, so that the cast loses nothing.
-            let taken = old.unsigned_abs().min(count) as i32;
-
-            match granted.cmpxchg(old, old.wrapping_sub(taken), Full) {
-                Ok(_) => return iov.put(taken),
-                Err(now) => old = now,
-            }
+        match iov.granted().take_back(count) {
+            Some(taken) => iov.put(taken),
+            None => AfterPut::Held,
         }
-        AfterPut::Held
     }
 
     /// Takes back all grants of a buffer from user space. Returns the state that the buffer is in
@@ -289,13 +273,9 @@ impl NetIovs {
             return AfterPut::Held;
         };
 
-        // Most buffers have no grants: spare them the atomic read-modify-write.
-        if iov.granted().load(Relaxed) == 0 {
-            return AfterPut::Held;
-        }
-        match iov.granted().xchg(0, Full) {
-            0 => AfterPut::Held,
-            count => iov.put(count),
+        match iov.granted().take_back_all() {
+            Some(count) => iov.put(count),
+            None => AfterPut::Held,
         }
     }
 }
@@ -303,14 +283,8 @@ impl NetIovs {
 impl NetIovs {
     /// Returns whether a buffer is in a pool, or has a reference that is no grant. May sleep.
     fn is_any_held(&self) -> bool {
-        let is_held = |iov: Iov<'_>| {
-            let left = match iov.granted().load(Relaxed) {
-                0 => FREE,
-                granted => granted as isize,
-            };
-
-            !iov.pool().is_null() || iov.references().load(Acquire) != left
-        };
+        let is_held =
+            |iov: Iov<'_>| !iov.pool().is_null() || iov.references().exceed(iov.granted());
 
         (0..self.len()).any(|index| {
             resched_after(index);
@@ -340,7 +314,7 @@ impl Drop for NetIovs {
 #[macros::kunit_tests(rust_kernel_net_netmem)]
 mod tests {
     use super::{
-        iov::GRANTED_MAX,
+        counts::GRANTED_MAX,
         *, //
     };
 
@@ -381,7 +355,7 @@ mod tests {
         assert!(!iovs.take_and_grant(2));
 
         // A buffer on its way back to its pool has no references for a moment.
-        let references = iovs.iov(0).ok_or(EINVAL)?.references();
+        let references = iovs.iov(0).ok_or(EINVAL)?.references().0;
 
         references.store(0, Relaxed);
         assert!(iovs.take(0).is_none());
@@ -442,25 +416,25 @@ mod tests {
 
         assert!(iovs.take_and_grant(0));
         if isize::BITS < 64 {
-            iov.granted().store(GRANTED_MAX - 1, Relaxed);
-            iov.references().store(GRANTED_MAX as isize - 1, Relaxed);
+            iov.granted().0.store(GRANTED_MAX - 1, Relaxed);
+            iov.references().0.store(GRANTED_MAX as isize - 1, Relaxed);
             for _ in 0..3 {
                 received.grant();
-                assert_eq!(iov.granted().load(Relaxed), GRANTED_MAX);
-                assert_eq!(iov.references().load(Relaxed), GRANTED_MAX as isize);
+                assert_eq!(iov.granted().0.load(Relaxed), GRANTED_MAX);
+                assert_eq!(iov.references().0.load(Relaxed), GRANTED_MAX as isize);
             }
             assert_eq!(take_back(&iovs, 0, u32::MAX), Some(true));
             return Ok(());
         }
-        iov.granted().store(i32::MAX, Relaxed);
-        iov.references().store(i32::MAX as isize, Relaxed);
+        iov.granted().0.store(i32::MAX, Relaxed);
+        iov.references().0.store(i32::MAX as isize, Relaxed);
         received.grant();
-        assert_eq!(iov.granted().load(Relaxed), i32::MIN);
-        assert_eq!(iov.references().load(Relaxed), 1 << 31);
+        assert_eq!(iov.granted().0.load(Relaxed), i32::MIN);
+        assert_eq!(iov.references().0.load(Relaxed), 1 << 31);
         assert_eq!(take_back(&iovs, 0, 1), None);
-        assert_eq!(iov.references().load(Relaxed), 1 << 31);
-        iov.granted().store(0, Relaxed);
-        iov.references().store(FREE, Relaxed);
+        assert_eq!(iov.references().0.load(Relaxed), 1 << 31);
+        iov.granted().0.store(0, Relaxed);
+        iov.references().0.store(FREE, Relaxed);
         Ok(())
     }
 
@@ -494,13 +468,17 @@ mod tests {
         assert!(!iovs.is_any_held());
         ProvidedIov::new(iov, 0).grant();
         assert!(!iovs.is_any_held());
-        iov.references().add(1, Relaxed);
+        iov.references().0.add(1, Relaxed);
         assert!(iovs.is_any_held());
-        iov.references().fetch_sub(1, Relaxed);
+        iov.references().0.fetch_sub(1, Relaxed);
         assert!(!iovs.is_any_held());
         assert!(iovs.take(0).is_some());
         assert!(iovs.is_any_held());
-        iovs.iov(0).ok_or(EINVAL)?.references().store(FREE, Relaxed);
+        iovs.iov(0)
+            .ok_or(EINVAL)?
+            .references()
+            .0
+            .store(FREE, Relaxed);
         assert!(!iovs.is_any_held());
         Ok(())
     }
@@ -512,10 +490,10 @@ mod tests {
         let iov = iovs.iov(0).ok_or(EINVAL)?;
 
         assert!(iovs.take_and_grant(0));
-        iov.references().add(1, Relaxed);
+        iov.references().0.add(1, Relaxed);
         assert_eq!(take_back(&iovs, 0, 1), None);
-        assert_eq!(iov.references().load(Relaxed), 1);
-        iov.references().store(FREE, Relaxed);
+        assert_eq!(iov.references().0.load(Relaxed), 1);
+        iov.references().0.store(FREE, Relaxed);
         Ok(())
     }
 }

@@ -4,35 +4,24 @@
 //!
 //! The parent module makes, maps and takes buffers; `provided` finds them in packets.
 
-use super::NET_IOV;
+use super::{
+    counts::{
+        Grants,
+        References, //
+    },
+    NET_IOV, //
+};
 use crate::{
     bindings,
     dma_memory::DmaMemory,
     prelude::*,
     sync::{
-        atomic::{
-            Acquire,
-            Atomic,
-            Full,
-            Relaxed,
-            Release, //
-        },
+        atomic::Atomic,
         Mutex, //
     },
-    types::Opaque,
-    warn_on_once, //
+    types::Opaque, //
 };
 use core::ptr::NonNull;
-
-/// The number of references that marks a buffer as free. Buffers that are not free never have it:
-/// those in a pool may have zero references for a moment.
-pub(super) const FREE: isize = isize::MIN;
-
-/// The number of grants of a buffer at which counting stops, on machines where references have 32
-/// bits. Where they have 64 bits, grants cannot add up to [`FREE`].
-///
-/// A grant compares before it adds, so that each CPU may exceed this number by one.
-pub(super) const GRANTED_MAX: i32 = 1 << 30;
 
 /// The state that the buffers of one piece of memory share.
 ///
@@ -113,13 +102,15 @@ impl<'a> Iov<'a> {
         self.iov.addr().get().wrapping_sub(first) / size_of::<bindings::net_iov>()
     }
 
-    /// Returns the number of references, which is [`FREE`] if the buffer is free.
+    /// Returns the number of references.
     #[inline]
-    pub(super) fn references(self) -> &'a Atomic<isize> {
+    pub(super) fn references(self) -> References<'a> {
         // SAFETY: By the type invariants, the `net_iov` is valid. C accesses this field only while
         // the `net_iov` is in a pool, and by atomic operations. An `atomic_long_t` has one member,
         // of the size of an `isize`.
-        unsafe { Atomic::from_ptr((&raw mut (*self.iov.as_ptr()).desc.pp_ref_count).cast()) }
+        References(unsafe {
+            Atomic::from_ptr((&raw mut (*self.iov.as_ptr()).desc.pp_ref_count).cast())
+        })
     }
 
     /// Returns the pool that the buffer is in, or null. It does not change while anybody has a
@@ -133,9 +124,9 @@ impl<'a> Iov<'a> {
 
     /// Returns the number of grants.
     #[inline]
-    pub(super) fn granted(self) -> &'a Atomic<i32> {
+    pub(super) fn granted(self) -> Grants<'a> {
         // SAFETY: There is a count for each `net_iov` of the owner, and this is one of them.
-        unsafe { self.owner.granted.get_unchecked(self.index()) }
+        Grants(unsafe { self.owner.granted.get_unchecked(self.index()) })
     }
 
     /// Returns the buffer as a `netmem_ref`.
@@ -144,35 +135,20 @@ impl<'a> Iov<'a> {
         self.iov.addr().get() as bindings::netmem_ref | NET_IOV
     }
 
-    /// Takes the buffer if it is free. Returns whether it was free.
-    pub(super) fn take(self) -> bool {
-        self.references().cmpxchg(FREE, 1, Acquire).is_ok()
-    }
-
     /// Drops `count` references, which the caller must own. Returns the state that the buffer is in
     /// afterwards.
     #[inline]
     pub(super) fn put(self, count: i32) -> AfterPut<'a> {
-        let (references, count) = (self.references(), count as isize);
+        let references = self.references();
 
-        // Most often, nobody else has a reference. Then nobody else can change the number, so that
-        // no atomic read-modify-write is needed.
-        let was_last = references.load(Acquire) == count || {
-            let before = references.fetch_sub(count, Full);
-
-            // As C does, warn if more references were dropped than there were.
-            warn_on_once!(before < count);
-            before == count
-        };
-        if !was_last {
+        if !references.remove(count) {
             return AfterPut::Held;
         }
         if self.pool().is_null() {
-            references.store(FREE, Release);
+            references.set_free();
             return AfterPut::Free;
         }
-        // A buffer that is given back to its pool has one reference: the pool's.
-        references.store(1, Relaxed);
+        references.set_pooled();
         // INVARIANT: The buffer is in a pool, and nobody else has a reference to it.
         AfterPut::Pooled(PooledIov(self))
     }
@@ -238,12 +214,19 @@ mod tests {
     use crate::{
         net::{
             netmem::{
+                counts::FREE,
                 NetIovs,
                 ProvidedIov, //
             },
             page_pool::ProviderKind, //
         },
         sync::{
+            atomic::{
+                Acquire,
+                Full,
+                Relaxed,
+                Release, //
+            },
             Arc,
             Completion, //
         },
@@ -314,10 +297,13 @@ mod tests {
         /// number of references that were left.
         fn finish(&self, iov: Iov<'_>) -> (i32, isize) {
             self.done.wait_for_completion();
-            let left = (iov.granted().load(Relaxed), iov.references().load(Relaxed));
+            let left = (
+                iov.granted().0.load(Relaxed),
+                iov.references().0.load(Relaxed),
+            );
 
-            iov.granted().store(0, Relaxed);
-            iov.references().store(FREE, Relaxed);
+            iov.granted().0.store(0, Relaxed);
+            iov.references().0.store(FREE, Relaxed);
             left
         }
     }
@@ -359,8 +345,8 @@ mod tests {
         let race = Race::new()?;
         let iov = race.iovs.iov(0).ok_or(EINVAL)?;
 
-        iov.granted().store(2 * TIMES, Relaxed);
-        iov.references().store(2 * TIMES as isize + 1, Relaxed);
+        iov.granted().0.store(2 * TIMES, Relaxed);
+        iov.references().0.store(2 * TIMES as isize + 1, Relaxed);
         Race::spawn(&race, |race, _| {
             for _ in 0..TIMES {
                 race.take_back();

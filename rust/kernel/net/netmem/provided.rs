@@ -4,10 +4,12 @@
 
 #[cfg(CONFIG_RUST_NET_KUNIT_TEST)]
 use super::iov::AfterPut;
-use super::iov::{
-    Iov,
-    Owner,
-    GRANTED_MAX, //
+use super::{
+    counts::Grants,
+    iov::{
+        Iov,
+        Owner, //
+    }, //
 };
 use crate::{
     bindings,
@@ -21,10 +23,7 @@ use crate::{
             SkBuff, //
         }, //
     },
-    sync::atomic::{
-        Relaxed,
-        Release, //
-    }, //
+    sync::atomic::Relaxed, //
 };
 use core::{
     marker::PhantomData,
@@ -151,12 +150,7 @@ impl<'a> ProvidedIov<'a> {
         // SAFETY: By the type invariants, there is such a buffer, and there is a count for each.
         let granted = unsafe { self.iov.owner.granted.get_unchecked(self.index) };
 
-        if isize::BITS < 64 && granted.load(Relaxed) >= GRANTED_MAX {
-            return;
-        }
-        self.iov.references().add(1, Relaxed);
-        // The reference comes first: user space may give back a grant as soon as it is counted.
-        granted.fetch_add(1, Release);
+        Grants(granted).add_with(self.iov.references());
     }
 
     /// Creates a run that covers a whole buffer, which was just taken out of a pool.

@@ -86,18 +86,23 @@ mod tests {
         let iov = shared.iovs.iov(0).ok_or(EINVAL)?;
 
         assert!(shared.iovs.take_and_grant(0));
-        iov.granted().store(2 * Shared::GRANTS, Relaxed);
-        iov.references().store(2 * Shared::GRANTS as isize, Relaxed);
+        iov.granted().0.store(2 * Shared::GRANTS, Relaxed);
+        iov.references()
+            .0
+            .store(2 * Shared::GRANTS as isize, Relaxed);
         // The work item is in no queue yet.
         let _ = workqueue::system_dfl().enqueue(shared.clone());
         shared.give_back();
         shared.ended.wait_for_completion();
 
-        let (granted, references) = (iov.granted().load(Relaxed), iov.references().load(Relaxed));
+        let (granted, references) = (
+            iov.granted().0.load(Relaxed),
+            iov.references().0.load(Relaxed),
+        );
 
         // A buffer that is in use must not be freed.
-        iov.granted().store(0, Relaxed);
-        iov.references().store(FREE, Relaxed);
+        iov.granted().0.store(0, Relaxed);
+        iov.references().0.store(FREE, Relaxed);
         assert_eq!((granted, references), (0, FREE));
         assert_eq!(shared.freed.load(Relaxed), 1);
         Ok(())
