@@ -25,6 +25,8 @@ mod random;
 mod registration;
 mod restriction_flags;
 mod restrictions;
+mod ringfence;
+mod ringfence_policies;
 mod runner;
 pub mod soak;
 mod state;
@@ -271,6 +273,11 @@ const GROUPS: &[Group] = &[
         tag: "BD",
         name: "length of chains",
         tests: &[bounds::TESTS],
+    },
+    Group {
+        tag: "RG",
+        name: "ringfence",
+        tests: &[ringfence::TESTS, ringfence_policies::TESTS],
     },
     Group {
         tag: "ST",
