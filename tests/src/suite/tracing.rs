@@ -103,7 +103,7 @@ fn each_reason_is_traced() -> TestResult {
         (recv.user_data(4), -libc::EBADF),
         (recv.user_data(5), DENIED),
         (recv.user_data(6).flags(IOSQE_ASYNC), DENIED),
-        (Sqe::new(op::STATX).user_data(7), DENIED),
+        (Sqe::new(op::FSYNC).user_data(7), DENIED),
         (Sqe::new(op::READ).user_data(8), DENIED),
         (Sqe::new(op::SHUTDOWN).user_data(9), -libc::EBADF),
     ] {
@@ -114,7 +114,7 @@ fn each_reason_is_traced() -> TestResult {
         event(3, "CLOSE", 0, "filter, certain for the opcode"),
         event(5, "RECV", 0, "filter"),
         event(6, "RECV", IOSQE_ASYNC, "filter, certain for the flags"),
-        event(7, "STATX", IOSQE_ASYNC, "DENY_REST"),
+        event(7, "FSYNC", IOSQE_ASYNC, "DENY_REST"),
         event(8, "READ", 0, "DENY_REST"),
     ];
     expect_eq("filters", taken(&watch)?, want)?;
