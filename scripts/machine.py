@@ -54,7 +54,8 @@ def command(image, initrd, append, *, kvm=False, icount=False, iommu=False, seri
         die(f"{QEMU} is not in the build root; remove build/root and run 'make toolchain'")
     # Counting instructions takes a single CPU; a guest nanosecond then is one
     # instruction.
-    machine = ["-icount", "shift=0,sleep=off", "-smp", "1"] if icount else ["-smp", "2"]
+    # The MP table, with which kernels without ACPI find CPUs, has one CPU of each socket.
+    machine = ["-icount", "shift=0,sleep=off", "-smp", "1"] if icount else ["-smp", "2,sockets=2"]
     if iommu:
         machine += ["-machine", "q35", "-device", "intel-iommu", *["-device", "pci-testdev"] * 2]
     options = [
@@ -83,7 +84,7 @@ def use_kvm(image):
         if known == host:
             return answer == "yes"
     script = BUILD / "kvm-probe.init"
-    script.write_text("#!/bin/sh\necho KVM-PROBE-REACHED-INIT\npoweroff -f\n")
+    script.write_text("#!/bin/sh\necho KVM-PROBE-REACHED-INIT\nreboot -f\n")
     initrd = BUILD / "kvm-probe.cpio"
     subprocess.run([TOP / "scripts/initramfs", initrd, script], check=True)
     try:
@@ -104,7 +105,7 @@ def use_kvm(image):
 
 class MemorySaver(threading.Thread):
     """Saves `length` bytes of the guest's memory, from the physical address `start` on,
-    in the file `path` once the guest has powered off."""
+    in the file `path` once the guest has ended."""
 
     def __init__(self, start, length, path):
         super().__init__(daemon=True)
