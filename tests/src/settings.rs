@@ -9,13 +9,15 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 
 /// The files that hold one setting each.
-const FILES: [&str; 14] = [
+const FILES: [&str; 16] = [
     "/proc/sys/kernel/bpf_stats_enabled",
     "/proc/sys/kernel/hung_task_timeout_secs",
     "/proc/sys/kernel/hung_task_warnings",
     "/proc/sys/net/core/bpf_jit_enable",
     "/proc/sys/net/core/bpf_jit_harden",
     "/proc/sys/net/core/bpf_jit_limit",
+    "/proc/sys/net/core/rps_sock_flow_entries",
+    "/proc/sys/net/core/skb_defer_max",
     "/proc/sys/net/ipv4/tcp_orphan_retries",
     "/proc/sys/net/ipv4/tcp_rmem",
     "/proc/sys/user/max_user_namespaces",

@@ -31,7 +31,7 @@ pub const TESTS: &[Test] = tests! {
     "zcrx::device::driver" {
         ZN27 failed_close_keeps_memory_mapped_until_the_restart (60 s);
         ZN28 failed_close_after_a_kill_keeps_memory_mapped (30 s);
-        ZN29 ring_may_end_while_its_queue_is_hidden (30 s);
+        ZN29 ring_may_end_while_its_queue_is_hidden (60 s);
         ZN30 device_may_go_while_its_queue_is_hidden (30 s);
         ZN31 queue_survives_being_hidden (30 s);
         ZN32 unaligned_large_buffers_are_refused (30 s);
@@ -496,6 +496,9 @@ fn exhaust(
 fn single_free_buffer_is_found_in_any_area() -> TestResult {
     const AREAS: usize = 64;
     const EACH: usize = 2;
+    // Packets that were read are freed at once. Otherwise, a CPU keeps those that it has
+    // received until it receives again, and with them some of the few buffers.
+    let _at_once = Sysctl::set("net/core/skb_defer_max", "0")?;
     let nic = Nic::new()?;
     nic.set_ring(8)?;
     let mut ring = roomy_ring()?;
