@@ -193,7 +193,18 @@ pub fn read_program<C: Checker>(insns: UserPtr, len: u16, flags: Flags) -> Resul
         .reader()
         .read_slice(program.as_mut_slice().as_bytes_mut())?;
     check_classic(&program)?;
-    for insn in program.iter_mut() {
+    apply::<C>(&mut program)?;
+    Ok(program)
+}
+
+/// Asks `C` about each instruction, and does what it says.
+///
+/// # Errors
+///
+/// [`EINVAL`] if `C` has a constant for something else than a load of the packet's length, and the
+/// errors of [`Checker::check`].
+fn apply<C: Checker>(program: &mut [Insn]) -> Result {
+    for insn in program {
         insn.code = match (C::check(insn.code, insn.k)?, insn.code) {
             (Action::Keep, code) => code,
             (Action::LoadConstant(value), insn::LD_LEN) => {
@@ -207,7 +218,7 @@ pub fn read_program<C: Checker>(insns: UserPtr, len: u16, flags: Flags) -> Resul
             (Action::LoadConstant(_), _) => return Err(EINVAL),
         };
     }
-    Ok(program)
+    Ok(())
 }
 
 /// A compiled classic BPF program, which computes a 32-bit value from a `T`.
@@ -455,6 +466,33 @@ mod tests {
         ]));
     }
 
+    /// A checker may have constants for lengths alone.
+    #[test]
+    fn constants_for_other_loads_are_refused() {
+        struct Constants;
+
+        impl Checker for Constants {
+            fn check(code: u16, k: u32) -> Result<Action> {
+                match code {
+                    insn::RET_A => Ok(Action::Keep),
+                    _ => Ok(Action::LoadConstant(k + 1)),
+                }
+            }
+        }
+
+        for (load, k, want) in [
+            (insn::LD_LEN, 7, Ok((insn::LD_IMM, 8))),
+            (insn::LDX_LEN, 7, Ok((insn::LDX_IMM, 8))),
+            (insn::LD_ABS, 4, Err(EINVAL)),
+            (insn::LD_IMM, 4, Err(EINVAL)),
+        ] {
+            let mut program = [Insn::new(load, k), Insn::new(insn::RET_A, 0)];
+            let got = apply::<Constants>(&mut program);
+
+            assert_eq!(got.map(|()| (program[0].code, program[0].k)), want);
+        }
+    }
+
     /// A program that divides by zero ends and returns zero.
     #[test]
     fn division_by_zero_ends_the_program() -> Result {
@@ -488,7 +526,14 @@ mod tests {
             Insn::new(insn::RET_A, 0),
         ];
 
-        assert_eq!(Program::<Words>::new(&program, 0)?.run(&words), 5);
+        let program = Program::<Words>::new(&program, 0)?;
+
+        assert_eq!(program.run(&words), 5);
+        // SAFETY: The program and what it points to are valid, and nobody changes them.
+        let stack = unsafe { (*(*program.prog.as_ptr()).aux).stack_depth };
+
+        // An interrupt overwrites what is past the end of the stack.
+        assert!(stack >= 16 * size_of::<u32>() as u32);
         Ok(())
     }
 }

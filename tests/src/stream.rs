@@ -125,18 +125,22 @@ impl Stream {
         }
     }
 
+    /// Shuts the sender down, and waits until the receiver knows of it.
+    pub fn finish(&self) -> anyhow::Result<()> {
+        // TCP_CLOSE_WAIT in the kernel's `net/tcp_states.h`.
+        const CLOSE_WAIT: u8 = 8;
+        let start = Instant::now();
+        self.sender.shutdown(Shutdown::Write)?;
+        while tcp_info(&self.receiver)?.tcpi_state != CLOSE_WAIT {
+            ensure!(start.elapsed() < limit(5), "the FIN did not arrive");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
+    }
+
     /// Counts the segments that TCP has sent more than once.
     pub fn retransmissions(&self) -> anyhow::Result<u32> {
-        // SAFETY: all zeroes is a valid structure.
-        let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
-        let mut size = size_of_val(&info) as libc::socklen_t;
-        let address = (&raw mut info).cast();
-        let fd = self.sender.as_raw_fd();
-        // SAFETY: the buffer is one structure of the given size.
-        let got =
-            unsafe { libc::getsockopt(fd, libc::IPPROTO_TCP, libc::TCP_INFO, address, &mut size) };
-        expect_result("TCP_INFO", got, 0)?;
-        Ok(info.tcpi_total_retrans)
+        Ok(tcp_info(&self.sender)?.tcpi_total_retrans)
     }
 
     /// Compares the bytes that a completion hands out with those sent. Returns the
@@ -224,6 +228,20 @@ impl Stream {
         );
         Ok(())
     }
+}
+
+/// Returns what TCP tells about a socket.
+fn tcp_info(socket: &TcpStream) -> anyhow::Result<libc::tcp_info> {
+    // SAFETY: all zeroes is a valid structure.
+    let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
+    let mut size = size_of_val(&info) as libc::socklen_t;
+    let address = (&raw mut info).cast();
+    let fd = socket.as_raw_fd();
+    // SAFETY: the buffer is one structure of the given size.
+    let got =
+        unsafe { libc::getsockopt(fd, libc::IPPROTO_TCP, libc::TCP_INFO, address, &mut size) };
+    expect_result("TCP_INFO", got, 0)?;
+    Ok(info)
 }
 
 /// Builds the last completion of a request on a ring whose completions are all wide.

@@ -3,6 +3,7 @@
 //! Their end is in `zcrx_device_end`, tests of single buffers are in
 //! `zcrx_device_buffers`.
 
+use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, ensure};
@@ -13,7 +14,7 @@ use crate::kernel::{self, Implementation, expect_eq, expect_result, zcrx_impleme
 use crate::netdev;
 use crate::nic::{self, Nic, QUEUE, QUEUES};
 use crate::register::PAGE_SIZE;
-use crate::sandbox::Sysctl;
+use crate::sandbox::{self, Sysctl};
 use crate::wide::{Mapping, WideRing, ZCRX_SETUP};
 use crate::xdp;
 use crate::zcrx::{
@@ -30,6 +31,7 @@ pub const TESTS: &[Test] = tests! {
         ZN06 netlink_reports_queue_and_pool;
         ZN25 buffers_larger_than_a_dma_segment_are_refused;
         ZN22 channels_of_a_bound_queue_cannot_be_removed;
+        ZN50 packets_follow_their_receiver_to_its_cpu;
     }
 };
 
@@ -397,5 +399,48 @@ fn channels_of_a_bound_queue_cannot_be_removed() -> TestResult {
     nic.ethtool("-N zsim0 flow-type tcp4 dst-port 9000 action 1")?;
     nic.zero_copy(&mut ring, &ifq, 100 * PAGE_SIZE)?;
     nic.expect_conserved(&mut ring, &ifq, BUFFERS)?;
+    Ok(Outcome::Passed)
+}
+
+/// Returns the number of packets that other CPUs have passed on to CPU `number`, because
+/// their receiver runs there.
+fn steered_to(number: usize) -> anyhow::Result<u64> {
+    const RECEIVED_RPS: usize = 9;
+    let statistics = fs::read_to_string("/proc/net/softnet_stat")?;
+    let line = statistics.lines().nth(number).context("no such CPU")?;
+    let count = line.split_whitespace().nth(RECEIVED_RPS);
+    Ok(u64::from_str_radix(count.context(line.to_string())?, 16)?)
+}
+
+/// Checks that receiving tells the kernel on which CPU it does, so that receive flow
+/// steering has the next packets processed there.
+fn packets_follow_their_receiver_to_its_cpu() -> TestResult {
+    const FLOWS: &str = "/sys/class/net/zsim0/queues";
+    const ROUNDS: u64 = 20;
+    let nic = Nic::new()?;
+    let _steering = Sysctl::set("net/core/rps_sock_flow_entries", "256")?;
+    fs::write(format!("{FLOWS}/rx-{QUEUE}/rps_flow_cnt"), "256")?;
+    let mut ring = roomy_ring()?;
+    let ifq = nic.ifq(&ring, ENTRIES, BUFFERS)?;
+    // Accepting the connection also tells where its receiver is.
+    sandbox::stay_on_cpu(0)?;
+    let mut stream = nic.stream(1)?;
+    ring.push(stream.recv(&ifq, 0))?;
+    ring.submit()?;
+    let before = steered_to(1)?;
+    for _ in 0..ROUNDS {
+        // The device receives on the CPU that sends.
+        sandbox::stay_on_cpu(0)?;
+        stream.send(100)?;
+        sandbox::stay_on_cpu(1)?;
+        stream.take_all(&mut ring, &ifq)?;
+    }
+    // The first packet comes before the first receive.
+    let steered = steered_to(1)? - before;
+    ensure!(
+        steered >= ROUNDS / 2,
+        "{steered} of {ROUNDS} packets were steered"
+    );
+    stream.end(&mut ring)?;
     Ok(Outcome::Passed)
 }
