@@ -23,7 +23,7 @@ pub const TESTS: &[Test] = tests! {
     "filters::stress" {
         ST02 ring_gets_filters_while_threads_submit (30 s);
         ST03 sqpoll_rings_end_while_filters_are_registered (30 s);
-        ST04 rings_come_and_go_on_all_cpus (30 s);
+        ST04 rings_come_and_go_on_all_cpus (60 s);
     }
 };
 

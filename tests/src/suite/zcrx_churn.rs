@@ -30,8 +30,8 @@ use crate::zcrx::{Ifq, Registration, TAIL, map_offset, memory, region_size, tran
 
 pub const TESTS: &[Test] = tests! {
     "zcrx::stress" {
-        ST07 exports_pass_from_process_to_process (30 s);
-        ST08 refill_queues_are_mapped_while_rings_end (30 s);
+        ST07 exports_pass_from_process_to_process (60 s);
+        ST08 refill_queues_are_mapped_while_rings_end (90 s);
         ST16 processes_are_killed_at_any_time (60 s);
     }
 };

@@ -32,7 +32,7 @@ pub const TESTS: &[Test] = tests! {
     "zcrx::device::buffers" {
         ZN12 event_fires_when_no_buffer_is_left;
         ZN13 buffers_return_to_their_pool_after_a_restart;
-        ZN14 napi_and_flush_consume_the_refill_queue;
+        ZN14 napi_and_flush_consume_the_refill_queue (60 s);
         ZN15 data_in_pages_is_copied;
         ZN16 buffer_with_several_fragments_needs_all_entries;
         ZN20 area_can_be_added_under_load (30 s);

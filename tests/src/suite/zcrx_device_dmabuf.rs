@@ -22,7 +22,7 @@ use crate::zcrx::{AreaReg, IORING_ZCRX_AREA_DMABUF, Ifq, Registration, memory, p
 
 pub const TESTS: &[Test] = tests! {
     "zcrx::device::dmabuf" {
-        ZN17 dmabuf_is_received_into_without_copies;
+        ZN17 dmabuf_is_received_into_without_copies (30 s);
         ZN18 invalid_dmabufs_are_refused;
         ZN23 bounce_buffers_are_synced (60 s);
     }

@@ -27,13 +27,13 @@ use crate::zcrx::{AreaReg, Ctrl, Ifq, ZCRX_CTRL_ADD_AREA, control, memory, pinne
 
 pub const TESTS: &[Test] = tests! {
     "zcrx::device::end" {
-        ZN07 ring_may_end_before_the_device_goes_down;
+        ZN07 ring_may_end_before_the_device_goes_down (60 s);
         ZN08 device_may_go_before_the_ring_ends;
         ZN09 ring_and_device_may_end_at_once (180 s);
-        ZN10 unread_packets_keep_the_area;
-        ZN19 leased_queue_ends_with_its_virtual_device;
+        ZN10 unread_packets_keep_the_area (30 s);
+        ZN19 leased_queue_ends_with_its_virtual_device (60 s);
         ZN11 ring_may_end_with_all_buffers_in_user_space;
-        ZN24 unreported_packets_are_lost_without_harm;
+        ZN24 unreported_packets_are_lost_without_harm (60 s);
     }
 };
 

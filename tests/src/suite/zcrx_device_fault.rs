@@ -18,7 +18,7 @@ use crate::zcrx::ZCRX_EVENT_ALLOC_FAIL;
 
 pub const TESTS: &[Test] = tests! {
     "zcrx::device::fault" {
-        FI13 queue_survives_a_failing_driver (30 s);
+        FI13 queue_survives_a_failing_driver (60 s);
         FI18 lost_event_fires_again;
         FI21 reception_resumes_after_failed_allocations (30 s);
     }

@@ -20,8 +20,8 @@ use crate::zcrx::{Ifq, memory, pinned};
 
 pub const TESTS: &[Test] = tests! {
     "zcrx::device::pools" {
-        ZN45 driver_without_other_sizes_is_not_asked_for_one;
-        ZN46 pools_of_another_or_no_device_are_refused (30 s);
+        ZN45 driver_without_other_sizes_is_not_asked_for_one (60 s);
+        ZN46 pools_of_another_or_no_device_are_refused (60 s);
     }
 };
 

@@ -24,8 +24,8 @@ use crate::zcrx::{Ifq, memory, pinned, recv_zc};
 pub const TESTS: &[Test] = tests! {
     "zcrx::device::provider" {
         ZN42 data_of_another_queue_is_refused;
-        ZN43 data_of_another_device_is_refused;
-        ZN44 data_in_a_foreign_dmabuf_is_refused;
+        ZN43 data_of_another_device_is_refused (30 s);
+        ZN44 data_in_a_foreign_dmabuf_is_refused (30 s);
     }
 };
 
