@@ -265,7 +265,7 @@ impl Resources {
     /// Waits until the process holds the same again: a worker takes rings down later.
     pub fn wait(self, what: &str) -> anyhow::Result<()> {
         let start = Instant::now();
-        while Resources::now()? != self && start.elapsed() < kernel::limit(3) {
+        while Resources::now()? != self && start.elapsed() < kernel::limit(20) {
             std::thread::sleep(Duration::from_millis(5));
         }
         self.expect(what)

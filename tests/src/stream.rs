@@ -138,6 +138,17 @@ impl Stream {
         Ok(())
     }
 
+    /// Waits until the sender knows that all was received. Until then, it may send more than
+    /// once what has arrived.
+    pub fn wait_acknowledged(&self) -> anyhow::Result<()> {
+        let start = Instant::now();
+        while tcp_info(&self.sender)?.tcpi_unacked != 0 {
+            ensure!(start.elapsed() < limit(5), "no acknowledgement");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
+    }
+
     /// Counts the segments that TCP has sent more than once.
     pub fn retransmissions(&self) -> anyhow::Result<u32> {
         Ok(tcp_info(&self.sender)?.tcpi_total_retrans)
