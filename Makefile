@@ -108,7 +108,7 @@ boot: ## boot a built kernel: INITRD=file [IMPL=c] [ICOUNT=1] [APPEND="…"]
 shell: kernel guest ## start an interactive shell in the guest
 	@echo '        Ctrl-D ends the guest; so does Ctrl-A X at any time'
 	@$(enter) python3 scripts/boot $(guest) --shell --append 'quiet kunit.enable=0 -- shell' \
-		"$$PWD/build/guest.cpio"
+		"$$PWD/build/guest-programs.cpio"
 
 apply: ## add this project to a kernel tree of your own: LINUX=/path/to/linux
 	@scripts/apply

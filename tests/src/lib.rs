@@ -14,6 +14,7 @@ pub mod model;
 pub mod netdev;
 pub mod netlink;
 pub mod nic;
+pub mod programs;
 pub mod register;
 pub mod requests;
 pub mod ring;

@@ -21,6 +21,8 @@ pub mod op {
     pub const CLOSE: u8 = opcode::Close::CODE;
     pub const STATX: u8 = opcode::Statx::CODE;
     pub const READ: u8 = opcode::Read::CODE;
+    pub const READV: u8 = opcode::Readv::CODE;
+    pub const WRITE: u8 = opcode::Write::CODE;
     pub const FSYNC: u8 = opcode::Fsync::CODE;
     pub const FADVISE: u8 = opcode::Fadvise::CODE;
     pub const MADVISE: u8 = opcode::Madvise::CODE;

@@ -21,6 +21,7 @@ mod ownership;
 mod probe;
 mod program;
 mod program_runs;
+mod programs;
 mod random;
 mod registration;
 mod restriction_flags;
@@ -278,6 +279,11 @@ const GROUPS: &[Group] = &[
         tag: "RG",
         name: "ringfence",
         tests: &[ringfence::TESTS, ringfence_policies::TESTS],
+    },
+    Group {
+        tag: "RP",
+        name: "real programs",
+        tests: &[programs::TESTS],
     },
     Group {
         tag: "ST",

@@ -13,12 +13,13 @@ use anyhow::{Context, ensure};
 use clap::{Parser, Subcommand};
 
 use io_uring_rs_tests::bpf::{self, Program};
-use io_uring_rs_tests::kernel;
+use io_uring_rs_tests::kernel::{self, Implementation};
 use io_uring_rs_tests::register::{DENY_REST, Registration, TASK};
 use io_uring_rs_tests::requests::{self, PORT};
 use io_uring_rs_tests::sandbox;
 use io_uring_rs_tests::sqe::op;
 
+mod programs;
 mod zcrx;
 
 /// Shows io_uring's filters at work.
@@ -243,6 +244,7 @@ fn tell() -> anyhow::Result<bool> {
     inheritance(&mut story)?;
     stacking(&mut story)?;
     fio(&mut story)?;
+    programs::tell(&mut story)?;
     zcrx::tell(&mut story)?;
 
     println!();
@@ -395,6 +397,17 @@ fn stacking(story: &mut Story) -> anyhow::Result<()> {
 fn fio(story: &mut Story) -> anyhow::Result<()> {
     story.scene("fio, which was not written for filters, reads a file.");
     story.fio(vec![], NOBODY, Allowed)?;
-    story.fio(vec![only(op::READ)], "READ: allow, DENY_REST", Allowed)?;
-    story.fio(vec![filter(op::READ, bpf::deny())], "READ: deny", Refused)
+    // It uses READ only if the probe of its ring reports READ and WRITE as supported, and
+    // READV otherwise. In Rust, the probe reports nothing that filters deny.
+    let allow_write = filter(op::WRITE, bpf::allow());
+    let filters = vec![allow_write, only(op::READ)];
+    story.fio(filters, "READ, WRITE: allow, DENY_REST", Allowed)?;
+    let deny = |opcode| filter(opcode, bpf::deny());
+    let expected = match kernel::implementation() {
+        Implementation::C => Refused,
+        Implementation::Rust => Allowed,
+    };
+    story.fio(vec![deny(op::READ)], "READ: deny", expected)?;
+    let filters = vec![deny(op::READ), deny(op::READV)];
+    story.fio(filters, "READ, READV: deny", Refused)
 }
