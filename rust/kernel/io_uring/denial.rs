@@ -5,6 +5,9 @@
 //! C headers: [`include/linux/io_uring/denial.h`](srctree/include/linux/io_uring/denial.h),
 //! [`include/trace/events/io_uring.h`](srctree/include/trace/events/io_uring.h)
 
+// `declare_trace!` expands the names of the event's parameters in its unsafe block.
+#![expect(clippy::macro_metavars_in_unsafe)]
+
 use super::Opcode;
 use crate::{
     bindings,
