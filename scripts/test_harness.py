@@ -273,7 +273,7 @@ class Guests(unittest.TestCase):
         self.assertEqual(last("", iommu=True), ["D10"])
         with self.assertRaises(catalogue.CatalogueError):
             self.boots("ZN01 kunit", iommu=True)
-        self.assertEqual(last("")[1:], ["D10,ST", "ZN23", "ZN01,ZN04,ZN07,ZN17,ZN27,ZN32"])
+        self.assertEqual(last("")[1:], ["D10,ST", "RP", "ZN23", "ZN01,ZN04,ZN07,ZN17,ZN27,ZN32"])
 
 
     def test_a_mutation_is_told_to_the_kernel(self):
