@@ -392,8 +392,8 @@ impl Reservation<'_> {
     pub(super) fn publish(self, area: Pin<KBox<Area>>) {
         area.buffers.set_token(token(self.id));
         self.slot.populate(area);
-        // This comes last, so that free buffers are seen when there is an area. It is not ordered: a
-        // CPU that sees them and does not find the area yet goes on searching.
+        // This comes last, so that free buffers are seen when there is an area. It is not ordered:
+        // a CPU that sees them and does not find the area yet goes on searching.
         if let Some(area) = self.slot.as_ref() {
             area.buffers.note_in(self.areas.free.clone(), self.id);
         }
