@@ -250,10 +250,13 @@ class Guests(unittest.TestCase):
     def setUpClass(cls):
         cls.run_tests = load_or_skip("run-tests")
 
-    def boots(self, only, **options):
+    def guests(self, only, **options):
         given = {"only": only, "impl": "rust", "debug": False, "iommu": False, "coverage": False, "mutant": None,
                  "external": None, "soak": None, "timeout": None, **options}
-        return [boot.append for boot in self.run_tests.boots(argparse.Namespace(**given), None)]
+        return list(self.run_tests.boots(argparse.Namespace(**given), None))
+
+    def boots(self, only, **options):
+        return [guest.append for guest in self.guests(only, **options)]
 
     def test_words_leave_out_what_they_do_not_name(self):
         self.assertEqual(self.boots("D1 filters::inherit"), ["kunit.enable=0 -- suite D1,filters::inherit"])
@@ -275,6 +278,13 @@ class Guests(unittest.TestCase):
             self.boots("ZN01 kunit", iommu=True)
         self.assertEqual(last("")[1:], ["D10,ST", "RP", "ZN23", "ZN01,ZN04,ZN07,ZN17,ZN27,ZN32"])
 
+    def test_only_tests_that_need_larger_programs_have_them(self):
+        def with_programs(only):
+            return [guest.append.partition("-- suite ")[2] for guest in self.guests(only) if guest.programs]
+
+        self.assertEqual(with_programs(""), ["RP"])
+        self.assertEqual(with_programs("D1 RG"), [])
+        self.assertEqual(with_programs("D1 RP02"), ["D1,RP02"])
 
     def test_a_mutation_is_told_to_the_kernel(self):
         chosen = "mutant.number=7 oracle_test.programs=3000 "

@@ -48,14 +48,10 @@ pub fn confined(policy: &str, command: &[&str]) -> anyhow::Result<(i32, String)>
     run(&[&ringfence, command].concat())
 }
 
-/// Learns what a command needs, `times` times, as a program may need more one time than
-/// another. Returns the policy, which is in the file `policy` as well.
-pub fn learn(policy: &str, times: usize, command: &[&str]) -> anyhow::Result<Policy> {
-    fs::write(policy, Policy::allowing([]).to_json())?;
-    for _ in 0..times {
-        let ringfence = ["ringfence", "learn", "-o", policy, "--merge", "--"];
-        expect_status(&[&ringfence, command].concat(), 0)?;
-    }
+/// Learns what a command needs. Returns the policy, and leaves it in the file `policy`.
+pub fn learn(policy: &str, command: &[&str]) -> anyhow::Result<Policy> {
+    let ringfence = ["ringfence", "learn", "-o", policy, "--"];
+    expect_status(&[&ringfence, command].concat(), 0)?;
     Ok(Policy::parse(policy, fs::read_to_string(policy)?)?)
 }
 

@@ -58,7 +58,7 @@ fn node_serves_under_what_was_learned() -> TestResult {
     fs::write(&script, SERVER)?;
     fs::write(&page, "a page\n")?;
     let node = ["node", &script, &page];
-    let learned = learn(&policy, 1, &node)?;
+    let learned = learn(&policy, &node)?;
     expect_eq("learned", &learned.ops, &[Op::EPOLL_CTL].into())?;
     let got = confined(&policy, &node)?;
     expect_eq("confined", got, (0, "a page\n".to_string()))?;
@@ -77,7 +77,9 @@ fn qemu_img_reads_under_what_was_learned() -> TestResult {
     fs::write(&image, vec![0; 1 << 20])?;
     let mut bench = vec!["qemu-img", "bench", "-f", "raw", "-i", "io_uring"];
     bench.extend(["-c", "16", "-d", "4", &image]);
-    let learned = learn(&policy, 3, &bench)?;
+    let learned = learn(&policy, &bench)?;
+    let want = [Op::POLL_ADD, Op::READ].into();
+    expect_eq("learned", &learned.ops, &want)?;
     let (status, said) = confined(&policy, &bench)?;
     ensure!(
         status == 0 && said.contains("Run completed"),

@@ -3,7 +3,6 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::process::{Command, Output};
 
 use anyhow::{Context, ensure};
 
@@ -12,6 +11,7 @@ use ::ringfence::policy::Policy;
 
 use super::{Outcome, Test, TestResult, tests};
 use crate::kernel::{self, Implementation, expect_eq, implementation};
+use crate::programs;
 use crate::ring::Ring;
 use crate::sandbox;
 
@@ -32,33 +32,14 @@ pub const TESTS: &[Test] = tests! {
 
 const PROGRAM: &str = "/bin/ringfence";
 
-/// Builds a command line of the program.
-fn ringfence(arguments: &[&str]) -> Command {
-    let mut command = Command::new(PROGRAM);
-    command.args(arguments).env("NO_COLOR", "1");
-    command
+/// Runs the program. Returns its exit status, and all that it said.
+fn run(arguments: &[&str]) -> anyhow::Result<(i32, String)> {
+    programs::run(&[&[PROGRAM], arguments].concat())
 }
 
-/// Runs the program. Returns its exit status, its output and its messages.
-fn run(arguments: &[&str]) -> anyhow::Result<(i32, String, String)> {
-    let Output {
-        status,
-        stdout,
-        stderr,
-    } = ringfence(arguments).output().context(PROGRAM)?;
-    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
-    let code = status.code().context("ringfence was killed")?;
-    Ok((code, text(stdout), text(stderr)))
-}
-
-/// Runs the program, which must end with `status`. Returns its output and its messages.
+/// Runs the program, which must end with `status`. Returns what it said.
 fn expect_status(arguments: &[&str], status: i32) -> anyhow::Result<String> {
-    let (code, output, messages) = run(arguments)?;
-    ensure!(
-        code == status,
-        "{arguments:?} ended with {code}, not {status}:\n{output}{messages}"
-    );
-    Ok(output + &messages)
+    programs::expect_status(&[&[PROGRAM], arguments].concat(), status)
 }
 
 /// Writes a policy to a file in the directory of this test.
@@ -72,7 +53,7 @@ fn is_rust() -> bool {
     implementation() == Implementation::Rust
 }
 
-/// The words that `doctor` prints for each ability.
+/// Returns the abilities in the order and words of `doctor`, and whether they are there.
 fn abilities() -> [(&'static str, bool); 10] {
     let calls = kernel::has_option("CONFIG_IO_URING_BPF_CALLS");
     [
@@ -144,7 +125,7 @@ fn nop_under(options: &[&str]) -> anyhow::Result<i32> {
     let own = std::env::current_exe()?;
     let own = own.to_str().context("the name of this program")?;
     let probe = [probe[0], own, probe[2]];
-    let (code, ..) = run(&[&["run"], options, &probe].concat())?;
+    let (code, _) = run(&[&["run"], options, &probe].concat())?;
     Ok(-code)
 }
 
@@ -299,9 +280,8 @@ fn learned_policy_lets_the_program_through() -> TestResult {
     let mut less = read;
     less.ops.remove(&Op::READ_FIXED);
     fs::write(&policy, less.to_json())?;
-    let (code, output, messages) = run(&[&["run", "--policy", &policy, "--"], &fio[..]].concat())?;
+    let (code, said) = run(&[&["run", "--policy", &policy, "--"], &fio[..]].concat())?;
     ensure!(code != 0, "fio reads although its reads are denied");
-    let said = output + &messages;
     ensure!(
         said.contains("Permission denied"),
         "fio does not say why: {said}"

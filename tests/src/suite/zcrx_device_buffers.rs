@@ -38,6 +38,7 @@ pub const TESTS: &[Test] = tests! {
         ZN20 area_can_be_added_under_load (30 s);
         ZN41 copy_finds_buffers_without_a_flush (30 s);
         ZN49 full_completion_queue_loses_no_data;
+        ZN51 end_behind_many_packets_is_reported;
         ZV27device pool_passes_over_invalid_entries_in_bounded_steps;
     }
 };
@@ -508,5 +509,28 @@ fn full_completion_queue_loses_no_data() -> TestResult {
     expect_eq("the end", ring.cqe()?, ended(stream.user_data, 0))?;
     drop((ifq, ring));
     nic.wait_released()?;
+    Ok(Outcome::Passed)
+}
+
+/// Checks that the end of a stream is reported if it arrived before a request that takes
+/// the packets before it in two steps: nothing arrives afterwards that could wake the
+/// request.
+fn end_behind_many_packets_is_reported() -> TestResult {
+    // A request takes 21 packets at most before others get their turn.
+    const PACKETS: usize = 30;
+    let nic = Nic::new()?;
+    let mut ring = roomy_ring()?;
+    let ifq = nic.ifq(&ring, ENTRIES, BUFFERS)?;
+    let mut stream = nic.stream(1)?;
+    for packet in 0..PACKETS {
+        // TCP merges packets if their memory is of the same kind.
+        nic.set("page_frags", (packet % 2) as i64)?;
+        stream.send(100)?;
+    }
+    stream.finish()?;
+    ring.push(stream.recv(&ifq, 0))?;
+    let last = stream.take_until_end(&mut ring, &ifq)?;
+    expect_eq("the end", last, ended(1, 0))?;
+    expect_eq("bytes left", stream.untaken(), 0)?;
     Ok(Outcome::Passed)
 }

@@ -19,7 +19,7 @@ pub fn tell(story: &mut Story) -> anyhow::Result<()> {
     fs::write("server.js", SERVER)?;
     fs::write("page", "a page\n")?;
     let node = ["node", "server.js", "page"];
-    let policy = learn("node.json", 1, &node)?;
+    let policy = learn("node.json", &node)?;
     let learned: Vec<String> = policy.ops.iter().map(|op| op.short()).collect();
     let learned = learned.join(", ");
     println!("    ringfence learn -o node.json -- node server.js page    learned: {learned}");
