@@ -94,6 +94,9 @@ impl Instance {
             sees_registrations: false,
             rest: Vec::new(),
         };
+        // Clocks of two processors differ, and a command's first event must not seem to
+        // precede its start. This clock counts the events of all processors.
+        instance.write("trace_clock", "counter")?;
         // Some kernels cannot do these, and then show rings by numbers of their own.
         let _ = instance.write("options/hash-ptr", "0");
         let _ = instance.write("buffer_size_kb", "4096");
@@ -128,7 +131,8 @@ impl Instance {
             .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))
     }
 
-    /// Returns the lines since the last call that are of interest. Does not wait.
+    /// Returns the lines since the last call that are of interest, in the order of their
+    /// events. Does not wait.
     pub fn take(&mut self) -> io::Result<Vec<Line>> {
         let mut chunk = vec![0; 1 << 16];
         while let Some(pipe) = &mut self.pipe {
@@ -143,10 +147,7 @@ impl Instance {
             return Ok(Vec::new());
         };
         let text: Vec<u8> = self.rest.drain(..=end).collect();
-        Ok(String::from_utf8_lossy(&text)
-            .lines()
-            .filter_map(parse)
-            .collect())
+        Ok(in_order(&String::from_utf8_lossy(&text)))
     }
 }
 
@@ -162,9 +163,9 @@ fn pattern(text: &str) -> Regex {
     Regex::new(text).expect("the pattern is valid")
 }
 
-/// A line: task, processor, flags, time, event. Names of tasks may contain anything.
+/// A line: task, processor, flags, number, event. Names of tasks may contain anything.
 static LINE: LazyLock<Regex> =
-    LazyLock::new(|| pattern(r"^.*-([0-9]+) +\[[0-9]+\] +[^ ]+ +[0-9.]+: ([a-z_]+): (.*)$"));
+    LazyLock::new(|| pattern(r"^.*-([0-9]+) +\[[0-9]+\] +[^ ]+ +([0-9]+): ([a-z_]+): (.*)$"));
 static LOST: LazyLock<Regex> = LazyLock::new(|| pattern(r"^CPU:[0-9]+ \[LOST ([0-9]+) EVENTS\]$"));
 static STARTED: LazyLock<Regex> = LazyLock::new(|| pattern(r"child_pid=([0-9]+)$"));
 static CREATED: LazyLock<Regex> =
@@ -186,15 +187,26 @@ fn op(name: &str) -> Option<Op> {
     }
 }
 
-/// Returns what a line says, if that is of interest.
-pub fn parse(line: &str) -> Option<Line> {
+/// Returns the lines that are of interest, in the order of their events.
+///
+/// The kernel looks at one processor's events after the other's, and so may print an event
+/// of the second before one that came earlier on the first.
+fn in_order(text: &str) -> Vec<Line> {
+    let mut lines: Vec<(u64, Line)> = text.lines().filter_map(parse).collect();
+    lines.sort_by_key(|(number, _)| *number);
+    lines.into_iter().map(|(_, line)| line).collect()
+}
+
+/// Returns what a line says, if that is of interest, and the number of its event: 0 for
+/// lost events, which have none.
+fn parse(line: &str) -> Option<(u64, Line)> {
     if let Some(lost) = LOST.captures(line) {
-        return Some(Line::Lost(lost[1].parse().ok()?));
+        return Some((0, Line::Lost(lost[1].parse().ok()?)));
     }
     let parts = LINE.captures(line)?;
-    let text = parts.get(3)?.as_str();
+    let text = parts.get(4)?.as_str();
     let hexadecimal = |text: &str| u64::from_str_radix(text, 16).ok();
-    let event = match &parts[2] {
+    let event = match &parts[3] {
         "tracing_mark_write" => Event::Marked(text.to_string()),
         "sched_process_fork" => Event::Started(STARTED.captures(text)?[1].parse().ok()?),
         "io_uring_create" => {
@@ -233,7 +245,8 @@ pub fn parse(line: &str) -> Option<Line> {
         }
         _ => return None,
     };
-    Some(Line::Event(parts[1].parse().ok()?, event))
+    let line = Line::Event(parts[1].parse().ok()?, event);
+    Some((parts[2].parse().ok()?, line))
 }
 
 #[cfg(test)]
@@ -242,14 +255,14 @@ mod tests {
 
     fn event(line: &str) -> Option<(u32, Event)> {
         match parse(line)? {
-            Line::Event(task, event) => Some((task, event)),
-            line => panic!("{line:?}"),
+            (_, Line::Event(task, event)) => Some((task, event)),
+            (_, line) => panic!("{line:?}"),
         }
     }
 
     #[test]
     fn submitted_requests_are_read() {
-        let line = "             fio-812     [001] .....    12.345678: io_uring_submit_req: ring 00000000c2a1, \
+        let line = "             fio-812     [001] .....    12345678: io_uring_submit_req: ring 00000000c2a1, \
                     req 00000000ffee, user_data 0x7f00, opcode READ_FIXED, flags 0x80000000011, sq_thread 1";
         let ring = "00000000c2a1".to_string();
         let submitted = Event::Submitted {
@@ -269,7 +282,7 @@ mod tests {
 
     #[test]
     fn denied_requests_are_read() {
-        let line = "node-1 (x) [0] y-77      [000] ..... 1.0: io_uring_denied: ring ffff888, user_data 0x1, \
+        let line = "node-1 (x) [0] y-77      [000] ..... 1: io_uring_denied: ring ffff888, user_data 0x1, \
                     opcode EPOLL, flags 0x0, denied by filter, certain for the opcode";
         let denied = Event::Denied {
             ring: "ffff888".to_string(),
@@ -281,15 +294,15 @@ mod tests {
 
     #[test]
     fn rings_and_tasks_are_read() {
-        let line = " a b-9  [000] d..1.  7.1: io_uring_create: ring ff0, fd 3 sq size 8, cq size 16, flags 0x3002";
+        let line = " a b-9  [000] d..1.  71: io_uring_create: ring ff0, fd 3 sq size 8, cq size 16, flags 0x3002";
         let created = Event::Created {
             ring: "ff0".to_string(),
             flags: 0x3002,
         };
         assert_eq!(event(line), Some((9, created)));
-        let line = "sh-5 [000] ..... 7.1: sched_process_fork: comm=pid=3 pid=5 child_comm=child_pid=8 child_pid=6";
+        let line = "sh-5 [000] ..... 71: sched_process_fork: comm=pid=3 pid=5 child_comm=child_pid=8 child_pid=6";
         assert_eq!(event(line), Some((5, Event::Started(6))));
-        let line = "sh-5 [000] ..... 7.1: tracing_mark_write: ringfence";
+        let line = "sh-5 [000] ..... 71: tracing_mark_write: ringfence";
         assert_eq!(
             event(line),
             Some((5, Event::Marked("ringfence".to_string())))
@@ -298,16 +311,29 @@ mod tests {
 
     #[test]
     fn registrations_are_read() {
-        let line = "sh-5 [000] ..... 7.1: sys_enter: NR 427 (ffffffff, 8000001f, 7ffe, 1, 0, 0)";
+        let line = "sh-5 [000] ..... 71: sys_enter: NR 427 (ffffffff, 8000001f, 7ffe, 1, 0, 0)";
         let registered = Event::Registered(Registration::REGISTER_SEND_MSG_RING);
         assert_eq!(event(line), Some((5, registered)));
-        let other = "sh-5 [000] ..... 7.1: sys_enter: NR 42 (3, 1f, 7ffe, 1, 0, 0)";
+        let other = "sh-5 [000] ..... 71: sys_enter: NR 42 (3, 1f, 7ffe, 1, 0, 0)";
         assert_eq!(event(other), None);
     }
 
     #[test]
     fn lost_events_are_counted() {
-        assert_eq!(parse("CPU:1 [LOST 12 EVENTS]"), Some(Line::Lost(12)));
+        assert_eq!(parse("CPU:1 [LOST 12 EVENTS]"), Some((0, Line::Lost(12))));
         assert_eq!(parse("something else"), None);
+    }
+
+    #[test]
+    fn lines_are_put_in_order() {
+        let text = "sh-6 [001] ..... 9: tracing_mark_write: ringfence\n\
+                    sh-5 [000] ..... 10: sys_enter: NR 427 (3, 2, 7ffe, 1, 0, 0)\n\
+                    sh-5 [000] ..... 8: sched_process_fork: comm=sh pid=5 child_comm=sh child_pid=6\n";
+        let want = [
+            Line::Event(5, Event::Started(6)),
+            Line::Event(6, Event::Marked("ringfence".to_string())),
+            Line::Event(5, Event::Registered(Registration(2))),
+        ];
+        assert_eq!(in_order(text), want);
     }
 }
