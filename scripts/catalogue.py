@@ -148,10 +148,10 @@ def choose(words, tests):
 
 def patterns(words):
     """Returns the patterns by which the kernel finds the KUnit tests that the words
-    choose: `SUITE` or `SUITE.TEST`."""
+    choose, each once: `SUITE` or `SUITE.TEST`."""
     chosen = [word.removeprefix("kunit").removeprefix("::") or "*"
               for word in words if word == "kunit" or word.startswith("kunit::")]
-    return [word.replace("::", ".") for word in chosen]
+    return list(dict.fromkeys(word.replace("::", ".") for word in chosen))
 
 
 def in_markup(text):

@@ -259,10 +259,12 @@ class Guests(unittest.TestCase):
         return [guest.append for guest in self.guests(only, **options)]
 
     def test_words_leave_out_what_they_do_not_name(self):
-        self.assertEqual(self.boots("D1 filters::inherit"), ["kunit.enable=0 -- suite D1,filters::inherit"])
+        self.assertEqual(self.boots("D1 filters::inherit"), ["kunit.autorun=0 -- suite D1,filters::inherit"])
         self.assertEqual(self.boots("kunit"), ["kunit.filter_glob=* -- nothing"])
         self.assertEqual(self.boots("D1 kunit::rust_kernel_net* kunit::rust_kernel_bpf"), [
-            "kunit.filter_glob=rust_kernel_net* -- suite D1", "kunit.filter_glob=rust_kernel_bpf -- nothing"])
+            "kunit.autorun=0 -- suite D1", "kunit.filter_glob=rust_kernel_net* -- nothing",
+            "kunit.filter_glob=rust_kernel_bpf -- nothing"])
+        self.assertEqual(self.boots("kunit D1 kunit"), ["kunit.filter_glob=* -- suite D1"])
         with self.assertRaises(catalogue.CatalogueError):
             self.boots("D1 D12")
 
@@ -290,7 +292,7 @@ class Guests(unittest.TestCase):
         chosen = "mutant.number=7 oracle_test.programs=3000 "
         self.assertEqual(self.boots("D1 kunit", mutant=7), [f"{chosen}kunit.filter_glob=* -- suite D1"])
         self.assertEqual(self.boots("ZN23", mutant=7), [
-            f"{chosen}kunit.enable=0 -- suite ZN23", f"{chosen}swiotlb=force kunit.enable=0 -- suite ZN23"])
+            f"{chosen}kunit.autorun=0 -- suite ZN23", f"{chosen}swiotlb=force kunit.enable=0 -- suite ZN23"])
 
 
 class Runs(unittest.TestCase):
