@@ -312,6 +312,7 @@ mod tests {
         drop(other);
         let released = calls.iter_mut().map(CallSlot::release).sum::<usize>();
         assert_eq!(released, 32);
+        assert_eq!(calls.slot(call).programs(), 0);
         Ok(())
     }
 }

@@ -201,6 +201,7 @@ mod tests {
         for (offset, value, expected) in [
             (0, 0, Err(EINVAL)),              // cmd_type 0
             (0, 4, Err(EINVAL)),              // cmd_type 4
+            (1, 1, Err(EINVAL)),              // cmd_type 257
             (2, 1, Err(EINVAL)),              // cmd_flags
             (4, 1, Err(EINVAL)),              // resv
             (8, LAST as u8 + 1, Err(EINVAL)), // opcode IORING_OP_LAST

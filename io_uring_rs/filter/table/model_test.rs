@@ -21,6 +21,9 @@ mod tests {
     /// The number of programs that exist.
     static LIVE: Atomic<i32> = Atomic::new(0);
 
+    /// The number of programs that were compiled so far.
+    static COMPILED: Atomic<i32> = Atomic::new(0);
+
     /// A program that is not run: it holds the constants that its instructions compare with.
     struct Numbers(KVec<u32>);
 
@@ -32,6 +35,7 @@ mod tests {
                 numbers.push(insn.k, GFP_KERNEL)?;
             }
             LIVE.fetch_add(1, Relaxed);
+            COMPILED.fetch_add(1, Relaxed);
             Ok(Self(numbers))
         }
     }
@@ -325,6 +329,48 @@ mod tests {
         Ok(())
     }
 
+    /// Checks that the programs of calls are part of the budget of a step.
+    #[test]
+    #[cfg(CONFIG_IO_URING_BPF_CALLS)]
+    fn programs_of_calls_are_released_in_steps() -> Result {
+        /// Returns the number of programs of the first three registrations.
+        fn left(table: &Table<Numbers>) -> usize {
+            (0..3)
+                .filter_map(Call::register)
+                .map(|call| table.call(call).programs())
+                .sum()
+        }
+
+        let mut calls = Calls::inherit(None);
+
+        for call in (0..3).filter_map(Call::register) {
+            for number in 0..32 {
+                let filter = [
+                    Insn::new(insn::LD_ABS, 16),
+                    Insn::jump(insn::JMP_JEQ_K, 0, 1, number),
+                    Insn::new(insn::RET_K, 0),
+                    Insn::new(insn::RET_K, 1),
+                ];
+                calls = Calls::with_filter(Some(&calls), call, &filter, false)?;
+            }
+        }
+        let mut table = KBox::init(
+            init!(Table {
+                chains <- PerOpcode::init(|_| None::<Arc<Chain<Numbers>>>),
+                costs <- PerOpcode::init(|_| 0),
+                calls,
+            }),
+            GFP_KERNEL,
+        )?;
+
+        assert_eq!(left(&table), 96);
+        assert!(table.release_step());
+        assert_eq!(left(&table), 96 - RELEASE_BUDGET);
+        assert!(!table.release_step());
+        assert_eq!(left(&table), 0);
+        Ok(())
+    }
+
     /// Checks that filters whose verdict is certain are in no chain, and still count as filters.
     #[test]
     fn certain_verdicts_are_not_run() -> Result {
@@ -390,7 +436,11 @@ mod tests {
         }
         let table: &Table<Numbers> = &set;
         assert!(table.chain(op).is_some_and(|chain| chain.whole().is_none()));
-        assert_eq!(fused(&set, op), Some(&[4u32, 3, 2, 1, 0][..]));
+        let compiled = COMPILED.load(Relaxed);
+        for _ in 0..2 {
+            assert_eq!(fused(&set, op), Some(&[4u32, 3, 2, 1, 0][..]));
+            assert_eq!(COMPILED.load(Relaxed), compiled + 1);
+        }
         assert!(Model::Filters(kernel::kvec![0, 1, 2, 3, 4]?).matches(&Table::slot(&set, op)));
         Ok(())
     }

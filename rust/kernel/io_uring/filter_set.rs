@@ -300,6 +300,7 @@ mod tests {
             },
             Arc, //
         },
+        task::Task,
         time::{
             delay::fsleep,
             Delta, //
@@ -401,6 +402,55 @@ mod tests {
         assert_eq!(settle(&done, 5), 5);
         fsleep(Delta::from_millis(20));
         assert_eq!(done.load(Relaxed), 5);
+        Ok(())
+    }
+
+    /// Checks that a set that is replaced is freed at once, as replacing it may sleep.
+    #[test]
+    fn replaced_set_is_freed_at_once() -> Result {
+        let done = Arc::new(Atomic::new(0), GFP_KERNEL)?;
+        let steps = |done| Steps { steps: 1, done };
+        let mut owner = Restriction::new(&Rules::default(), None);
+
+        owner.set_filters(FilterSet::new(none(), steps(done.clone()), GFP_KERNEL)?);
+        owner.set_filters(FilterSet::new(none(), steps(done.clone()), GFP_KERNEL)?);
+        assert_eq!(done.load(Relaxed), 1);
+        drop(owner);
+        assert_eq!(settle(&done, 2), 2);
+        Ok(())
+    }
+
+    /// Contents that note the task that releases them.
+    struct Noted(Arc<Atomic<usize>>);
+
+    impl Contents for Noted {
+        fn release_step(&mut self) -> bool {
+            self.0.store(Task::current_raw() as usize, Relaxed);
+            false
+        }
+    }
+
+    /// Checks that dropping a reference, which is allowed in any context, leaves the contents to
+    /// another task, and [`FilterSet::put`] does not.
+    #[test]
+    fn dropped_reference_leaves_the_contents_to_a_worker() -> Result {
+        let releaser = Arc::new(Atomic::new(0usize), GFP_KERNEL)?;
+        let this = Task::current_raw() as usize;
+
+        let set = FilterSet::new(none(), Noted(releaser.clone()), GFP_KERNEL)?;
+        FilterSet::put(set);
+        assert_eq!(releaser.load(Relaxed), this);
+
+        releaser.store(0, Relaxed);
+        drop(FilterSet::new(none(), Noted(releaser.clone()), GFP_KERNEL)?);
+        for _ in 0..200 {
+            if releaser.load(Relaxed) != 0 {
+                break;
+            }
+            fsleep(Delta::from_millis(10));
+        }
+        assert!(releaser.load(Relaxed) != 0);
+        assert!(releaser.load(Relaxed) != this);
         Ok(())
     }
 }

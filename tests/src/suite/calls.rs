@@ -10,7 +10,7 @@ use anyhow::Context;
 use super::calls_setup::try_setup;
 use super::restrictions::{bare_register, disabled};
 use super::{Outcome, Test, TestResult, tests};
-use crate::bpf::{self, Insn, OPCODE_WORD, PDU, ld, ret};
+use crate::bpf::{self, Insn, OPCODE_WORD, PDU, USER_DATA_LO, ld, ret};
 use crate::kernel::{
     IORING_REGISTER_LAST, Implementation, expect_eq, expect_result, has_option, implementation,
 };
@@ -137,6 +137,16 @@ fn registration_is_denied_by_opcode_and_nr_args() -> TestResult {
     expect_result("denied always", personality(), DENIED)?;
     filter_register(ring.fd(), IORING_REGISTER_PERSONALITY, &bpf::allow())?;
     expect_result("stays denied", personality(), DENIED)?;
+    // Filters of calls and of requests leave each other in force.
+    ring.must_filter(op::NOP, &bpf::deny_if(USER_DATA_LO, 1))?;
+    ring.must_filter(op::CLOSE, &bpf::allow())?;
+    expect_result("denied with filters of requests", personality(), DENIED)?;
+    expect_result("3 files with these", files(3), DENIED)?;
+    filter_register(ring.fd(), IORING_REGISTER_PROBE, &bpf::deny())?;
+    let got = register::filter_with(ring.fd(), op::READ, &bpf::allow(), DENY_REST);
+    expect_result("DENY_REST", got, 0)?;
+    ring.expect("NOP 1", Sqe::nop().user_data(1), DENIED)?;
+    ring.expect("CLOSE", Sqe::new(op::CLOSE), -libc::EBADF)?;
     ring.expect("NOP", Sqe::nop(), 0)?;
     let other = Ring::new(2)?;
     let got = bare_register(other.fd(), IORING_REGISTER_PERSONALITY);
@@ -477,10 +487,17 @@ fn filters_of_registrations_are_in_fdinfo() -> TestResult {
     expect_eq("allowed", lines()?, vec![])?;
     filter_register(ring.fd(), IORING_REGISTER_FILES, &bpf::deny_if(PDU, 3))?;
     filter_register(ring.fd(), IORING_REGISTER_PROBE, &bpf::deny())?;
+    // What is denied already costs as much as the rest.
+    filter_register(ring.fd(), IORING_REGISTER_PROBE, &bpf::allow())?;
+    for opcode in [0, IORING_REGISTER_LAST - 1] {
+        filter_register(ring.fd(), opcode, &bpf::deny_if(PDU, 3))?;
+    }
     let want = [
         "Registration filters:",
+        "  0: programs 1, cost 8 of 32768",
         "  2: programs 1, cost 13 of 32768",
-        "  8: denied, cost 5 of 32768",
+        "  8: denied, cost 10 of 32768",
+        "  37: programs 1, cost 8 of 32768",
     ];
     expect_eq("filters", lines()?, want.map(str::to_string).to_vec())?;
     Ok(Outcome::Passed)

@@ -8,7 +8,7 @@ use crate::kernel::{expect_eq, expect_result};
 use crate::model::Context;
 use crate::register::pdu_size;
 use crate::ring::{Ring, read_context};
-use crate::sqe::{OpenHow, Sqe, op};
+use crate::sqe::{IOSQE_ASYNC, OpenHow, Sqe, op};
 
 pub const TESTS: &[Test] = tests! {
     "filters::context" {
@@ -303,6 +303,10 @@ fn connect_shows_an_ipv4_address() -> TestResult {
     }
     let high = connect_data(libc::AF_INET, 0xfffe, &[255, 254, 253, 252]);
     connect_sees(&inet(0xfffe, [255, 254, 253, 252]), 16, high)?;
+    let address = inet(8080, V4);
+    let with_flag = || Sqe::connect(-1, &address, 16).flags(IOSQE_ASYNC);
+    let want = context(op::CONNECT, IOSQE_ASYNC, full);
+    sees("address, and a flag", with_flag, want)?;
     Ok(Outcome::Passed)
 }
 

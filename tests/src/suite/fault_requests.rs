@@ -13,8 +13,8 @@ use super::fault_points::{FailNth, Points, prepare};
 use super::{NOTE, Outcome, Test, TestResult, tests};
 use crate::bpf;
 use crate::kernel::{
-    BPF_MAXINSNS, CHAIN_BOUND, CHAIN_OVERHEAD, IORING_OP_LAST, Implementation, describe, expect_eq,
-    expect_result, implementation,
+    self, BPF_MAXINSNS, CHAIN_BOUND, CHAIN_OVERHEAD, IORING_OP_LAST, Implementation, describe,
+    expect_eq, expect_result, implementation,
 };
 use crate::register::{self, TASK};
 use crate::ring::{IORING_ENTER_GETEVENTS, Ring, enter};
@@ -31,6 +31,7 @@ pub const TESTS: &[Test] = tests! {
     "filters::fault" {
         FI20 request_without_memory_fails_before_its_filter (30 s);
         FI22 filters_of_a_small_cgroup_are_bounded (120 s);
+        FI23 filters_are_charged_to_their_task (60 s);
     }
 };
 
@@ -193,6 +194,50 @@ fn filters_of_a_small_cgroup_are_bounded() -> TestResult {
             }
         }
     }
+    group.remove()?;
+    Ok(Outcome::Passed)
+}
+
+/// Checks that the memory of filters, of rings as well, is charged to the task that
+/// registers them.
+fn filters_are_charged_to_their_task() -> TestResult {
+    const RINGS: u64 = 500;
+    const LONG: u8 = 60;
+    // A set has more than 2 KiB. C has a page of code for each filter instead.
+    const OF_SET: u64 = 2 << 10;
+    // There are 32 KiB of instructions before their translation, which C does not keep,
+    // and 36 KiB after it.
+    let of_long: u64 = match implementation() {
+        Implementation::Rust => 56 << 10,
+        Implementation::C => 24 << 10,
+    };
+    let group = MemoryGroup::new()?;
+    sandbox::in_child(|| {
+        group.enter()?;
+        let mut rings = Vec::new();
+        for _ in 0..RINGS {
+            rings.push(Ring::new(2)?);
+        }
+        let before = group.charged()?;
+        for ring in &rings {
+            ring.must_filter(op::NOP, &bpf::deny())?;
+        }
+        let sets = group.charged()?.saturating_sub(before);
+        println!("{NOTE}{} KiB for {RINGS} sets", sets >> 10);
+        ensure!(sets > RINGS * OF_SET, "too little for the sets");
+
+        let program = bpf::long(BPF_MAXINSNS, 1);
+        let before = group.charged()?;
+        for opcode in 0..LONG {
+            let got = register::filter(TASK, opcode, &program);
+            expect_result("a long filter", got, 0)?;
+        }
+        let long = group.charged()?.saturating_sub(before);
+        println!("{NOTE}{} KiB for {LONG} long filters", long >> 10);
+        ensure!(long > u64::from(LONG) * of_long, "too little for long ones");
+        Ok(())
+    })?;
+    group.falls_to(1 << 20, kernel::limit(10))?;
     group.remove()?;
     Ok(Outcome::Passed)
 }

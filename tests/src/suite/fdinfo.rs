@@ -17,7 +17,7 @@ use crate::register::{
 };
 use crate::ring::Ring;
 use crate::sandbox;
-use crate::sqe::{IOSQE_ASYNC, Sqe, op};
+use crate::sqe::{IOSQE_ASYNC, IOSQE_CQE_SKIP_SUCCESS, Sqe, op};
 
 pub const TESTS: &[Test] = tests! {
     "restrictions::fdinfo" {
@@ -32,6 +32,8 @@ pub const TESTS: &[Test] = tests! {
 const ALL_FLAGS: &str = "ffffffffffffffffffffffffffffffff";
 /// The set of flags without IOSQE_ASYNC: of each 32 values, the first 16.
 const NO_ASYNC: &str = "0000ffff0000ffff0000ffff0000ffff";
+/// The set of flags without IOSQE_CQE_SKIP_SUCCESS: the lower 64 values.
+const NO_SKIP: &str = "0000000000000000ffffffffffffffff";
 
 /// Returns the lines of a ring's fdinfo from the first one about restrictions or filters.
 fn shown(ring: &Ring) -> anyhow::Result<Vec<String>> {
@@ -73,12 +75,13 @@ fn lists_are_shown() -> TestResult {
         Restriction::sqe_op(op::READ),
         Restriction::sqe_op(op::NOP),
         Restriction::sqe_op(op::NOP128),
+        Restriction::sqe_op(IORING_OP_LAST as u8 - 1),
         Restriction::flags_allowed(0x70),
         Restriction::flags_required(IOSQE_ASYNC),
     ];
     let want = [
         "Restrictions:",
-        "  sqe: 0 22 63",
+        "  sqe: 0 22 63 64",
         "  sqe_flags: allowed 0x70, required 0x10",
     ];
     let ring = disabled()?;
@@ -118,14 +121,18 @@ fn lists_are_shown() -> TestResult {
 /// In C, nothing is shown.
 fn filters_are_shown_by_opcode() -> TestResult {
     let mut ring = Ring::new(2)?;
-    let deny_async = [
-        ld(OPCODE_WORD),
-        jset(u32::from(IOSQE_ASYNC) << 8, 0, 1),
-        ret(0),
-        ret(1),
-    ];
+    let deny_flag = |flag: u8| {
+        [
+            ld(OPCODE_WORD),
+            jset(u32::from(flag) << 8, 0, 1),
+            ret(0),
+            ret(1),
+        ]
+    };
+    let deny_async = deny_flag(IOSQE_ASYNC);
     ring.must_filter(op::CLOSE, &bpf::deny())?;
     ring.must_filter(op::READ, &deny_async)?;
+    ring.must_filter(op::WRITE, &deny_flag(IOSQE_CQE_SKIP_SUCCESS))?;
     for value in 1..4 {
         ring.must_filter(op::NOP, &bpf::deny_if(USER_DATA_LO, value))?;
     }
@@ -134,8 +141,9 @@ fn filters_are_shown_by_opcode() -> TestResult {
     let nop = format!("  0 NOP: flags {ALL_FLAGS}, programs 3, cost 24 of 32768");
     let close = "  19 CLOSE: denied, cost 5 of 32768";
     let read = format!("  22 READ: flags {NO_ASYNC}, programs 0, cost 8 of 32768");
+    let write = format!("  23 WRITE: flags {NO_SKIP}, programs 0, cost 8 of 32768");
     let recv = format!("  27 RECV: flags {NO_ASYNC}, programs 1, cost 16 of 32768");
-    let want = ["Filters:", &nop, close, &read, &recv];
+    let want = ["Filters:", &nop, close, &read, &write, &recv];
     expect_shown("filters", &ring, &want)?;
     ring.expect("fuses the programs", Sqe::nop(), 0)?;
     expect_shown("afterwards", &ring, &want)?;

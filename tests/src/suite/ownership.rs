@@ -163,8 +163,9 @@ fn deny_rest_cannot_be_undone() -> TestResult {
     denied_nops("NOP", &mut ring, &[2])?;
 
     sandbox::sandboxed()?;
-    let got = register::filter_with(TASK, op::NOP, &bpf::allow(), DENY_REST);
-    expect_result("DENY_REST for the task", got, 0)?;
+    let flags = DENY_REST | register::SZ_STRICT;
+    let got = register::filter_with(TASK, op::NOP, &bpf::allow(), flags);
+    expect_result("both flags for the task", got, 0)?;
     sandbox::in_child(|| {
         task_filter(op::CLOSE, &bpf::allow())?;
         let mut ring = Ring::new(2)?;

@@ -8,7 +8,7 @@ use super::{Outcome, Test, TestResult, tests};
 use crate::bpf::{self, Program, USER_DATA_LO};
 use crate::kernel::{BPF_MAXINSNS, IORING_OP_LAST, expect_eq, expect_result};
 use crate::register::{
-    self, IORING_REGISTER_BPF_FILTER, IORING_REGISTER_RING_FDS,
+    self, DENY_REST, IORING_REGISTER_BPF_FILTER, IORING_REGISTER_RING_FDS,
     IORING_REGISTER_USE_REGISTERED_RING, PAGE_SIZE, Page, Registration, SZ_STRICT, TASK,
     filter_read_only, register as raw_register,
 };
@@ -213,7 +213,7 @@ fn cap_sys_admin_of_own_user_namespace_suffices() -> TestResult {
 fn unknown_cmd_type_is_refused() -> TestResult {
     let mut installed = Installed::new()?;
     let deny = bpf::deny();
-    for cmd_type in [0, 4, u16::MAX] {
+    for cmd_type in [0, 4, 0x101, u16::MAX] {
         let mut registration = deny_nop(&deny);
         registration.cmd_type = cmd_type;
         registration.pdu_size = 1;
@@ -372,18 +372,20 @@ fn smaller_pdu_size_is_accepted_and_corrected() -> TestResult {
 fn strict_refuses_smaller_pdu_size() -> TestResult {
     let mut installed = Installed::new()?;
     let allow = bpf::allow();
-    let written = Registration::new(op::SOCKET, &allow).flags(SZ_STRICT);
-    for pdu_size in [0, 8, 13] {
-        let registration = Registration {
-            pdu_size,
-            ..written
-        };
-        installed.refuses(
-            &format!("strict pdu {pdu_size}"),
-            registration,
-            -libc::EMSGSIZE,
-            written,
-        )?;
+    for flags in [SZ_STRICT, SZ_STRICT | DENY_REST] {
+        let written = Registration::new(op::SOCKET, &allow).flags(flags);
+        for pdu_size in [0, 8, 13] {
+            let registration = Registration {
+                pdu_size,
+                ..written
+            };
+            installed.refuses(
+                &format!("strict pdu {pdu_size}, flags {flags}"),
+                registration,
+                -libc::EMSGSIZE,
+                written,
+            )?;
+        }
     }
     Ok(Outcome::Passed)
 }

@@ -136,6 +136,14 @@ fn ring_with_inherited_filters_accepts_a_list() -> TestResult {
     ring.expect("NOP 1", Sqe::nop().user_data(1), DENIED)?;
     ring.expect("CLOSE", Sqe::new(op::CLOSE), DENIED)?;
     Ring::new(2)?.expect("CLOSE elsewhere", Sqe::new(op::CLOSE), -libc::EBADF)?;
+    // Unlike an inherited list, the ring's own applies only once the ring is enabled.
+    let ring = Ring::with(2, IORING_SETUP_R_DISABLED)?;
+    let list = [Restriction::register_op(IORING_REGISTER_FILES)];
+    let got = register::restrict_ring(ring.fd(), &list);
+    expect_result("a list of register opcodes", got, 0)?;
+    expect_result("enabling", register::enable(ring.fd()), 0)?;
+    let got = bare_register(ring.fd(), IORING_REGISTER_PERSONALITY);
+    expect_result("one that is not listed", got, DENIED)?;
     Ok(Outcome::Passed)
 }
 

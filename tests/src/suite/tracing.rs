@@ -81,6 +81,17 @@ fn each_reason_is_traced() -> TestResult {
     ];
     expect_eq("restrictions", taken(&watch)?, want)?;
 
+    // What a list and a filter deny is of one ring.
+    let mut ring = restricted(&[Restriction::sqe_op(op::NOP)])?;
+    ring.must_filter(op::NOP, &bpf::deny())?;
+    ring.expect("list", Sqe::new(op::CLOSE).user_data(1), DENIED)?;
+    ring.expect("filter", Sqe::nop().user_data(2), DENIED)?;
+    let want = vec![
+        event(1, "CLOSE", 0, "restriction on opcodes"),
+        event(2, "NOP", 0, "filter, certain for the opcode"),
+    ];
+    expect_eq("list and filter", taken(&watch)?, want)?;
+
     let mut ring = Ring::new(2)?;
     let deny_async = [
         ld(OPCODE_WORD),
@@ -99,7 +110,7 @@ fn each_reason_is_traced() -> TestResult {
     for (sqe, result) in [
         (Sqe::nop().user_data(1), 0),
         (Sqe::nop().user_data(2).flags(IOSQE_ASYNC), DENIED),
-        (Sqe::new(op::CLOSE).user_data(3), DENIED),
+        (Sqe::new(op::CLOSE).user_data(high), DENIED),
         (recv.user_data(4), -libc::EBADF),
         (recv.user_data(5), DENIED),
         (recv.user_data(6).flags(IOSQE_ASYNC), DENIED),
@@ -111,7 +122,7 @@ fn each_reason_is_traced() -> TestResult {
     }
     let want = vec![
         event(2, "NOP", IOSQE_ASYNC, "filter, certain for the flags"),
-        event(3, "CLOSE", 0, "filter, certain for the opcode"),
+        event(high, "CLOSE", 0, "filter, certain for the opcode"),
         event(5, "RECV", 0, "filter"),
         event(6, "RECV", IOSQE_ASYNC, "filter, certain for the flags"),
         event(7, "FSYNC", IOSQE_ASYNC, "DENY_REST"),
@@ -186,13 +197,17 @@ fn messages_without_a_ring_are_traced() -> TestResult {
     target.must_filter(op::NOP, &bpf::deny())?;
     target.expect("NOP", Sqe::nop(), DENIED)?;
     let ring = watch.take()?.pop().map(|event| event.ring);
-    let sqe = message(target.fd(), 1, 2).user_data(9);
+    let mark = 0x8765_4321_0000_0009;
+    let sqe = message(target.fd(), 1, 2).user_data(mark);
     let expect_events = |what: &str, reason: &str| -> anyhow::Result<()> {
         let events = watch.take()?;
         let names = |event: &Denied| Some(&event.ring) != ring.as_ref();
         expect_eq("names of the ring", events.iter().all(names), true)?;
+        // The address of no ring is printed as it is: zero.
+        let is_null = |event: &Denied| event.ring.bytes().all(|byte| byte == b'0');
+        expect_eq("no ring", events.iter().all(is_null), true)?;
         let events: Vec<_> = events.into_iter().map(without_ring).collect();
-        expect_eq(what, events, vec![event(9, "MSG_RING", 0, reason)])
+        expect_eq(what, events, vec![event(mark, "MSG_RING", 0, reason)])
     };
     sandbox::in_child(|| {
         sandbox::sandboxed()?;
