@@ -382,6 +382,43 @@ mod tests {
         Ok(())
     }
 
+    /// A taker that takes at most ten bytes of each chunk, and notes the lengths of what it took.
+    struct Short(KVec<usize>);
+
+    impl Taker for Short {
+        type Packet<'a> = ();
+
+        fn begin<'a>(&self, _skb: &'a SkBuff) {}
+
+        fn hand_out<'a>(&mut self, (): &mut (), _chunk: Chunk<'a>, _wanted: usize) -> Result {
+            Err(EFAULT)
+        }
+
+        fn copy(&mut self, chunk: Chunk<'_>, _left: usize) -> Result<usize> {
+            let bytes = chunk.len().min(10);
+
+            self.0.push(bytes, GFP_KERNEL)?;
+            Ok(bytes)
+        }
+    }
+
+    /// Checks that no part is taken after one that was not taken whole, although it could be: the
+    /// bytes between the two would be lost.
+    #[test]
+    fn walk_leaves_no_gap() -> Result {
+        let skb = packet(100, &[200, 300], &[30, 40])?;
+
+        for offset in [0, 50, 100, 150, 300, 600, 610, 630] {
+            let mut walk = Walk::default();
+            let mut taker = Short(KVec::new());
+
+            assert_eq!(walk.take(&skb, offset, 670 - offset, &mut taker), Ok(10));
+            assert_eq!(taker.0[..], [10]);
+            assert!(walk.is_unfinished());
+        }
+        Ok(())
+    }
+
     /// Checks the limit on packets. A packet counts besides the packets in its list.
     #[test]
     fn one_walk_takes_at_most_21_packets() -> Result {

@@ -297,7 +297,12 @@ mod tests {
     use super::*;
     use crate::{
         fs::file::{
-            flags::O_CLOEXEC,
+            flags::{
+                O_ACCMODE,
+                O_CLOEXEC,
+                O_NONBLOCK,
+                O_RDWR, //
+            },
             FileDescriptorReservation, //
         },
         sync::{
@@ -368,6 +373,21 @@ mod tests {
         assert_eq!(note.load(Relaxed), 0);
         drop(other);
         assert_eq!(settle(|| note.load(Relaxed), 1), 1);
+        Ok(())
+    }
+
+    /// A file has the flags that are its own, and not those of a descriptor.
+    #[test]
+    fn file_has_its_flags() -> Result {
+        let note = Arc::new(Atomic::new(0), GFP_KERNEL)?;
+        let flags = O_RDWR | O_NONBLOCK | O_CLOEXEC;
+        let data = Noted { note, watch: || 1 };
+        let file = create::<BuiltIn>(KBox::new(data, GFP_KERNEL)?, flags)?;
+
+        assert_eq!(
+            file.flags() & (O_ACCMODE | O_NONBLOCK | O_CLOEXEC),
+            O_RDWR | O_NONBLOCK
+        );
         Ok(())
     }
 
@@ -473,6 +493,23 @@ mod tests {
         assert_eq!(count, 2);
         assert_eq!(settle(Pretended::count, 1), 1);
         assert_eq!(note.load(Relaxed), 2);
+        Ok(())
+    }
+
+    /// Modules may contain crates of the same name, whose types then have the same ids.
+    #[cfg(CONFIG_MODULE_UNLOAD)]
+    #[test]
+    fn type_of_another_module_is_another_one() -> Result {
+        let note = Arc::new(Atomic::new(0), GFP_KERNEL)?;
+        let data = Noted { note, watch: || 1 };
+
+        Pretended::reset(bindings::module_state_MODULE_STATE_LIVE);
+        let mut private = Private::new::<Modular>(KBox::new(data, GFP_KERNEL)?)?;
+
+        assert!(private.is_of::<Modular>());
+        assert!(!private.is_of::<BuiltIn>());
+        private.kind = TypeId::of::<BuiltIn>();
+        assert!(!private.is_of::<BuiltIn>());
         Ok(())
     }
 

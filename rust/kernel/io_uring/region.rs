@@ -449,8 +449,10 @@ mod tests {
         let entries = region.entries::<SIZE>(SIZE, 2).ok_or(EINVAL)?;
 
         region.store_release_u32(2 * SIZE + 8, 7);
+        region.store_release_u32(2 * SIZE + 12, 7);
         for entry in [1, 3, u32::MAX] {
             assert_eq!(entries.read_u32::<8>(entry), 7);
+            assert_eq!(entries.read_u64::<8>(entry), 7 << 32 | 7);
         }
         Ok(())
     }

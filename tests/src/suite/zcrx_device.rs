@@ -32,6 +32,7 @@ pub const TESTS: &[Test] = tests! {
         ZN25 buffers_larger_than_a_dma_segment_are_refused;
         ZN22 channels_of_a_bound_queue_cannot_be_removed;
         ZN50 packets_follow_their_receiver_to_its_cpu;
+        ZN52 closed_queues_leave_no_memory_charged (60 s);
     }
 };
 
@@ -442,5 +443,40 @@ fn packets_follow_their_receiver_to_its_cpu() -> TestResult {
         "{steered} of {ROUNDS} packets were steered"
     );
     stream.end(&mut ring)?;
+    Ok(Outcome::Passed)
+}
+
+/// Checks that queues that come and go leave no memory of the kernel charged to the
+/// memory cgroup of their process.
+fn closed_queues_leave_no_memory_charged() -> TestResult {
+    const ROUNDS: usize = 64;
+    /// The number of pages. As none of them are adjacent, the table of their addresses
+    /// takes 32 bytes for each.
+    const PAGES: usize = 2048;
+    /// A quarter of what the tables of all rounds take. The kernel charges memory in
+    /// advance for each CPU.
+    const SLACK: u64 = (ROUNDS * PAGES * 32 / 4) as u64;
+    let nic = Nic::new()?;
+    let group = sandbox::MemoryGroup::new()?;
+    sandbox::in_child(|| {
+        group.enter()?;
+        let area = scattered(PAGES)?;
+        let come_and_go = || {
+            let ring = WideRing::new(2)?;
+            let got = nic.registration(ENTRIES, &area).register(ring.fd());
+            expect_result("registering", got, 0)?;
+            drop(ring);
+            nic.wait_released()?;
+            nic::wait_pinned(0)
+        };
+        come_and_go()?;
+        let charged = group.charged()?;
+        for _ in 0..ROUNDS {
+            come_and_go()?;
+        }
+        group.falls_to(charged + SLACK, kernel::limit(10))
+    })?;
+    group.remove()?;
+    works(&nic)?;
     Ok(Outcome::Passed)
 }

@@ -5,7 +5,7 @@
 use std::fs::File;
 use std::os::fd::{AsRawFd, RawFd};
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 
 use super::zcrx_device::{BUFFERS, ENTRIES, works};
 use super::zcrx_device_end::{add, add_area, keep_all};
@@ -151,8 +151,14 @@ fn invalid_dmabufs_are_refused() -> TestResult {
     Ok(Outcome::Passed)
 }
 
-/// Checks that all data arrives intact through bounce buffers, and an area with no room
-/// there gives EIO.
+/// Returns the bytes of memory, eight at a time.
+fn contents(memory: &Mapping) -> Vec<u64> {
+    let offsets = (0..memory.len()).step_by(8);
+    offsets.map(|at| memory.read(at)).collect()
+}
+
+/// Checks that all data arrives intact through bounce buffers, what was copied to the
+/// area stays there when it is unmapped, and an area with no room there gives EIO.
 fn bounce_buffers_are_synced() -> TestResult {
     /// Enough for the device's ring, a full socket and one more large packet. If the pages
     /// are contiguous, more of them do not fit in the bounce buffers.
@@ -183,10 +189,19 @@ fn bounce_buffers_are_synced() -> TestResult {
         let counts = nic.transfer(&mut ring, &ifq, 1 << 20);
         let counts = counts.with_context(|| format!("dma-buf {dmabuf}"))?;
         expect_eq("pages", counts.page_frags, 0)?;
-        if !dmabuf {
+        if dmabuf {
+            drop((ifq, ring));
+        } else {
+            // This copies data to all buffers, and nothing arrives after it.
             nic.expect_conserved(&mut ring, &ifq, FEW)?;
+            nic.down()?;
+            let area = ifq.into_area();
+            let before = contents(&area);
+            drop(ring);
+            nic::wait_pinned(0)?;
+            ensure!(contents(&area) == before, "unmapping changed the area");
+            nic.up()?;
         }
-        drop((ifq, ring));
         nic.wait_released()?;
         nic::wait_pinned(0)?;
     }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 //! D9: an area that is much larger than memory. Other tasks must run while it is made
-//! and destroyed.
+//! and destroyed, and what the kernel needs for its buffers is charged, and freed.
 
 use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,14 +12,16 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use super::{NOTE, Outcome, Test, TestResult, tests};
 use crate::buffers::Resources;
-use crate::kernel::{expect_eq, expect_result};
-use crate::sandbox::{self, Sysctl};
+use crate::kernel::{expect_eq, expect_result, limit};
+use crate::register::PAGE_SIZE;
+use crate::sandbox::{self, MemoryGroup, Sysctl, meminfo};
 use crate::wide::{Mapping, WideRing};
 use crate::zcrx::Registration;
 
 pub const TESTS: &[Test] = tests! {
     "zcrx::memory" {
         BG09 large_area_lets_other_tasks_run (60 s);
+        ZR37 memory_for_buffers_is_charged_and_freed (60 s);
     }
 };
 
@@ -105,5 +107,46 @@ fn large_area_lets_other_tasks_run() -> TestResult {
         ensure!(count >= FEW, "{what} in {took:?}, others ran {count} times");
     }
     before.wait("closing")?;
+    Ok(Outcome::Passed)
+}
+
+/// Checks that the memory that the kernel takes for the buffers of an area is charged to
+/// the memory cgroup of the process, and is freed with the ring.
+fn memory_for_buffers_is_charged_and_freed() -> TestResult {
+    /// The bytes that each buffer takes at least: the pointer to its page, its number in
+    /// the list of free buffers, and its count.
+    const EACH: u64 = 8 + 4 + 4;
+    const ARRAYS: u64 = EACH * (AREA / PAGE_SIZE) as u64;
+    /// Half of the smallest array.
+    const SLACK: u64 = 2 * (AREA / PAGE_SIZE) as u64;
+    let _pages = Sysctl::set("vm/nr_hugepages", "1")?;
+    let group = MemoryGroup::new()?;
+    sandbox::in_child(|| {
+        group.enter()?;
+        let (memory, first) = repeated()?;
+        let before = Resources::now()?;
+        let (charged, mapped) = (group.charged()?, meminfo("VmallocUsed:")?);
+        let ring = WideRing::new(2)?;
+        let mut registration = Registration::new(64, &memory);
+        registration.area.addr = first as u64;
+        registration.area.len = AREA as u64;
+        expect_result("registering", registration.register(ring.fd()), 0)?;
+        let arrays = group.charged()?.saturating_sub(charged);
+        ensure!(arrays >= ARRAYS, "{arrays} bytes are charged, not {ARRAYS}");
+
+        drop(ring);
+        before.wait("closing")?;
+        group.falls_to(charged + SLACK, limit(10))?;
+        let start = Instant::now();
+        loop {
+            let now = meminfo("VmallocUsed:")?;
+            if now <= mapped + SLACK {
+                return Ok(());
+            }
+            ensure!(start.elapsed() < limit(10), "vmalloc: {mapped}, then {now}");
+            thread::sleep(Duration::from_millis(20));
+        }
+    })?;
+    group.remove()?;
     Ok(Outcome::Passed)
 }

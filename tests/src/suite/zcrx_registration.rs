@@ -285,7 +285,7 @@ fn entries_are_rounded_up_to_a_power_of_two() -> TestResult {
 }
 
 /// Checks that an area descriptor that cannot be read gives EFAULT, and one with a
-/// token EINVAL.
+/// token EINVAL, before the errors of the device.
 fn unreadable_area_descriptor_is_refused() -> TestResult {
     let ring = WideRing::new(2)?;
     let area = memory(4)?;
@@ -298,6 +298,11 @@ fn unreadable_area_descriptor_is_refused() -> TestResult {
     }
     refused(&ring, "a token", -libc::EINVAL, |r| {
         r.area.rq_area_token = 1
+    })?;
+    refused(&ring, "a token, and no such device", -libc::EINVAL, |r| {
+        r.area.rq_area_token = 1;
+        r.reg.flags = 0;
+        r.reg.if_idx = 12345;
     })?;
     none_so_far(&ring)?;
     Ok(Outcome::Passed)

@@ -98,4 +98,60 @@ mod tests {
         assert!(pools.0.receive().is_some());
         Ok(())
     }
+
+    /// A task that gives a buffer back leaves the cache of the pool alone, because the driver may
+    /// be using it on another CPU.
+    #[test]
+    fn task_leaves_the_cache_alone() -> Result {
+        let queue = queue_of_one()?;
+        let mut pool = TestPool::new(&queue)?;
+        let packet = pool.receive().ok_or(ENOMEM)?;
+
+        assert_eq!(pool.cached(), 0);
+        drop(packet);
+        assert_eq!((pool.cached(), pool.in_flight()), (0, 1));
+        Ok(())
+    }
+
+    /// The number of buffers of [`ManyBuffers`].
+    const MANY: u32 = AllocCache::CAPACITY as u32 + 6;
+
+    /// A provider that offers a pool more buffers than its cache has room for.
+    struct ManyBuffers {
+        iovs: NetIovs,
+    }
+
+    impl MemoryProvider for ManyBuffers {
+        const KIND: ProviderKind = ProviderKind::IoUring;
+
+        fn alloc(&self, cache: &mut AllocCache<'_>) {
+            let mut all = [0; MANY as usize];
+
+            for (index, place) in all.iter_mut().enumerate() {
+                *place = index as u32;
+            }
+            assert_eq!(cache.push_free(&self.iovs, &all), AllocCache::CAPACITY);
+            assert_eq!(cache.room(), 0);
+        }
+
+        fn release(&self, _tag: u64, _index: usize) {}
+
+        fn unmap(&self, _unused: &Unused<'_>) {}
+    }
+
+    #[test]
+    fn cache_takes_no_more_than_it_has_room_for() -> Result {
+        let provider = ManyBuffers {
+            iovs: NetIovs::new(ProviderKind::IoUring, MANY, PAGE_SHIFT as u32)?,
+        };
+        let queue = Arc::pin_init(
+            ProvidedQueue::new::<Error>(PAGE_SHIFT as u32, Ok(provider)),
+            GFP_KERNEL,
+        )?;
+        let mut pool = TestPool::new(&queue)?;
+
+        assert!(pool.receive().is_some());
+        assert_eq!(pool.in_flight(), AllocCache::CAPACITY as u32);
+        Ok(())
+    }
 }

@@ -152,6 +152,13 @@ impl<P: MemoryProvider> TestPool<P> {
         })
     }
 
+    /// Returns the number of buffers in the cache of the pool.
+    pub fn cached(&self) -> u32 {
+        // SAFETY: By the type invariants, the pool is valid, and its cache is accessed only through
+        // a mutable reference to `self`.
+        unsafe { (*self.pool.as_ptr()).alloc.count }
+    }
+
     /// Returns the number of buffers that the pool has taken and not released yet, wherever they
     /// are.
     pub fn in_flight(&self) -> u32 {

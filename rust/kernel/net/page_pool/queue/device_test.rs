@@ -101,7 +101,10 @@ mod tests {
     /// Returns whether a receive queue has a provider.
     fn has_provider(netdev: &LockedNetDevice<'_>, queue: u32) -> bool {
         // SAFETY: The device is valid and locked, and has the queue.
-        unsafe { !(*rx_queue(netdev, queue)).mp_params.mp_ops.is_null() }
+        let params = unsafe { (*rx_queue(netdev, queue)).mp_params };
+
+        // The network stack looks at either of them.
+        !params.mp_ops.is_null() || !params.mp_priv.is_null()
     }
 
     /// Returns a receive queue as a C pointer.
