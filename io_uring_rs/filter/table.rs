@@ -96,16 +96,6 @@ impl<P> Slot<P> {
     }
 }
 
-impl<P> Clone for Slot<P> {
-    fn clone(&self) -> Self {
-        Self {
-            cost: self.cost,
-            allowed: self.allowed,
-            chain: self.chain.clone(),
-        }
-    }
-}
-
 /// Returns the flags with which `program` allows requests for `opcode`, or [`None`] if that depends
 /// on more than the flags.
 ///

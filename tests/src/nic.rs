@@ -162,6 +162,13 @@ pub fn receive_on_all_cpus() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Makes packets that were read be freed at once, until the result is dropped. Otherwise a
+/// CPU keeps those that it has received until it receives again, and with them buffers
+/// that were given back: too many for a test that needs each of a few.
+pub fn free_packets_at_once() -> anyhow::Result<Sysctl> {
+    Sysctl::set("net/core/skb_defer_max", "0")
+}
+
 /// Keeps the receive buffer of each socket from growing beyond `buffers` pages, until the
 /// result is dropped. It begins with the 32 pages of its listener all the same. Packets
 /// that came after a lost one must not take all buffers: the lost packet needs a buffer

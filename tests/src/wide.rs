@@ -72,8 +72,15 @@ impl Mapping {
         Self::map(-1, 0, len, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | flags)
     }
 
+    /// Maps new memory at address 0, which only root may do.
+    pub fn at_zero(len: usize) -> anyhow::Result<Self> {
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
+        Self::map(-1, 0, len, flags)
+    }
+
     fn map(fd: RawFd, offset: i64, len: usize, flags: libc::c_int) -> anyhow::Result<Self> {
-        // SAFETY: the kernel chooses a free address for the new mapping.
+        // SAFETY: the kernel chooses a free address for the new mapping, or takes address 0
+        // if nothing is there.
         let address = unsafe {
             libc::mmap(
                 std::ptr::null_mut(),

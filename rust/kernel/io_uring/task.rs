@@ -331,59 +331,44 @@ mod tests {
         Ok(())
     }
 
-    /// Tasks have the restrictions that a model predicts, through random forks, registrations and
-    /// exits.
+    /// Checks that tasks have the restrictions that a model predicts, through every sequence of
+    /// three steps, one after the other.
     #[test]
-    fn random_forks_and_exits_match_the_model() -> Result {
-        const TASKS: u32 = 16;
-        let mut seed = 0x2545_f491u32;
-        let mut random = |below: u32| {
-            // xorshift
-            seed ^= seed << 13;
-            seed ^= seed >> 17;
-            seed ^= seed << 5;
-            (seed % below) as usize
-        };
+    fn forks_and_exits_match_the_model() -> Result {
+        const TASKS: usize = 3;
+        // A task gets restrictions, loses them, or is replaced by a child of any task.
+        const STEPS: usize = TASKS * (2 + TASKS);
         let live = Arc::new(Atomic::new(0), GFP_KERNEL)?;
         // Each task is stored with the number that its restrictions should have.
-        let mut tasks = KVec::new();
-        for _ in 0..TASKS {
-            tasks.push((task()?, None), GFP_KERNEL)?;
-        }
+        let mut tasks = [(task()?, None), (task()?, None), (task()?, None)];
 
-        for _ in 0..5_000 {
-            let which = random(TASKS);
+        for sequence in 0..STEPS * STEPS * STEPS {
+            for step in [sequence / STEPS / STEPS, sequence / STEPS, sequence] {
+                let (which, step) = (step % TASKS, step / TASKS % (2 + TASKS));
+                let child = match step.checked_sub(2).and_then(|parent| tasks.get(parent)) {
+                    Some((parent, model)) => Some((fork(parent, 0)?, *model)),
+                    None => None,
+                };
 
-            match random(4) {
-                0 => {
-                    let number = random(30);
-                    if let Some((task, model)) = tasks.get_mut(which) {
-                        handle(task).set(numbered(number, &live)?);
-                        *model = Some(number);
-                    }
+                let Some((task, model)) = tasks.get_mut(which) else {
+                    return Err(EINVAL);
+                };
+                if step == 0 {
+                    *model = Some(sequence % 30);
+                    handle(task).set(numbered(sequence % 30, &live)?);
+                } else {
+                    *model = None;
+                    drop(handle(task).take());
                 }
-                1 => {
-                    if let Some((task, model)) = tasks.get_mut(which) {
-                        drop(handle(task).take());
-                        *model = None;
-                    }
+                if let Some(child) = child {
+                    (*task, *model) = child;
                 }
-                _ => {
-                    let child = match tasks.get(random(TASKS)) {
-                        Some((parent, model)) => Some((fork(parent, 0)?, *model)),
-                        None => None,
-                    };
-                    if let (Some((task, model)), Some(child)) = (tasks.get_mut(which), child) {
-                        drop(handle(task).take());
-                        (*task, *model) = child;
-                    }
+                for (task, model) in &mut tasks {
+                    assert_eq!(handle(task).get().and_then(number_of), *model);
                 }
             }
-            for (task, model) in tasks.iter_mut() {
-                assert_eq!(handle(task).get().and_then(number_of), *model);
-            }
         }
-        for (task, _) in tasks.iter_mut() {
+        for (task, _) in &mut tasks {
             drop(handle(task).take());
         }
         assert_eq!(settle(&live), 0);

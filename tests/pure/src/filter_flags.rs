@@ -95,6 +95,20 @@ proptest! {
     }
 }
 
+/// A program with an instruction that the checker refuses or replaces has no result.
+#[test]
+fn unchecked_programs_have_no_result() {
+    let codes = [LD_LEN, LDX_LEN, LD | 0x40, ALU | MOD, JMP | 0x50, RET | X];
+    for code in codes {
+        let program = [Insn::new(code, 1), ret(1)];
+        assert_eq!(
+            interpreter::run(&program, &[Some(0); WORDS]),
+            None,
+            "{code:#x}"
+        );
+    }
+}
+
 fn ld(k: u32) -> Insn {
     Insn::new(LD_ABS, k)
 }

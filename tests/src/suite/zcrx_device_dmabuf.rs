@@ -43,6 +43,7 @@ pub(super) fn with_dmabuf(nic: &Nic, fd: RawFd, memory: &Mapping) -> Registratio
 /// Checks that a dma-buf is received into without a copy; data in other memory gives
 /// ENOMEM and stays in the socket.
 fn dmabuf_is_received_into_without_copies() -> TestResult {
+    let _at_once = nic::free_packets_at_once()?;
     let nic = Nic::new()?;
     nic.set_mtu(9000)?;
     let mut ring = roomy_ring()?;

@@ -172,6 +172,7 @@ fn failed_close_keeps_memory_mapped_until_the_restart() -> TestResult {
     if let Some(skipped) = debugger_complains() {
         return Ok(skipped);
     }
+    let _at_once = nic::free_packets_at_once()?;
     let nic = Nic::new()?;
     for (failure, out) in [
         (("fail_close", libc::ENOMEM), Out::Nothing),
@@ -496,9 +497,7 @@ fn exhaust(
 fn single_free_buffer_is_found_in_any_area() -> TestResult {
     const AREAS: usize = 64;
     const EACH: usize = 2;
-    // Packets that were read are freed at once. Otherwise, a CPU keeps those that it has
-    // received until it receives again, and with them some of the few buffers.
-    let _at_once = Sysctl::set("net/core/skb_defer_max", "0")?;
+    let _at_once = nic::free_packets_at_once()?;
     let nic = Nic::new()?;
     nic.set_ring(8)?;
     let mut ring = roomy_ring()?;

@@ -153,6 +153,14 @@ fn device_may_go_before_the_ring_ends() -> TestResult {
     }
     let (got, _) = add_area(&ring, &ifq, &memory(8)?);
     expect_result("an area for no device", got, -libc::EFAULT)?;
+    // The device is looked at before the memory.
+    let mut unaligned = AreaReg {
+        addr: 1,
+        len: PAGE_SIZE as u64,
+        ..Default::default()
+    };
+    let got = add(&ring, &ifq, &mut unaligned);
+    expect_result("an unaligned area for no device", got, -libc::EFAULT)?;
 
     // Data that arrives in other ways is copied.
     drop(stream);

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 //! D9: events that report copying, and statistics about it.
 
-use anyhow::ensure;
+use std::fs;
+
+use anyhow::{Context, ensure};
 
 use super::zcrx_receive::restore;
 use super::zcrx_sharing::{export_of, import_into};
@@ -20,6 +22,7 @@ pub const TESTS: &[Test] = tests! {
     "zcrx::events" {
         ZV22 copy_event_fires_once_each_time_it_is_armed;
         ZV22disabled event_of_a_disabled_ring_is_dropped;
+        ZV22freed events_leave_no_request_behind;
         ZV23 statistics_count_copied_completions;
         ZV24 statistics_go_on_from_overwritten_values;
     }
@@ -85,6 +88,36 @@ fn receive(
         }
     }
     Ok((completions, events))
+}
+
+/// Returns the number of requests that the kernel has allocated.
+fn requests() -> anyhow::Result<usize> {
+    let path = "/sys/kernel/slab/io_kiocb/objects";
+    let text = fs::read_to_string(path).context(path)?;
+    let count = text.split_whitespace().next().unwrap_or_default();
+    count.parse().with_context(|| format!("{path}: {text}"))
+}
+
+/// Checks that the requests by which events are posted are freed.
+fn events_leave_no_request_behind() -> TestResult {
+    const EVENTS: usize = 1000;
+    // Each CPU keeps some free requests, which count as allocated.
+    const KEPT: usize = EVENTS / 2;
+    let mut ring = WideRing::with(8, 256, ZCRX_SETUP)?;
+    let (ifq, _) = with_events(&ring, 1 << ZCRX_EVENT_COPY)?;
+    let mut stream = Stream::new()?;
+    ring.push(stream.recv(&ifq, 0))?;
+    let before = requests()?;
+    for _ in 0..EVENTS {
+        stream.send(1)?;
+        let (_, events) = receive(&mut ring, &ifq, &mut stream)?;
+        expect_eq("events", events.len(), 1)?;
+        let got = arm(&ring, &ifq, ZCRX_EVENT_COPY);
+        expect_result("arming", got, 0)?;
+    }
+    let after = requests()?;
+    ensure!(after < before + KEPT, "{before} requests, then {after}");
+    Ok(Outcome::Passed)
 }
 
 /// Checks that ZCRX_EVENT_COPY fires once each time that it is armed, also for data in

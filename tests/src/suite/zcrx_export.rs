@@ -10,6 +10,7 @@ use anyhow::{Context, ensure};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::epoll::{Epoll, EpollCreateFlags};
 use nix::sys::eventfd::EventFd;
+use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use super::zcrx_sharing::{ENTRIES, PAGES, export, export_ctrl, import, import_into, import_reg};
@@ -164,6 +165,8 @@ fn invalid_imports_are_refused() -> TestResult {
     let poll = Epoll::new(EpollCreateFlags::empty())?;
     let process = pidfd()?;
     let (dmabuf, behind) = dmabuf::new(PAGE_SIZE)?;
+    // A file without data of its own.
+    let empty = memfd_create(c"empty", MFdFlags::empty())?;
     let closed = null.try_clone()?.as_raw_fd();
     let held = Resources::now()?;
     let valid = import_reg(file.as_raw_fd());
@@ -183,6 +186,7 @@ fn invalid_imports_are_refused() -> TestResult {
         ("a poll", import_reg(poll.0.as_raw_fd()), libc::EBADF),
         ("a process", import_reg(process.as_raw_fd()), libc::EBADF),
         ("a dma-buf", import_reg(dmabuf.as_raw_fd()), libc::EBADF),
+        ("memory", import_reg(empty.as_raw_fd()), libc::EBADF),
         ("a queue", change(&|reg, _| reg.if_rxq = 1), libc::EINVAL),
         (
             "the last queue",

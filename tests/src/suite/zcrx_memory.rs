@@ -286,11 +286,17 @@ fn invalid_areas_are_refused() -> TestResult {
 }
 
 /// Checks that an area of memory with a dma-buf's descriptor gives EINVAL, and one at
-/// address 0 EFAULT.
+/// address 0 EFAULT, even if there is memory.
 fn area_without_an_address_or_with_a_file_is_refused() -> TestResult {
     let mut ring = WideRing::new(8)?;
     refused(&ring, "a file", -libc::EINVAL, |r| r.area.dmabuf_fd = 1)?;
     refused(&ring, "address 0", -libc::EFAULT, |r| r.area.addr = 0)?;
+    let lowest = Mapping::at_zero(PAGE_SIZE)?;
+    refused(&ring, "memory at address 0", -libc::EFAULT, |r| {
+        r.area.addr = 0;
+        r.area.len = PAGE;
+    })?;
+    drop(lowest);
     none_so_far(&mut ring)?;
     Ok(Outcome::Passed)
 }

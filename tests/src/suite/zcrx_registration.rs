@@ -228,6 +228,12 @@ fn unreadable_region_descriptor_is_refused() -> TestResult {
 fn queue_and_entries_must_be_given() -> TestResult {
     all_invalid(&[
         ("no receive queue", |r| r.reg.if_rxq = u32::MAX),
+        // The number of the queue is checked before the device is looked up.
+        ("no receive queue of no device", |r| {
+            r.reg.flags = 0;
+            r.reg.if_idx = u32::MAX;
+            r.reg.if_rxq = u32::MAX;
+        }),
         ("no entries", |r| r.reg.rq_entries = 0),
     ])
 }
