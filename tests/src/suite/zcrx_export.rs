@@ -271,7 +271,7 @@ fn invalid_imports_are_refused() -> TestResult {
     held.expect("all errors")?;
     import_into(&ring, &file, 0)?;
     drop((consumer, ring, file, null, page));
-    drop((event, poll, process, dmabuf, behind));
+    drop((event, poll, process, dmabuf, behind, empty));
     before.wait("closing")?;
     Ok(Outcome::Passed)
 }
