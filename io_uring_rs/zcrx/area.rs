@@ -522,8 +522,8 @@ mod tests {
         areas: Areas,
         /// The number of times that each id was reserved.
         reserved: [Atomic<u32>; 2 * EACH],
-        /// The number of tasks that are ready to begin.
-        ready: Atomic<u32>,
+        /// The number of turns that the tasks have begun.
+        turns: Atomic<u32>,
         #[pin]
         ended: Completion,
         #[pin]
@@ -539,16 +539,24 @@ mod tests {
         /// time, there is one CPU, and the other task runs later.
         const PATIENCE: u32 = 1_000_000;
 
-        /// Reserves ids, while the other task does.
-        fn reserve_ids(&self) {
-            self.ready.fetch_add(1, Relaxed);
+        /// Waits until the tasks have begun `turns` turns together. Returns whether they have.
+        fn meet(&self, turns: u32) -> bool {
             for _ in 0..Self::PATIENCE {
-                if self.ready.load(Relaxed) == 2 {
-                    break;
+                if self.turns.load(Relaxed) >= turns {
+                    return true;
                 }
                 core::hint::spin_loop();
             }
-            for _ in 0..EACH {
+            false
+        }
+
+        /// Reserves ids, each at the same time as the other task does.
+        fn reserve_ids(&self) {
+            let mut both = true;
+
+            for turn in 1..=EACH as u32 {
+                self.turns.add(1, Relaxed);
+                both = both && self.meet(2 * turn);
                 if let Ok(reservation) = self.areas.reserve() {
                     if let Some(count) = self.reserved.get(reservation.id() as usize) {
                         count.add(1, Relaxed);
@@ -578,7 +586,7 @@ mod tests {
                 pin_init!(Numbered {
                     areas <- areas,
                     reserved: [const { Atomic::new(0) }; 2 * EACH],
-                    ready: Atomic::new(0),
+                    turns: Atomic::new(0),
                     ended <- Completion::new(),
                     work <- new_work!("zcrx_area_test"),
                 }),

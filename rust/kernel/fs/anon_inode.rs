@@ -424,6 +424,36 @@ mod tests {
         Ok(())
     }
 
+    /// The operations of files that somebody else creates, with data that looks like ours.
+    static FOREIGN: Operations = Operations(bindings::file_operations {
+        release: Some(release),
+        ..pin_init::zeroed()
+    });
+
+    #[test]
+    fn file_with_other_operations_is_refused() -> Result {
+        let note = Arc::new(Atomic::new(0), GFP_KERNEL)?;
+        let data = Noted {
+            note: note.clone(),
+            watch: || 1,
+        };
+        let file = create::<BuiltIn>(KBox::new(data, GFP_KERNEL)?, 0)?;
+        let reserved = FileDescriptorReservation::get_unused_fd_flags(O_CLOEXEC)?;
+        let fd = reserved.reserved_fd();
+
+        // SAFETY: The file has no descriptor yet, so that nobody else uses it. The table is static,
+        // and releases the data as the other one does.
+        unsafe { (*file.as_ptr()).f_op = &raw const FOREIGN.0 };
+        reserved.fd_install(file);
+        let got = with::<BuiltIn, _>(fd, |noted| noted.note.load(Relaxed));
+        // SAFETY: The descriptor refers to the file above, and nobody else knows it.
+        let closed = unsafe { bindings::close_fd(fd) };
+
+        assert_eq!((got, closed), (Err(EBADF), 0));
+        assert_eq!(settle(|| note.load(Relaxed), 1), 1);
+        Ok(())
+    }
+
     /// A module that is not loaded, but has a reference count like a loaded one.
     #[cfg(CONFIG_MODULE_UNLOAD)]
     struct Pretended(Opaque<bindings::module>);
