@@ -64,6 +64,7 @@ mod zcrx_flush;
 mod zcrx_large;
 mod zcrx_memory;
 mod zcrx_receive;
+mod zcrx_receive_end;
 mod zcrx_registration;
 mod zcrx_restart;
 mod zcrx_returns;
@@ -231,6 +232,7 @@ const GROUPS: &[Group] = &[
         name: "zcrx receive",
         tests: &[
             zcrx_receive::TESTS,
+            zcrx_receive_end::TESTS,
             zcrx_returns::TESTS,
             zcrx_stream::TESTS,
             zcrx_events::TESTS,

@@ -311,13 +311,26 @@ fn buffer_with_several_fragments_needs_all_entries() -> TestResult {
         Implementation::C => 0,
         Implementation::Rust => 4,
     };
-    for (entries, flush, given) in [(4, false, 4), (5, false, over), (5, true, 4), (3, false, 3)] {
-        let what = format!("{entries} entries, flush {flush}");
+    // In the last case, all entries of another buffer come first.
+    for (entries, flush, given, is_second) in [
+        (4, false, 4, false),
+        (5, false, over, false),
+        (5, true, 4, false),
+        (3, false, 3, false),
+        (3, true, 3, true),
+    ] {
+        let what = format!("{entries} entries, flush {flush}, second {is_second}");
         let mut ring = roomy_ring()?;
         let ifq = nic.ifq(&ring, ENTRIES, BUFFERS)?;
         let mut stream = nic.stream(1)?;
         ring.push(stream.recv(&ifq, 0))?;
         let first = four(&mut ring, &ifq, &mut stream)?;
+        if is_second {
+            let other = four(&mut ring, &ifq, &mut stream)?;
+            for part in 0..4 {
+                ifq.return_buffer(other + part * 1024);
+            }
+        }
         for part in 0..entries {
             ifq.return_buffer(first + part % 4 * 1024);
         }

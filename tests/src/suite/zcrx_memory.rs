@@ -354,6 +354,11 @@ fn ids_end_where_offsets_for_mapping_do() -> TestResult {
         let got = registration.register(ring.fd());
         if got == 0 {
             expect_eq("id", registration.reg.zcrx_id, id)?;
+            expect_eq(
+                "offset",
+                registration.region.mmap_offset as i64,
+                map_offset(id),
+            )?;
         }
         anyhow::Ok((got, registration.region.mmap_offset as i64))
     };

@@ -24,9 +24,16 @@ pub fn translated(program: &[Insn], loads: &[Load; 10]) -> Option<Vec<u8>> {
     Some(insns.iter().flat_map(Ebpf::bytes).collect())
 }
 
-/// Runs a translated program on an object.
+/// Runs a translated program on an object. All registers but those of the object and of the
+/// stack begin with something, as they do in the kernel.
 pub fn run_translated(code: &[u8], object: &mut [u8]) -> u32 {
-    let vm = rbpf::EbpfVmRaw::new(Some(code)).expect("rbpf refuses the program");
+    const MOV64_IMM: u8 = 0xb7;
+    let mut whole = Vec::new();
+    for register in [0, 2, 3, 4, 5, 6, 7, 8, 9] {
+        whole.extend([MOV64_IMM, register, 0, 0, 0x5a, 0x5a, 0x5a, 0xda]);
+    }
+    whole.extend(code);
+    let vm = rbpf::EbpfVmRaw::new(Some(&whole)).expect("rbpf refuses the program");
     let result = vm
         .execute_program(object)
         .expect("rbpf cannot run the program");
