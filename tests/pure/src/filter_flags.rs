@@ -95,6 +95,20 @@ proptest! {
     }
 }
 
+/// A long filter of one flag has a set, although there is no time to run it for each value
+/// of the flags.
+#[test]
+fn long_filters_of_one_flag_have_a_set() {
+    const FLAG: u8 = 0x40;
+    let mut program = vec![Insn::new(LD_IMM, 0); 60];
+    let test = Insn::jump(JMP | JSET | K, 0, 1, flags_word(FLAG));
+    program.extend([ld(8), test, ret(0), ret(1)]);
+    let set = allowed_flags(&program, NOP).expect("no set");
+    for flags in 0..128 {
+        assert_eq!(set.contains(flags), flags & FLAG == 0, "{flags:#x}");
+    }
+}
+
 /// A program with an instruction that the checker refuses or replaces has no result.
 #[test]
 fn unchecked_programs_have_no_result() {

@@ -307,6 +307,18 @@ fn constant_verdicts_are_found() {
             NOP,
             Verdict::Depends,
         ),
+        // A bit that is set, whatever `user_data` is.
+        (
+            vec![
+                ld(0),
+                Insn::new(ALU | OR | K, 1),
+                Insn::jump(JMP | JSET | K, 0, 1, 1),
+                ret(1),
+                ret(0),
+            ],
+            NOP,
+            Verdict::Allow,
+        ),
         // Both arms of a branch that depends on the request allow.
         (
             vec![ld(0), jeq(7, 0, 1), ret(1), ret(2)],
