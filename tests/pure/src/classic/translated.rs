@@ -24,8 +24,8 @@ pub fn translated(program: &[Insn], loads: &[Load; 10]) -> Option<Vec<u8>> {
     Some(insns.iter().flat_map(Ebpf::bytes).collect())
 }
 
-/// Runs a translated program on an object. All registers but those of the object and of the
-/// stack begin with something, as they do in the kernel.
+/// Runs a translated program on an object. Fills all other registers with garbage first, as
+/// the kernel clears none of them.
 pub fn run_translated(code: &[u8], object: &mut [u8]) -> u32 {
     const MOV64_IMM: u8 = 0xb7;
     let mut whole = Vec::new();
