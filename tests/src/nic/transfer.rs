@@ -6,7 +6,7 @@ use std::net::TcpStream;
 
 use anyhow::Context;
 
-use super::{Nic, limit_sockets, within};
+use super::{Nic, free_packets_at_once, limit_sockets, within};
 use crate::kernel::{expect_eq, expect_result};
 use crate::register::PAGE_SIZE;
 use crate::ring::IORING_CQE_F_MORE;
@@ -52,7 +52,8 @@ impl Nic {
     }
 
     /// Makes a transfer whose sender sends again only what was lost, not what is merely
-    /// late, and has no more under way than the sockets have room for.
+    /// late, and has no more under way than the sockets have room for. No packet holds its
+    /// buffers once it was read.
     pub fn transfer_without_timeouts(
         &self,
         address: &str,
@@ -62,6 +63,7 @@ impl Nic {
     ) -> anyhow::Result<TransferCounts> {
         const LONG_RTO: u32 = 60_000_000;
         let _room = limit_sockets(ifq.area.len() / PAGE_SIZE / 4)?;
+        let _at_once = free_packets_at_once()?;
         let connection = self.connect(address, LONG_RTO)?;
         self.probe_losses(false)?;
         let counts = self.transfer_over(connection, ring, ifq, len);

@@ -132,7 +132,11 @@ fn memory_for_buffers_is_charged_and_freed() -> TestResult {
         registration.area.len = AREA as u64;
         expect_result("registering", registration.register(ring.fd()), 0)?;
         let arrays = group.charged()?.saturating_sub(charged);
-        ensure!(arrays >= ARRAYS, "{arrays} bytes are charged, not {ARRAYS}");
+        // Memory of before may have been freed meanwhile.
+        ensure!(
+            arrays + SLACK >= ARRAYS,
+            "{arrays} bytes are charged, not {ARRAYS}"
+        );
 
         drop(ring);
         before.wait("closing")?;
