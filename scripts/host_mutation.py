@@ -7,7 +7,8 @@ while the file stays the same. The record is part of the project, so that a run 
 where another one ended, on any machine.
 
 `load FOLDER` makes cargo-mutants skip what is recorded, in the folder of its results.
-`save FOLDER` adds to the record what was noticed there, or could not be built."""
+`save FOLDER` adds to the record what was noticed there, or could not be built. The copy of
+the project that was mutated is beside the folder."""
 
 import argparse
 import functools
@@ -23,16 +24,15 @@ SKIPPED = "previously_caught.txt"
 
 
 @functools.cache
-def checksum(file):
-    """Returns a checksum of a file of the project, or None if it is not there any more."""
-    path = machine.TOP / file
+def checksum(path):
+    """Returns a checksum of a file, or None if it is not there any more."""
     return hashlib.sha256(path.read_bytes()).hexdigest()[:12] if path.exists() else None
 
 
-def line(name):
-    """Returns the record of a mutation. cargo-mutants names the kernel's files by way of the
-    crate that includes them."""
-    return f"{checksum(os.path.normpath(name.partition(':')[0]))} {name}"
+def line(name, top=machine.TOP):
+    """Returns the record of a mutation of the files in `top`. cargo-mutants names the kernel's
+    files by way of the crate that includes them."""
+    return f"{checksum(top / os.path.normpath(name.partition(':')[0]))} {name}"
 
 
 def recorded():
@@ -53,10 +53,12 @@ def main():
         options.folder.mkdir(parents=True, exist_ok=True)
         (options.folder / SKIPPED).write_text("".join(f"{name}\n" for name in sorted(names)))
         return
-    for found in (SKIPPED, "caught.txt", "unviable.txt"):
+    lines = {line(name) for name in names}
+    for found in ("caught.txt", "unviable.txt"):
         if (options.folder / found).exists():
-            names |= set((options.folder / found).read_text().splitlines())
-    lines = sorted(map(line, names), key=lambda each: each.partition(" ")[2])
+            found = (options.folder / found).read_text().splitlines()
+            lines |= {line(name, options.folder.parent / "tree") for name in found}
+    lines = sorted(lines, key=lambda each: each.partition(" ")[2])
     RECORD.write_text(HEADER + "".join(f"{each}\n" for each in lines))
 
 

@@ -176,21 +176,12 @@ fn compute(insn: &Insn, a: Bits, b: Bits) -> Option<Bits> {
         ),
         insn::OR => Bits::partial((a.known & b.known) | a.value | b.value, a.value | b.value),
         insn::XOR => Bits::partial(a.known & b.known, a.value ^ b.value),
+        // Zeroes are shifted in, and bits stay unknown.
         insn::LSH => b.get().map_or(Bits::UNKNOWN, |n| {
-            let shifted_in = !u32::MAX.wrapping_shl(n);
-
-            Bits::partial(
-                a.known.wrapping_shl(n) | shifted_in,
-                a.value.wrapping_shl(n),
-            )
+            Bits::partial(!(!a.known).wrapping_shl(n), a.value.wrapping_shl(n))
         }),
         insn::RSH => b.get().map_or(Bits::UNKNOWN, |n| {
-            let shifted_in = !u32::MAX.wrapping_shr(n);
-
-            Bits::partial(
-                a.known.wrapping_shr(n) | shifted_in,
-                a.value.wrapping_shr(n),
-            )
+            Bits::partial(!(!a.known).wrapping_shr(n), a.value.wrapping_shr(n))
         }),
         insn::NEG => a
             .get()

@@ -81,14 +81,11 @@ impl Field {
     /// As byte `index` of a word of the context, in the order of bytes in memory, with zeroes in
     /// place of the others.
     pub const fn at_byte(self, index: usize) -> Self {
-        let byte = if cfg!(target_endian = "little") {
-            index % 4
-        } else {
-            3 - index % 4
-        };
+        let mut only = [0; 4];
 
+        only[index % 4] = u8::MAX;
         Self {
-            shift: 8 * byte as u8,
+            shift: u32::from_ne_bytes(only).trailing_zeros() as u8,
             ..self
         }
     }
@@ -217,8 +214,7 @@ fn reads_a(insn: &Insn) -> bool {
 fn reads_x(insn: &Insn) -> bool {
     match insn.class() {
         insn::STX => true,
-        insn::ALU => insn.has_x() && insn.op() != insn::NEG,
-        insn::JMP => insn.has_x() && insn.code != insn::JMP_JA,
+        insn::ALU | insn::JMP => insn.has_x(),
         insn::MISC => insn.code == insn::MISC_TXA,
         _ => false,
     }
@@ -380,7 +376,6 @@ pub fn translate(
     starts: &mut [u16],
     mut push: impl FnMut(Ebpf) -> Option<()>,
 ) -> Option<()> {
-    let mut len = 0u16;
     let starts = starts.get_mut(..program.len())?;
 
     for (register, needed) in [
@@ -389,9 +384,11 @@ pub fn translate(
     ] {
         if needed {
             push(Ebpf::constant(MOV, register, 0))?;
-            len += 1;
         }
     }
+
+    // Jumps are relative, so what comes first does not count.
+    let mut len = 0u16;
     for (insn, start) in program.iter().zip(starts.iter_mut()) {
         *start = len;
         len = len.checked_add(expand(insn, &load, |_, _| Some(0))?.len.try_into().ok()?)?;

@@ -296,6 +296,7 @@ pub fn with<F: AnonFile, R>(
 mod tests {
     use super::*;
     use crate::{
+        error::to_result,
         fs::file::{
             flags::{
                 O_ACCMODE,
@@ -329,6 +330,19 @@ mod tests {
         watch: fn() -> i32,
     }
 
+    impl Noted {
+        /// Returns the data of a file, and its note, which is zero.
+        fn new(watch: fn() -> i32) -> Result<(KBox<Self>, Arc<Atomic<i32>>)> {
+            let note = Arc::new(Atomic::new(0), GFP_KERNEL)?;
+            let data = Noted {
+                note: note.clone(),
+                watch,
+            };
+
+            Ok((KBox::new(data, GFP_KERNEL)?, note))
+        }
+    }
+
     impl Drop for Noted {
         fn drop(&mut self) {
             self.note.store((self.watch)(), Relaxed);
@@ -360,12 +374,8 @@ mod tests {
 
     #[test]
     fn data_is_dropped_with_the_last_reference() -> Result {
-        let note = Arc::new(Atomic::new(0), GFP_KERNEL)?;
-        let data = Noted {
-            note: note.clone(),
-            watch: || 1,
-        };
-        let file = create::<BuiltIn>(KBox::new(data, GFP_KERNEL)?, 0)?;
+        let (data, note) = Noted::new(|| 1)?;
+        let file = create::<BuiltIn>(data, 0)?;
         let other = file.clone();
 
         drop(file);
@@ -379,10 +389,9 @@ mod tests {
     /// A file has the flags that are its own, and not those of a descriptor.
     #[test]
     fn file_has_its_flags() -> Result {
-        let note = Arc::new(Atomic::new(0), GFP_KERNEL)?;
         let flags = O_RDWR | O_NONBLOCK | O_CLOEXEC;
-        let data = Noted { note, watch: || 1 };
-        let file = create::<BuiltIn>(KBox::new(data, GFP_KERNEL)?, flags)?;
+        let (data, _) = Noted::new(|| 1)?;
+        let file = create::<BuiltIn>(data, flags)?;
 
         assert_eq!(
             file.flags() & (O_ACCMODE | O_NONBLOCK | O_CLOEXEC),
@@ -401,25 +410,42 @@ mod tests {
         type Data = KBox<Noted>;
     }
 
-    #[test]
-    fn file_of_another_type_is_refused() -> Result {
-        let note = Arc::new(Atomic::new(0), GFP_KERNEL)?;
-        let data = Noted {
-            note: note.clone(),
-            watch: || 1,
-        };
-        let file = create::<BuiltIn>(KBox::new(data, GFP_KERNEL)?, 0)?;
+    /// Returns what `f` returns for a descriptor that refers to `file` meanwhile.
+    fn with_descriptor<R>(file: ARef<File>, f: impl FnOnce(u32) -> R) -> Result<R> {
         let reserved = FileDescriptorReservation::get_unused_fd_flags(O_CLOEXEC)?;
         let fd = reserved.reserved_fd();
 
-        assert_eq!(with::<BuiltIn, _>(fd, |_| ()), Err(EBADF));
         reserved.fd_install(file);
-        let itself = with::<BuiltIn, _>(fd, |noted| noted.note.load(Relaxed));
-        let other = with::<Other, _>(fd, |noted| noted.note.load(Relaxed));
+        let result = f(fd);
         // SAFETY: The descriptor refers to the file above, and nobody else knows it.
-        let closed = unsafe { bindings::close_fd(fd) };
+        to_result(unsafe { bindings::close_fd(fd) })?;
+        Ok(result)
+    }
 
-        assert_eq!((itself, other, closed), (Ok(0), Err(EBADF), 0));
+    /// A descriptor that is reserved has no file.
+    #[test]
+    fn reserved_descriptor_is_refused() -> Result {
+        let reserved = FileDescriptorReservation::get_unused_fd_flags(O_CLOEXEC)?;
+
+        assert_eq!(
+            with::<BuiltIn, _>(reserved.reserved_fd(), |_| ()),
+            Err(EBADF)
+        );
+        Ok(())
+    }
+
+    #[test]
+    fn file_of_another_type_is_refused() -> Result {
+        let (data, note) = Noted::new(|| 1)?;
+        let file = create::<BuiltIn>(data, 0)?;
+        let (itself, other) = with_descriptor(file, |fd| {
+            (
+                with::<BuiltIn, _>(fd, |noted| noted.note.load(Relaxed)),
+                with::<Other, _>(fd, |noted| noted.note.load(Relaxed)),
+            )
+        })?;
+
+        assert_eq!((itself, other), (Ok(0), Err(EBADF)));
         assert_eq!(settle(|| note.load(Relaxed), 1), 1);
         Ok(())
     }
@@ -432,24 +458,15 @@ mod tests {
 
     #[test]
     fn file_with_other_operations_is_refused() -> Result {
-        let note = Arc::new(Atomic::new(0), GFP_KERNEL)?;
-        let data = Noted {
-            note: note.clone(),
-            watch: || 1,
-        };
-        let file = create::<BuiltIn>(KBox::new(data, GFP_KERNEL)?, 0)?;
-        let reserved = FileDescriptorReservation::get_unused_fd_flags(O_CLOEXEC)?;
-        let fd = reserved.reserved_fd();
+        let (data, note) = Noted::new(|| 1)?;
+        let file = create::<BuiltIn>(data, 0)?;
 
         // SAFETY: The file has no descriptor yet, so that nobody else uses it. The table is static,
         // and releases the data as the other one does.
         unsafe { (*file.as_ptr()).f_op = &raw const FOREIGN.0 };
-        reserved.fd_install(file);
-        let got = with::<BuiltIn, _>(fd, |noted| noted.note.load(Relaxed));
-        // SAFETY: The descriptor refers to the file above, and nobody else knows it.
-        let closed = unsafe { bindings::close_fd(fd) };
+        let got = with_descriptor(file, |fd| with::<BuiltIn, _>(fd, |_| ()))?;
 
-        assert_eq!((got, closed), (Err(EBADF), 0));
+        assert_eq!(got, Err(EBADF));
         assert_eq!(settle(|| note.load(Relaxed), 1), 1);
         Ok(())
     }
@@ -509,14 +526,10 @@ mod tests {
     #[cfg(CONFIG_MODULE_UNLOAD)]
     #[test]
     fn file_keeps_its_module_loaded() -> Result {
-        let note = Arc::new(Atomic::new(0), GFP_KERNEL)?;
-        let data = Noted {
-            note: note.clone(),
-            watch: Pretended::count,
-        };
+        let (data, note) = Noted::new(Pretended::count)?;
 
         Pretended::reset(bindings::module_state_MODULE_STATE_LIVE);
-        let file = create::<Modular>(KBox::new(data, GFP_KERNEL)?, 0)?;
+        let file = create::<Modular>(data, 0)?;
         let count = Pretended::count();
         drop(file);
 
@@ -530,11 +543,10 @@ mod tests {
     #[cfg(CONFIG_MODULE_UNLOAD)]
     #[test]
     fn type_of_another_module_is_another_one() -> Result {
-        let note = Arc::new(Atomic::new(0), GFP_KERNEL)?;
-        let data = Noted { note, watch: || 1 };
+        let (data, _) = Noted::new(|| 1)?;
 
         Pretended::reset(bindings::module_state_MODULE_STATE_LIVE);
-        let mut private = Private::new::<Modular>(KBox::new(data, GFP_KERNEL)?)?;
+        let mut private = Private::new::<Modular>(data)?;
 
         assert!(private.is_of::<Modular>());
         assert!(!private.is_of::<BuiltIn>());
@@ -547,14 +559,10 @@ mod tests {
     #[cfg(CONFIG_MODULE_UNLOAD)]
     #[test]
     fn unloading_module_creates_no_files() -> Result {
-        let note = Arc::new(Atomic::new(0), GFP_KERNEL)?;
-        let data = Noted {
-            note: note.clone(),
-            watch: || 1,
-        };
+        let (data, note) = Noted::new(|| 1)?;
 
         Pretended::reset(bindings::module_state_MODULE_STATE_GOING);
-        let file = create::<Modular>(KBox::new(data, GFP_KERNEL)?, 0);
+        let file = create::<Modular>(data, 0);
 
         assert!(matches!(file, Err(error) if error == ENOENT));
         assert_eq!(Pretended::count(), 1);

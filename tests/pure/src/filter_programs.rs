@@ -3,6 +3,7 @@
 //! built from: finding verdicts that no request can change, and fusing two programs
 //! into one. Both are compared with an interpreter of classic BPF.
 
+use crate::cases;
 use crate::classic::bpf::Action;
 use crate::classic::context::{PAYLOAD, WORDS, reads_payload};
 use crate::classic::verdict::Verdict;
@@ -156,15 +157,6 @@ pub(crate) fn requests() -> impl Strategy<Value = ((u8, u16), Vec<Context>)> {
     opcode().prop_flat_map(|of| (Just(of), prop::collection::vec(context(of), 8)))
 }
 
-/// Failures are not stored, as `judge` has a corpus.
-pub(crate) fn cases(cases: u32) -> ProptestConfig {
-    ProptestConfig {
-        cases,
-        failure_persistence: None,
-        ..ProptestConfig::default()
-    }
-}
-
 proptest! {
     #![proptest_config(cases(20_000))]
 
@@ -253,6 +245,14 @@ fn constant_verdicts_are_found() {
     let and = |k| Insn::new(ALU | AND | K, k);
     let jeq = |k, jt, jf| Insn::jump(JMP_JEQ_K, jt, jf, k);
     let opcode_is = |op| vec![ld(8), and(0xff), jeq(op, 0, 1), ret(1), ret(0)];
+    let computed = |op, k, is| {
+        let compute = Insn::new(ALU | op | K, k);
+        vec![ld(8), and(0xff), compute, jeq(is, 0, 1), ret(1), ret(0)]
+    };
+    let compared = |op, k| {
+        let test = Insn::jump(JMP | op | K, 0, 1, k);
+        vec![ld(8), and(0xff), test, ret(1), ret(0)]
+    };
     let size_is = |size: u32| vec![ld(8), and(0xff_0000), jeq(size << 16, 0, 1), ret(1), ret(0)];
 
     for (program, of, expected) in [
@@ -312,6 +312,42 @@ fn constant_verdicts_are_found() {
             vec![
                 ld(0),
                 Insn::new(ALU | OR | K, 1),
+                Insn::jump(JMP | JSET | K, 0, 1, 1),
+                ret(1),
+                ret(0),
+            ],
+            NOP,
+            Verdict::Allow,
+        ),
+        // All bits of the result are known, whether they are set or not.
+        (computed(OR, 7, 47), SOCKET, Verdict::Allow),
+        (computed(XOR, 1, 44), SOCKET, Verdict::Allow),
+        (computed(LSH, 4, 45 << 4), SOCKET, Verdict::Allow),
+        (computed(RSH, 2, 45 >> 2), SOCKET, Verdict::Allow),
+        (vec![ld(0), and(0), ret(1)], NOP, Verdict::Allow),
+        (compared(JGT, 44), SOCKET, Verdict::Allow),
+        (compared(JGT, 45), SOCKET, Verdict::Deny),
+        (compared(JGE, 45), SOCKET, Verdict::Allow),
+        (compared(JGE, 46), SOCKET, Verdict::Deny),
+        // Padding behind the size.
+        (
+            vec![
+                ld(8),
+                Insn::jump(JMP | JSET | K, 0, 1, 1 << 31),
+                ret(1),
+                ret(0),
+            ],
+            NOP,
+            Verdict::Deny,
+        ),
+        // A bit that is set on both ways.
+        (
+            vec![
+                ld(0),
+                jeq(7, 0, 2),
+                Insn::new(LD_IMM, 1),
+                Insn::new(JMP_JA, 1),
+                Insn::new(LD_IMM, 3),
                 Insn::jump(JMP | JSET | K, 0, 1, 1),
                 ret(1),
                 ret(0),
@@ -392,6 +428,12 @@ fn registers_start_at_zero_in_every_filter() {
     for older in [
         vec![Insn::new(RET_A, 0)],
         vec![Insn::new(MISC_TXA, 0), Insn::new(RET_A, 0)],
+        vec![Insn::new(ALU | ADD | K, 2), Insn::new(RET_A, 0)],
+        vec![
+            Insn::jump(JMP_JEQ_K, 0, 1, 0),
+            Insn::new(RET_K, 5),
+            Insn::new(RET_K, 0),
+        ],
         vec![
             Insn::new(LD_IMM, 1),
             Insn::jump(JMP | JEQ | X, 0, 1, 0),

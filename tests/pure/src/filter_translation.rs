@@ -2,10 +2,11 @@
 //! The translation of filters to eBPF: the crate `rbpf`, which knows nothing of the
 //! kernel's code, runs the result, and the interpreter of classic BPF the original.
 
+use crate::cases;
 use crate::classic::translate::{Field, Load, stack_size, translate};
 use crate::classic::translated::{plain, run_translated, translated};
 use crate::classic::{Context, insn::*, run};
-use crate::filter_programs::{cases, program};
+use crate::filter_programs::program;
 use proptest::prelude::*;
 
 /// The size of the objects from which programs load.
@@ -104,8 +105,15 @@ proptest! {
         let object: &mut [u8; OBJECT] = object.as_flattened_mut().try_into().unwrap();
         let code = translated(&program, &words.map(|word| word.load())).unwrap();
         prop_assert_eq!(run_translated(&code, object), run(&program, &context(&words, object)));
-        prop_assert!(stack_size(&program) <= 64);
+        prop_assert_eq!(stack_size(&program), 4 * scratch_words(&program));
     }
+}
+
+/// Returns the number of scratch words up to the last that a program accesses.
+fn scratch_words(program: &[Insn]) -> u32 {
+    let accesses = |insn: &&Insn| [ST, STX, LD_MEM, LDX_MEM].contains(&insn.code);
+    let last = program.iter().filter(accesses).map(|insn| insn.k).max();
+    last.map_or(0, |last| last + 1)
 }
 
 /// Returns the number of eBPF instructions.
@@ -134,12 +142,27 @@ fn usual_filters_are_short() {
         7
     );
     assert_eq!(count(&[ld, Insn::new(RET_A, 0)]), 2);
+    assert_eq!(
+        count(&[ld, Insn::new(ALU | AND | K, 7), Insn::new(RET_A, 0)]),
+        3
+    );
     // Registers that are read at once, or perhaps, are cleared.
     assert_eq!(count(&[Insn::new(RET_A, 0)]), 2);
     assert_eq!(
         count(&[ld, Insn::new(ALU | ADD | X, 0), Insn::new(RET_A, 0)]),
         4
     );
+    // X has a value before it is read.
+    let add = [Insn::new(ALU | ADD | X, 0), Insn::new(RET_A, 0)];
+    assert_eq!(
+        count(&[&[ld, Insn::new(MISC_TAX, 0)], &add[..]].concat()),
+        4
+    );
+    assert_eq!(count(&[&[Insn::new(LDX_IMM, 5), ld], &add[..]].concat()), 4);
+    let (tax, txa) = (Insn::new(MISC_TAX, 0), Insn::new(MISC_TXA, 0));
+    let returned = Insn::new(RET_A, 0);
+    assert_eq!(count(&[Insn::new(LDX_IMM, 5), txa, returned]), 3);
+    assert_eq!(count(&[tax, txa, returned]), 4);
     let maybe = [
         ld,
         Insn::jump(JMP_JEQ_K, 0, 1, 7),

@@ -7,6 +7,9 @@
 // Only the kernel and the tests use some of this.
 #![cfg_attr(not(test), allow(dead_code))]
 
+#[cfg(test)]
+use proptest::prelude::ProptestConfig;
+
 extern crate self as kernel;
 
 /// The kernel's files look for `bpf` at the root.
@@ -38,3 +41,16 @@ mod filter_translation;
 mod refill_cursor;
 #[cfg(test)]
 mod restriction_rules;
+
+/// Makes property tests run this number of cases, or as many as PROPTEST_CASES says in the
+/// environment. Failures are not stored, as `judge` has a corpus.
+#[cfg(test)]
+fn cases(cases: u32) -> ProptestConfig {
+    let of_environment = std::env::var_os("PROPTEST_CASES").is_some();
+    let default = ProptestConfig::default();
+    ProptestConfig {
+        cases: if of_environment { default.cases } else { cases },
+        failure_persistence: None,
+        ..default
+    }
+}

@@ -1,17 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Property tests of positions in a refill queue and of the decoding of its entries.
 
+use crate::cases;
 use crate::refill::cursor::{AREA_SHIFT, Cursor};
 use crate::refill::{check_entry, judge};
 use proptest::prelude::*;
-
-fn cases(cases: u32) -> ProptestConfig {
-    ProptestConfig {
-        cases,
-        failure_persistence: None,
-        ..ProptestConfig::default()
-    }
-}
 
 proptest! {
     #![proptest_config(cases(20_000))]

@@ -127,6 +127,7 @@ fn restart(nic: &Nic, by_itself: bool) -> anyhow::Result<()> {
 /// Registers a queue, uses it, and leaves the buffers of `out` in packets of the stream
 /// or with user space.
 fn used_queue(nic: &Nic, out: Out) -> anyhow::Result<(WideRing, Ifq, Stream)> {
+    let _at_once = nic::free_packets_at_once()?;
     let mut ring = roomy_ring()?;
     let ifq = nic.ifq(&ring, ENTRIES, BUFFERS)?;
     nic.transfer(&mut ring, &ifq, 100 * PAGE_SIZE)?;
@@ -172,7 +173,6 @@ fn failed_close_keeps_memory_mapped_until_the_restart() -> TestResult {
     if let Some(skipped) = debugger_complains() {
         return Ok(skipped);
     }
-    let _at_once = nic::free_packets_at_once()?;
     let nic = Nic::new()?;
     for (failure, out) in [
         (("fail_close", libc::ENOMEM), Out::Nothing),
