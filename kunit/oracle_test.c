@@ -47,7 +47,7 @@ int oracle_run_rust(struct oracle *o)
 {
 	struct io_bpf_filters *set = o->rust.bpf_filters;
 
-	if (!set || !set->filters || io_is_unfiltered(set->filters, &o->req))
+	if (!set || !io_is_filtered(set->filters, &o->req))
 		return 0;
 	return __io_uring_run_bpf_filters(set->filters, &o->req);
 }
