@@ -26,7 +26,6 @@ struct io_unfiltered {
 	unsigned long bits[IORING_OP_LAST][IO_SQE_FLAG_VALUES / BITS_PER_LONG];
 };
 
-#ifdef CONFIG_IO_URING_BPF_RUST
 /* Returns whether a request must be passed to the filters of its ring. */
 static __always_inline bool
 io_is_filtered(struct io_bpf_filter __rcu **filters,
@@ -34,13 +33,11 @@ io_is_filtered(struct io_bpf_filter __rcu **filters,
 {
 	const struct io_unfiltered *unfiltered = (const void *)filters;
 
+	if (!IS_ENABLED(CONFIG_IO_URING_BPF_RUST))
+		return filters;
 	return filters &&
 	       !test_bit(req->opcode * IO_SQE_FLAG_VALUES + (__force u8)req->flags,
 			 &unfiltered->bits[0][0]);
 }
-#else
-/* No function, so that the call of the filters in C is the same code as without it. */
-#define io_is_filtered(filters, req)	(filters)
-#endif
 
 #endif
