@@ -176,7 +176,7 @@ fn compute(insn: &Insn, a: Bits, b: Bits) -> Option<Bits> {
         ),
         insn::OR => Bits::partial((a.known & b.known) | a.value | b.value, a.value | b.value),
         insn::XOR => Bits::partial(a.known & b.known, a.value ^ b.value),
-        // Zeroes are shifted in, and bits stay unknown.
+        // The zeroes that are shifted in are known, and unknown bits stay so.
         insn::LSH => b.get().map_or(Bits::UNKNOWN, |n| {
             Bits::partial(!(!a.known).wrapping_shl(n), a.value.wrapping_shl(n))
         }),

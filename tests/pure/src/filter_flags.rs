@@ -203,7 +203,7 @@ fn sets_as_numbers() {
     }
 }
 
-/// Values that are in both sets are in their union.
+/// Values that are in one of two sets, or in both, are in their union.
 #[test]
 fn unions_have_the_values_of_both() {
     let union = FlagSet::containing(1).or(FlagSet::containing(2));
