@@ -55,13 +55,13 @@ void io_ctx_restriction_clone(struct io_ring_ctx *ctx,
 void io_task_restriction_free(struct task_struct *tsk);
 
 /* These are for files that include <trace/events/io_uring.h>. */
-#define io_trace_restricted(req, flags)						\
+#define io_trace_restricted(req)						\
 do {										\
 	const struct io_kiocb *__req = (req);					\
 										\
 	if (trace_io_uring_denied_enabled())					\
 		__io_trace_restricted(__req->ctx, __req->cqe.user_data,		\
-				      __req->opcode, flags);			\
+				      __req->opcode, (__force u8)__req->flags);	\
 } while (0)
 
 #define io_trace_filtered(req)							\
@@ -94,7 +94,7 @@ static inline int io_task_run_filters(u8 opcode, u64 user_data)
 	return 0;
 }
 
-static inline void io_trace_restricted(struct io_kiocb *req, u8 flags)
+static inline void io_trace_restricted(struct io_kiocb *req)
 {
 }
 
