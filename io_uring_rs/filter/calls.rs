@@ -67,7 +67,7 @@ fn known(call: Call) -> [Bits; WORDS] {
 
 impl CallSlot {
     /// The slot of a call without a filter.
-    const FREE: Self = Self {
+    pub(super) const FREE: Self = Self {
         cost: 0,
         is_denied: false,
         programs: None,
@@ -159,7 +159,7 @@ impl CallSlot {
     }
 
     /// Removes the programs. Returns how many there were.
-    pub(super) fn release(&mut self) -> usize {
+    fn release(&mut self) -> usize {
         self.programs.take().map_or(0, |programs| programs.len())
     }
 }
@@ -169,7 +169,7 @@ pub(crate) struct Calls([CallSlot; Call::COUNT]);
 
 impl Calls {
     /// Creates calls that are all allowed, or those of `old`.
-    pub(super) fn inherit(old: Option<&Self>) -> Self {
+    fn inherit(old: Option<&Self>) -> Self {
         Self(core::array::from_fn(|index| {
             old.and_then(|old| old.0.get(index))
                 .cloned()
@@ -210,9 +210,15 @@ impl Calls {
         self.0.get(call.index()).unwrap_or(&CallSlot::FREE)
     }
 
-    /// Returns what happens to each call, for a change.
-    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut CallSlot> {
-        self.0.iter_mut()
+    /// Frees the programs of some calls, `budget` of them or few more. Returns whether that was not
+    /// all.
+    pub(super) fn release_step(&mut self, budget: usize) -> bool {
+        let mut released = 0;
+
+        self.0.iter_mut().any(|slot| {
+            released += slot.release();
+            released >= budget
+        })
     }
 }
 
@@ -310,9 +316,9 @@ mod tests {
         let other = Calls::with_filter(Some(&calls), Call::SETUP, &filter, false)?;
         assert_eq!(other.slot(call).programs(), 32);
         drop(other);
-        let released = calls.iter_mut().map(CallSlot::release).sum::<usize>();
-        assert_eq!(released, 32);
+        assert!(calls.release_step(32));
         assert_eq!(calls.slot(call).programs(), 0);
+        assert!(!calls.release_step(1));
         Ok(())
     }
 }

@@ -138,7 +138,7 @@ pub(crate) struct Table<P> {
     chains: PerOpcode<Option<Arc<Chain<P>>>>,
     costs: PerOpcode<u16>,
     #[cfg(CONFIG_IO_URING_BPF_CALLS)]
-    calls: Calls,
+    calls: Option<Arc<Calls>>,
 }
 
 impl<P: Compile> Slot<P> {
@@ -231,7 +231,7 @@ impl<P: Compile + Send + Sync + 'static> Table<P> {
                 Ok(())
             }),
             #[cfg(CONFIG_IO_URING_BPF_CALLS)]
-            calls: Calls::inherit(old.map(|old| &old.calls)),
+            calls: old.and_then(|old| old.calls.clone()),
         });
 
         FilterSet::new(unfiltered, table, GFP_KERNEL_ACCOUNT)
@@ -251,7 +251,9 @@ impl<P: Compile + Send + Sync + 'static> Table<P> {
         filter: &[Insn],
         deny_rest: bool,
     ) -> Result<ARef<FilterSet<Self>>> {
-        let calls = Calls::with_filter(old.map(|old| &old.calls), call, filter, deny_rest)?;
+        let calls = old.and_then(|old| old.calls.as_deref());
+        let calls = Calls::with_filter(calls, call, filter, deny_rest)?;
+        let calls = Some(Arc::new(calls, GFP_KERNEL_ACCOUNT)?);
         let unfiltered = PerOpcode::init(|op| old.map_or(FlagSet::ALL, |old| old.unfiltered(op)));
         let table = init!(Self {
             chains <- PerOpcode::init(|op| old.and_then(|old| old.chains[op].clone())),
@@ -311,7 +313,9 @@ impl<P> Table<P> {
     /// Returns what happens to `call`.
     #[cfg(CONFIG_IO_URING_BPF_CALLS)]
     pub(crate) fn call(&self, call: Call) -> &CallSlot {
-        self.calls.slot(call)
+        let calls = self.calls.as_deref();
+
+        calls.map_or(&CallSlot::FREE, |calls| calls.slot(call))
     }
 
     /// Returns the programs that decide on requests of `opcode` that are filtered. If there are
@@ -334,9 +338,9 @@ impl<P: Send + Sync + 'static> Contents for Table<P> {
             }
         }
         #[cfg(CONFIG_IO_URING_BPF_CALLS)]
-        for slot in self.calls.iter_mut() {
-            released += slot.release();
-            if released >= RELEASE_BUDGET {
+        if let Some(mut calls) = self.calls.take().and_then(Arc::into_unique_or_drop) {
+            if calls.release_step(RELEASE_BUDGET - released) {
+                self.calls = Some(calls.into());
                 return true;
             }
         }

@@ -316,7 +316,7 @@ mod tests {
                     chains <- PerOpcode::init(|op| set.chains[op].clone()),
                     costs <- PerOpcode::init(|_| 0),
                     #[cfg(CONFIG_IO_URING_BPF_CALLS)]
-                    calls: Calls::inherit(None),
+                    calls: None,
                 }),
                 GFP_KERNEL,
             )?
@@ -329,10 +329,23 @@ mod tests {
         Ok(())
     }
 
-    /// Checks that the programs of calls are part of the budget of a step.
+    /// Checks that the programs of calls are freed with the last table that has them, and are part
+    /// of the budget of a step.
     #[test]
     #[cfg(CONFIG_IO_URING_BPF_CALLS)]
     fn programs_of_calls_are_released_in_steps() -> Result {
+        /// Returns a table with `calls` and no chain.
+        fn table(calls: Arc<Calls>) -> Result<KBox<Table<Numbers>>> {
+            KBox::init(
+                init!(Table {
+                    chains <- PerOpcode::init(|_| None),
+                    costs <- PerOpcode::init(|_| 0),
+                    calls: Some(calls),
+                }),
+                GFP_KERNEL,
+            )
+        }
+
         /// Returns the number of programs of the first three registrations.
         fn left(table: &Table<Numbers>) -> usize {
             (0..3)
@@ -341,7 +354,7 @@ mod tests {
                 .sum()
         }
 
-        let mut calls = Calls::inherit(None);
+        let mut calls = None;
 
         for call in (0..3).filter_map(Call::register) {
             for number in 0..32 {
@@ -351,23 +364,20 @@ mod tests {
                     Insn::new(insn::RET_K, 0),
                     Insn::new(insn::RET_K, 1),
                 ];
-                calls = Calls::with_filter(Some(&calls), call, &filter, false)?;
+                calls = Some(Calls::with_filter(calls.as_ref(), call, &filter, false)?);
             }
         }
-        let mut table = KBox::init(
-            init!(Table {
-                chains <- PerOpcode::init(|_| None::<Arc<Chain<Numbers>>>),
-                costs <- PerOpcode::init(|_| 0),
-                calls,
-            }),
-            GFP_KERNEL,
-        )?;
+        let calls = Arc::new(calls.ok_or(EINVAL)?, GFP_KERNEL)?;
+        let mut first = table(calls.clone())?;
+        let mut last = table(calls)?;
 
-        assert_eq!(left(&table), 96);
-        assert!(table.release_step());
-        assert_eq!(left(&table), 96 - RELEASE_BUDGET);
-        assert!(!table.release_step());
-        assert_eq!(left(&table), 0);
+        assert!(!first.release_step());
+        assert_eq!(left(&first), 0);
+        assert_eq!(left(&last), 96);
+        assert!(last.release_step());
+        assert_eq!(left(&last), 96 - RELEASE_BUDGET);
+        assert!(!last.release_step());
+        assert_eq!(left(&last), 0);
         Ok(())
     }
 
