@@ -174,7 +174,7 @@ impl<T: Contents> FilterSet<T> {
             let filtering = &raw mut (*set.as_ptr()).filtering;
             let unfiltered = &(*filtering).unfiltered;
 
-            if Opcode::all().any(|op| unfiltered[op] != FlagSet::ALL) {
+            if unfiltered.iter().any(|flags| *flags != FlagSet::ALL) {
                 (*shared).filters = filtering.cast();
             }
         }

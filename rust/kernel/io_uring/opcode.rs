@@ -165,6 +165,11 @@ impl<T> PerOpcode<T> {
         unsafe { pin_init::init_from_closure(init) }
     }
 
+    /// Returns references to all elements, in the order of their opcodes.
+    pub fn iter(&self) -> impl Iterator<Item = &T> {
+        self.0.iter()
+    }
+
     /// Returns mutable references to all elements, in the order of their opcodes.
     pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut T> {
         self.0.iter_mut()
