@@ -9,6 +9,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::ensure;
+use nix::sys::socket::{setsockopt, sockopt};
 
 use crate::kernel::{describe, expect_eq, expect_result, limit};
 use crate::register::PAGE_SIZE;
@@ -25,6 +26,16 @@ pub struct Stream {
     pub user_data: u64,
     sent: usize,
     taken: usize,
+}
+
+/// Makes closing `sender` reset the connection, so that what has not arrived is not sent
+/// again, to whatever the receiver's queue has by then.
+pub fn reset_at_close(sender: &TcpStream) -> anyhow::Result<()> {
+    let at_once = libc::linger {
+        l_onoff: 1,
+        l_linger: 0,
+    };
+    Ok(setsockopt(sender, sockopt::Linger, &at_once)?)
 }
 
 impl Stream {

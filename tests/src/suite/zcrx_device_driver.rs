@@ -23,7 +23,7 @@ use crate::netdev;
 use crate::nic::{self, Nic, PORT, QUEUE, QUEUES, RING};
 use crate::register::PAGE_SIZE;
 use crate::sandbox::{self, Shared, Sysctl, killed, pins};
-use crate::stream::Stream;
+use crate::stream::{Stream, reset_at_close};
 use crate::wide::{Mapping, WideRing};
 use crate::zcrx::{AREA_SHIFT, Ifq, memory, pinned, transfer};
 
@@ -79,9 +79,6 @@ fn recv_byte(stream: &Stream) -> i32 {
 /// Sends to a queue that was closed but still has its old pool, because the driver
 /// failed to replace it.
 fn send_to_old_pool(nic: &Nic) -> anyhow::Result<()> {
-    if !stays_mapped() {
-        announce_report(FAULT)?;
-    }
     let before = nic.counts()?;
     let mut used = before.niov_frags;
     for _ in 0..4 {
@@ -90,6 +87,7 @@ fn send_to_old_pool(nic: &Nic) -> anyhow::Result<()> {
         stream.send_some(BUFFERS / 4 * PAGE_SIZE)?;
         if !stays_mapped() {
             nic::wait_until("the device has faulted", || Ok(nic.dma_faults()? > 0))?;
+            reset_at_close(&stream.sender)?;
             return expect_eq("provided", nic.counts()?.niov_frags, before.niov_frags);
         }
         nic::wait_until("the old pool's buffers are used", || {
@@ -104,6 +102,16 @@ fn send_to_old_pool(nic: &Nic) -> anyhow::Result<()> {
         expect_result("reading it", got, -libc::EFAULT)?;
     }
     expect_eq("pages", nic.counts()?.page_frags, before.page_frags)
+}
+
+/// Announces that closing the queue will fail and that, in C, the device will then use
+/// unmapped buffers. The first packet that is late can do that at once.
+pub fn announce_failed_close() -> anyhow::Result<()> {
+    announce_report(CLOSE_FAILED)?;
+    if !stays_mapped() {
+        announce_report(FAULT)?;
+    }
+    Ok(())
 }
 
 /// Waits until an attempt to close the queue has failed.
@@ -145,7 +153,7 @@ fn used_queue(nic: &Nic, out: Out) -> anyhow::Result<(WideRing, Ifq, Stream)> {
 fn failing_close(nic: &Nic, (knob, value): (&str, i32), out: Out) -> anyhow::Result<()> {
     let (ring, ifq, stream) = used_queue(nic, out)?;
     nic.set(knob, value.into())?;
-    announce_report(CLOSE_FAILED)?;
+    announce_failed_close()?;
     drop((ifq, ring));
     close_failed(nic)?;
     nic.set(knob, 0)?;
@@ -251,7 +259,7 @@ fn failed_close_after_a_kill_keeps_memory_mapped() -> TestResult {
         Ok(ready[0].load(Ordering::Acquire) == 1)
     })?;
     nic.set("fail_close", libc::ENOMEM.into())?;
-    announce_report(CLOSE_FAILED)?;
+    announce_failed_close()?;
     kill(child, Signal::SIGKILL)?;
     killed(child)?;
     close_failed(&nic)?;
@@ -434,6 +442,7 @@ fn unaligned_large_buffers_are_refused() -> TestResult {
                 Ok(nic.counts()?.niov_frags > before.niov_frags || nic.dma_faults()? > 0)
             })?;
             expect_eq("written", nic.dma_faults()? == 0, aligned)?;
+            reset_at_close(&sender)?;
             drop((sender, receiver));
         }
         drop((ifq, ring));

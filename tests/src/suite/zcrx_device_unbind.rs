@@ -9,13 +9,11 @@ use anyhow::{Context, ensure};
 
 use super::zcrx_device::{BUFFERS, ENTRIES, works};
 use super::zcrx_device_driver::{
-    CLOSE_FAILED, FAULT, close_failed, debugger_complains, stays_mapped,
+    announce_failed_close, close_failed, debugger_complains, stays_mapped,
 };
 use super::zcrx_receive::roomy_ring;
 use super::{Outcome, Test, TestResult, tests};
-use crate::kernel::{
-    Implementation, announce_report, expect_eq, expect_result, zcrx_implementation,
-};
+use crate::kernel::{Implementation, expect_eq, expect_result, zcrx_implementation};
 use crate::netdev;
 use crate::nic::{self, Nic, PORT};
 use crate::register::PAGE_SIZE;
@@ -91,10 +89,7 @@ fn memory_is_unmapped_before_the_driver_goes() -> TestResult {
     stream.send(16 * PAGE_SIZE)?;
 
     nic.set("fail_close", libc::ENOMEM.into())?;
-    announce_report(CLOSE_FAILED)?;
-    if !stays_mapped() {
-        announce_report(FAULT)?;
-    }
+    announce_failed_close()?;
     drop((ifq, ring));
     close_failed(&nic)?;
     nic.set("fail_close", 0)?;
