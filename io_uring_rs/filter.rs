@@ -33,7 +33,7 @@ mod table;
 mod verdict;
 
 #[cfg(CONFIG_IO_URING_BPF_CALLS)]
-use self::table::FILTER_COST;
+use self::table::add_cost;
 use self::{
     chain::{
         Chain,
@@ -149,7 +149,7 @@ pub(crate) fn register(
     }
 }
 
-/// Checks whether `request` may run, which is not one of those that need no filter. May sleep.
+/// Checks whether `request` may run. It must be one that has to be filtered. May sleep.
 ///
 /// # Errors
 ///

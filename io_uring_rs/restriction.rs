@@ -179,8 +179,8 @@ pub(crate) fn register_task_filter(
 }
 
 /// Returns whether a ring with `restriction` refuses all requests with `opcode`, so that its probe
-/// does not report the opcode as supported. Where that depends on more of a request than its
-/// flags, the opcode is not refused.
+/// does not report the opcode as supported. An opcode is not refused if some of its requests may be
+/// allowed.
 pub(crate) fn refuses(restriction: &Restriction<Filters>, opcode: Opcode) -> bool {
     !restriction.rules().allows_opcode(opcode.index())
         || restriction
@@ -188,7 +188,7 @@ pub(crate) fn refuses(restriction: &Restriction<Filters>, opcode: Opcode) -> boo
             .is_some_and(|filters| Filters::refuses(filters, opcode))
 }
 
-/// Returns the reason for which `rules` deny a request with `opcode` that they were found to deny.
+/// Returns the reason for which `rules` deny a request with `opcode`, which they must deny.
 pub(crate) fn denial(rules: &Rules, opcode: Opcode) -> Denial {
     if rules.sqe_ops.contains(opcode.index()) {
         Denial::Flags

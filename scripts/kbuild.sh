@@ -27,7 +27,7 @@ dropped_options() {
 }
 
 count_objects() {
-	grep -cE '^  (AS|CC|RUSTC|LD|AR|HOSTCC|HOSTLD|HOSTRUSTC|BINDGEN|EXPORTS|VDSO)( |\[|$)' "$1" || :
+	grep -cE '^  (AS|CC|RUSTC)( |\[|$)' "$1" || :
 }
 
 progress() {

@@ -2,10 +2,12 @@
 
 //! The filters of system calls: of registrations, by their opcode, and of setting up rings.
 //!
-//! A call has its filters, as an opcode of requests has, with the same bound on their cost. Calls
-//! are rare, so that programs are not fused, and the context is built for each call that has any.
+//! Each call has a list of filters, whose cost is bounded as for an opcode of requests. Calls are
+//! rare, so that their programs are not fused, and the context is built anew for each call that has
+//! any.
 
 use super::{
+    add_cost, //
     context::{
         OPCODE,
         PAYLOAD,
@@ -17,8 +19,6 @@ use super::{
         Bits,
         Verdict, //
     },
-    FILTER_COST,
-    MAX_COST, //
 };
 use kernel::{
     alloc::KVVec,
@@ -37,7 +37,7 @@ use kernel::{
 /// The programs of a call, of which each must allow it.
 type Programs = KVVec<Arc<Program<FilterContext>>>;
 
-/// What happens to one call.
+/// The filters of one call.
 #[derive(Clone)]
 pub(crate) struct CallSlot {
     /// The sum of the costs of all filters that were registered for the call: zero if there were
@@ -84,11 +84,7 @@ impl CallSlot {
         if self.cost == 0 && self.is_denied {
             return Ok(self.clone());
         }
-        let cost = (usize::from(self.cost) + filter.len())
-            .checked_add(FILTER_COST)
-            .and_then(|cost| u16::try_from(cost).ok())
-            .filter(|cost| *cost <= MAX_COST)
-            .ok_or(ENOMEM)?;
+        let cost = add_cost(self.cost, filter)?;
         let mut states = KVVec::from_elem(None, filter.len(), GFP_KERNEL)?;
 
         Ok(match verdict::evaluate(filter, &known(call), &mut states) {
@@ -158,13 +154,13 @@ impl CallSlot {
         self.cost
     }
 
-    /// Removes the programs. Returns how many there were.
+    /// Removes the programs. Returns the number of them.
     fn release(&mut self) -> usize {
         self.programs.take().map_or(0, |programs| programs.len())
     }
 }
 
-/// What happens to each call.
+/// The filters of all calls.
 pub(crate) struct Calls([CallSlot; Call::COUNT]);
 
 impl Calls {
@@ -177,8 +173,8 @@ impl Calls {
         }))
     }
 
-    /// Creates calls from these by adding `filter`, which must have been checked, to the filters of
-    /// `call`. With `deny_rest`, all other registrations without a filter are denied, if `call` is
+    /// Creates calls from `old`, or from calls that are all allowed, by adding `filter`, which must
+    /// have been checked, to the filters of `call`. With `deny_rest`, all other registrations without a filter are denied, if `call` is
     /// one, too.
     ///
     /// # Errors
@@ -210,8 +206,8 @@ impl Calls {
         self.0.get(call.index()).unwrap_or(&CallSlot::FREE)
     }
 
-    /// Frees the programs of some calls, `budget` of them or few more. Returns whether that was not
-    /// all.
+    /// Frees the programs of one call after the other until `budget` of them are freed. Returns
+    /// whether that many were, so that there may be more.
     pub(super) fn release_step(&mut self, budget: usize) -> bool {
         let mut released = 0;
 

@@ -56,14 +56,14 @@ pub(super) struct Chain<P> {
     opcode: Opcode,
     /// The programs, newest first.
     links: KVVec<Arc<Link<P>>>,
-    /// The flags without which requests are denied before a program runs.
+    /// The flags of the requests that the programs decide on. Those with others are denied at once.
     allowed: FlagSet,
     /// Whether any flags are not in `allowed`.
     tests_flags: bool,
     /// The program that stands for all links: the only one, or the fused one if there is one yet.
     whole: SetOnce<Arc<Link<P>>>,
     /// Whether somebody has begun to fuse the programs.
-    is_fused: Atomic<bool>,
+    fusing_begun: Atomic<bool>,
 }
 
 /// Fuses `newer` and `older`. Returns [`None`] if the result would be longer than [`SHORT`].
@@ -122,7 +122,7 @@ impl<P: Compile> Chain<P> {
         Self::new(opcode, links, allowed, flags)
     }
 
-    /// Creates a chain with the programs of `chain` that denies all flags that are not in
+    /// Creates a chain with the programs of this one that denies all flags that are not in
     /// `allowed`.
     ///
     /// # Errors
@@ -154,7 +154,7 @@ impl<P: Compile> Chain<P> {
             tests_flags: allowed != FlagSet::ALL,
             allowed,
             whole,
-            is_fused: Atomic::new(false),
+            fusing_begun: Atomic::new(false),
         };
 
         Ok(Arc::new(chain, flags)?)
@@ -165,7 +165,7 @@ impl<P: Compile> Chain<P> {
     ///
     /// If the programs are too long, or memory is short, they stay as they are.
     pub(super) fn fuse_once(&self, flags: Flags) {
-        if self.is_fused.load(Relaxed) || self.is_fused.xchg(true, Relaxed) {
+        if self.fusing_begun.load(Relaxed) || self.fusing_begun.xchg(true, Relaxed) {
             return;
         }
         if let Ok(Some(fused)) = self.fused(flags) {
@@ -212,7 +212,7 @@ impl<P> Chain<P> {
         self.whole.as_ref().map(|link| &link.program)
     }
 
-    /// Returns the flags without which requests are denied before a program runs.
+    /// Returns the flags of the requests that the programs decide on. Those with others are denied.
     #[inline]
     pub(super) fn allowed(&self) -> &FlagSet {
         &self.allowed

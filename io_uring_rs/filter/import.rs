@@ -38,7 +38,7 @@ pub(crate) enum Owner {
     Task,
 }
 
-/// What a filter decides on.
+/// The target of a filter: the requests or calls that it decides on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Target {
     /// Requests with an opcode.
@@ -49,11 +49,11 @@ pub(super) enum Target {
 }
 
 impl Target {
-    /// Returns what the command `cmd_type` and `opcode` of `owner` name.
+    /// Returns the target that `cmd_type` and `opcode` name.
     ///
     /// # Errors
     ///
-    /// [`EINVAL`] if that is nothing.
+    /// [`EINVAL`] if they name none that `owner` can filter.
     fn new(cmd_type: u16, opcode: u32, owner: Owner) -> Result<Self> {
         let target = match (cmd_type, owner) {
             (BPF_CMD_FILTER, _) => Opcode::new(opcode).map(Self::Request),
@@ -79,7 +79,7 @@ impl Target {
 
 /// A filter to register, checked except for its program.
 pub(super) struct Registration {
-    /// What to filter.
+    /// The requests or calls to filter.
     pub(super) target: Target,
     /// The address of the program in user space.
     pub(super) insns: UserPtr,

@@ -58,12 +58,25 @@ const RELEASE_BUDGET: usize = 64;
 pub(crate) const MAX_COST: u16 = 32_768;
 
 /// The cost of a filter besides its instructions.
-pub(super) const FILTER_COST: usize = 4;
+const FILTER_COST: usize = 4;
 
 /// The number of instructions of which the states fit on the stack, 20 bytes each.
 const FEW: usize = 16;
 
-/// What happens to the requests of one opcode.
+/// Returns the cost of filters that cost `cost` and of `filter` together.
+///
+/// # Errors
+///
+/// [`ENOMEM`] if that is more than [`MAX_COST`].
+pub(super) fn add_cost(cost: u16, filter: &[Insn]) -> Result<u16> {
+    (usize::from(cost) + filter.len())
+        .checked_add(FILTER_COST)
+        .and_then(|cost| u16::try_from(cost).ok())
+        .filter(|cost| *cost <= MAX_COST)
+        .ok_or(ENOMEM)
+}
+
+/// The filters of one opcode, and what they do.
 pub(super) struct Slot<P> {
     /// The sum of the costs of all filters that were registered for the opcode: zero if there were
     /// none.
@@ -122,7 +135,7 @@ fn allowed_flags(program: &[Insn], opcode: Opcode) -> Result<Option<FlagSet>> {
     })
 }
 
-/// What is reported about the filters of one opcode.
+/// A summary of the filters of one opcode.
 pub(crate) struct Summary {
     /// The sum of the costs of all filters, [`MAX_COST`] at most.
     pub(crate) cost: u16,
@@ -154,11 +167,7 @@ impl<P: Compile> Slot<P> {
         if self.cost == 0 && self.allowed == FlagSet::NONE {
             return Ok(Self::DENIED_UNFILTERED);
         }
-        let cost = (usize::from(self.cost) + filter.len())
-            .checked_add(FILTER_COST)
-            .and_then(|cost| u16::try_from(cost).ok())
-            .filter(|cost| *cost <= MAX_COST)
-            .ok_or(ENOMEM)?;
+        let cost = add_cost(self.cost, &filter)?;
 
         // A filter can only deny more, so that what was denied needs no look at it.
         let by_flags = match self.allowed {

@@ -465,8 +465,8 @@ mod tests {
         (result, recorder.handed_out)
     }
 
-    /// ZV21: Checks that what a device has received into memory of another provider is not handed
-    /// out, wherever it is in a packet.
+    /// Checks that what a device has received into memory of another provider is not handed out,
+    /// wherever it is in a packet (ZV21).
     #[test]
     fn memory_of_others_is_not_handed_out() -> Result {
         let (own, other) = (provider()?, provider()?);
@@ -522,7 +522,7 @@ mod tests {
         check(&other, 60, Err(EFAULT), &[]);
         check(&other, 150, Err(EFAULT), &[]);
 
-        // User space has the buffers that it was told of, as often as it was, and no others.
+        // User space has each buffer as often as it was told of it, and no others.
         drop(skb);
         drop((own_pool, other_pool));
         assert_eq!(free(&own), COUNT - 4);

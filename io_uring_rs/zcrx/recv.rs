@@ -75,7 +75,7 @@ impl Receiver<'_> {
     }
 }
 
-/// What is needed to hand out the fragments of a packet.
+/// The state for handing out the fragments of a packet.
 struct Fragments<'a, 'r> {
     lookup: Lookup<'a, 'r, Ifq>,
     request: &'r Receive<'r>,

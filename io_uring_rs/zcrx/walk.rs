@@ -465,7 +465,7 @@ mod tests {
     /// Checks that a walk ends at a chunk that can be neither copied nor handed out. Tests in
     /// `provider` check whose memory is handed out.
     #[test]
-    fn what_is_not_handed_out() -> Result {
+    fn chunk_that_nobody_takes_ends_the_walk() -> Result {
         let mut skb = packet(10, &[20], &[])?;
 
         skb.add_net_iov(30)?;

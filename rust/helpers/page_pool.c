@@ -7,8 +7,8 @@
 #ifdef CONFIG_PAGE_POOL
 
 /*
- * Returns the DMA address. Where it does not fit in the field of a buffer, it
- * is stored shifted right, and is shifted back here.
+ * Returns the DMA address. If it does not fit in the field of a buffer, it is
+ * stored shifted right, and is shifted back here.
  */
 __rust_helper dma_addr_t
 rust_helper_page_pool_get_dma_addr_netmem(netmem_ref netmem)

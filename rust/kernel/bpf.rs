@@ -120,7 +120,7 @@ pub trait Checker {
 /// nobody may write to it while there is a reference to the object. If the field is not
 /// initialised, the program gets any value: it runs outside of what the compiler knows.
 pub unsafe trait Loads {
-    /// What the loads of a program depend on.
+    /// The value that the loads of a program depend on.
     type Layout: Copy;
 
     /// Returns the way to load the word at `offset` of the context, or [`None`] if there is no such

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * Functions of io_uring_rs/exports.rs that have no prototype elsewhere, because
- * their C counterparts are static or part of another function.
+ * Functions of io_uring_rs/exports.rs and io_uring_rs/calls/exports.rs that have
+ * no prototype elsewhere, because their C counterparts are static or part of
+ * another function, or do not exist.
  */
 #ifndef _LINUX_IO_URING_RESTRICTION_H
 #define _LINUX_IO_URING_RESTRICTION_H

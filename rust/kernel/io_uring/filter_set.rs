@@ -213,7 +213,7 @@ impl<T: Contents> FilterSet<T> {
     }
 
     /// Drops a reference. Unlike dropping an [`ARef`], this may sleep: if it was the last one, the
-    /// first part of the contents is freed at once. Where that is all, no work item has to run.
+    /// first part of the contents is freed at once. If that is all, no work item has to run.
     pub fn put(set: ARef<Self>) {
         // SAFETY: The reference comes from an `ARef`.
         if let Some(set) = unsafe { Self::drop_reference(ARef::into_raw(set)) } {
@@ -322,7 +322,7 @@ mod tests {
         }
     }
 
-    /// All requests are filtered.
+    /// Returns the bits for sets that filter all requests.
     fn none() -> impl Init<PerOpcode<FlagSet>> {
         PerOpcode::init(|_| FlagSet::NONE)
     }

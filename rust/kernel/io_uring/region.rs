@@ -156,7 +156,7 @@ impl Region {
     /// - [`ENOMEM`] if memory is short or the user would be charged too much.
     /// - The errors of pinning pages.
     pub fn new(account: Account, desc: &mut RegionDesc, mmap_offset: u64) -> Result<Self> {
-        // Where pointers have 32 bits, C would later truncate the size.
+        // If pointers have 32 bits, C would later truncate the size.
         let size = usize::try_from(desc.size()).map_err(|_| E2BIG)?;
 
         // Pages are pinned in the current address space, and kernel threads have none.

@@ -329,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn indices() -> Result {
+    fn buffers_are_numbered_from_zero() -> Result {
         let iovs = NetIovs::new(KIND, 3, 12)?;
 
         assert_eq!(iovs.len(), 3);
@@ -343,7 +343,7 @@ mod tests {
 
     /// A buffer can be taken by one party at a time.
     #[test]
-    fn taken_once() -> Result {
+    fn buffer_is_taken_once() -> Result {
         let iovs = NetIovs::new(KIND, 2, 12)?;
 
         assert!(iovs.take(0).is_some());

@@ -401,7 +401,7 @@ mod tests {
     }
 
     #[test]
-    fn truncate_and_advance_stay_inside_the_piece() {
+    fn truncate_and_advance_stay_inside_the_chunk() {
         let mut whole = chunk(100);
 
         #[cfg(CONFIG_PAGE_POOL)]

@@ -39,7 +39,7 @@ proptest! {
 
     /// A set says what the filter decides, whatever else the request has.
     #[test]
-    fn sets_hold(
+    fn sets_say_what_filters_decide(
         program in prop_oneof![program(20), word_test(), flags_test()],
         (of, contexts) in requests(),
     ) {
@@ -140,7 +140,7 @@ fn flags_word(flags: u8) -> u32 {
 
 /// Filters as people write them.
 #[test]
-fn usual_filters() {
+fn usual_filters_have_their_sets() {
     let denies = |flags: u8| {
         let test = Insn::jump(JMP | JSET | K, 0, 1, flags_word(flags));
         vec![ld(8), test, ret(0), ret(1)]
@@ -177,7 +177,7 @@ fn usual_filters() {
 
 /// Filters that ask for more have no set.
 #[test]
-fn other_filters() {
+fn filters_of_other_words_have_no_set() {
     for offset in [0, 4] {
         assert_eq!(allowed_flags(&[ld(offset), Insn::new(RET_A, 0)], NOP), None);
     }
@@ -214,7 +214,7 @@ fn unions_have_the_values_of_both() {
 
 /// A long filter that decides by each flag at its end takes too long.
 #[test]
-fn long_filters() {
+fn long_filters_of_each_flag_have_no_set() {
     let parity = |len: usize| {
         let mut program = vec![ld(8)];
         for shift in [16, 8, 4, 2, 1] {

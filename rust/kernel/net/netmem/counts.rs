@@ -25,7 +25,7 @@ use crate::{
 pub(super) const FREE: isize = isize::MIN;
 
 /// The number of grants of a buffer at which counting stops, on machines where references have 32
-/// bits. Where they have 64 bits, grants cannot add up to [`FREE`].
+/// bits. On those with 64 bits, grants cannot add up to [`FREE`].
 ///
 /// A grant compares before it adds, so that each CPU may exceed this number by one.
 pub(super) const GRANTED_MAX: i32 = 1 << 30;
