@@ -174,8 +174,8 @@ impl Calls {
     }
 
     /// Creates calls from `old`, or from calls that are all allowed, by adding `filter`, which must
-    /// have been checked, to the filters of `call`. With `deny_rest`, all other registrations without a filter are denied, if `call` is
-    /// one, too.
+    /// have been checked, to the filters of `call`. With `deny_rest`, all other registrations
+    /// without a filter are denied, if `call` is one, too.
     ///
     /// # Errors
     ///

@@ -86,7 +86,7 @@ mod tests {
         Opcode::new(number).ok_or(EINVAL)
     }
 
-    /// Waits up to ten seconds until no more than `count` programs exist. Returns the number of them.
+    /// Waits up to ten seconds until no more than `count` programs exist. Returns the number.
     fn settle(count: i32) -> i32 {
         for _ in 0..1_000 {
             if LIVE.load(Relaxed) <= count {
