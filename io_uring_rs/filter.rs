@@ -51,6 +51,7 @@ use kernel::io_uring::call::Call;
 use kernel::{
     bpf::{
         self,
+        exemptions::Exemptions,
         Checker,
         Insn,
         Program, //
@@ -142,10 +143,12 @@ pub(crate) fn register(
         GFP_KERNEL_ACCOUNT,
     )?;
 
+    let (deny_rest, exemptions) = (registration.deny_rest, Exemptions::current());
+
     match registration.target {
-        Target::Request(opcode) => Table::with_filter(old, opcode, filter, registration.deny_rest),
+        Target::Request(op) => Table::with_filter(old, op, filter, deny_rest, exemptions),
         #[cfg(CONFIG_IO_URING_BPF_CALLS)]
-        Target::Call(call) => Table::with_call_filter(old, call, &filter, registration.deny_rest),
+        Target::Call(call) => Table::with_call_filter(old, call, &filter, deny_rest),
     }
 }
 

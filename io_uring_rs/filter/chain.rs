@@ -15,7 +15,10 @@ use kernel::{
         Flags,
         KVVec, //
     },
-    bpf::Insn,
+    bpf::{
+        exemptions::Exemptions,
+        Insn, //
+    },
     io_uring::{
         sqe_flags::FlagSet,
         Opcode, //
@@ -62,6 +65,8 @@ pub(super) struct Chain<P> {
     tests_flags: bool,
     /// The program that stands for all links: the only one, or the fused one if there is one yet.
     whole: SetOnce<Arc<Link<P>>>,
+    /// The mitigations that are left out of all programs.
+    exemptions: Exemptions,
     /// Whether somebody has begun to fuse the programs.
     fusing_begun: Atomic<bool>,
 }
@@ -96,7 +101,8 @@ fn fuse(newer: &[Insn], older: &[Insn], flags: Flags) -> Result<Option<KVVec<Ins
 
 impl<P: Compile> Chain<P> {
     /// Creates a chain that runs `filter` before the filters of `older`, if there are any, on
-    /// requests of `opcode` with the flags in `allowed`.
+    /// requests of `opcode` with the flags in `allowed`. `exemptions` are those of the current
+    /// task.
     ///
     /// # Errors
     ///
@@ -106,6 +112,7 @@ impl<P: Compile> Chain<P> {
         opcode: Opcode,
         filter: KVVec<Insn>,
         allowed: FlagSet,
+        exemptions: Exemptions,
         flags: Flags,
     ) -> Result<Arc<Self>> {
         let program = P::compile(&filter, opcode)?;
@@ -119,7 +126,9 @@ impl<P: Compile> Chain<P> {
         for link in older.iter().flat_map(|chain| &chain.links) {
             links.push(link.clone(), flags)?;
         }
-        Self::new(opcode, links, allowed, flags)
+        let exemptions = older.map_or(exemptions, |chain| chain.exemptions.and(exemptions));
+
+        Self::new(opcode, links, allowed, exemptions, flags)
     }
 
     /// Creates a chain with the programs of this one that denies all flags that are not in
@@ -134,13 +143,14 @@ impl<P: Compile> Chain<P> {
         for link in &self.links {
             links.push(link.clone(), flags)?;
         }
-        Self::new(self.opcode, links, allowed, flags)
+        Self::new(self.opcode, links, allowed, self.exemptions, flags)
     }
 
     fn new(
         opcode: Opcode,
         links: KVVec<Arc<Link<P>>>,
         allowed: FlagSet,
+        exemptions: Exemptions,
         flags: Flags,
     ) -> Result<Arc<Self>> {
         let whole = SetOnce::new();
@@ -154,6 +164,7 @@ impl<P: Compile> Chain<P> {
             tests_flags: allowed != FlagSet::ALL,
             allowed,
             whole,
+            exemptions,
             fusing_begun: Atomic::new(false),
         };
 
@@ -163,9 +174,14 @@ impl<P: Compile> Chain<P> {
     /// Fuses the programs into one, which [`Self::whole`] returns from then on. Does nothing if
     /// that was tried before. May sleep.
     ///
-    /// If the programs are too long, or memory is short, they stay as they are.
+    /// If the programs are too long, or memory is short, they stay as they are. They also do, until
+    /// another task comes, if mitigations would be left out for the current task that were not for
+    /// one that registered a filter.
     pub(super) fn fuse_once(&self, flags: Flags) {
-        if self.fusing_begun.load(Relaxed) || self.fusing_begun.xchg(true, Relaxed) {
+        if self.fusing_begun.load(Relaxed) || !self.exemptions.contains(Exemptions::current()) {
+            return;
+        }
+        if self.fusing_begun.xchg(true, Relaxed) {
             return;
         }
         if let Ok(Some(fused)) = self.fused(flags) {

@@ -31,7 +31,10 @@ use super::{
 use kernel::io_uring::call::Call;
 use kernel::{
     alloc::KVVec,
-    bpf::Insn,
+    bpf::{
+        exemptions::Exemptions,
+        Insn, //
+    },
     io_uring::{
         denial::Denial,
         filter_set::{
@@ -155,15 +158,20 @@ pub(crate) struct Table<P> {
 }
 
 impl<P: Compile> Slot<P> {
-    /// Returns the slot that replaces this one of `opcode` when `filter` is registered for it. If
-    /// the opcode was denied because it had no filter, it stays denied, and the filter costs
-    /// nothing.
+    /// Returns the slot that replaces this one of `opcode` when a task with `exemptions` registers
+    /// `filter` for it. If the opcode was denied because it had no filter, it stays denied, and the
+    /// filter costs nothing.
     ///
     /// # Errors
     ///
     /// [`ENOMEM`] if the opcode's filters would cost more than [`MAX_COST`], and the errors of
     /// [`Chain::push`].
-    fn with_filter(&self, opcode: Opcode, filter: KVVec<Insn>) -> Result<Self> {
+    fn with_filter(
+        &self,
+        opcode: Opcode,
+        filter: KVVec<Insn>,
+        exemptions: Exemptions,
+    ) -> Result<Self> {
         if self.cost == 0 && self.allowed == FlagSet::NONE {
             return Ok(Self::DENIED_UNFILTERED);
         }
@@ -182,6 +190,7 @@ impl<P: Compile> Slot<P> {
                 opcode,
                 filter,
                 allowed,
+                exemptions,
                 GFP_KERNEL_ACCOUNT,
             )?),
             Some(chain) if allowed != self.allowed => {
@@ -201,7 +210,7 @@ impl<P: Compile> Slot<P> {
 impl<P: Compile + Send + Sync + 'static> Table<P> {
     /// Creates a set from `old`, or from one that allows everything, by adding `filter`, which must
     /// have been checked, to the filters of `opcode`. With `deny_rest`, all other opcodes without a
-    /// filter are denied.
+    /// filter are denied. `exemptions` are those of the current task.
     ///
     /// # Errors
     ///
@@ -212,10 +221,11 @@ impl<P: Compile + Send + Sync + 'static> Table<P> {
         opcode: Opcode,
         filter: KVVec<Insn>,
         deny_rest: bool,
+        exemptions: Exemptions,
     ) -> Result<ARef<FilterSet<Self>>> {
         let new = old
             .map_or(Slot::UNFILTERED, |old| Self::slot(old, opcode))
-            .with_filter(opcode, filter)?;
+            .with_filter(opcode, filter, exemptions)?;
         let (cost, chain) = (new.cost, new.chain.clone());
         let unfiltered = PerOpcode::init(|op| old.map_or(FlagSet::ALL, |old| old.unfiltered(op)))
             .chain(|unfiltered| {

@@ -14,6 +14,7 @@
 //! C headers: [`include/linux/filter.h`](srctree/include/linux/filter.h),
 //! [`include/uapi/linux/filter.h`](srctree/include/uapi/linux/filter.h)
 
+pub mod exemptions;
 pub mod insn;
 pub mod translate;
 

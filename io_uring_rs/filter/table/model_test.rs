@@ -73,13 +73,23 @@ mod tests {
 
     type Set = ARef<FilterSet<Table<Numbers>>>;
 
+    fn register_as(
+        old: Option<&Set>,
+        op: Opcode,
+        filter: KVVec<Insn>,
+        deny_rest: bool,
+        exemptions: Exemptions,
+    ) -> Result<Set> {
+        Table::with_filter(old.map(|set| &**set), op, filter, deny_rest, exemptions)
+    }
+
     fn register(
         old: Option<&Set>,
         op: Opcode,
         filter: KVVec<Insn>,
         deny_rest: bool,
     ) -> Result<Set> {
-        Table::with_filter(old.map(|set| &**set), op, filter, deny_rest)
+        register_as(old, op, filter, deny_rest, Exemptions::ALL)
     }
 
     fn opcode(number: u32) -> Result<Opcode> {
@@ -452,6 +462,37 @@ mod tests {
             assert_eq!(COMPILED.load(Relaxed), compiled + 1);
         }
         assert!(Model::Filters(kernel::kvec![0, 1, 2, 3, 4]?).matches(&Table::slot(&set, op)));
+        Ok(())
+    }
+
+    /// Checks that filters of a task without privileges are not fused by one that has some, for
+    /// which mitigations would be left out.
+    #[test]
+    fn privileged_task_does_not_fuse_filters_of_others() -> Result {
+        let op = opcode(0)?;
+        const JMP_JSET_K: u16 = insn::JMP | insn::JSET | insn::K;
+        let mut by_flags = KVVec::new();
+
+        by_flags.extend_from_slice(
+            &[
+                Insn::new(insn::LD_ABS, 8),
+                Insn::jump(JMP_JSET_K, 0, 1, u32::from_ne_bytes([0, 4, 0, 0])),
+                Insn::new(insn::RET_K, 0),
+                Insn::new(insn::RET_K, 1),
+            ],
+            GFP_KERNEL,
+        )?;
+        let mut set = register_as(None, op, filter(0)?, false, Exemptions::NONE)?;
+
+        assert_eq!(fused(&set, op), Some(&[0u32][..]));
+        for filter in [filter(1)?, by_flags, filter(2)?] {
+            set = register(Some(&set), op, filter, false)?;
+            assert_eq!(fused(&set, op).is_none(), programs(&set, op)? > 1);
+        }
+        set = register(None, op, filter(0)?, false)?;
+        set = register_as(Some(&set), op, filter(1)?, false, Exemptions::NONE)?;
+        assert_eq!(fused(&set, op), None);
+        assert_eq!(programs(&set, op)?, 2);
         Ok(())
     }
 
