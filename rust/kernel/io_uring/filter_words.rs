@@ -28,7 +28,8 @@ use crate::{
 };
 use core::mem::{
     offset_of,
-    size_of, //
+    size_of,
+    size_of_val, //
 };
 
 /// The number of words of a context.
@@ -113,9 +114,21 @@ const SQE_FLAGS: Field = {
     Field::byte(flags + lowest).at_byte(offset_of!(bindings::io_uring_bpf_ctx, sqe_flags))
 };
 
+// The fields are in the request, and as long as the words that are loaded from them.
 const _: () = {
+    const SOCKET: bindings::io_socket = pin_init::zeroed();
+    const HOW: bindings::open_how = pin_init::zeroed();
+
     assert!(size_of::<bindings::io_socket>() <= size_of::<bindings::io_cmd_data>());
+    assert!(size_of_val(&SOCKET.domain) == 4);
+    assert!(size_of_val(&SOCKET.type_) == 4);
+    assert!(size_of_val(&SOCKET.protocol) == 4);
+
     assert!(size_of::<bindings::io_open>() <= size_of::<bindings::io_cmd_data>());
+    assert!(size_of_val(&HOW.flags) == 8);
+    assert!(size_of_val(&HOW.mode) == 8);
+    assert!(size_of_val(&HOW.resolve) == 8);
+
     // The lowest byte of a request's flags has the flags of its SQE alone.
     assert!(bindings::REQ_F_FAIL_BIT == 8);
 };

@@ -203,6 +203,7 @@ fn cases() -> Vec<Case> {
     let registration = vec![
         case("register the first filter", None, Some(1.0), Work::Other(registering::first)),
         case("register onto 15", None, Some(1.0), Work::Other(registering::onto_fifteen)),
+        case("register 16, and their first request", None, Some(1.0), Work::Other(registering::sixteen_and_a_request)),
         case("register 4,096 instructions", None, Some(1.0), Work::Other(registering::longest)),
         case("register the first of a task", None, Some(1.0), Work::Other(registering::task)),
         case("register an allow-list of 40 opcodes", None, Some(0.3), Work::Other(registering::allow_list)),

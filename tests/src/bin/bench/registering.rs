@@ -9,7 +9,7 @@ use io_uring_rs_tests::kernel::expect_result;
 use io_uring_rs_tests::register::{self, TASK};
 use io_uring_rs_tests::ring::Ring;
 use io_uring_rs_tests::sandbox::{self, MemoryGroup};
-use io_uring_rs_tests::sqe::{IOSQE_BUFFER_SELECT, IOSQE_FIXED_FILE, op};
+use io_uring_rs_tests::sqe::{IOSQE_BUFFER_SELECT, IOSQE_FIXED_FILE, Sqe, op};
 
 use super::{
     CHILDREN, DENIED, ENTRIES, RINGS, WARM_UP, deny_flags, deny_value, expect_filtered, median,
@@ -46,6 +46,28 @@ pub fn first() -> anyhow::Result<f64> {
 /// Measures one more filter for an opcode that has fifteen.
 pub fn onto_fifteen() -> anyhow::Result<f64> {
     one(&vec![deny_value(DENIED); 15], &deny_value(DENIED))
+}
+
+/// Measures sixteen filters for an opcode and the first request that runs them, which
+/// makes one program of them in Rust.
+pub fn sixteen_and_a_request() -> anyhow::Result<f64> {
+    let program = deny_value(DENIED);
+    let mut samples = Vec::new();
+    for _ in 0..WARM_UP + RINGS {
+        let mut ring = Ring::with(ENTRIES, 0)?;
+        let mut failed = 0;
+        let mut completion = Ok(0);
+        samples.push(timed(|| {
+            for _ in 0..16 {
+                failed = failed.min(ring.filter(op::NOP, &program));
+            }
+            completion = ring.run(Sqe::nop());
+        })?);
+        expect_result("registering", failed, 0)?;
+        expect_result("the request", completion?, 0)?;
+        expect_filtered(&mut ring)?;
+    }
+    Ok(median(samples.split_off(WARM_UP)))
 }
 
 /// Measures a filter of as many instructions as there may be.
