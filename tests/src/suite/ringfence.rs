@@ -27,6 +27,7 @@ pub const TESTS: &[Test] = tests! {
         RG08 learned_policy_lets_the_program_through (60 s);
         RG09 learning_follows_children_and_merges (30 s);
         RG10 live_ring_is_shown;
+        RG25 learning_under_a_fence_adds_what_it_denies (30 s);
     }
 };
 
@@ -327,6 +328,39 @@ fn learning_follows_children_and_merges() -> TestResult {
     Ok(Outcome::Passed)
 }
 
+/// Checks that learning from a command in a fence adds what the fence denied, keeps the
+/// rules that events do not show, and adds nothing of what `run` tries beforehand. A
+/// command that cannot be executed changes nothing.
+///
+/// In C, no event tells of denied requests, so that nothing is added.
+fn learning_under_a_fence_adds_what_it_denies() -> TestResult {
+    let own = std::env::current_exe()?;
+    let own = own.to_str().context("the name of this program")?;
+    let path = write_policy("fenced", "")?;
+    let mut before = Policy::allowing([Op::FSYNC, Op::SOCKET]);
+    before.socket_families = Some([::ringfence::names::Family::UNIX].into());
+    fs::write(&path, before.to_json())?;
+    let learn = ["learn", "-o", &path, "--merge", "--"];
+    let missing = expect_status(&[&learn[..], &["/nothing/here"]].concat(), 127)?;
+    ensure!(missing.contains("/nothing/here"), "{missing}");
+    expect_eq("unchanged", fs::read_to_string(&path)?, before.to_json())?;
+
+    let command = [PROGRAM, "run", "--policy", &path, "--", own, "--nop-probe"];
+    let said = expect_status(&[&learn[..], &command].concat(), libc::EACCES)?;
+    let mut want = before.clone();
+    if is_rust() {
+        want.ops.insert(Op::NOP);
+        ensure!(said.contains("NOP was denied by"), "{said}");
+    }
+    let learned = Policy::parse(&path, fs::read_to_string(&path)?)?;
+    expect_eq("policy", &learned, &want)?;
+
+    let status = if is_rust() { 0 } else { libc::EACCES };
+    expect_status(&command[1..], status)?;
+    fs::remove_file(&path)?;
+    Ok(Outcome::Passed)
+}
+
 /// Checks that `show` lists what a ring of a running process refuses.
 ///
 /// In C, that cannot be seen.
@@ -370,6 +404,6 @@ fn live_ring_is_shown() -> TestResult {
         }
     }
     let said = expect_status(&["show", "1"], 0)?;
-    ensure!(said.contains("has no rings"), "{said}");
+    ensure!(said.contains("has no descriptors of rings"), "{said}");
     Ok(Outcome::Passed)
 }

@@ -5,7 +5,7 @@
 use comfy_table::{Table, presets::UTF8_BORDERS_ONLY};
 
 use crate::learn::sqe_flags;
-use crate::names::{Op, SqeFlag};
+use crate::names::{Op, Registration, SqeFlag};
 use crate::policy::{Action, Policy};
 use crate::program::{self, Cost, Fence, Filter};
 use crate::verdict::{Request, flags_of_kernel};
@@ -174,6 +174,16 @@ pub fn warnings(policy: &Policy) -> Vec<String> {
         warnings.push(
             "while a ring drains, the kernel sets IOSQE_ASYNC on any request, which is denied then; deny \
              IOSQE_IO_DRAIN as well"
+                .to_string(),
+        );
+    }
+    let is_bounded = policy
+        .setup
+        .as_ref()
+        .is_some_and(|setup| setup.max_entries.or(setup.max_cq_entries).is_some());
+    if is_bounded && policy.allows_registration(Registration::REGISTER_RESIZE_RINGS) {
+        warnings.push(
+            "IORING_REGISTER_RESIZE_RINGS makes rings larger than setup allows; deny it in registrations"
                 .to_string(),
         );
     }

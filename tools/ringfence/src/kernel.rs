@@ -5,7 +5,7 @@
 use std::ffi::{CStr, CString};
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use io_uring::{IoUring, cqueue, opcode, squeue};
 use nix::errno::Errno;
@@ -339,6 +339,12 @@ pub fn spawn(body: impl FnOnce() -> u8) -> io::Result<Pid> {
             unsafe { libc::_exit(status.into()) }
         }
     }
+}
+
+/// Sets an environment variable of this process and of the programs that it becomes.
+pub fn set_variable(name: &str, value: &Path) {
+    // SAFETY: this program has one thread, so that nobody reads the environment meanwhile.
+    unsafe { std::env::set_var(name, value) }
 }
 
 /// Runs `body` in a child process and returns what it returns.

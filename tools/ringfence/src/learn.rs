@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::ffi::CString;
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 
 use nix::sys::signal::kill;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
@@ -16,8 +16,30 @@ use crate::policy::{Action, Policy, Registrations, Setup};
 use crate::run::RunError;
 use crate::trace::{Event, Instance, Line};
 
-/// What the first task writes to be recognised, before it becomes the command.
-const MARK: &str = "ringfence: the command begins";
+/// What a task writes to be followed, before it becomes the command.
+const BEGIN: &str = "ringfence: the command begins";
+/// What `ringfence run` writes so as not to be followed while it tries the kernel.
+const PAUSE: &str = "ringfence: self-tests begin";
+/// The environment variable with the file that both are written to.
+const MARKER: &str = "RINGFENCE_MARKER";
+
+/// Tells the `ringfence learn` that runs this process, if one does, to look away until
+/// [`resume`] is called.
+pub fn pause() {
+    mark(PAUSE);
+}
+
+/// Ends what [`pause`] began.
+pub fn resume() {
+    mark(BEGIN);
+}
+
+fn mark(text: &str) {
+    if let Some(path) = std::env::var_os(MARKER) {
+        // Without privileges, the command learns less.
+        let _ = std::fs::write(path, text);
+    }
+}
 
 /// What the tasks of a command did with rings.
 #[derive(Default)]
@@ -30,6 +52,8 @@ pub struct Seen {
     pub setup_flags: u32,
     pub registrations: BTreeSet<Registration>,
     pub denied: BTreeMap<Op, String>,
+    /// The opcodes of which programs, which look at arguments, denied requests.
+    pub denied_by_rules: BTreeSet<Op>,
     /// Whether a task of the command used a ring that none of them made.
     pub uses_foreign_rings: bool,
     pub lost: u64,
@@ -48,9 +72,11 @@ impl Seen {
         let is_ours = self.tasks.contains(&task);
         match event {
             Event::Marked(text) => {
-                if text.trim() == MARK {
-                    self.tasks.insert(task);
-                }
+                match text.trim() {
+                    BEGIN => self.tasks.insert(task),
+                    PAUSE => self.tasks.remove(&task),
+                    _ => false,
+                };
                 None
             }
             Event::Started(child) => {
@@ -84,10 +110,23 @@ impl Seen {
                     _ => format!("{} with {}", op.short(), sqe_flags(flags)),
                 })
             }
-            Event::Denied { ring, op, reason } => {
-                let is_followed = self.rings.contains(&ring) || is_ours;
-                (is_followed && self.denied.insert(op, reason.clone()).is_none())
-                    .then(|| format!("{} was denied by {reason}", op.short()))
+            Event::Denied {
+                ring,
+                op,
+                flags,
+                reason,
+            } => {
+                if !self.rings.contains(&ring) && !is_ours {
+                    return None;
+                }
+                // The policy is to let this through, too.
+                self.ops.insert(op);
+                self.flags |= flags;
+                if reason == "filter" {
+                    self.denied_by_rules.insert(op);
+                }
+                let is_new = self.denied.insert(op, reason.clone()).is_none();
+                is_new.then(|| format!("{} was denied by {reason}", op.short()))
             }
             Event::Registered(registration) => {
                 if !is_ours || !self.registrations.insert(registration) {
@@ -153,6 +192,14 @@ impl Seen {
             self.ops.contains(&Op::OPENAT) || self.ops.contains(&Op::OPENAT2),
             "how files are opened: everything is allowed; add open",
         );
+        let names: Vec<String> = self.denied_by_rules.iter().map(|op| op.short()).collect();
+        say(
+            !names.is_empty(),
+            &format!(
+                "which arguments of {} were denied: change the rules about them",
+                names.join(", ")
+            ),
+        );
         say(
             self.uses_foreign_rings,
             "requests on rings that the command was given: its filters do not apply to these",
@@ -195,6 +242,8 @@ pub struct Learned {
     pub unseen: Vec<String>,
     /// The command's exit status, or 128 and the number of the signal that ended it.
     pub status: u8,
+    /// Whether the command could be executed at all.
+    pub was_executed: bool,
 }
 
 /// Runs a command to its end and learns from it. Prints what is new as it goes.
@@ -208,20 +257,24 @@ pub fn learn(command: &[CString]) -> io::Result<Learned> {
     let mut filters_registrations = doctor::has(Kind::Registration) == Answer::Yes;
     let mut instance = Instance::new()?;
     filters_registrations &= instance.sees_registrations;
-    let mut marker = instance.marker()?;
+    let marker = instance.marker();
+    // The end of the command closes this, and so does its execution.
+    let (mut failure, mut fails) = io::pipe()?;
 
     let child = kernel::spawn(|| {
-        let source = match marker.write_all(MARK.as_bytes()) {
+        kernel::set_variable(MARKER, &marker);
+        let source = match std::fs::write(&marker, BEGIN) {
             Ok(()) => kernel::exec(command),
             Err(error) => error,
         };
+        let _ = fails.write_all(&[1]);
         let command = command[0].to_string_lossy().into_owned();
         let error = RunError::Exec { command, source };
         eprintln!("ringfence: {error}");
         error.status()
     })?;
     let signals = Signals::take();
-    drop(marker);
+    drop(fails);
     let mut seen = Seen::default();
     let status = loop {
         let ended = waitpid(child, Some(WaitPidFlag::WNOHANG))?;
@@ -241,7 +294,9 @@ pub fn learn(command: &[CString]) -> io::Result<Learned> {
             }
         }
     };
+    let was_executed = failure.read(&mut [0])? == 0;
     Ok(Learned {
+        was_executed,
         policy: seen.policy(filters_setup, filters_registrations),
         unseen: seen.unseen(filters_setup, filters_registrations),
         status,
@@ -280,8 +335,20 @@ mod tests {
     /// Makes what was seen of a command that begins as task 10.
     fn begun() -> Seen {
         let mut seen = Seen::default();
-        seen.note(event(10, Event::Marked(MARK.to_string())));
+        seen.note(event(10, Event::Marked(BEGIN.to_string())));
         seen
+    }
+
+    fn denied(ring: &str, op: Op, flags: u8, reason: &str) -> Line {
+        event(
+            10,
+            Event::Denied {
+                ring: ring.to_string(),
+                op,
+                flags,
+                reason: reason.to_string(),
+            },
+        )
     }
 
     #[test]
@@ -300,6 +367,50 @@ mod tests {
         assert_eq!(seen.ops, [Op::READ].into());
         assert_eq!(seen.setup_flags, 0);
         assert!(!seen.uses_foreign_rings);
+    }
+
+    /// What a fence denies is learned, but not what is tried before the command runs in it.
+    #[test]
+    fn requests_in_a_fence_are_learned_without_its_self_tests() {
+        let mut seen = begun();
+        seen.note(created(10, "a", 0));
+        seen.note(event(10, Event::Marked(format!("{PAUSE}\n"))));
+        seen.note(event(10, Event::Started(11)));
+        seen.note(created(11, "b", SetupFlag::SQPOLL.0));
+        seen.note(submitted(11, "b", Op::WRITE, 0));
+        let registration = Registration::REGISTER_SEND_MSG_RING;
+        seen.note(event(11, Event::Registered(registration)));
+        seen.note(event(10, Event::Marked(BEGIN.to_string())));
+        assert_eq!((seen.ops.len(), seen.setup_flags), (0, 0));
+
+        let link = SqeFlag::IO_LINK.0;
+        seen.note(denied(
+            "a",
+            Op::READV,
+            link,
+            "filter, certain for the flags",
+        ));
+        seen.note(denied("b", Op::FSYNC, 0, "filter, certain for the opcode"));
+        seen.note(denied("a", Op::SOCKET, 0, "filter"));
+        seen.note(Line::Event(
+            99,
+            Event::Denied {
+                ring: "c".to_string(),
+                op: Op::CLOSE,
+                flags: 0,
+                reason: "filter".to_string(),
+            },
+        ));
+        let policy = seen.policy(false, false);
+        assert_eq!(policy.ops, [Op::READV, Op::FSYNC, Op::SOCKET].into());
+        assert!(!policy.denied_sqe_flags.contains(&SqeFlag::IO_LINK));
+        let unseen = seen.unseen(true, true);
+        assert!(
+            unseen
+                .iter()
+                .any(|text| text.contains("of SOCKET were denied")),
+            "{unseen:?}"
+        );
     }
 
     /// A ring's own thread submits for it, and is no task of the command that is seen to

@@ -103,11 +103,14 @@ fn learn(arguments: Learn) -> Result<u8> {
     let learned = learn::learn(&c_strings(arguments.command)?)
         .into_diagnostic()
         .wrap_err("cannot follow the command")?;
+    if !learned.was_executed {
+        return Ok(learned.status);
+    }
     let policy = match before {
         None => learned.policy,
         Some(mut policy) => {
             policy
-                .merge(learned.policy)
+                .add_learned(learned.policy)
                 .map_err(|error| miette!("{error}"))?;
             policy
         }
@@ -119,8 +122,12 @@ fn learn(arguments: Learn) -> Result<u8> {
     Ok(learned.status)
 }
 
+/// Writes a policy, whole or not at all.
 fn write(path: &Path, policy: &Policy) -> Result<()> {
-    std::fs::write(path, policy.to_json())
+    let mut new = path.as_os_str().to_owned();
+    new.push(".new");
+    std::fs::write(&new, policy.to_json())
+        .and_then(|()| std::fs::rename(&new, path))
         .into_diagnostic()
         .wrap_err_with(|| format!("cannot write {}", path.display()))
 }

@@ -7,6 +7,30 @@ use std::collections::BTreeSet;
 use crate::policy::{Action, Open, Policy, Setup};
 
 impl Policy {
+    /// Adds what `learned` allows, the policy that was learned from a run. It has no rules
+    /// about arguments, which events do not show, and none that the kernel of that run
+    /// could not have enforced. Such rules stay as they are here.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Self::merge`].
+    pub fn add_learned(&mut self, mut learned: Self) -> Result<(), String> {
+        learned.socket_families = self.socket_families.clone();
+        learned.connect = self.connect.clone();
+        learned.open = self.open.clone();
+        learned.setup = match (learned.setup, &self.setup) {
+            (Some(seen), Some(ours)) => Some(Setup {
+                allowed_flags: seen.allowed_flags,
+                ..ours.clone()
+            }),
+            (_, ours) => ours.clone(),
+        };
+        if learned.registrations.is_none() || self.registrations.is_none() {
+            learned.registrations = self.registrations.clone();
+        }
+        self.merge(learned)
+    }
+
     /// Adds what `other` allows. Both must deny by default, as policies do that were
     /// learned.
     ///
@@ -101,7 +125,52 @@ impl Setup {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::names::Op;
+    use crate::names::{Op, Registration, SetupFlag, SqeFlag};
+    use crate::policy::Registrations;
+
+    /// Rules about what events do not show stay when a run is merged, and what it did is
+    /// allowed.
+    #[test]
+    fn learned_policies_change_no_other_rules() {
+        let text = r#"{"defaultAction": "deny", "ops": ["IORING_OP_SOCKET"],
+            "socketFamilies": ["AF_INET"],
+            "deniedSqeFlags": ["IOSQE_IO_LINK", "IOSQE_FIXED_FILE"],
+            "connect": [{"subnet": "10.0.0.0/8"}],
+            "open": {"accessModes": ["O_RDONLY"]},
+            "setup": {"allowedFlags": ["IORING_SETUP_CLAMP"], "maxEntries": 8, "maxCqEntries": 64},
+            "registrations": {"defaultAction": "deny", "ops": ["IORING_REGISTER_FILES"]}}"#;
+        let before = Policy::parse("policy", text.to_string()).unwrap();
+        let mut learned = Policy::allowing([Op::READ]);
+        learned.denied_sqe_flags = [SqeFlag::FIXED_FILE, SqeFlag::BUFFER_SELECT].into();
+
+        let mut without_calls = before.clone();
+        without_calls.add_learned(learned.clone()).unwrap();
+        let mut want = before.clone();
+        want.ops.insert(Op::READ);
+        want.denied_sqe_flags = [SqeFlag::FIXED_FILE].into();
+        assert_eq!(without_calls, want);
+
+        learned.setup = Some(Setup {
+            allowed_flags: Some([SetupFlag::SQPOLL].into()),
+            ..Default::default()
+        });
+        learned.registrations = Some(Registrations {
+            default_action: Action::Deny,
+            ops: [Registration::REGISTER_BUFFERS].into(),
+        });
+        let mut with_calls = before.clone();
+        with_calls.add_learned(learned.clone()).unwrap();
+        want.setup.as_mut().unwrap().allowed_flags =
+            Some([SetupFlag::CLAMP, SetupFlag::SQPOLL].into());
+        let ops = [Registration::REGISTER_FILES, Registration::REGISTER_BUFFERS];
+        want.registrations.as_mut().unwrap().ops = ops.into();
+        assert_eq!(with_calls, want);
+
+        // A policy without these rules gets none.
+        let mut without_rules = Policy::allowing([Op::WRITE]);
+        without_rules.add_learned(learned).unwrap();
+        assert!(without_rules.setup.is_none() && without_rules.registrations.is_none());
+    }
 
     #[test]
     fn only_policies_that_deny_can_be_merged() {

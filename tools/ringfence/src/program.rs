@@ -6,9 +6,9 @@
 //! request otherwise. Where a policy lists alternatives, each is a block of conditions
 //! that allows the request, or leads to the next block.
 
-use crate::names::{Op, Registration};
+use crate::names::{Family, Op, Registration, SetupFlag};
 use crate::policy::{Action, Destination, Open, Policy, Ports, address_bytes};
-use crate::verdict::{SETUP_SIZE, offset, payload_size};
+use crate::verdict::{SETUP_SIZE, SOCK_PACKET, entries_for, offset, payload_size};
 
 #[cfg(target_endian = "big")]
 compile_error!("filters are written for little-endian machines only");
@@ -297,6 +297,15 @@ impl Policy {
         program.deny_flags(self.denied_flags());
         match op {
             Op::SOCKET if self.socket_families.is_some() => {
+                if !self.allows_family(Family::PACKET.0) {
+                    // The kernel makes a packet socket of one that asks for this type in
+                    // the family AF_INET.
+                    program.push(load(offset::SOCKET_TYPE)).deny_if(
+                        libc::BPF_JEQ,
+                        SOCK_PACKET,
+                        true,
+                    );
+                }
                 for family in self.socket_families.iter().flatten() {
                     let mut block = Block::default();
                     block.word(offset::FAMILY, u32::MAX, family.0);
@@ -337,15 +346,26 @@ impl Policy {
                 true,
             );
         }
-        for (offset, most) in [
-            (offset::SETUP_ENTRIES, setup.max_entries),
-            (offset::SETUP_CQ_ENTRIES, setup.max_cq_entries),
-        ] {
-            if let Some(most) = most {
-                program
-                    .push(load(offset))
-                    .deny_if(libc::BPF_JGT, most, true);
-            }
+        if let Some(most) = setup.max_entries {
+            program
+                .push(load(offset::SETUP_ENTRIES))
+                .deny_if(libc::BPF_JGT, most, true);
+        }
+        if let Some(most) = setup.max_cq_entries {
+            // Without the flag, the completion queue follows from the submission queue.
+            let is_given = Insn {
+                code: (libc::BPF_JMP | libc::BPF_JSET | libc::BPF_K) as u16,
+                jt: 3,
+                jf: 0,
+                k: SetupFlag::CQSIZE.0,
+            };
+            program
+                .push(load(offset::SETUP_FLAGS))
+                .push(is_given)
+                .push(load(offset::SETUP_ENTRIES))
+                .deny_if(libc::BPF_JGT, entries_for(most), true)
+                .push(load(offset::SETUP_CQ_ENTRIES))
+                .deny_if(libc::BPF_JGT, most, true);
         }
         Some(Filter {
             opcode: 0,

@@ -7,6 +7,7 @@ use std::io;
 
 use crate::doctor::{self, Answer};
 use crate::kernel;
+use crate::learn;
 use crate::names::Op;
 use crate::policy::Policy;
 
@@ -100,11 +101,15 @@ pub fn confine(policy: &Policy) -> Result<(), RunError> {
 
 /// Confines this process by a policy, and becomes a command. Returns only if that fails.
 pub fn run(policy: &Policy, command: &[CString]) -> RunError {
+    learn::pause();
     match confine(policy) {
         Err(error) => error,
-        Ok(()) => RunError::Exec {
-            command: command[0].to_string_lossy().into_owned(),
-            source: kernel::exec(command),
-        },
+        Ok(()) => {
+            learn::resume();
+            RunError::Exec {
+                command: command[0].to_string_lossy().into_owned(),
+                source: kernel::exec(command),
+            }
+        }
     }
 }

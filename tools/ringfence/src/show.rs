@@ -2,9 +2,10 @@
 //! Shows what the rings of a running process refuse, as `/proc/PID/fdinfo` lists it.
 
 use std::fs;
-use std::io;
+use std::io::{self, ErrorKind};
 use std::os::fd::RawFd;
 use std::sync::LazyLock;
+use std::time::Duration;
 
 use comfy_table::{Table, presets::UTF8_BORDERS_ONLY};
 use regex::Regex;
@@ -159,9 +160,25 @@ impl Decision {
 }
 
 /// Returns what a ring of a process refuses, or `None` if the kernel lists nothing.
+///
+/// # Errors
+///
+/// Fails if the file cannot be read, and with [`WouldBlock`](ErrorKind::WouldBlock) if the
+/// ring is in use for a second: then the kernel says nothing about it.
 pub fn refusals_of(process: u32, fd: RawFd) -> io::Result<Option<Refusals>> {
-    let text = fs::read_to_string(format!("/proc/{process}/fdinfo/{fd}"))?;
-    parse(&text).map_err(io::Error::other)
+    for _ in 0..100 {
+        let text = fs::read_to_string(format!("/proc/{process}/fdinfo/{fd}"))?;
+        if is_complete(&text) {
+            return parse(&text).map_err(io::Error::other);
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    Err(ErrorKind::WouldBlock.into())
+}
+
+/// Returns whether the kernel wrote about the ring: it does not if the ring is in use.
+fn is_complete(fdinfo: &str) -> bool {
+    fdinfo.lines().any(|line| line.starts_with("SqMask:"))
 }
 
 /// Returns the descriptors of a process that are rings.
@@ -190,10 +207,17 @@ fn rings_of(process: u32) -> io::Result<Vec<RawFd>> {
 pub fn show(process: u32, is_listed: bool) -> io::Result<()> {
     let rings = rings_of(process)?;
     if rings.is_empty() {
-        println!("process {process} has no rings");
+        println!("process {process} has no descriptors of rings");
     }
     for fd in rings {
-        match refusals_of(process, fd)? {
+        let refusals = match refusals_of(process, fd) {
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                println!("ring {fd} is in use, and shows nothing meanwhile; try again");
+                continue;
+            }
+            refusals => refusals?,
+        };
+        match refusals {
             None if is_listed => println!("ring {fd} refuses nothing"),
             None => println!("ring {fd}: this kernel does not list what rings refuse"),
             Some(refusals) => println!("ring {fd}\n{}", refusals.text()),

@@ -27,6 +27,7 @@ pub enum Event {
     Denied {
         ring: String,
         op: Op,
+        flags: u8,
         reason: String,
     },
     /// The task called `io_uring_register(2)`.
@@ -118,11 +119,9 @@ impl Instance {
         Ok(instance)
     }
 
-    /// Returns the file to which a task writes to be seen as [`Event::Marked`].
-    pub fn marker(&self) -> io::Result<File> {
-        OpenOptions::new()
-            .write(true)
-            .open(self.folder.join("trace_marker"))
+    /// Returns the path of the file to which a task writes to be seen as [`Event::Marked`].
+    pub fn marker(&self) -> PathBuf {
+        self.folder.join("trace_marker")
     }
 
     fn write(&self, file: &str, value: &str) -> io::Result<()> {
@@ -174,7 +173,7 @@ static SUBMITTED: LazyLock<Regex> = LazyLock::new(|| {
     pattern(r"^ring ([^ ,]+), .*opcode ([A-Z0-9_]+), flags 0x([0-9a-f]+), sq_thread [0-9]+$")
 });
 static DENIAL: LazyLock<Regex> = LazyLock::new(|| {
-    pattern(r"^ring ([^ ,]+), .*opcode ([A-Z0-9_]+), flags 0x[0-9a-f]+, denied by (.+)$")
+    pattern(r"^ring ([^ ,]+), .*opcode ([A-Z0-9_]+), flags 0x([0-9a-f]+), denied by (.+)$")
 });
 static SYSCALL: LazyLock<Regex> =
     LazyLock::new(|| pattern(r"^NR ([0-9]+) \([0-9a-f]+, ([0-9a-f]+), "));
@@ -227,11 +226,11 @@ fn parse(line: &str) -> Option<(u64, Line)> {
         }
         "io_uring_denied" => {
             let parts = DENIAL.captures(text)?;
-            let reason = parts[3].to_string();
             Event::Denied {
                 ring: parts[1].to_string(),
                 op: op(&parts[2])?,
-                reason,
+                flags: hexadecimal(&parts[3])? as u8 & 0x7f,
+                reason: parts[4].to_string(),
             }
         }
         "sys_enter" => {
@@ -283,10 +282,11 @@ mod tests {
     #[test]
     fn denied_requests_are_read() {
         let line = "node-1 (x) [0] y-77      [000] ..... 1: io_uring_denied: ring ffff888, user_data 0x1, \
-                    opcode EPOLL, flags 0x0, denied by filter, certain for the opcode";
+                    opcode EPOLL, flags 0x4, denied by filter, certain for the opcode";
         let denied = Event::Denied {
             ring: "ffff888".to_string(),
             op: Op::EPOLL_CTL,
+            flags: 4,
             reason: "filter, certain for the opcode".to_string(),
         };
         assert_eq!(event(line), Some((77, denied)));

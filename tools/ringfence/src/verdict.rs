@@ -4,7 +4,7 @@
 
 use std::net::IpAddr;
 
-use crate::names::{Family, Op, Registration, SqeFlag};
+use crate::names::{Family, Op, Registration, SetupFlag, SqeFlag};
 use crate::policy::{Action, Destination, Open, Policy, address_bytes};
 
 /// A request as filters see it.
@@ -60,6 +60,7 @@ pub mod offset {
     pub const OPCODE: u32 = 8;
     pub const PAYLOAD: u32 = 16;
     pub const FAMILY: u32 = PAYLOAD;
+    pub const SOCKET_TYPE: u32 = PAYLOAD + 4;
     pub const PORT: u32 = PAYLOAD + 4;
     pub const ADDRESS: u32 = PAYLOAD + 8;
     pub const OPEN_FLAGS: u32 = PAYLOAD;
@@ -67,6 +68,13 @@ pub mod offset {
     pub const SETUP_FLAGS: u32 = PAYLOAD;
     pub const SETUP_ENTRIES: u32 = PAYLOAD + 4;
     pub const SETUP_CQ_ENTRIES: u32 = PAYLOAD + 8;
+}
+
+/// Returns the most entries of a submission queue without `IORING_SETUP_CQSIZE` whose
+/// completion queue is not larger than one for which `most` entries are asked. The kernel
+/// rounds up to powers of two, and makes the completion queue twice as large.
+pub fn entries_for(most: u32) -> u32 {
+    most.checked_next_power_of_two().unwrap_or(1 << 31) / 2
 }
 
 /// Returns the size of the opcode's arguments in the context, in bytes.
@@ -77,6 +85,10 @@ pub fn payload_size(op: Op) -> u8 {
         _ => 0,
     }
 }
+
+/// The socket type that the kernel takes for the family `AF_PACKET` if the family is
+/// `AF_INET`.
+pub const SOCK_PACKET: u32 = 10;
 
 /// Size of the arguments of `io_uring_setup(2)` in the context, in bytes.
 pub const SETUP_SIZE: u8 = 20;
@@ -171,7 +183,9 @@ impl Policy {
         self.lists(request.op)
             && request.flags & self.denied_flags() == 0
             && match (request.op, &request.arguments) {
-                (Op::SOCKET, Arguments::Socket { family, .. }) => self.allows_family(*family),
+                (Op::SOCKET, Arguments::Socket { family, kind, .. }) => {
+                    self.allows_socket(*family, *kind)
+                }
                 (
                     Op::CONNECT,
                     Arguments::Connect {
@@ -188,7 +202,14 @@ impl Policy {
             }
     }
 
-    fn allows_family(&self, family: u32) -> bool {
+    /// Returns whether the rule for families allows a socket. If it does not allow packet
+    /// sockets, it also denies the type that stands for them in the family `AF_INET`.
+    fn allows_socket(&self, family: u32, kind: u32) -> bool {
+        let is_packet = kind == SOCK_PACKET && self.socket_families.is_some();
+        self.allows_family(family) && (!is_packet || self.allows_family(Family::PACKET.0))
+    }
+
+    pub(crate) fn allows_family(&self, family: u32) -> bool {
         let families = self.socket_families.as_ref();
         families.is_none_or(|families| families.contains(&Family(family)))
     }
@@ -203,9 +224,10 @@ impl Policy {
         self.setup.as_ref().is_none_or(|setup| {
             ring.flags & setup.denied_flags() == 0
                 && setup.max_entries.is_none_or(|most| ring.entries <= most)
-                && setup
-                    .max_cq_entries
-                    .is_none_or(|most| ring.cq_entries <= most)
+                && setup.max_cq_entries.is_none_or(|most| {
+                    let is_given = ring.flags & SetupFlag::CQSIZE.0 != 0;
+                    ring.cq_entries <= most && (is_given || ring.entries <= entries_for(most))
+                })
         })
     }
 
