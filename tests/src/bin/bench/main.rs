@@ -201,6 +201,10 @@ fn cases() -> Vec<Case> {
     ];
     #[rustfmt::skip]
     let registration = vec![
+        case("ring set up and closed", None, None, Work::Ring { filtered: false }),
+        case("ring, task with a filter", None, None, Work::Ring { filtered: true }),
+        case("fork, exit, wait", None, None, Work::Fork { filtered: false }),
+        case("fork, task with a filter", None, None, Work::Fork { filtered: true }),
         case("register the first filter", None, Some(1.0), Work::Other(registering::first)),
         case("register onto 15", None, Some(1.0), Work::Other(registering::onto_fifteen)),
         case("register 16, and their first request", None, Some(1.0), Work::Other(registering::sixteen_and_a_request)),
@@ -211,10 +215,6 @@ fn cases() -> Vec<Case> {
         case("bytes of a filter, 40 of a ring", None, Some(1.0), Work::Other(registering::bytes_of_filter)),
         case("bytes of a ring's set, inherited", None, Some(1.0), Work::Other(registering::bytes_of_ring)),
         case("bytes of a task with a filter", None, Some(1.0), Work::Other(registering::bytes_of_task)),
-        case("ring set up and closed", None, None, Work::Ring { filtered: false }),
-        case("ring, task with a filter", None, None, Work::Ring { filtered: true }),
-        case("fork, exit, wait", None, None, Work::Fork { filtered: false }),
-        case("fork, task with a filter", None, None, Work::Fork { filtered: true }),
     ];
     #[rustfmt::skip]
     let zcrx = vec![
