@@ -121,7 +121,9 @@ pub struct NotEnforced {
 /// Explains an error of a registration.
 fn meaning(kind: Kind, error: &io::Error) -> &'static str {
     match (error.raw_os_error(), kind) {
-        (Some(libc::EMSGSIZE), _) => "; it does not show filters the arguments of this opcode",
+        (Some(libc::EMSGSIZE), _) => {
+            "; it does not show filters the arguments of this opcode: remove the rule about these, or use a newer kernel"
+        }
         (Some(libc::EINVAL), Kind::Setup) => "; it cannot filter the setup of rings",
         (Some(libc::EINVAL), Kind::Registration) => "; it cannot filter registrations",
         (Some(libc::EINVAL), Kind::Request) => "; it has no filters, or does not know this opcode",

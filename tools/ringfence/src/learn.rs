@@ -54,6 +54,8 @@ pub struct Seen {
     pub denied: BTreeMap<Op, String>,
     /// The opcodes of which programs, which look at arguments, denied requests.
     pub denied_by_rules: BTreeSet<Op>,
+    /// The names of opcodes in events that this program does not know.
+    pub unknown: BTreeSet<String>,
     /// Whether a task of the command used a ring that none of them made.
     pub uses_foreign_rings: bool,
     pub lost: u64,
@@ -128,6 +130,11 @@ impl Seen {
                 let is_new = self.denied.insert(op, reason.clone()).is_none();
                 is_new.then(|| format!("{} was denied by {reason}", op.short()))
             }
+            Event::Unknown { ring, name } => {
+                let is_followed = self.rings.contains(&ring) || is_ours;
+                (is_followed && self.unknown.insert(name.clone()))
+                    .then(|| format!("the unknown opcode {name}"))
+            }
             Event::Registered(registration) => {
                 if !is_ours || !self.registrations.insert(registration) {
                     return None;
@@ -191,6 +198,14 @@ impl Seen {
         say(
             self.ops.contains(&Op::OPENAT) || self.ops.contains(&Op::OPENAT2),
             "how files are opened: everything is allowed; add open",
+        );
+        let unknown: Vec<&str> = self.unknown.iter().map(String::as_str).collect();
+        say(
+            !unknown.is_empty(),
+            &format!(
+                "opcodes that this ringfence does not know, and denies: {}",
+                unknown.join(", ")
+            ),
         );
         let names: Vec<String> = self.denied_by_rules.iter().map(|op| op.short()).collect();
         say(
@@ -499,6 +514,14 @@ mod tests {
         seen.note(Line::Lost(3));
         assert_eq!(seen.unseen(true, true).len(), 4);
         assert_eq!(seen.unseen(false, false).len(), 6);
+        let unknown = |ring: &str| Event::Unknown {
+            ring: ring.to_string(),
+            name: "TELEPORT".to_string(),
+        };
+        assert_eq!(seen.note(event(5, unknown("z"))), None);
+        assert!(seen.note(event(5, unknown("a"))).is_some());
+        assert_eq!(seen.note(event(10, unknown("a"))), None);
+        assert_eq!(seen.unseen(true, true).len(), 5);
         assert_eq!(begun().unseen(true, true), Vec::<String>::new());
     }
 }

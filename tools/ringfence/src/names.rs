@@ -198,7 +198,7 @@ names! {
         DIRECT = libc::O_DIRECT as u32, DIRECTORY = libc::O_DIRECTORY as u32,
         NOFOLLOW = libc::O_NOFOLLOW as u32, NOATIME = libc::O_NOATIME as u32,
         CLOEXEC = libc::O_CLOEXEC as u32, PATH = libc::O_PATH as u32,
-        TMPFILE = (libc::O_TMPFILE & !libc::O_DIRECTORY) as u32,
+        TMPFILE = (libc::O_TMPFILE & !libc::O_DIRECTORY) as u32, EMPTYPATH = 1 << 26,
     ]
 }
 

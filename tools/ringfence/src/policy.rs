@@ -62,7 +62,7 @@ pub struct Policy {
 #[serde(
     untagged,
     deny_unknown_fields,
-    expecting = "expected a subnet or a family"
+    expecting = "expected a subnet, such as {\"subnet\": \"10.0.0.0/8\"}, or a family, such as \"AF_UNIX\""
 )]
 pub enum Destination {
     /// The ports of a subnet.

@@ -30,6 +30,8 @@ pub enum Event {
         flags: u8,
         reason: String,
     },
+    /// A request whose opcode has a name that is not known here was accepted or denied.
+    Unknown { ring: String, name: String },
     /// The task called `io_uring_register(2)`.
     Registered(Registration),
 }
@@ -218,19 +220,30 @@ fn parse(line: &str) -> Option<(u64, Line)> {
         "io_uring_submit_req" => {
             let parts = SUBMITTED.captures(text)?;
             let flags = hexadecimal(&parts[3])? as u8 & 0x7f;
-            Event::Submitted {
-                ring: parts[1].to_string(),
-                op: op(&parts[2])?,
-                flags,
+            let (ring, name) = (parts[1].to_string(), &parts[2]);
+            match op(name) {
+                Some(op) => Event::Submitted { ring, op, flags },
+                None => Event::Unknown {
+                    ring,
+                    name: name.to_string(),
+                },
             }
         }
         "io_uring_denied" => {
             let parts = DENIAL.captures(text)?;
-            Event::Denied {
-                ring: parts[1].to_string(),
-                op: op(&parts[2])?,
-                flags: hexadecimal(&parts[3])? as u8 & 0x7f,
-                reason: parts[4].to_string(),
+            let flags = hexadecimal(&parts[3])? as u8 & 0x7f;
+            let (ring, name) = (parts[1].to_string(), &parts[2]);
+            match op(name) {
+                Some(op) => Event::Denied {
+                    ring,
+                    op,
+                    flags,
+                    reason: parts[4].to_string(),
+                },
+                None => Event::Unknown {
+                    ring,
+                    name: name.to_string(),
+                },
             }
         }
         "sys_enter" => {
@@ -270,6 +283,17 @@ mod tests {
             flags: 0x11,
         };
         assert_eq!(event(line), Some((812, submitted)));
+    }
+
+    #[test]
+    fn unknown_opcodes_are_named() {
+        let line = "a-9 [000] ..... 1: io_uring_submit_req: ring ff0, req ffe, user_data 0x1, opcode TELEPORT, \
+             flags 0x0, sq_thread 0";
+        let unknown = Event::Unknown {
+            ring: "ff0".to_string(),
+            name: "TELEPORT".to_string(),
+        };
+        assert_eq!(event(line), Some((9, unknown)));
     }
 
     /// The kernel calls one opcode by a name that differs from its header's.
