@@ -78,8 +78,7 @@ impl CallSlot {
     ///
     /// # Errors
     ///
-    /// [`ENOMEM`] if memory is short or the call's filters would cost more than [`MAX_COST`], and
-    /// the errors of [`Program::new`].
+    /// [`ENOMEM`] if memory is short, and the errors of [`add_cost`] and [`Program::new`].
     fn with_filter(&self, call: Call, filter: &[Insn]) -> Result<Self> {
         if self.cost == 0 && self.is_denied {
             return Ok(self.clone());
