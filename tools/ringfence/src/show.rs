@@ -311,6 +311,13 @@ mod tests {
         45 SOCKET: flags ffffffffffffffffffffffffffffffff, programs 2, cost 24 of 32768\n\
         Registration filters:\n  8: denied, cost 0 of 32768\n  37: programs 3, cost 9 of 32768\n";
 
+    /// Without this line, the kernel could not look at the ring.
+    #[test]
+    fn files_of_rings_in_use_are_incomplete() {
+        assert!(is_complete(FDINFO));
+        assert!(!is_complete("pos:\t0\nflags:\t02000002\n"));
+    }
+
     #[test]
     fn lists_and_filters_are_read() {
         let refusals = parse(FDINFO).unwrap().unwrap();

@@ -341,6 +341,40 @@ proptest! {
     }
 }
 
+/// A socket of the family AF_INET and the type SOCK_PACKET is a packet socket.
+#[test]
+fn packet_sockets_are_denied_by_their_type() {
+    const SOCK_PACKET: u32 = 10;
+    let mut policy = Policy::allowing([Op::SOCKET]);
+    for (families, is_allowed) in [
+        (Some(vec![Family::INET]), false),
+        (Some(vec![Family::INET, Family::PACKET]), true),
+        (Some(vec![Family::PACKET]), false),
+        (None, true),
+    ] {
+        let has_inet = families
+            .as_ref()
+            .is_none_or(|all| all.contains(&Family::INET));
+        policy.socket_families = families.map(|families| families.into_iter().collect());
+        let fence = policy.fence().unwrap();
+        let mut request = Request::new(Op::SOCKET);
+        for (kind, want) in [(SOCK_PACKET, is_allowed), (1, has_inet)] {
+            request.arguments = Arguments::Socket {
+                family: Family::INET.0,
+                kind,
+                protocol: 0,
+            };
+            let context = request.context();
+            let got = decided(&fence.requests, Op::SOCKET.0, true, &context);
+            assert_eq!(
+                (got, policy.allows(&request)),
+                (want, want),
+                "{policy:?}, type {kind}"
+            );
+        }
+    }
+}
+
 /// An opcode has at most one of the kernel's own flags, which every request may have.
 #[test]
 fn flags_of_the_kernel_are_flags() {
